@@ -1,0 +1,60 @@
+"""secateur: prune PyTorch networks and get ones that are really smaller and faster, with an honest report."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "prune": "pruning.prune",
+    "Block": "pruning.prune",
+    "find_targets": "pruning.targets",
+    "sparsity": "pruning.targets",
+    "Masks": "pruning.masks",
+    "gradually": "pruning.schedules",
+    "during": "pruning.schedules",
+    "OneShot": "pruning.schedules",
+    "Iterative": "pruning.schedules",
+    "Cubic": "pruning.schedules",
+    "Magnitude": "pruning.criteria",
+    "Random": "pruning.criteria",
+    "Wanda": "pruning.criteria",
+    "Taylor": "pruning.criteria",
+    "Uniform": "pruning.budgets",
+    "Global": "pruning.budgets",
+    "PerLayer": "pruning.budgets",
+    "Std": "pruning.budgets",
+    "Threshold": "pruning.budgets",
+    "ERK": "pruning.budgets",
+    "LAMP": "pruning.budgets",
+    "NM": "pruning.budgets",
+    "Hard": "pruning.shrinkage",
+    "Soft": "pruning.shrinkage",
+    "Trimmed": "pruning.shrinkage",
+    "Smooth": "pruning.shrinkage",
+}
+
+if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
+    from secateur.pruning.budgets import ERK, LAMP, NM, Global, PerLayer, Std, Threshold, Uniform
+    from secateur.pruning.criteria import Magnitude, Random, Taylor, Wanda
+    from secateur.pruning.masks import Masks
+    from secateur.pruning.prune import Block, prune
+    from secateur.pruning.schedules import Cubic, Iterative, OneShot, during, gradually
+    from secateur.pruning.shrinkage import Hard, Smooth, Soft, Trimmed
+    from secateur.pruning.targets import find_targets, sparsity
+
+__all__ = ["PUBLIC", "__version__", *PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"secateur.{PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

@@ -1,0 +1,69 @@
+"""One base exception and a few named ones. Every message says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateurError(Exception):
+    """Base of every error that secateur raises on purpose."""
+
+
+class TargetError(SecateurError, ValueError):
+    """A rule names no prunable tensor, or names one that cannot be pruned."""
+
+
+class BudgetError(SecateurError, ValueError):
+    """A budget, shrinkage or schedule that is impossible or contradicts another choice."""
+
+
+class CriterionError(SecateurError, ValueError):
+    """A criterion lacks what it needs, or gave scores that cannot be ranked."""
+
+
+class MaskError(SecateurError, ValueError):
+    """Masks that do not fit a model, or were not respected."""
+
+
+class NonFiniteError(SecateurError, ValueError):
+    """A NaN or an infinity where a finite number is needed."""
+
+
+class DataError(SecateurError, ValueError):
+    """A data file is missing, damaged, or not what it should be."""
+
+
+class ModelError(SecateurError, ValueError):
+    """A network cannot be built, found or run on the given inputs."""
+
+
+class RecipeError(SecateurError, ValueError):
+    """A recipe, or a setting given on the command line, is not valid."""
+
+
+class StorageError(SecateurError, ValueError):
+    """A file of secateur's is missing, damaged, or of another kind."""
+
+
+class MissingExtraError(SecateurError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package!r} is not installed; it comes with: pip install 'secateur[{extra}]'")
+
+
+class SecateurWarning(UserWarning):
+    """Something the user should know that is not an error: a layer emptied, say."""
+
+
+def nearest(name: str, known: Iterable[str], number: int = 3) -> str:
+    """Return ``"; did you mean 'x'?"`` for close matches, else ``"; known: ..."``."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=number, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if not known:
+        return ""
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"; known: {shown}"

@@ -1,0 +1,285 @@
+"""How much goes, and from where: ``budget(scores, weights)`` gives one cut for each tensor.
+
+A count budget takes exactly round(sparsity x N) entries (half to even); a value budget takes
+what is strictly under a value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from secateur.errors import BudgetError, NonFiniteError
+from secateur.pruning.selection import (
+    CHUNK,
+    Cut,
+    PatternCut,
+    Scores,
+    count_below,
+    cut_globally,
+)
+from secateur.pruning.targets import matches
+
+AllScores = Mapping[str, Scores]
+Weights = Mapping[str, Tensor]
+
+
+class Budget(Protocol):
+    """Decides the cut of every tensor from the scores and the weights."""
+
+    def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, Cut | PatternCut]: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same share of every layer: its lowest ``sparsity`` x N scores."""
+
+    sparsity: float
+    amount: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return {name: _cut_share(s, self.sparsity) for name, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class Global:
+    """The lowest ``sparsity`` x N scores of all layers together.
+
+    ``min_kept``: entries that every layer keeps whatever their scores (0: a layer may be emptied).
+    """
+
+    sparsity: float
+    min_kept: int = 0
+    amount: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+        if self.min_kept < 0:
+            raise BudgetError(f"min_kept is {self.min_kept}; it counts entries, from 0")
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        count = round(self.sparsity * sum(s.numel for s in scores.values()))
+        room = {name: max(0, s.numel - self.min_kept) for name, s in scores.items()}
+        if count > sum(room.values()):
+            raise BudgetError(
+                f"Global({self.sparsity}) cannot be met: {count} entries should go, and min_kept="
+                f"{self.min_kept} leaves only {sum(room.values())} that may"
+            )
+        fixed: dict[str, Cut] = {}
+        while True:
+            free = [s for name, s in scores.items() if name not in fixed]
+            left = count - sum(room[name] for name in fixed)
+            cuts = cut_globally(free, left) if free else {}
+            over = [s for s in free if count_below(s, cuts[s.name]) > room[s.name]] if self.min_kept else []
+            if not over:
+                return {name: (fixed | cuts)[name] for name in scores}
+            for s in over:
+                fixed |= cut_globally([s], room[s.name])
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A share for each layer named: ``PerLayer({"fc1": 0.9, "features.*": 0.5})``.
+
+    The first pattern that matches a layer decides; layers that none matches keep everything.
+    """
+
+    sparsity: Mapping[str, float]
+    amount: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        for pattern, share in self.sparsity.items():
+            check_share(f"sparsity of {pattern!r}", share)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        for pattern in self.sparsity:
+            if not any(matches(name, pattern) for name in scores):
+                raise BudgetError(f"PerLayer: {pattern!r} matches none of the targets: {', '.join(scores)}")
+        shares = {
+            name: next((s for p, s in self.sparsity.items() if matches(name, p)), 0.0) for name in scores
+        }
+        return {name: _cut_share(s, shares[name]) for name, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class Std:
+    """In each layer, every score under ``sensitivity`` x the standard deviation of its weights.
+
+    The population deviation of the signed weights, zeros included, so that pruning again with the
+    same sensitivity finds nothing new; ``living`` takes it over the non-zero weights only.
+    """
+
+    sensitivity: float
+    living: bool = False
+    amount: ClassVar[str] = "sensitivity"
+
+    def __post_init__(self) -> None:
+        check_value("sensitivity", self.sensitivity)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return {name: Cut(self.sensitivity * _std(name, weights[name], self.living)) for name in scores}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every score under ``threshold``, the same in all layers."""
+
+    threshold: float
+    amount: ClassVar[str] = "threshold"
+
+    def __post_init__(self) -> None:
+        check_value("threshold", self.threshold)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return dict.fromkeys(scores, Cut(self.threshold))
+
+
+@dataclass(frozen=True)
+class ERK:
+    """Erdos-Renyi-kernel (Evci et al., 2020): each layer's density in proportion to (sum of its
+    dims) / (their product), so that small layers keep more; exact over the whole network.
+    """
+
+    sparsity: float
+    amount: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        sizes = {name: s.numel for name, s in scores.items()}
+        total = sum(sizes.values())
+        kept = _share_out(
+            total - round(self.sparsity * total),
+            {name: float(sum(weights[name].shape)) for name in scores},
+            sizes,
+        )
+        return {
+            name: _cut_count(s, s.numel - kept[name], (s.numel - kept[name]) / s.numel)
+            for name, s in scores.items()
+        }
+
+
+@dataclass(frozen=True)
+class LAMP:
+    """Layer-adaptive magnitude pruning (Lee et al., 2021): globally by score^2 over the sum of
+    the squares of the scores in the layer that are at least as large; never empties a layer.
+
+    Sorts each tensor and keeps four bytes an entry while it decides.
+    """
+
+    sparsity: float
+    amount: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        lamp = {name: _lamp(s) for name, s in scores.items()}
+        ranked = [Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()]
+        count = round(self.sparsity * sum(s.numel for s in ranked))
+        cuts = cut_globally(ranked, count)
+        return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in ranked}
+
+
+@dataclass(frozen=True)
+class NM:
+    """N:M: ``keep`` of every ``of`` weights along the input dim stay (2:4 is ``NM(2, 4)``).
+
+    No CPU engine uses this pattern, and on a GPU only 2:4 in 16 bits does: expect no speed from it
+    elsewhere.
+    """
+
+    keep: int
+    of: int
+    amount: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= self.of:
+            raise BudgetError(f"NM({self.keep}, {self.of}): keep 1 to {self.of} of every {self.of}")
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, PatternCut]:
+        for name, s in scores.items():
+            if len(s.shape) < 2 or s.shape[s.input_dim] % self.of:
+                raise BudgetError(
+                    f"{name}: shape {s.shape} has no input dim that divides by {self.of}; exclude it"
+                )
+        share = 1 - self.keep / self.of
+        return {n: PatternCut(self.keep, self.of, s.input_dim, share) for n, s in scores.items()}
+
+
+def check_share(what: str, share: float) -> None:
+    if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+        raise BudgetError(f"{what} is {share!r}; it is a share between 0 and 1")
+
+
+def check_value(what: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        raise BudgetError(f"{what} is {value!r}; it is a finite number from 0")
+
+
+def _cut_share(scores: Scores, share: float) -> Cut:
+    return _cut_count(scores, round(share * scores.numel), share)
+
+
+def _cut_count(scores: Scores, count: int, share: float | None = None) -> Cut:
+    cut = cut_globally([scores], count)[scores.name]
+    return replace(cut, requested=share)
+
+
+def _share_out(number: int, weights: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Share ``number`` out in proportion to ``weights``, none over its size, to the last one."""
+    full: dict[str, int] = {}
+    while True:
+        open_weights = {n: w for n, w in weights.items() if n not in full}
+        left = number - sum(full.values())
+        scale = left / sum(open_weights.values()) if open_weights else 0.0
+        over = {n: sizes[n] for n, w in open_weights.items() if w * scale > sizes[n]}
+        if not over:
+            break
+        full |= over
+    exact = {n: w * scale for n, w in open_weights.items()}
+    shares = {n: math.floor(e) for n, e in exact.items()}
+    missing = left - sum(shares.values())
+    for name in sorted(exact, key=lambda n: shares[n] - exact[n])[:missing]:
+        shares[name] += 1
+    return full | shares
+
+
+def _lamp(scores: Scores) -> Tensor:
+    flat = scores.whole().reshape(-1).float()
+    if not torch.isfinite(flat[flat != -torch.inf]).all():
+        raise NonFiniteError(f"{scores.name}: its weights or scores hold a NaN or an infinity")
+    values, order = flat.sort(stable=True)
+    squares = values.clamp(min=0).double().square()
+    at_least = squares.flip(0).cumsum(0).flip(0)
+    lamp = torch.where(at_least > 0, squares / at_least.clamp(min=1e-300), 0).float()
+    lamp[values == -torch.inf] = -1.0
+    return torch.empty_like(lamp).scatter_(0, order, lamp)
+
+
+def _std(name: str, weight: Tensor, living: bool) -> float:
+    """The population standard deviation in float64, over ``CHUNK`` weights at a time."""
+    number, mean, squares = 0, 0.0, 0.0
+    for part in weight.detach().reshape(-1).split(CHUNK):
+        part = part[part != 0] if living else part
+        if part.numel():
+            part = part.double()
+            delta = part.mean().item() - mean
+            together = number + part.numel()
+            squares += part.var(correction=0).item() * part.numel()
+            squares += delta * delta * number * part.numel() / together
+            mean += delta * part.numel() / together
+            number = together
+    deviation = math.sqrt(squares / number) if number and math.isfinite(squares) else squares
+    if not math.isfinite(deviation):
+        raise NonFiniteError(f"{name}: its weights hold a NaN or an infinity")
+    return deviation

@@ -1,0 +1,212 @@
+"""The way to a budget: one shot, iterative or cubic, between epochs or every k optimizer steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from secateur.errors import BudgetError, SecateurWarning
+from secateur.pruning.budgets import Budget
+from secateur.pruning.criteria import Criterion
+from secateur.pruning.masks import Holder, Masks
+from secateur.pruning.prune import prune
+
+
+class Schedule(Protocol):
+    """Gives the amounts on the way to the ``final`` one, the last being ``final`` itself."""
+
+    def __call__(self, final: float) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """All at once."""
+
+    def __call__(self, final: float) -> list[float]:
+        return [final]
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """The same share of what is left, ``steps`` times (Han et al., 2015; Frankle & Carbin, 2019):
+    the density falls geometrically from 1 - ``initial``.
+    """
+
+    steps: int
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def __call__(self, final: float) -> list[float]:
+        _check_order(self, final)
+        start, end = 1 - self.initial, 1 - final
+        way = [1 - start * (end / start) ** (i / self.steps) for i in range(1, self.steps)]
+        return [*way, final]
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """s_t = s_f + (s_i - s_f) (1 - t / n)^3 for t = 1..n (Zhu & Gupta, 2017): fast while there is
+    much to spare, slow towards the end.
+    """
+
+    steps: int
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def __call__(self, final: float) -> list[float]:
+        _check_order(self, final)
+        gap = self.initial - final
+        return [final + gap * (1 - t / self.steps) ** 3 for t in range(1, self.steps)] + [final]
+
+
+def gradually(
+    model: nn.Module,
+    criterion: Criterion,
+    budget: Budget,
+    schedule: Schedule,
+    *,
+    start: int = 0,
+    masks: Masks | None = None,
+    **options: Any,
+) -> Iterator[Masks]:
+    """Prune ``model`` along ``schedule`` to ``budget``, yielding the masks of each step; train in
+    the loop's body. What an earlier step masked stays masked.
+
+    ``start``: the step to resume at, with ``masks`` those of the step before. ``options`` are those
+    of :func:`secateur.prune`.
+
+    >>> for masks in gradually(model, Magnitude(), Global(0.98), Cubic(steps=10)):  # doctest: +SKIP
+    ...     with masks.held(optimizer):
+    ...         train(model, optimizer)
+    """
+    way = budgets_along(budget, schedule)
+    _check_start(start, len(way), masks)
+    return _steps(way[start:], model, criterion, masks, options)
+
+
+def _steps(
+    way: list[Budget], model: nn.Module, criterion: Criterion, masks: Masks | None, options: Any
+) -> Iterator[Masks]:
+    for budget in way:
+        masks = prune(model, criterion, budget, masks=masks, **options)
+        yield masks
+
+
+class GradualPruning:
+    """Pruning under way inside :func:`during`: the ``masks`` in force, optimizer ``steps`` taken,
+    and ``level``, how many of the schedule's amounts have been reached."""
+
+    def __init__(self, way: list[Budget], every: int, level: int, masks: Masks | None) -> None:
+        self.way = way
+        self.every = every
+        self.level = level
+        self.steps = 0
+        self.masks = masks
+
+
+@contextmanager
+def during(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    criterion: Criterion,
+    budget: Budget,
+    schedule: Schedule,
+    *,
+    every: int,
+    start: int = 0,
+    masks: Masks | None = None,
+    **options: Any,
+) -> Iterator[GradualPruning]:
+    """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer``,
+    one step of ``schedule``; the masks are held in between and to the end of the block.
+
+    Warns where the block ends before the schedule does. ``start``, ``masks``, ``options`` as in
+    :func:`gradually`.
+    """
+    way = budgets_along(budget, schedule)
+    _check_start(start, len(way), masks)
+    if every < 1:
+        raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
+    state = GradualPruning(way, every, start, masks)
+
+    def tighten() -> Holder:
+        state.masks = prune(model, criterion, way[state.level], masks=state.masks, **options)
+        state.level += 1
+        return Holder(state.masks, optimizer)
+
+    holder = tighten()
+
+    def before(opt: Any, args: Any, kwargs: Any) -> Any:
+        return holder.before(opt, args, kwargs)
+
+    def after(opt: Any, args: Any, kwargs: Any) -> None:
+        nonlocal holder
+        holder.after(opt, args, kwargs)
+        state.steps += 1
+        if state.steps % every == 0 and state.level < len(way):
+            holder = tighten()
+
+    handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+    try:
+        yield state
+    finally:
+        for handle in handles:
+            handle.remove()
+    holder.check_finite()
+    assert state.masks is not None
+    state.masks.check()
+    if state.level < len(way):
+        warnings.warn(
+            f"training ended after {state.steps} optimizer steps, at step {state.level} of "
+            f"{len(way)} of the schedule: sparsity {state.masks.sparsity:.2%} of the budget {budget}",
+            SecateurWarning,
+            stacklevel=3,
+        )
+
+
+def budgets_along(budget: Budget, schedule: Schedule) -> list[Budget]:
+    """Return the budget at each step of the schedule; the last is ``budget`` itself."""
+    amount = getattr(budget, "amount", None)
+    if amount is None:
+        if isinstance(schedule, OneShot):
+            return [budget]
+        raise BudgetError(f"{budget} has no amount that a schedule could raise; use OneShot()")
+    final = getattr(budget, amount)
+    if isinstance(final, Mapping):
+        ways = {name: schedule(share) for name, share in final.items()}
+        steps = len(next(iter(ways.values()), []))
+        levels: list[Any] = [{n: way[i] for n, way in ways.items()} for i in range(steps)]
+    else:
+        levels = list(schedule(final))
+    return [replace(budget, **{amount: level}) for level in levels]  # type: ignore[type-var]
+
+
+def _check_steps(schedule: Iterative | Cubic) -> None:
+    if schedule.steps < 1:
+        raise BudgetError(f"{schedule}: steps count from 1")
+    if not 0 <= schedule.initial < 1:
+        raise BudgetError(f"{schedule}: initial is the sparsity to begin from, from 0 to under 1")
+
+
+def _check_order(schedule: Iterative | Cubic, final: float) -> None:
+    if final < schedule.initial:
+        raise BudgetError(f"{schedule} begins at {schedule.initial}, past the budget of {final}")
+    if isinstance(schedule, Iterative) and final >= 1:
+        raise BudgetError(f"{schedule} never reaches {final}: it keeps a share of what is left")
+
+
+def _check_start(start: int, steps: int, masks: Masks | None) -> None:
+    if not 0 <= start < steps:
+        raise BudgetError(f"start is {start}; the schedule has steps 0 to {steps - 1}")
+    if start and masks is None:
+        raise BudgetError(f"resuming at step {start} needs masks=, those of step {start - 1}")

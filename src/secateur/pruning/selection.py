@@ -1,0 +1,299 @@
+"""Exact selection over any number of score tensors, in constant memory.
+
+Scores are read in chunks and never concatenated. Floats are mapped to integers of the same order,
+and histograms of 16 bits at a time find the k-th smallest value and the number of ties at it: two
+passes for 32 bits, one for 16, four for 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from secateur.errors import BudgetError, NonFiniteError
+
+CHUNK = 1 << 18
+_MINUS_ZERO = 32767  # its place in the histogram of the high bits, below 0.0
+_INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The importance of every entry of one tensor, computed some rows at a time.
+
+    ``rows(slice)`` gives the scores of those indices of dim 0. Entries that ``masked`` marks are
+    already gone: they rank below every other. ``input_dim`` runs over the layer's inputs.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: Callable[[slice], Tensor]
+    masked: Tensor | None = field(default=None)
+    input_dim: int = 1
+
+    @property
+    def numel(self) -> int:
+        return reduce(lambda a, b: a * b, self.shape, 1)
+
+    @property
+    def number_masked(self) -> int:
+        return 0 if self.masked is None else int(torch.count_nonzero(self.masked))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows(slice(0, 1)).dtype
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (rows, scores of those rows), about ``CHUNK`` entries at a time."""
+        if not self.numel:
+            return
+        height = max(1, CHUNK // (self.numel // self.shape[0]))
+        for start in range(0, self.shape[0], height):
+            rows = slice(start, min(start + height, self.shape[0]))
+            score = self.rows(rows)
+            if self.masked is not None:
+                score = score.masked_fill(self.masked[rows], -torch.inf)
+            yield rows, score
+
+    def whole(self) -> Tensor:
+        return torch.cat([score for _, score in self.chunks()]).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What goes from one tensor: every score under ``value``, and ``ties`` of those equal to it.
+
+    ``ties`` is None for a cut given by value (Std, Threshold): strictly under it, ties stay;
+    ``tied`` is how many are equal to ``value``. ``requested`` is the share of this tensor that was
+    asked for, where one was.
+    """
+
+    value: float
+    ties: int | None = None
+    tied: int = 0
+    requested: float | None = None
+
+    def doomed(self, scores: Scores) -> Tensor:
+        """Return the bool tensor of what goes. Ties fall by a fixed hash of their position."""
+        out: Tensor | None = None
+        under = torch.le if self.ties and self.ties == self.tied else torch.lt
+        last = self._last_tie(scores) if self.ties and self.ties < self.tied else None
+        for rows, score in scores.chunks():
+            if out is None:
+                out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
+            if self.ties is None:
+                _refuse_non_finite(scores, rows, score)
+            score = _comparable(score)
+            under(score, self.value, out=out[rows])
+            if last is not None:
+                tied = score == self.value
+                if tied.any():
+                    out[rows] |= tied & (_hashes(scores, rows, score) <= last)
+        return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
+
+    def _last_tie(self, scores: Scores) -> int:
+        """Return the hash up to which ties go."""
+
+        def tied_hashes() -> Iterator[Tensor]:
+            for rows, score in scores.chunks():
+                tied = _comparable(score) == self.value
+                if tied.any():
+                    yield _hashes(scores, rows, score)[tied]
+
+        return _kth(tied_hashes, self.ties or 0, 64).key
+
+
+@dataclass(frozen=True)
+class PatternCut:
+    """What goes from one tensor under N:M: all but the ``keep`` best of every ``of`` along ``dim``."""
+
+    keep: int
+    of: int
+    dim: int
+    requested: float | None = None
+
+    def doomed(self, scores: Scores) -> Tensor:
+        score = scores.whole()
+        _refuse_non_finite(scores, slice(None), score)
+        score = score.movedim(self.dim, -1)
+        groups = score.reshape(-1, self.of)
+        hashes = _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)
+        by_hash = hashes.argsort(dim=1)
+        order = by_hash.gather(1, groups.gather(1, by_hash).argsort(dim=1, stable=True))
+        doomed = torch.zeros_like(groups, dtype=torch.bool)
+        doomed.scatter_(1, order[:, : self.of - self.keep], True)
+        return doomed.reshape(score.shape).movedim(-1, self.dim).contiguous()
+
+
+class Selected(NamedTuple):
+    key: int
+    ties: int
+    tied: int
+
+
+def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
+    """Return the cuts that take exactly the ``count`` lowest scores of all the tensors together.
+
+    Ties at the cut are shared out over the tensors in proportion to how many each has.
+    """
+    scores = list(scores)
+    number = sum(s.numel for s in scores)
+    if not 0 <= count <= number:
+        raise BudgetError(f"cannot take {count} of {number} entries")
+    if count == 0:
+        return {s.name: Cut(-torch.inf, 0) for s in scores}
+    dtype = reduce(torch.promote_types, (s.dtype for s in scores))
+    if dtype not in _INTEGERS:
+        raise BudgetError(f"scores of dtype {dtype} cannot be ranked; give floating-point scores")
+    integer = _INTEGERS[dtype]
+    bits = torch.iinfo(integer).bits
+
+    minus_zeros = False
+
+    def keys(one_zero: bool = False) -> Iterator[Tensor]:
+        for s in scores:
+            for _, score in s.chunks():
+                score = score.to(dtype)
+                yield (score + 0.0 if one_zero else score).view(integer)
+
+    def check(histogram: Tensor) -> None:
+        nonlocal minus_zeros
+        minus_zeros = bool(histogram[_MINUS_ZERO])
+        _check_finite(histogram, scores, dtype)
+
+    selected = _kth(keys, count, bits, check, signed_magnitude=True)
+    if minus_zeros:  # rank again with -0.0 and 0.0 as one value
+        selected = _kth(lambda: keys(one_zero=True), count, bits, signed_magnitude=True)
+    value = _value(selected.key, dtype)
+    tied = {s.name: selected.tied if len(scores) == 1 else _tied(s, value) for s in scores}
+    ties = apportion(selected.ties, tied)
+    return {s.name: Cut(value, ties[s.name], tied[s.name]) for s in scores}
+
+
+def _select(values: Tensor, where: Tensor) -> Tensor:
+    """``values[where]``, through numpy on the CPU, where it takes a quarter of the time."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy()[where.numpy()])
+    return values[where]
+
+
+def apportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Share ``number`` out over ``sizes`` in proportion, by largest remainders; none exceeds its size."""
+    total = sum(sizes.values())
+    if number == total:
+        return dict(sizes)
+    shares = {name: number * size // total for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: -(number * sizes[name] % total))
+    for name in by_remainder[: number - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+def count_below(scores: Scores, cut: Cut) -> int:
+    """Return how many entries ``cut`` takes from ``scores``."""
+    below = sum(int(torch.count_nonzero(_comparable(s) < cut.value)) for _, s in scores.chunks())
+    return below + (cut.ties or 0)
+
+
+def _kth(
+    keys: Callable[[], Iterable[Tensor]],
+    k: int,
+    bits: int,
+    check: Callable[[Tensor], None] | None = None,
+    signed_magnitude: bool = False,
+) -> Selected:
+    """Find the k-th smallest (from 1) of signed integers, 16 bits a pass from the top.
+
+    ``signed_magnitude``: the integers are the bits of floats, where the order of negative numbers
+    runs backwards; the small histograms are turned round, never the data. The key returned is in
+    the order's own terms, so that it compares as an integer.
+    """
+    prefix, left, tied, negative = 0, k, 0, False
+    for shift in range(bits - 16, -1, -16):
+        first = shift == bits - 16
+        histogram = torch.zeros(65536, dtype=torch.int64)
+        for chunk in keys():
+            high = chunk.reshape(-1) >> shift if shift else chunk.reshape(-1)
+            if not first:
+                wanted = prefix ^ _ones(bits - shift - 16) if negative else prefix
+                high = _select(high, (high >> 16) == wanted)
+            digits = high.to(torch.int32) & 0xFFFF
+            histogram += torch.bincount(digits, minlength=65536).cpu()
+        if first:  # from bit patterns 0..65535 to the order of signed numbers
+            histogram = histogram.roll(32768)
+            if signed_magnitude:
+                histogram[:32768] = histogram[:32768].flip(0)
+            if check is not None:
+                check(histogram)
+        elif negative:
+            histogram = histogram.flip(0)
+        cumulative = histogram.cumsum(0)
+        digit = int(torch.searchsorted(cumulative, left))
+        left -= int(cumulative[digit - 1]) if digit else 0
+        tied = int(histogram[digit])
+        prefix = digit - 32768 if first else (prefix << 16) | digit
+        negative = signed_magnitude and prefix < 0
+    return Selected(prefix, left, tied)
+
+
+def _ones(bits: int) -> int:
+    """The bits that the order of negative floats turns over: all but the sign."""
+    return (1 << (bits - 1)) - 1
+
+
+def _value(key: int, dtype: torch.dtype) -> float:
+    integer = _INTEGERS[dtype]
+    bits = key if key >= 0 else key ^ torch.iinfo(integer).max
+    return float(torch.tensor(bits, dtype=integer).view(dtype))
+
+
+def _comparable(score: Tensor) -> Tensor:
+    """Upcast 16-bit scores, so that comparing them with a cut does not round the cut."""
+    return score.float() if score.element_size() < 4 else score
+
+
+def _tied(scores: Scores, value: float) -> int:
+    return sum(int(torch.count_nonzero(_comparable(s) == value)) for _, s in scores.chunks())
+
+
+def _check_finite(histogram: Tensor, scores: list[Scores], dtype: torch.dtype) -> None:
+    """Read off the first histogram, for nothing, whether any score is a NaN or an infinity."""
+    integer = _INTEGERS[dtype]
+    infinity = int(torch.tensor(torch.inf, dtype=dtype).view(integer)) >> (torch.iinfo(integer).bits - 16)
+    outside = int(histogram[: 32768 - infinity].sum() + histogram[32768 + infinity :].sum())
+    if outside > sum(s.number_masked for s in scores):
+        for s in scores:
+            for rows, score in s.chunks():
+                _refuse_non_finite(s, rows, score)
+
+
+def _refuse_non_finite(scores: Scores, rows: slice, score: Tensor) -> None:
+    finite = torch.isfinite(score)
+    if scores.masked is not None:
+        finite |= scores.masked[rows]
+    if not finite.all():
+        raise NonFiniteError(f"{scores.name}: its weights or scores hold a NaN or an infinity")
+
+
+def _hashes(scores: Scores, rows: slice, score: Tensor) -> Tensor:
+    width = scores.numel // scores.shape[0]
+    positions = torch.arange(rows.start * width, rows.stop * width, device=score.device)
+    return _hash(positions).view_as(score)
+
+
+def _hash(position: Tensor) -> Tensor:
+    """Mix int64 positions one to one (the finaliser of splitmix64), alike on every device."""
+    h = position * -7046029254386353131
+    h = (h ^ ((h >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    h = (h ^ ((h >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return h ^ ((h >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,204 @@
+"""Which tensors of a network may be pruned, under names that wrappers do not change."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from secateur.errors import TargetError, nearest
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PRUNABLE = (nn.Linear, *_CONVS, *_TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parameter that may be pruned.
+
+    ``name`` is canonical (no ``module.`` of DDP, no ``_orig_mod.`` of torch.compile), ``module`` the
+    layer that owns it, ``input_dim`` the dim of ``weight`` that runs over the layer's inputs.
+    """
+
+    name: str
+    module: nn.Module
+    weight: nn.Parameter
+    input_dim: int = 1
+
+
+@dataclass(frozen=True)
+class Targets(Mapping[str, Target]):
+    """The targets of ``model`` by canonical name, and why its other weights are ``protected``."""
+
+    model: nn.Module
+    found: dict[str, Target]
+    protected: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Target:
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+def canonical_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (canonical name, module), each module once; DDP and torch.compile leave no trace."""
+    seen: set[nn.Module] = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if module in seen:
+            return
+        seen.add(module)
+        if isinstance(module, (DistributedDataParallel, DataParallel)):
+            yield from walk(name, module.module)
+        elif "_orig_mod" in module._modules:
+            yield from walk(name, module._modules["_orig_mod"])  # type: ignore[arg-type]
+        else:
+            yield name, module
+            for child_name, child in module.named_children():
+                yield from walk(f"{name}.{child_name}" if name else child_name, child)
+
+    return walk("", model)
+
+
+def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by canonical name; a shared one stands under its first name alone."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for module_name, module in canonical_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{module_name}.{name}" if module_name else name] = parameter
+    return found
+
+
+def find_targets(
+    model: nn.Module,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Targets:
+    """Find the tensors of ``model`` that may be pruned.
+
+    By default the weights of every Linear and Conv layer: never biases, norms or embeddings.
+    ``include`` and ``exclude`` are patterns (``"features.*"``, ``"*.bias"``) matched against
+    parameter names and the names of the modules that own them; ``include`` replaces the default,
+    and is the only way to prune a bias, norm or embedding.
+
+    Raises TargetError for a pattern that matches nothing, a network with nothing to prune, and
+    parameters that are sharded, uninitialised or still wrapped by ``torch.nn.utils.prune``.
+    """
+    found: dict[str, Target] = {}
+    protected: dict[str, str] = {}
+    owners = _owners(model)
+    parameters = canonical_parameters(model)
+    wanted = _matching(model, parameters, include, "include")
+    unwanted = _matching(model, parameters, exclude, "exclude") or set()
+    for name, parameter in parameters.items():
+        module = owners[id(parameter)][0]
+        if name.endswith("_orig") and hasattr(module, name.rpartition(".")[2][:-5] + "_mask"):
+            raise TargetError(
+                f"{name}: pruned by torch.nn.utils.prune, which renamed it; "
+                "take it over first with secateur.Masks.from_torch_prune(model)"
+            )
+        if name in unwanted:
+            protected[name] = "excluded by name"
+        elif wanted is not None and name not in wanted:
+            protected[name] = "not included by name"
+        elif wanted is None and not _by_default(name, module):
+            if parameter.dim() > 1:
+                protected[name] = f"a parameter of {type(module).__name__}; include it by name"
+        elif wanted is None and (other := _tied_elsewhere(owners[id(parameter)])):
+            protected[name] = f"tied to a parameter of {other}; include it by name"
+        elif not parameter.is_floating_point():
+            protected[name] = f"its dtype is {parameter.dtype}, not a floating-point one"
+        else:
+            _check_local(name, parameter)
+            found[name] = Target(name, module, parameter, int(not isinstance(module, _TRANSPOSED)))
+    if not found:
+        raise TargetError(
+            f"{type(model).__name__} has no tensor to prune: no Linear or Conv weight"
+            + (" that the include and exclude patterns leave" if include or exclude else "")
+        )
+    return Targets(model, found, protected)
+
+
+def sparsity(model: nn.Module, dense: nn.Module | None = None) -> float:
+    """Return 1 - (non-zero target weights of ``model``) / (target weights of the dense network).
+
+    ``dense`` is the network before units were removed; without it, ``model`` itself is taken to
+    have its original size.
+    """
+    alive = sum(count_nonzero(t.weight) for t in find_targets(model).values())
+    whole = sum(t.weight.numel() for t in find_targets(dense or model).values())
+    return 1 - alive / whole
+
+
+def count_nonzero(tensor: Tensor) -> int:
+    return int(torch.count_nonzero(tensor.detach()))
+
+
+def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    owners: dict[int, list[nn.Module]] = {}
+    for _, module in canonical_modules(model):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(module)
+    return owners
+
+
+def _by_default(name: str, module: nn.Module) -> bool:
+    return isinstance(module, PRUNABLE) and name.rpartition(".")[2] == "weight"
+
+
+def _tied_elsewhere(owners: list[nn.Module]) -> str:
+    return next((type(m).__name__ for m in owners if not isinstance(m, PRUNABLE)), "")
+
+
+def _matching(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    patterns: str | Sequence[str] | None,
+    which: str,
+) -> set[str] | None:
+    if patterns is None:
+        return None
+    matched: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = {n for n in parameters if matches(n, pattern)}
+        if not hits:
+            known = list(parameters) + [n for n, _ in canonical_modules(model) if n]
+            raise TargetError(f"{which} pattern {pattern!r} matches nothing{nearest(pattern, known)}")
+        if which == "include" and not any(c in pattern for c in "*?["):
+            # A layer named outright means its weight; its bias goes only under its own name.
+            weight = f"{pattern}.weight"
+            hits = {weight} if weight in hits else hits
+        matched |= hits
+    return matched
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether ``pattern`` names the parameter ``name`` or a module around it."""
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def _check_local(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise TargetError(f"{name}: not initialised yet; run the model once on an example input")
+    sharded = hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
+    if sharded or type(parameter).__name__ == "FlatParameter":
+        raise TargetError(
+            f"{name}: sharded over processes (FSDP, DeepSpeed or DTensor), which secateur cannot "
+            "mask; prune the whole model before it is sharded"
+        )
+    if parameter.device.type == "meta":
+        raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")
