@@ -45,7 +45,7 @@ def save_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as JSON; NaN and infinities are refused, since JSON has none."""
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise StorageError(f"{path}: cannot be written as JSON: {error}") from error
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -70,7 +70,10 @@ def save_tensors(
         if tensor.numel() and pointer in seen:
             plain[name] = tensor.clone()
         seen[pointer] = name
-    text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
+    try:
+        text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"{path}: the metadata cannot be written as JSON: {error}") from error
     with replacing(path) as temporary:
         save_file(plain, str(temporary), metadata=text)
 
@@ -84,7 +87,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = _existing(path)
     with path.open("rb") as file:
         start = file.read(16)
-    if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":
+    pickled = start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"
+    if pickled and start[8:9] != b"{":  # a safetensors header of 128 bytes begins with 0x80 too
         raise StorageError(
             f"{path}: a pickle checkpoint (torch.save), which can run code when it is loaded; "
             "convert it where you trust it: "

@@ -1,0 +1,1 @@
+"""Size, multiply-adds, latency and memory of a network, measured."""

@@ -1,0 +1,77 @@
+"""The sources' networks by name, and a user's own as ``package.module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import ModelError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS = {
+    "lenet-300-100": "secateur.models.lenet:lenet_300_100",
+    "lenet-5": "secateur.models.lenet:lenet_5",
+    "tabular-256": "secateur.models.mlp:tabular_256",
+    "fashion-mlp": "secateur.models.mlp:fashion_mlp",
+    "digits-mlp": "secateur.models.mlp:digits_mlp",
+    "convnet-25": "secateur.models.convnet:convnet_25",
+    "vgg-16-bn": "secateur.models.vgg:vgg_16_bn",
+    "resnet-20": "secateur.models.resnet:resnet_20",
+    "resnet-56": "secateur.models.resnet:resnet_56",
+}
+
+
+def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
+    """Build the network ``name`` (see ``MODELS``, or ``package.module:factory``) from ``seed``.
+
+    ``options`` are the factory's keyword arguments. The global random state is left as it was.
+    Raises ModelError for an unknown name or option, or a factory that gives no module.
+    """
+    import torch
+
+    factory = _factory(name)
+    _check_options(name, factory, options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = factory(**options)
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"{name} gave a {type(model).__name__}; a factory returns a torch.nn.Module")
+    return model
+
+
+def _factory(name: str) -> Any:
+    path = MODELS.get(name, name)
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        raise ModelError(
+            f"unknown network {name!r}{nearest(name, MODELS)} (your own: package.module:factory)"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does: a user's own module lies here
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ModelError(f"{name}: cannot import {module_name!r}: {error}") from error
+    if not callable(getattr(module, attribute, None)):
+        callables = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ModelError(
+            f"{name}: {module_name} has no function {attribute!r}{nearest(attribute, callables)}"
+        )
+    return getattr(module, attribute)
+
+
+def _check_options(name: str, factory: Any, options: dict[str, Any]) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # a builtin without a signature: let the call itself complain
+        return
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise ModelError(f"{name} has no option {option!r}{nearest(option, parameters)}")

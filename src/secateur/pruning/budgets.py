@@ -155,13 +155,16 @@ class ERK:
         check_share("sparsity", self.sparsity)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        sizes = {name: s.numel for name, s in scores.items()}
-        total = sum(sizes.values())
-        kept = _share_out(
-            total - round(self.sparsity * total),
-            {name: float(sum(weights[name].shape)) for name in scores},
-            sizes,
-        )
+        total = sum(s.numel for s in scores.values())
+        number = total - round(self.sparsity * total)
+        # A layer keeps no more than it has left: rounding may else give back one that is masked.
+        room = {name: s.numel - s.number_masked for name, s in scores.items()}
+        if sum(room.values()) < number:
+            raise BudgetError(
+                f"ERK({self.sparsity}) cannot be met: {number} entries should stay, and only "
+                f"{sum(room.values())} are not masked yet"
+            )
+        kept = _share_out(number, {name: float(sum(weights[name].shape)) for name in scores}, room)
         return {
             name: _cut_count(s, s.numel - kept[name], (s.numel - kept[name]) / s.numel)
             for name, s in scores.items()

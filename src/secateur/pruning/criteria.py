@@ -36,7 +36,8 @@ class Magnitude:
     """|w|: the size of the weight itself; needs no data."""
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
-        return {n: lambda rows, w=t.weight: w[rows].abs() for n, t in targets.items()}
+        weights = {name: t.weight.detach() for name, t in targets.items()}
+        return {n: lambda rows, w=w: w[rows].abs() for n, w in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -92,21 +93,22 @@ def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     counts: dict[str, int] = dict.fromkeys(targets, 0)
 
     def watch(name: str, target: Target) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0].detach().to(torch.float32)
-            dim = inputs.dim() - 1 if isinstance(module, nn.Linear) else 1
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = (args[0] if args else kwargs["input"]).detach().to(torch.float32)
+            dim = inputs.dim() - target.weight.dim() + 1  # channels, batched or not
             others = [d for d in range(inputs.dim()) if d != dim]
             total = inputs.square().sum(others).double()
             sums[name] = sums[name] + total if name in sums else total
             counts[name] += inputs.numel() // inputs.shape[dim]
 
-        return target.module.register_forward_pre_hook(hook)
+        return target.module.register_forward_pre_hook(hook, with_kwargs=True)
 
     for name, target in targets.items():
-        if not hasattr(target.module, "in_features") and not hasattr(target.module, "in_channels"):
+        layer = hasattr(target.module, "in_features") or hasattr(target.module, "in_channels")
+        if not layer or target.weight.dim() < 2:
             raise CriterionError(
-                f"{name}: Wanda needs the input of a Linear or Conv layer, and this is a parameter "
-                f"of {type(target.module).__name__}; exclude it"
+                f"{name}: Wanda needs the weight of a Linear or Conv layer, which its input "
+                f"multiplies; this is a parameter of {type(target.module).__name__}; exclude it"
             )
     handles = [watch(name, target) for name, target in targets.items()]
     try:
@@ -193,11 +195,13 @@ def _to(value: Any, device: torch.device) -> Any:
 
 @contextmanager
 def scoring(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and back as it was."""
+    """Put every module in eval mode, and back as it was; compiled modules run as they were written,
+    since compiled code skips hooks that are younger than it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -111,11 +111,11 @@ class Masks(Mapping[str, Tensor]):
         did not hold; NonFiniteError for NaN or infinite weights.
         """
         holder = Holder(self, optimizer)
+        self.apply()
         handles = [
             optimizer.register_step_pre_hook(holder.before),
             optimizer.register_step_post_hook(holder.after),
         ]
-        self.apply()
         try:
             yield self
         finally:
@@ -137,9 +137,11 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def apply(self, model: nn.Module | None = None) -> Masks:
         """Zero the masked weights of ``model`` (default: the bound one; an EMA copy, say)."""
-        for name, parameter in self._parameters(model or self.model).items():
+        parameters = self._parameters(self.model if model is None else model)
+        for name, parameter in parameters.items():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(f"{name}: holds a NaN or an infinity; a mask does not hide it")
+        for name, parameter in parameters.items():
             parameter.masked_fill_(~self.kept[name].to(parameter.device), 0)
         return self
 
@@ -278,7 +280,8 @@ class Holder:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._mask_grads()
-        closure = args[0] if args else kwargs.get("closure")
+        own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
+        closure = rest[0] if rest else kwargs.get("closure")
         if closure is None:
             return None
 
@@ -290,8 +293,8 @@ class Holder:
                 self._mask_grads()
             return value
 
-        if args:
-            return (masked_closure, *args[1:]), kwargs
+        if rest:
+            return (*own, masked_closure, *rest[1:]), kwargs
         return args, {**kwargs, "closure": masked_closure}
 
     @torch.no_grad()

@@ -105,7 +105,11 @@ def prune(
             doomed = doomed | gone[name]
         kept[name] = doomed
     for name, target in targets.items():
+        if name in gone:
+            target.weight.masked_fill_(gone[name], 0)
         kept[name] = shrinkage(target.weight, kept[name], cuts[name]).logical_not_()
+        if name in gone:
+            kept[name] &= ~gone[name]
     if masks is not None:
         kept |= {name: mask for name, mask in masks.items() if name not in kept}
     return Masks(
@@ -170,7 +174,7 @@ def _notes(kept: dict[str, Tensor], targets: Targets) -> tuple[str, ...]:
     emptied = [n for n, mask in kept.items() if mask.numel() and not mask.any()]
     notes = [f"{name} is emptied: the layer puts out nothing but its bias" for name in emptied]
     for note in notes:
-        warnings.warn(note, SecateurWarning, stacklevel=3)
+        warnings.warn(note, SecateurWarning, stacklevel=4)
     by_reason: dict[str, list[str]] = {}
     for name, reason in targets.protected.items():
         by_reason.setdefault(reason, []).append(name)

@@ -106,11 +106,11 @@ class GradualPruning:
     """Pruning under way inside :func:`during`: the ``masks`` in force, optimizer ``steps`` taken,
     and ``level``, how many of the schedule's amounts have been reached."""
 
-    def __init__(self, way: list[Budget], every: int, level: int, masks: Masks | None) -> None:
+    def __init__(self, way: list[Budget], every: int, level: int, steps: int, masks: Masks | None) -> None:
         self.way = way
         self.every = every
         self.level = level
-        self.steps = 0
+        self.steps = steps
         self.masks = masks
 
 
@@ -124,27 +124,33 @@ def during(
     *,
     every: int,
     start: int = 0,
+    steps: int = 0,
     masks: Masks | None = None,
     **options: Any,
 ) -> Iterator[GradualPruning]:
     """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer``,
     one step of ``schedule``; the masks are held in between and to the end of the block.
 
-    Warns where the block ends before the schedule does. ``start``, ``masks``, ``options`` as in
-    :func:`gradually`.
+    Warns where the block ends before the schedule does. To resume, give ``start``, ``steps`` and
+    ``masks`` as the ``level``, ``steps`` and ``masks`` of what was yielded stood: ``masks`` are then
+    held until the next step of the schedule is due. ``options`` are those of :func:`secateur.prune`.
     """
     way = budgets_along(budget, schedule)
-    _check_start(start, len(way), masks)
+    _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do
     if every < 1:
         raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
-    state = GradualPruning(way, every, start, masks)
+    state = GradualPruning(way, every, start, steps, masks)
 
     def tighten() -> Holder:
         state.masks = prune(model, criterion, way[state.level], masks=state.masks, **options)
         state.level += 1
         return Holder(state.masks, optimizer)
 
-    holder = tighten()
+    if start and masks is not None:
+        state.masks = masks.bind(model).apply()
+        holder = Holder(state.masks, optimizer)
+    else:
+        holder = tighten()
 
     def before(opt: Any, args: Any, kwargs: Any) -> Any:
         return holder.before(opt, args, kwargs)

@@ -177,7 +177,7 @@ def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
     value = _value(selected.key, dtype)
     tied = {s.name: selected.tied if len(scores) == 1 else _tied(s, value) for s in scores}
     ties = apportion(selected.ties, tied)
-    return {s.name: Cut(value, ties[s.name], tied[s.name]) for s in scores}
+    return {s.name: Cut(_rounded_up(value, s.dtype), ties[s.name], tied[s.name]) for s in scores}
 
 
 def _select(values: Tensor, where: Tensor) -> Tensor:
@@ -257,12 +257,24 @@ def _value(key: int, dtype: torch.dtype) -> float:
     return float(torch.tensor(bits, dtype=integer).view(dtype))
 
 
+def _rounded_up(value: float, dtype: torch.dtype) -> float:
+    """Return the least number of ``dtype`` (float32 for 16 bits) from ``value``: what is under the
+    one is under the other, though comparing would round a float64 value to nearest."""
+    wide = torch.promote_types(dtype, torch.float32)
+    rounded = torch.tensor(value, dtype=wide)
+    if float(rounded) < value:
+        rounded = rounded.nextafter(torch.tensor(torch.inf, dtype=wide))
+    return float(rounded)
+
+
 def _comparable(score: Tensor) -> Tensor:
     """Upcast 16-bit scores, so that comparing them with a cut does not round the cut."""
     return score.float() if score.element_size() < 4 else score
 
 
 def _tied(scores: Scores, value: float) -> int:
+    if _rounded_up(value, scores.dtype) != value:
+        return 0
     return sum(int(torch.count_nonzero(_comparable(s) == value)) for _, s in scores.chunks())
 
 

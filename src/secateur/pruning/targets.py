@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import TargetError, nearest
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRUNABLE = (nn.Linear, *_CONVS, *_TRANSPOSED)
+_WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,15 @@ class Targets(Mapping[str, Target]):
 
 
 def canonical_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (canonical name, module), each module once; DDP and torch.compile leave no trace."""
+    """Yield (canonical name, module), each module once; DDP, AveragedModel and torch.compile
+    leave no trace."""
     seen: set[nn.Module] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module in seen:
             return
         seen.add(module)
-        if isinstance(module, (DistributedDataParallel, DataParallel)):
+        if isinstance(module, _WRAPPERS):
             yield from walk(name, module.module)
         elif "_orig_mod" in module._modules:
             yield from walk(name, module._modules["_orig_mod"])  # type: ignore[arg-type]
@@ -90,8 +93,9 @@ def find_targets(
 
     By default the weights of every Linear and Conv layer: never biases, norms or embeddings.
     ``include`` and ``exclude`` are patterns (``"features.*"``, ``"*.bias"``) matched against
-    parameter names and the names of the modules that own them; ``include`` replaces the default,
-    and is the only way to prune a bias, norm or embedding.
+    parameter names and the names of the modules that own them. ``include`` replaces the default; a
+    pattern of it that names layers means their weights, and only one that ends in a parameter's own
+    name (``"*.bias"``), or matches no Linear or Conv layer, reaches a bias, norm or embedding.
 
     Raises TargetError for a pattern that matches nothing, a network with nothing to prune, and
     parameters that are sharded, uninitialised or still wrapped by ``torch.nn.utils.prune``.
@@ -111,7 +115,9 @@ def find_targets(
             )
         if name in unwanted:
             protected[name] = "excluded by name"
-        elif wanted is not None and name not in wanted:
+            continue
+        _check_local(name, parameter)
+        if wanted is not None and name not in wanted:
             protected[name] = "not included by name"
         elif wanted is None and not _by_default(name, module):
             if parameter.dim() > 1:
@@ -120,8 +126,11 @@ def find_targets(
             protected[name] = f"tied to a parameter of {other}; include it by name"
         elif not parameter.is_floating_point():
             protected[name] = f"its dtype is {parameter.dtype}, not a floating-point one"
+        elif not parameter.dim() or not parameter.numel():
+            protected[name] = "a single number" if not parameter.dim() else "it has no entries"
+        elif parameter.device.type == "meta":
+            raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")
         else:
-            _check_local(name, parameter)
             found[name] = Target(name, module, parameter, int(not isinstance(module, _TRANSPOSED)))
     if not found:
         raise TargetError(
@@ -138,7 +147,7 @@ def sparsity(model: nn.Module, dense: nn.Module | None = None) -> float:
     have its original size.
     """
     alive = sum(count_nonzero(t.weight) for t in find_targets(model).values())
-    whole = sum(t.weight.numel() for t in find_targets(dense or model).values())
+    whole = sum(t.weight.numel() for t in find_targets(model if dense is None else dense).values())
     return 1 - alive / whole
 
 
@@ -177,12 +186,20 @@ def _matching(
         if not hits:
             known = list(parameters) + [n for n, _ in canonical_modules(model) if n]
             raise TargetError(f"{which} pattern {pattern!r} matches nothing{nearest(pattern, known)}")
-        if which == "include" and not any(c in pattern for c in "*?["):
-            # A layer named outright means its weight; its bias goes only under its own name.
-            weight = f"{pattern}.weight"
-            hits = {weight} if weight in hits else hits
-        matched |= hits
+        matched |= _meant(pattern, hits, model) if which == "include" else hits
     return matched
+
+
+def _meant(pattern: str, hits: set[str], model: nn.Module) -> set[str]:
+    """Of what an include pattern matches, return what it means: one for layers means their weights;
+    the biases and norms among them go only under a name of their own."""
+    leaf = pattern.rpartition(".")[2]
+    named = {n for n in hits if fnmatch.fnmatchcase(n.rpartition(".")[2], leaf)}
+    if leaf.strip("*?") and named:
+        return named
+    layers = {name for name, module in canonical_modules(model) if isinstance(module, PRUNABLE)}
+    weights = {n for n in hits if n.rpartition(".")[2] == "weight"}
+    return {n for n in weights if n.rpartition(".")[0] in layers} or weights or hits
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -200,5 +217,3 @@ def _check_local(name: str, parameter: nn.Parameter) -> None:
             f"{name}: sharded over processes (FSDP, DeepSpeed or DTensor), which secateur cannot "
             "mask; prune the whole model before it is sharded"
         )
-    if parameter.device.type == "meta":
-        raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")

@@ -1,0 +1,1 @@
+"""Results made readable: a table on the terminal, and one self-contained HTML page."""

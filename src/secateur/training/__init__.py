@@ -1,0 +1,1 @@
+"""A plain, fast training loop for the recipes. The core never imports it."""

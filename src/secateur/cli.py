@@ -1,0 +1,200 @@
+"""The command line: arguments in, calls out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import secateur
+from secateur.errors import MissingExtraError, RecipeError, SecateurError
+
+try:
+    import typer
+except ImportError as error:  # the core without the extra: the console script still exists
+    raise SystemExit(f"error: {MissingExtraError('typer', 'lab')}") from error
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune PyTorch networks and get ones that are really smaller and faster, with an honest report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; an error of secateur's is one line and exit status 2."""
+    try:
+        app()
+    except SecateurError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"secateur {secateur.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_() -> None:
+    """List recipes, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
+    from secateur.experiments.catalog import catalog
+
+    for kind, entries in catalog().items():
+        typer.echo(f"{kind}:")
+        for name, line in entries.items():
+            typer.echo(f"  {name:<20} {line}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `secateur list`) or a YAML file.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a setting: a.b=c.", metavar="A.B=C")
+    ] = [],  # noqa: B006
+    seeds: Annotated[str | None, typer.Option(help="Seeds, like 0,1,2.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder [runs/<recipe>].")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print what would run, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+) -> None:
+    """Run a recipe: train, prune, retrain with the zeros held, measure, and report."""
+    from secateur.experiments.recipe import load_recipe
+    from secateur.experiments.study import describe, run_study
+    from secateur.report.page import write_page
+    from secateur.report.terminal import print_table, progress
+
+    loaded = load_recipe(recipe, _settings(set_), _seeds(seeds))
+    folder = out or Path("runs") / loaded.name
+    if dry_run:
+        typer.echo(describe(loaded, folder))
+        return
+    console = _console()
+    with progress(console, quiet) as reporter:
+        results = run_study(
+            loaded,
+            folder,
+            on_trial=reporter.trial,
+            on_epoch=reporter.epoch,
+        )
+    page = write_page([results], folder / "report.html")
+    if not quiet:
+        print_table(results, console)
+        console.print(
+            f"results: {folder}/results.json, {folder}/results.csv; report: {page}", highlight=False
+        )
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Option(help="A network's name or package.module:factory.")],
+    weights: Annotated[Path | None, typer.Option(help="A safetensors state dict.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Shape of one input batch, like 1,3,32,32: adds MACs, latency, memory.")
+    ] = None,
+) -> None:
+    """Print a network's layers: shapes, parameters, non-zeros and sparsity."""
+    from secateur.experiments.checkpoints import inspect_model
+
+    typer.echo(inspect_model(model, weights, _shape(input_shape)))
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Option(help="A network's name or package.module:factory.")],
+    weights: Annotated[Path, typer.Option(help="Its trained weights: a safetensors state dict.")],
+    out: Annotated[Path, typer.Option(help="Where the pruned weights go.")],
+    criterion: Annotated[str, typer.Option(help="A criterion's name.")] = "magnitude",
+    budget: Annotated[
+        str, typer.Option(help="A budget's name, or YAML: {name: std, sensitivity: 1.5}.")
+    ] = "global",
+    sparsity: Annotated[float | None, typer.Option(help="The share of weights to zero.")] = None,
+    shrinkage: Annotated[
+        str, typer.Option(help="hard, soft, or YAML: {name: trimmed, upper: 0.99}.")
+    ] = "hard",
+    include: Annotated[list[str] | None, typer.Option(help="Only tensors that match this pattern.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No tensor that matches this pattern.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set for criteria that read data, or YAML.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Where the masks go too.")] = None,
+) -> None:
+    """Prune a checkpoint of your own, without a recipe."""
+    from secateur.experiments.checkpoints import prune_checkpoint
+
+    result = prune_checkpoint(
+        model=model,
+        weights=weights,
+        out=out,
+        criterion=_yaml("--criterion", criterion),
+        budget=_yaml("--budget", budget),
+        sparsity=sparsity,
+        shrinkage=_yaml("--shrinkage", shrinkage),
+        include=include,
+        exclude=exclude,
+        data=None if data is None else _yaml("--data", data),
+        masks_out=masks,
+    )
+    typer.echo(result)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # A log has no width of its own; wide enough that no row of a table is cut.
+    return console if console.is_terminal else Console(width=200)
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {pair}: write it as key=value, like retrain.epochs=0")
+        settings[key] = _yaml(f"--set {key}", value)
+    return settings
+
+
+def _yaml(option: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{option}: {text!r} is not valid YAML") from error
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    return None if text is None else _integers("--seeds", text)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(_integers("--input-shape", text))
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"{option} {text}: write whole numbers with commas, like 0,1,2") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Members of a .tar.gz, read in memory one after the other; nothing is ever extracted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from secateur.data.checks import one_line
+from secateur.errors import DataError
+
+MAX_TOTAL = 2**30  # of all that comes out of one archive, headers included
+MAX_MEMBERS = 200_000
+
+
+def members(path: Path, largest: int) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Yield (name, content) of each file in the archive at ``path``; folders are passed over.
+
+    Raises DataError for links and devices, absolute names and '..', a name that comes twice, a file
+    over ``largest`` bytes, an archive that is damaged or unpacks to more than 1 GiB.
+    """
+    try:
+        with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unzipped:
+            capped = io.BufferedReader(_Capped(unzipped, MAX_TOTAL, str(path)))
+            with tarfile.open(fileobj=capped, mode="r|") as archive:
+                yield from _members(archive, largest, str(path))
+            while capped.read(2**16):  # to the end, where gzip compares its checksum
+                pass
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a whole .tar.gz archive: {one_line(error)}; get it again") from error
+
+
+def _members(archive: tarfile.TarFile, largest: int, shown: str) -> Iterator[tuple[PurePosixPath, bytes]]:
+    seen: set[PurePosixPath] = set()
+    for member in archive:
+        name = PurePosixPath(member.name)
+        what = f"{shown}: member {member.name[:80]!r}"
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+            raise DataError(f"{what} leads outside the archive; plain relative names are right")
+        if member.isdir():
+            continue
+        if not member.isreg():
+            raise DataError(f"{what} is a link or a device; plain files are right")
+        if member.size > largest:
+            raise DataError(f"{what} has {member.size} bytes; at most {largest} are right")
+        if name in seen or len(seen) == MAX_MEMBERS:
+            raise DataError(f"{what} comes twice, or after {MAX_MEMBERS} others; each file once is right")
+        seen.add(name)
+        content = archive.extractfile(member)
+        data = content.read() if content else b""
+        if len(data) != member.size:
+            raise DataError(f"{what} is truncated: {len(data)} of {member.size} bytes; get the archive again")
+        yield name, data
+
+
+class _Capped(io.RawIOBase):
+    """A stream that refuses to give more than ``most`` bytes: a small archive can unpack to terabytes."""
+
+    def __init__(self, source: gzip.GzipFile, most: int, shown: str) -> None:
+        self._source = source
+        self._left = most
+        self._shown = shown
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        got = self._source.readinto(buffer)
+        self._left -= got
+        if self._left < 0:
+            raise DataError(f"{self._shown}: unpacks to more than {MAX_TOTAL} bytes; get the archive again")
+        return got

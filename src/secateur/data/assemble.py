@@ -1,0 +1,182 @@
+"""From a source's arrays to a Dataset: take validation off, normalise, fingerprint.
+
+All in numpy: its sums do not depend on the number of threads, so neither do the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.data.checks import check_whole
+from secateur.data.dataset import Dataset, Split
+from secateur.errors import DataError
+
+FORMAT = 1  # part of every fingerprint: raise it when the arithmetic here changes
+CHUNK = 2**20  # values taken to float64 at a time
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Examples as their source gives them, before any arithmetic: inputs (N, F) or (N, C, H, W)
+    of real numbers, labels (N,) int64. Raises DataError where test examples have another shape.
+    """
+
+    train_inputs: Array
+    train_labels: Array
+    test_inputs: Array
+    test_labels: Array
+
+    def __post_init__(self) -> None:
+        train, test = self.train_inputs.shape[1:], self.test_inputs.shape[1:]
+        if train != test:
+            raise DataError(f"test examples have shape {test}, the training ones {train}; the same is right")
+
+
+def assemble(
+    name: str,
+    arrays: Arrays,
+    classes: tuple[str, ...],
+    *,
+    validation: int | float,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    scale: float = 1.0,
+    normalise: bool = True,
+    note: str = "",
+) -> Dataset:
+    """Take ``validation`` examples off the training ones and normalise all three splits.
+
+    Each channel (dim 1) gets mean 0 and standard deviation 1 over what is left for training; a
+    constant one is only centred. ``scale`` is the source's unit (255 for 8-bit images): it shows in
+    the Dataset's ``mean`` and ``std``, and is divided by where ``normalise`` is off.
+    ``options``: the loader's options that determine the data. Raises DataError for an impossible
+    ``validation`` or ``seed``, and for data that are not finite.
+    """
+    check_whole("seed", seed, 0, 2**32 - 1)
+    number = len(arrays.train_labels)
+    held = validation_count(name, validation, number)
+    kept, taken = hold_out(number, held, seed)
+    _check_classes(name, arrays.train_labels[kept], classes)
+    everything = np.arange(len(arrays.test_labels))
+    with np.errstate(over="ignore", invalid="ignore"):  # Split refuses what is not finite
+        mean, std = _moments(arrays.train_inputs, kept) if normalise else (np.zeros(1), np.full(1, scale))
+        train, held_out, test = (
+            _split(name, inputs, labels, index, mean, std)
+            for inputs, labels, index in (
+                (arrays.train_inputs, arrays.train_labels, kept),
+                (arrays.train_inputs, arrays.train_labels, taken),
+                (arrays.test_inputs, arrays.test_labels, everything),
+            )
+        )
+    return Dataset(
+        name,
+        train,
+        held_out,
+        test,
+        classes,
+        note=note,
+        fingerprint=_fingerprint(
+            arrays, {"name": name, "seed": seed, "validation": held, "options": dict(options or {})}
+        ),
+        mean=tuple((mean / scale).tolist()) if normalise else (),
+        std=tuple((std / scale).tolist()) if normalise else (),
+    )
+
+
+def hold_out(number: int, held: int, seed: int) -> tuple[Array, Array]:
+    """Draw ``held`` of ``number`` examples; return (the others', theirs), both in rising order."""
+    # RandomState's stream is frozen by numpy's policy; default_rng's may change
+    order = np.random.RandomState(seed).permutation(number)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def fifth_as_test(name: str, inputs: Array, labels: Array) -> Arrays:
+    """Set a fixed 20 % aside as test data, whatever the validation seed is."""
+    held = round(len(labels) / 5)
+    if held < 1:
+        raise DataError(f"{name}: {len(labels)} examples; 20 % of them as test data needs at least 3")
+    kept, taken = hold_out(len(labels), held, 0)
+    return Arrays(inputs[kept], labels[kept], inputs[taken], labels[taken])
+
+
+def validation_count(name: str, validation: int | float, number: int) -> int:
+    """Return how many of ``number`` training examples ``validation`` (a count or share) means."""
+    share = isinstance(validation, float)
+    whole = isinstance(validation, int) and not isinstance(validation, bool)
+    if not (share and 0 < validation < 1) and not (whole and validation > 0):
+        raise DataError(
+            f"{name}: validation is {validation!r}; a share between 0 and 1 or a number of examples from 1 "
+            "is right: choices are made on validation data"
+        )
+    held = round(validation * number) if share else int(validation)
+    if not 1 <= held < number:
+        raise DataError(
+            f"{name}: validation={validation!r} takes {held} of {number} training examples; "
+            f"1 to {number - 1} are right"
+        )
+    return held
+
+
+def _check_classes(name: str, labels: Array, classes: tuple[str, ...]) -> None:
+    absent = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if absent.size:
+        raise DataError(
+            f"{name}: no example of class {classes[absent[0]]!r} is left for training; "
+            "each class needs one at least: more data, less validation or another seed"
+        )
+
+
+def _chunks(inputs: Array, index: Array) -> Iterator[tuple[int, int, Array]]:
+    step = max(1, CHUNK // max(1, math.prod(inputs.shape[1:])))
+    for start in range(0, len(index), step):
+        # in C order whatever the source's is, or the sums would differ in their last digits
+        part = inputs[index[start : start + step]].astype(np.float64, order="C")
+        yield start, start + len(part), part.reshape(len(part), inputs.shape[1], -1)
+
+
+def _moments(inputs: Array, index: Array) -> tuple[Array, Array]:
+    """Mean and population standard deviation of each channel, in two float64 passes."""
+    number = len(index) * math.prod(inputs.shape[2:])
+    total = np.zeros(inputs.shape[1])
+    for _, _, part in _chunks(inputs, index):
+        total += part.sum(axis=(0, 2))
+    mean = total / number
+    squares = np.zeros(inputs.shape[1])
+    for _, _, part in _chunks(inputs, index):
+        squares += np.square(part - mean[:, None]).sum(axis=(0, 2))
+    std = np.sqrt(squares / number)
+    # a constant channel's deviation is rounding noise: dividing by it would make noise of size 1
+    return mean, np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
+
+
+def _split(name: str, inputs: Array, labels: Array, index: Array, mean: Array, std: Array) -> Split:
+    result = np.empty((len(index), *inputs.shape[1:]), np.float32)
+    flat = result.reshape(len(index), inputs.shape[1], -1)
+    for start, stop, part in _chunks(inputs, index):
+        part -= mean[:, None]
+        part /= std[:, None]
+        flat[start:stop] = part
+    try:
+        return Split(torch.from_numpy(result), torch.from_numpy(labels[index].astype(np.int64)))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _fingerprint(arrays: Arrays, settings: Mapping[str, Any]) -> str:
+    text = json.dumps({"format": FORMAT, **settings}, sort_keys=True, allow_nan=False)
+    digest = hashlib.sha256(text.encode())
+    sources = (arrays.train_inputs, arrays.train_labels, arrays.test_inputs, arrays.test_labels)
+    for array in sources:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]

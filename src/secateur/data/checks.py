@@ -1,0 +1,47 @@
+"""Small checks of options, and packages that come with the extra ``lab``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import DataError, MissingExtraError
+
+MAX_VALUES = 2**31  # of one data set: 8 GiB as float32; everything lives in memory
+
+
+def need(module: str, package: str) -> Any:
+    """Import ``module``; raise MissingExtraError naming ``package`` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(package, "lab") from error
+
+
+def check_flag(option: str, value: object) -> bool:
+    """Return ``value`` if it is a bool; raise DataError naming ``option`` otherwise."""
+    if not isinstance(value, bool):
+        raise DataError(f"{option} is {value!r}; it is true or false")
+    return value
+
+
+def check_whole(option: str, value: object, low: int, high: int) -> int:
+    """Return ``value`` if it is an int from ``low`` to ``high``; raise DataError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DataError(f"{option} is {value!r}; it is a whole number from {low} to {high}")
+    return value
+
+
+def check_path(option: str, value: object) -> Path:
+    """Return ``value`` as a path with ``~`` expanded; raise DataError for what is no path."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise DataError(f"{option} is {value!r}; it is the path of a file or folder")
+    return Path(os.fsdecode(value)).expanduser()
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """Return an error of another library's as one short line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,61 @@
+"""One image file to pixels, through Pillow, with its traps closed."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.data.checks import need, one_line
+from secateur.errors import DataError
+
+MAX_PIXELS = 2**26  # 8192 x 8192; a few kilobytes can claim far more
+EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+
+Array = np.ndarray[Any, Any]
+
+
+def read_image(
+    source: Path | bytes, shown: str, *, size: int | None = None, formats: Sequence[str] | None = None
+) -> Array:
+    """Decode an image, the first frame and upright, into uint8 (3, H, W), squeezed to ``size`` x ``size``.
+
+    ``formats``: Pillow's names of those accepted (default: all that Pillow reads by itself). Raises
+    DataError, naming ``shown``, for what is no image, is damaged, huge, or has over 8 bits a channel.
+    """
+    image_module = need("PIL.Image", "pillow")
+    ops = need("PIL.ImageOps", "pillow")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of bombs, refused below, and of odd metadata
+            with image_module.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source,
+                formats=formats or readable_formats(),
+            ) as image:
+                _check(image, shown)
+                upright = ops.exif_transpose(image).convert("RGB")
+        if size is not None and upright.size != (size, size):
+            upright = upright.resize((size, size), image_module.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(upright, np.uint8).transpose(2, 0, 1))
+    except DataError:
+        raise
+    except Exception as error:  # a decoder given foreign bytes may raise anything at all
+        raise DataError(f"{shown}: not a whole image that Pillow can read: {one_line(error)}") from error
+
+
+def readable_formats() -> list[str]:
+    """Return the formats that Pillow decodes by itself: for EPS it would start Ghostscript."""
+    image_module = need("PIL.Image", "pillow")
+    image_module.init()
+    return [name for name in image_module.ID if name != "EPS"]
+
+
+def _check(image: Any, shown: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{shown}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are right")
+    if image.mode not in EIGHT_BIT:
+        raise DataError(f"{shown}: pixels of mode {image.mode}; 8 bits a channel are right")

@@ -1,0 +1,164 @@
+"""A user's own arrays, from a NumPy .npz archive; headers are checked before memory is taken."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from secateur.data.assemble import CHUNK, Arrays, assemble, fifth_as_test
+from secateur.data.checks import MAX_VALUES, check_flag, check_path, one_line
+from secateur.data.dataset import Dataset
+from secateur.errors import DataError
+
+FOUR = ("x_train", "y_train", "x_test", "y_test")
+TWO = ("x", "y")
+MAX_BYTES = 2**34
+
+Array = np.ndarray[Any, Any]
+
+
+def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0.1, seed: int = 0) -> Dataset:
+    """Your own arrays: an .npz with x_train, y_train, x_test, y_test, or x, y (20 % become test).
+
+    Inputs are (N, features), (N, H, W), which become (N, 1, H, W), or (N, C, H, W); labels are whole
+    numbers 0 to K - 1. ``normalise``: each channel or feature to mean 0 and deviation 1 by the training
+    split. The 20 % do not depend on ``seed``. Raises DataError for anything else in the file.
+    """
+    file = check_path("path", path)
+    check_flag("normalise", normalise)
+    found, ignored = _read(file)
+    for name, array in found.items():
+        (_check_inputs if name.startswith("x") else _check_labels)(f"{file}: {name}", array)
+    for x in (name for name in found if name.startswith("x")):
+        y = "y" + x[1:]
+        if len(found[x]) != len(found[y]):
+            raise DataError(
+                f"{file}: {x} holds {len(found[x])} examples and {y} {len(found[y])}; as many is right"
+            )
+    inputs = [_channelled(array) for name, array in found.items() if name.startswith("x")]
+    labels = [array.astype(np.int64) for name, array in found.items() if name.startswith("y")]
+    if len(inputs) == 1:
+        arrays = fifth_as_test(str(file), inputs[0], labels[0])
+    else:
+        arrays = Arrays(inputs[0], labels[0], inputs[1], labels[1])
+    classes = _classes(str(file), arrays)
+    return assemble(
+        "npz",
+        arrays,
+        classes,
+        validation=validation,
+        seed=seed,
+        options={"normalise": normalise},
+        normalise=normalise,
+        note=f"arrays not read: {', '.join(ignored)}" if ignored else "",
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Array], list[str]]:
+    """The arrays that make a data set, and the names of the others."""
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; the path of an .npz is right")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+            wanted = _wanted(file, members)
+            found = {name: _array(archive, members[name], f"{file}: {name}") for name in wanted}
+            return found, [name for name in members if name not in wanted]
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: not a whole .npz archive (numpy.savez): {one_line(error)}") from error
+    except Exception as error:  # zip methods not built in, encryption, a header that does not parse
+        raise DataError(f"{file}: an array in it cannot be read: {one_line(error)}") from error
+
+
+def _wanted(file: Path, members: dict[str, Any]) -> tuple[str, ...]:
+    four = [name for name in FOUR if name in members]
+    two = [name for name in TWO if name in members]
+    if len(four) == 4 and not two:
+        return FOUR
+    if len(two) == 2 and not four:
+        return TWO
+    shown = ", ".join(sorted(members)[:12]) or "nothing"
+    raise DataError(f"{file}: holds {shown}; {', '.join(FOUR)}, or else x, y, are right")
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> Array:
+    with archive.open(member) as stream:
+        shape, dtype = _header(stream, shown)
+        start = stream.tell()
+    if dtype.hasobject:
+        raise DataError(f"{shown}: Python objects, which only pickle can read; plain numbers are right")
+    if dtype.kind not in "fiub":
+        raise DataError(f"{shown}: {dtype}; real numbers are right")
+    count = math.prod(shape)
+    if count > MAX_VALUES or count * dtype.itemsize > MAX_BYTES:
+        raise DataError(f"{shown}: shape {shape}; at most {MAX_VALUES} values are right")
+    if start + count * dtype.itemsize != member.file_size:
+        raise DataError(
+            f"{shown}: shape {shape} of {dtype} needs {count * dtype.itemsize} bytes, "
+            f"the archive has {member.file_size - start}"
+        )
+    with archive.open(member) as stream:
+        return npy.read_array(stream, allow_pickle=False)
+
+
+def _header(stream: IO[bytes], shown: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{shown}: .npy version {version}; 1.0 and 2.0 are right for plain numbers")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype
+
+
+def _check_inputs(shown: str, array: Array) -> None:
+    if array.ndim not in (2, 3, 4) or not array.size:
+        raise DataError(f"{shown}: shape {array.shape}; (N, features), (N, H, W) or (N, C, H, W) is right")
+    if array.ndim == 4 and array.shape[1] == array.shape[2] > 4 >= array.shape[3]:
+        raise DataError(
+            f"{shown}: shape {array.shape} looks like (N, H, W, C); (N, C, H, W) is right, "
+            "as transpose(0, 3, 1, 2) gives"
+        )
+    if array.dtype.kind == "f":
+        step = max(1, CHUNK // math.prod(array.shape[1:]))
+        for at in range(0, len(array), step):
+            bad = ~np.isfinite(array[at : at + step]).reshape(len(array[at : at + step]), -1).all(axis=1)
+            if bad.any():
+                raise DataError(f"{shown}: example {at + int(bad.argmax())} holds a NaN or an infinity")
+
+
+def _channelled(array: Array) -> Array:
+    return array[:, None] if array.ndim == 3 else array
+
+
+def _check_labels(shown: str, array: Array) -> None:
+    if array.ndim != 1 or not array.size:
+        raise DataError(f"{shown}: shape {array.shape}; (N,) is right")
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{shown}: labels of {array.dtype}; integers are right")
+    if array.min() < 0 or array.max() >= 2**31:
+        raise DataError(f"{shown}: labels from {array.min()} to {array.max()}; 0 to K - 1 are right")
+
+
+def _classes(shown: str, arrays: Arrays) -> tuple[str, ...]:
+    present = np.unique(arrays.train_labels)
+    if not np.array_equal(present, np.arange(len(present))):
+        gap = int(np.argmax(present != np.arange(len(present))))
+        raise DataError(
+            f"{shown}: no training example has label {gap}; labels 0 to K - 1 without gaps are right"
+        )
+    if len(present) < 2:
+        raise DataError(f"{shown}: one class only; two at least are right")
+    if arrays.test_labels.max() >= len(present):
+        raise DataError(
+            f"{shown}: a test label is {arrays.test_labels.max()}; "
+            f"the training ones are 0 to {len(present) - 1}"
+        )
+    return tuple(str(label) for label in present)

@@ -1,0 +1,57 @@
+"""Data sets that come with scikit-learn, so that nothing has to be downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.data.assemble import Arrays, assemble
+from secateur.data.checks import check_flag, check_whole, need
+from secateur.data.dataset import Dataset
+
+
+def digits(*, validation: int | float = 0.1, seed: int = 0) -> Dataset:
+    """Handwritten digits of scikit-learn: 1,797 grey images of 8x8, 10 classes; 360 are test data.
+
+    Images are (N, 1, 8, 8). The test part does not depend on ``seed``.
+    """
+    sets = need("sklearn.datasets", "scikit-learn")
+    selection = need("sklearn.model_selection", "scikit-learn")
+    images, labels = sets.load_digits(return_X_y=True)
+    images = images.reshape(-1, 1, 8, 8).astype(np.uint8)  # whole numbers from 0 to 16
+    x, test_x, y, test_y = selection.train_test_split(
+        images, labels.astype(np.int64), test_size=0.2, random_state=0
+    )
+    classes = tuple(str(digit) for digit in range(10))
+    return assemble(
+        "digits", Arrays(x, y, test_x, test_y), classes, validation=validation, seed=seed, scale=16.0
+    )
+
+
+def make_classification(
+    *, features: int = 10, standardise: bool = False, validation: int | float = 0.1, seed: int = 0
+) -> Dataset:
+    """scikit-learn's make_classification: 2,500 points with 10 `features`, 2 classes, 30 % test data.
+
+    Two clusters a class, everything else at scikit-learn's defaults, both the points and the test part
+    drawn with random_state 42, whatever ``seed`` is. ``standardise``: each feature to mean 0 and
+    deviation 1 by the training split.
+    """
+    check_whole("features", features, 4, 10_000)
+    check_flag("standardise", standardise)
+    sets = need("sklearn.datasets", "scikit-learn")
+    selection = need("sklearn.model_selection", "scikit-learn")
+    points, labels = sets.make_classification(
+        n_samples=2500, n_features=features, n_classes=2, n_clusters_per_class=2, random_state=42
+    )
+    x, test_x, y, test_y = selection.train_test_split(
+        points, labels.astype(np.int64), test_size=0.3, random_state=42
+    )
+    return assemble(
+        "make-classification",
+        Arrays(x, y, test_x, test_y),
+        ("0", "1"),
+        validation=validation,
+        seed=seed,
+        options={"features": features, "standardise": standardise},
+        normalise=standardise,
+    )

@@ -1,0 +1,343 @@
+"""Recipes: one YAML file an experiment, validated before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.experiments.choices import make
+from secateur.experiments.yaml_lines import Located, read_yaml
+from secateur.training.settings import Training
+
+Point = dict[str, Any]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(BaseModel):
+    """``name`` of a data set, the ``validation`` share or number, and the data set's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    validation: int | float = 0.1
+
+
+class ModelSpec(BaseModel):
+    """``name`` of a network or ``package.module:factory``, its options, and ``weights`` to start from."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    weights: str | None = None
+
+
+class ScheduleSpec(Strict):
+    """A schedule by name, and the training after each of its steps but the last."""
+
+    name: str
+    steps: Annotated[int, Field(ge=1)] = 1
+    initial: float = 0.0
+    retrain: dict[str, Any] = {}
+
+
+class PruneSpec(Strict):
+    """One ``prune`` step. ``calibration``: training examples that criteria with data read."""
+
+    criterion: str | dict[str, Any] = "magnitude"
+    budget: dict[str, Any]
+    shrinkage: str | dict[str, Any] = "hard"
+    schedule: ScheduleSpec | None = None
+    block: tuple[int, int] | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    calibration: Annotated[int, Field(ge=1)] = 1024
+
+
+class MethodSpec(Strict):
+    """Steps and a sweep of their settings: a grid, or a list of grids one after the other."""
+
+    steps: list[dict[str, Any]]
+    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
+
+
+class RecipeSpec(Strict):
+    """The whole file, before its sweep is laid out."""
+
+    name: str
+    description: str = ""
+    source: str = ""
+    data: DataSpec
+    model: ModelSpec
+    train: dict[str, Any] = {}
+    steps: list[dict[str, Any]] | None = None
+    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
+    methods: dict[str, MethodSpec] | None = None
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    reference: list[dict[str, Any]] = []
+    threads: Annotated[int, Field(ge=1)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One validated step: its ``kind``, the ``id`` that sweeps address it by, and its settings."""
+
+    kind: str
+    id: str
+    settings: PruneSpec | Training
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One point of a recipe's sweep, all of it validated: what a trial runs with each seed."""
+
+    method: str
+    point: Point
+    data: DataSpec
+    model: ModelSpec
+    train: Training
+    steps: tuple[Step, ...]
+    threads: int
+    device: str
+    config: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe: its plans in the order of the sweep, and what stands around them."""
+
+    spec: RecipeSpec
+    plans: tuple[Plan, ...]
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.spec.seeds
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Return the recipes in the package by name."""
+    folder = Path(str(resources.files("secateur.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(
+    name_or_path: str, settings: Mapping[str, Any] | None = None, seeds: Sequence[int] | None = None
+) -> Recipe:
+    """Load a recipe by its name in the package or the path of a file, with ``settings`` such as
+    ``{"retrain.epochs": 0}`` put over it, and validate every point of its sweep.
+
+    Raises RecipeError naming the file, the line and the nearest valid key.
+    """
+    known = packaged_recipes()
+    path = Path(name_or_path)
+    if name_or_path in known:
+        path = known[name_or_path]
+    elif path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"unknown recipe {name_or_path!r}{nearest(name_or_path, known)} (or a .yaml file)")
+    located = read_yaml(path)
+    if not isinstance(located.value, dict):
+        raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
+    raw = copy.deepcopy(located.value)
+    for key, value in (settings or {}).items():
+        _set(raw, key, value, f"--set {key}")
+    if seeds is not None:
+        raw["seeds"] = list(seeds)
+    spec = _validated(RecipeSpec, raw, located)
+    if (spec.steps is None) == (spec.methods is None):
+        raise RecipeError(f"{path.name}: give either steps or methods")
+    if len(set(spec.seeds)) != len(spec.seeds):
+        raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {spec.seeds}")
+    return Recipe(spec, tuple(_plans(raw, spec, located)), path.read_text(encoding="utf-8"))
+
+
+def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[Plan]:
+    if spec.methods is None:
+        methods = {spec.name: (raw["steps"], spec.sweep, ())}
+    else:
+        methods = {
+            name: (raw["methods"][name]["steps"], method.sweep, ("methods", name))
+            for name, method in spec.methods.items()
+        }
+    for method, (steps, sweep, place) in methods.items():
+        for point in _grid(sweep):
+            config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
+            config["steps"] = copy.deepcopy(steps)
+            for key, value in point.items():
+                _set(config, key, value, located.where((*place, "sweep", key)) + f": sweep {key}")
+            yield _plan(method, point, config, spec, located, place)
+
+
+def _grid(sweep: dict[str, list[Any]] | list[dict[str, list[Any]]]) -> Iterable[Point]:
+    for grid in sweep if isinstance(sweep, list) else [sweep]:
+        for values in itertools.product(*grid.values()):
+            yield dict(zip(grid, values, strict=True))
+
+
+def _plan(
+    method: str,
+    point: Point,
+    config: dict[str, Any],
+    spec: RecipeSpec,
+    located: Located,
+    place: tuple[str, ...],
+) -> Plan:
+    train = _training(config["train"] or {}, Training(), located, ("train",))
+    steps: list[Step] = []
+    for index, raw in enumerate(config["steps"]):
+        steps.append(_step(raw, train, located, (*place, "steps", index)))
+        if [s.id for s in steps].count(steps[-1].id) > 1:
+            where = located.where((*place, "steps", index))
+            raise RecipeError(f"{where}: two steps have the id {steps[-1].id!r}; give one an id of its own")
+    return Plan(
+        method=method,
+        point=point,
+        data=_validated(DataSpec, config["data"], located, ("data",)),
+        model=_validated(ModelSpec, config["model"], located, ("model",)),
+        train=train,
+        steps=tuple(steps),
+        threads=spec.threads,
+        device=spec.device,
+        config=config,
+    )
+
+
+def _step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> Step:
+    where = located.where(place)
+    kinds = [key for key in raw if key != "id"] if isinstance(raw, dict) else []
+    if len(kinds) != 1:
+        raise RecipeError(
+            f"{where}: a step has one key, its kind (one of {', '.join(_STEPS)}), and maybe an id"
+        )
+    kind = kinds[0]
+    if kind not in _STEPS:
+        raise RecipeError(f"{where}: unknown step {kind!r}{nearest(str(kind), _STEPS)}")
+    settings = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
+    return Step(kind, str(raw.get("id", kind)), settings)
+
+
+def _prune_step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> PruneSpec:
+    spec = _validated(PruneSpec, raw, located, place)
+    for kind in ("criterion", "budget", "shrinkage"):
+        try:
+            make(kind, getattr(spec, kind))
+        except SecateurError as error:
+            raise RecipeError(f"{located.where((*place, kind))}: {error}") from error
+    if spec.schedule is not None:
+        _training(spec.schedule.retrain, train, located, (*place, "schedule", "retrain"))
+        try:
+            make_schedule(spec)
+        except SecateurError as error:
+            raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
+    return spec
+
+
+def make_schedule(spec: PruneSpec) -> list[Any]:
+    """Return the budget of each cut of a ``prune`` step."""
+    from secateur.pruning.schedules import OneShot, budgets_along
+
+    budget = make("budget", spec.budget)
+    if spec.schedule is None or spec.schedule.name == "one_shot":
+        return budgets_along(budget, OneShot())
+    settings = {"name": spec.schedule.name, "steps": spec.schedule.steps, "initial": spec.schedule.initial}
+    return budgets_along(budget, make("schedule", settings))
+
+
+def retrain_settings(raw: Mapping[str, Any], train: Training) -> Training:
+    """Return the training that a retraining asks for: what it does not say is as in ``train``."""
+    return Training(**{f.name: raw.get(f.name, getattr(train, f.name)) for f in fields(Training)})
+
+
+def _training(raw: Any, base: Training, located: Located, place: tuple[Any, ...]) -> Training:
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{located.where(place)}: {place[-1]} is a mapping of training settings")
+    merged = {f.name: getattr(base, f.name) for f in fields(Training)} | raw
+    return _validated(Training, merged, located, place)
+
+
+_STEPS = {"prune": _prune_step, "retrain": _training}
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = ()) -> Any:
+    """Validate ``raw`` as ``kind``; the first thing wrong becomes one line with its place."""
+    try:
+        return _adapter(kind).validate_python(raw)
+    except RecipeError as error:
+        raise RecipeError(f"{located.where(place)}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = tuple(part for part in first["loc"] if isinstance(part, int) or "[" not in part)
+        where, key = located.where((*place, *loc)), loc[-1] if loc else "recipe"
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = kind.model_fields if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]
+            raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), known)}") from error
+        if first["type"] == "missing":
+            raise RecipeError(f"{located.where(place)}: lacks {key!r}") from error
+        raise RecipeError(
+            f"{where}: {'.'.join(map(str, loc))} is {first['input']!r}: {first['msg']}"
+        ) from error
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Put ``value`` at the dotted ``key``; its first part is a top-level key or a step's id."""
+    first, *rest = key.split(".")
+    steps = {
+        str(step.get("id", next((k for k in step if k != "id"), ""))): step
+        for group in _step_lists(raw)
+        for step in group
+        if isinstance(step, dict)
+    }
+    if first in steps and rest:
+        step = steps[first]
+        kind = next(k for k in step if k != "id")
+        step[kind] = step[kind] or {}
+        _set_in(step[kind], rest, value, where)
+    elif first in RecipeSpec.model_fields and first not in ("steps", "methods"):
+        _set_in(raw, [first, *rest], value, where)
+    else:
+        known = [*steps, "train", "model", "data", "threads", "device"]
+        raise RecipeError(
+            f"{where}: {first!r} is neither a step nor a key of the recipe{nearest(first, known)}"
+        )
+
+
+def _step_lists(raw: dict[str, Any]) -> list[list[Any]]:
+    lists = [raw["steps"]] if isinstance(raw.get("steps"), list) else []
+    methods = raw.get("methods")
+    if isinstance(methods, dict):
+        lists += [
+            m["steps"] for m in methods.values() if isinstance(m, dict) and isinstance(m.get("steps"), list)
+        ]
+    return lists
+
+
+def _set_in(raw: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
+    for key in keys[:-1]:
+        inner = raw.get(key)
+        if isinstance(inner, str):  # "criterion: magnitude" is short for {name: magnitude}
+            inner = raw[key] = {"name": inner}
+        if inner is None:
+            inner = raw[key] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{where}: {key!r} is {inner!r}, which has no parts")
+        raw = inner
+    raw[keys[-1]] = value

@@ -1,0 +1,357 @@
+"""One trial: one point of a recipe with one seed, from the dense network to its measured result."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.data import load_data
+from secateur.data.dataset import Dataset, Split
+from secateur.errors import RecipeError
+from secateur.experiments.choices import make
+from secateur.experiments.recipe import DataSpec, ModelSpec, Plan, PruneSpec, make_schedule, retrain_settings
+from secateur.measure.latency import time_inference
+from secateur.measure.macs import count_macs
+from secateur.measure.memory import measure_peak_memory
+from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
+from secateur.models import build_model
+from secateur.pruning.masks import Masks
+from secateur.pruning.prune import Block, prune
+from secateur.pruning.targets import sparsity
+from secateur.storage import load_json, load_tensors, pack_bits, save_json, save_tensors, unpack_bits
+from secateur.training.batches import seed_of
+from secateur.training.checkpoint import State, load_state, load_weights, save_weights
+from secateur.training.evaluate import evaluate_on
+from secateur.training.fit import Epoch, fit
+from secateur.training.settings import Training
+
+OnEpoch = Callable[[str, Epoch], None]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An action: one pruning of a ``prune`` step, at the step's budget ``level``."""
+
+    step: str
+    spec: PruneSpec
+    level: int
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """An action: one training run with the zeros held."""
+
+    step: str
+    training: Training
+
+
+@dataclass
+class TrialState:
+    """How far a trial has come, all of it on disk after every action."""
+
+    model: nn.Module
+    done: int = 0
+    masks: Masks | None = None
+    pruned: State | None = None
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    retrained: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def trial_id(plan: Plan, seed: int) -> str:
+    """Return the hash of everything that determines the trial: its name in any study."""
+    return _hash({"config": plan.config, "method": plan.method, "seed": seed, "threads": plan.threads})
+
+
+def actions(plan: Plan) -> list[Cut | Retrain]:
+    """Return the plan's steps laid out: a gradual step is a cut and a training, again and again."""
+    result: list[Cut | Retrain] = []
+    for step in plan.steps:
+        if isinstance(step.settings, Training):
+            result.append(Retrain(step.id, step.settings))
+            continue
+        spec = step.settings
+        levels = len(make_schedule(spec))
+        for level in range(levels):
+            result.append(Cut(step.id, spec, level))
+            if spec.schedule is not None and spec.schedule.retrain and level < levels - 1:
+                training = retrain_settings(spec.schedule.retrain, plan.train)
+                result.append(Retrain(f"{step.id}.{level}", training))
+    return result
+
+
+def count_epochs(plan: Plan) -> int:
+    """Return how many epochs a trial trains after the dense network's."""
+    return sum(a.training.epochs for a in actions(plan) if isinstance(a, Retrain))
+
+
+def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
+    """Run one trial in ``folder`` and return its row of ``results.json``.
+
+    A trial that was killed goes on from its last checkpoint. The test set is read at the end, once
+    every choice has been made.
+    """
+    torch.set_num_threads(plan.threads)
+    data = _data(json.dumps(plan.data.model_dump(), sort_keys=True))
+    dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
+    state = _begin(dense, folder, dense_info)
+    todo = actions(plan)
+    for index in range(state.done, len(todo)):
+        _act(todo[index], state, plan, seed, data, folder, on_epoch)
+        state.done = index + 1
+        _save(state, folder)
+    result = _result(plan, seed, data, dense, state)
+    save_weights(folder / "model.safetensors", state.model)
+    if state.masks is not None:
+        state.masks.save(folder / "masks.safetensors")
+    save_json(folder / "result.json", result)
+    for leftover in ("state.safetensors", "training.safetensors"):
+        (folder / leftover).unlink(missing_ok=True)
+    return result
+
+
+def dense_network(
+    plan: Plan, seed: int, data: Dataset, folder: Path, on_epoch: OnEpoch
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the plan's dense network for ``seed``, trained once and kept by the hash of all that
+    determines it, and its training's curve and seconds."""
+    model = make_model(plan.model, seed).to(pick_device(plan.device))
+    if plan.model.weights is not None:
+        load_weights(plan.model.weights, model)
+        return model, {"curve": [], "seconds": 0.0}
+    name = _hash(
+        {
+            "data": data.fingerprint,
+            "model": plan.model.model_dump(),
+            "train": asdict(plan.train),
+            "seed": seed,
+            "threads": plan.threads,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "device": str(pick_device(plan.device)),
+        }
+    )
+    weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not info.exists():
+        checkpoint = folder / f"{name}.training.safetensors"
+        history = fit(
+            model,
+            data.train,
+            data.validation,
+            plan.train,
+            seed=seed_of(seed, "dense"),
+            checkpoint=checkpoint,
+            on_epoch=lambda row: on_epoch("dense", row),
+        )
+        save_weights(weights, model)
+        save_json(info, {"curve": history.as_dicts(), "seconds": history.seconds})
+        checkpoint.unlink(missing_ok=True)
+    load_weights(weights, model)
+    return model, load_json(info)
+
+
+def make_model(spec: ModelSpec, seed: int) -> nn.Module:
+    return build_model(spec.name, seed=seed_of(seed, "init"), **(spec.model_extra or {}))
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device is cuda, and torch finds no CUDA device here; set device=auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_dataset(spec: DataSpec) -> Dataset:
+    return load_data(spec.name, validation=spec.validation, **(spec.model_extra or {}))
+
+
+@lru_cache(maxsize=1)
+def _data(spec: str) -> Dataset:
+    return load_dataset(DataSpec(**json.loads(spec)))
+
+
+def _act(
+    action: Cut | Retrain,
+    state: TrialState,
+    plan: Plan,
+    seed: int,
+    data: Dataset,
+    folder: Path,
+    on_epoch: OnEpoch,
+) -> None:
+    start = time.perf_counter()
+    if isinstance(action, Cut):
+        state.masks = _cut(action, state, data, seed)
+        state.notes = list(state.masks.notes)
+        state.pruned = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
+        state.retrained = False
+        kind, spent = "prune", time.perf_counter() - start
+    else:
+        checkpoint = folder / "training.safetensors"
+        history = fit(
+            state.model,
+            data.train,
+            data.validation,
+            action.training,
+            seed=seed_of(seed, action.step),
+            masks=state.masks,
+            checkpoint=checkpoint,
+            on_epoch=lambda row: on_epoch(action.step, row),
+        )
+        checkpoint.unlink(missing_ok=True)
+        state.curves[action.step] = history.as_dicts()
+        state.retrained = state.retrained or action.training.epochs > 0
+        kind, spent = "retrain", history.seconds
+    state.seconds[kind] = state.seconds.get(kind, 0.0) + spent
+
+
+def _cut(action: Cut, state: TrialState, data: Dataset, seed: int) -> Masks:
+    spec = action.spec
+    return prune(
+        state.model,
+        make("criterion", spec.criterion),
+        make_schedule(spec)[action.level],
+        shrinkage=make("shrinkage", spec.shrinkage),
+        granularity=None if spec.block is None else Block(*spec.block),
+        data=calibration_batches(data.train, spec.calibration, seed),
+        include=spec.include,
+        exclude=spec.exclude,
+        masks=state.masks,
+    )
+
+
+def calibration_batches(train: Split, number: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return ``number`` examples of the training split, drawn with ``seed``, in batches of 256."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "calibration"))
+    indices = torch.randperm(len(train), generator=generator)[:number]
+    return [(train.inputs[i], train.labels[i]) for i in indices.split(256)]
+
+
+def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
+    start = time.perf_counter()
+    metrics = _sizes(dense, state) | _accuracies(data, dense, state) | _costs(data, dense, state.model)
+    state.seconds["measure"] = time.perf_counter() - start
+    masks = state.masks
+    return {
+        "id": trial_id(plan, seed),
+        "method": plan.method,
+        "state": "finished",
+        "point": plan.point,
+        "seed": seed,
+        "requested": {"sparsity": None if masks is None else masks.requested_overall},
+        "metrics": metrics,
+        "layers": [] if masks is None else masks.layers(),
+        "curves": state.curves,
+        "seconds": state.seconds,
+        "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
+        "notes": state.notes,
+    }
+
+
+def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
+    parameters, nonzero = count_parameters(state.model), count_nonzero(state.model)
+    return {
+        "sparsity": sparsity(state.model, dense) if state.masks is None else state.masks.sparsity,
+        "compression_rate": count_parameters(dense) / max(1, nonzero),
+        "parameters": parameters,
+        "nonzero": nonzero,
+        "bytes_dense": bytes_dense(state.model),
+        "bytes_sparse": bytes_sparse(state.model),
+    }
+
+
+def _accuracies(data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
+    networks: dict[str, nn.Module | None] = {"dense": dense, "pruned": None, "retrained": None}
+    if state.pruned is not None:
+        networks["pruned"] = copy.deepcopy(state.model)
+        networks["pruned"].load_state_dict(state.pruned)
+    if state.retrained:
+        networks["retrained"] = state.model
+    result: dict[str, Any] = {}
+    for name, network in networks.items():
+        for split, suffix in ((data.test, ""), (data.validation, "_validation")):
+            value = None if network is None else evaluate_on(network, split).accuracy
+            result[f"accuracy_{name}{suffix}"] = value
+    return result
+
+
+def _costs(data: Dataset, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
+    """What one inference costs, on a batch of one."""
+    example = data.validation.inputs[:1].to(next(model.parameters()).device)
+    macs = count_macs(model, example)
+    timings = time_inference({"model": model, "dense": dense}, example, seconds=0.3)
+    peak = measure_peak_memory(model, example)
+    return {
+        "macs": macs.dense,
+        "macs_effective": macs.effective,
+        "latency_ms": timings["model"].median * 1e3,
+        "latency_dense_ms": timings["dense"].median * 1e3,
+        "peak_memory_mb": None if peak is None else peak / 1e6,
+    }
+
+
+def _epochs(state: TrialState) -> int:
+    return sum(len(rows) for step, rows in state.curves.items() if step != "dense")
+
+
+def _begin(dense: nn.Module, folder: Path, dense_info: dict[str, Any]) -> TrialState:
+    state = TrialState(copy.deepcopy(dense))
+    state.curves["dense"] = dense_info["curve"]
+    state.seconds["train"] = dense_info["seconds"]
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return state
+    tensors, saved = load_tensors(path)
+    groups: dict[str, State] = {"model": {}, "pruned": {}, "mask": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        groups[kind][rest] = tensor
+    load_state(state.model, groups["model"], str(path))
+    if groups["mask"]:
+        kept = {n: unpack_bits(t, tuple(saved["shapes"][n])) for n, t in groups["mask"].items()}
+        state.masks = Masks(
+            state.model,
+            {name: mask.to(next(state.model.parameters()).device) for name, mask in kept.items()},
+            requested=saved["requested"],
+            requested_overall=saved["requested_overall"],
+            notes=tuple(saved["notes"]),
+        )
+    state.pruned = groups["pruned"] or None
+    state.done, state.curves, state.seconds = saved["done"], saved["curves"], saved["seconds"]
+    state.retrained, state.notes = saved["retrained"], saved["notes"]
+    return state
+
+
+def _save(state: TrialState, folder: Path) -> None:
+    tensors = {f"model/{n}": t for n, t in state.model.state_dict().items()}
+    tensors |= {f"pruned/{n}": t for n, t in (state.pruned or {}).items()}
+    masks = state.masks
+    if masks is not None:
+        tensors |= {f"mask/{n}": pack_bits(m) for n, m in masks.items()}
+    metadata = {
+        "done": state.done,
+        "curves": state.curves,
+        "seconds": state.seconds,
+        "retrained": state.retrained,
+        "notes": state.notes,
+        "shapes": {} if masks is None else {n: list(m.shape) for n, m in masks.items()},
+        "requested": {} if masks is None else masks.requested,
+        "requested_overall": None if masks is None else masks.requested_overall,
+    }
+    save_tensors(folder / "state.safetensors", tensors, metadata)
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,47 @@
+"""Multiply-adds of one forward pass, dense and effective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.measure.running import run_once
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds of one forward pass: ``dense``, ``effective`` (zero weights skipped), and the
+    dense ones of each layer by module name. Matrix products, convolutions and attention count."""
+
+    dense: int
+    effective: int
+    layers: dict[str, int]
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
+    """Count the multiply-adds of ``model`` on ``example_inputs``, in eval mode.
+
+    The effective count scales each Linear and Conv layer by the share of its weights that are not
+    zero, which is exact for both; everything else counts in full.
+    """
+    counter = FlopCounterMode(display=False)
+    run_once(model, example_inputs, counter)
+    dense = counter.get_total_flops() // 2
+    root = type(model).__name__
+    layers: dict[str, int] = {}
+    saved = 0.0
+    flops = counter.get_flop_counts()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if any(module.children()) or not isinstance(weight, torch.Tensor):
+            continue
+        counts = flops.get(f"{root}.{name}" if name else root, {})
+        macs = sum(counts.values()) // 2
+        if macs:
+            layers[name] = macs
+            saved += macs * (1 - int(torch.count_nonzero(weight.detach())) / weight.numel())
+    return Macs(dense, round(dense - saved), layers)

@@ -1,0 +1,64 @@
+"""Peak memory of one inference, in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.measure.running import run_once
+from secateur.measure.size import bytes_dense
+
+
+def measure_peak_memory(model: nn.Module, example_inputs: Any) -> float | None:
+    """Return the bytes that one inference needs: parameters, buffers, and the most that the
+    forward pass adds to them, on one thread.
+
+    On Linux a forked child runs the pass and reads its own peak, so nothing else in this process
+    counts. On CUDA the allocator's own peak is read. Elsewhere None: there is no such reading.
+    """
+    if any(p.is_cuda for p in model.parameters()):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run_once(model, example_inputs)
+        torch.cuda.synchronize()
+        return float(bytes_dense(model) + torch.cuda.max_memory_allocated() - before)
+    run_once(model, example_inputs)  # errors belong to this process, and it warms up
+    added = _added_in_child(model, example_inputs) if sys.platform == "linux" else None
+    return None if added is None else float(bytes_dense(model) + added)
+
+
+def _added_in_child(model: nn.Module, example_inputs: Any) -> int | None:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # nothing here may return into the parent's code
+        try:
+            os.close(read)
+            torch.set_num_threads(1)  # the parent's thread pool does not survive a fork
+            run_once(model, example_inputs)  # touches the code pages, which would count otherwise
+            ctypes.CDLL(None).malloc_trim(0)  # free memory kept by the parent would hide the peak
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+            before = _status("VmRSS")
+            run_once(model, example_inputs)
+            os.write(write, str(max(0, _status("VmHWM") - before)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return int(answer) if answer else None
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")

@@ -1,0 +1,137 @@
+"""``profile``: everything that can be measured of one network, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.measure.latency import time_inference
+from secateur.measure.macs import count_macs
+from secateur.measure.memory import measure_peak_memory
+from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One parameter tensor: its layer's kind, shape, entries, non-zeros and dense multiply-adds."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    nonzero: int
+    macs: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a network costs. Sizes in bytes, times in milliseconds (median, and the quartiles as
+    ``latency_spread_ms``), multiply-adds of one pass over the example inputs."""
+
+    parameters: int
+    nonzero: int
+    macs: int
+    macs_effective: int
+    bytes_dense: int
+    bytes_sparse: int
+    latency_ms: float
+    latency_spread_ms: tuple[float, float]
+    latency_dense_ms: float | None
+    threads: int
+    peak_memory_mb: float | None
+    layers: tuple[LayerProfile, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        dense = "" if self.latency_dense_ms is None else f", dense {self.latency_dense_ms:.3f} ms"
+        low, high = self.latency_spread_ms
+        peak = "unknown here" if self.peak_memory_mb is None else f"{self.peak_memory_mb:.2f} MB"
+        return "\n".join(
+            [
+                format_layers(self.layers),
+                f"multiply-adds {self.macs:,}, effective {self.macs_effective:,}",
+                f"bytes {self.bytes_dense:,} dense, {self.bytes_sparse:,} sparse with indices",
+                f"latency {self.latency_ms:.3f} ms ({low:.3f} to {high:.3f}, {self.threads} threads){dense}",
+                f"peak memory {peak}",
+            ]
+        )
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    dense: nn.Module | None = None,
+    seconds: float = 0.5,
+    threads: int | None = None,
+) -> Profile:
+    """Measure ``model`` on ``example_inputs`` (a tensor, a tuple, or a dict of keyword arguments).
+
+    ``dense``: the network before pruning, timed in turn with this one. Inputs lie on the model's
+    device. Raises ModelError where the model does not run on them.
+    """
+    macs = count_macs(model, example_inputs)
+    models = {"model": model} | ({"dense": dense} if dense is not None else {})
+    timings = time_inference(models, example_inputs, seconds=seconds, threads=threads)
+    mine = timings["model"]
+    peak = measure_peak_memory(model, example_inputs)
+    return Profile(
+        parameters=count_parameters(model),
+        nonzero=count_nonzero(model),
+        macs=macs.dense,
+        macs_effective=macs.effective,
+        bytes_dense=bytes_dense(model),
+        bytes_sparse=bytes_sparse(model),
+        latency_ms=mine.median * 1e3,
+        latency_spread_ms=(mine.low * 1e3, mine.high * 1e3),
+        latency_dense_ms=timings["dense"].median * 1e3 if dense is not None else None,
+        threads=mine.threads,
+        peak_memory_mb=None if peak is None else peak / 1e6,
+        layers=layer_profiles(model, macs.layers),
+    )
+
+
+def layer_profiles(model: nn.Module, macs: dict[str, int] | None = None) -> tuple[LayerProfile, ...]:
+    """Return one row for each parameter; the multiply-adds stand beside the weight."""
+    modules = dict(model.named_modules())
+    rows: list[LayerProfile] = []
+    for name, parameter in model.named_parameters():
+        owner, _, attribute = name.rpartition(".")
+        rows.append(
+            LayerProfile(
+                name=name,
+                kind=type(modules[owner]).__name__,
+                shape=tuple(parameter.shape),
+                parameters=parameter.numel(),
+                nonzero=int(torch.count_nonzero(parameter.detach())),
+                macs=(macs or {}).get(owner, 0) if attribute == "weight" else 0,
+            )
+        )
+    return tuple(rows)
+
+
+def format_layers(layers: Sequence[LayerProfile]) -> str:
+    """Return a table of layers with their totals."""
+    rows = [("tensor", "layer", "shape", "parameters", "non-zero", "sparsity", "MACs")]
+    for layer in layers:
+        counts = (f"{layer.parameters:,}", f"{layer.nonzero:,}", f"{layer.sparsity:.2%}", f"{layer.macs:,}")
+        rows.append((layer.name, layer.kind, "x".join(map(str, layer.shape)), *counts))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row[:3], widths[:3], strict=True))
+        + "".join("  " + c.rjust(w) for c, w in zip(row[3:], widths[3:], strict=True))
+        for row in rows
+    ]
+    parameters, nonzero = sum(x.parameters for x in layers), sum(x.nonzero for x in layers)
+    rate = parameters / max(1, nonzero)
+    return "\n".join([*lines, f"parameters {parameters:,}, non-zero {nonzero:,} (compression {rate:.2f}x)"])

@@ -1,0 +1,154 @@
+"""Trials joined over their seeds: means, deviations and the front they make."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over ``number`` seeds with its sample standard deviation (0 for one seed)."""
+
+    mean: float
+    std: float
+    number: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trials of one point of one method of one study: everything but the seed."""
+
+    study: str
+    method: str
+    point: Mapping[str, Any]
+    trials: tuple[Mapping[str, Any], ...]
+
+    def figure(self, metric: str) -> Figure | None:
+        """Return the mean of a metric over the trials that have it."""
+        return figure_of(trial["metrics"].get(metric) for trial in self.trials)
+
+    @property
+    def label(self) -> str:
+        """The method and the settings that the sweep changes, short."""
+        settings = ", ".join(f"{short(key)} {value_text(value)}" for key, value in self.point.items())
+        return f"{self.method}: {settings}" if settings else self.method
+
+    @property
+    def final(self) -> str:
+        """The metric of the network handed back: retrained where it was, else pruned."""
+        retrained = self.figure("accuracy_retrained")
+        return "accuracy_retrained" if retrained else "accuracy_pruned"
+
+
+def figure_of(values: Iterable[float | None]) -> Figure | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    std = statistics.stdev(known) if len(known) > 1 else 0.0
+    return Figure(statistics.fmean(known), std, len(known))
+
+
+def groups_of(results: Mapping[str, Any]) -> list[Group]:
+    """Return the points of a study in the order of its sweep."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in results["trials"]:
+        key = json.dumps([trial["method"], trial["point"]], sort_keys=True, default=str)
+        found.setdefault(key, []).append(trial)
+    return [
+        Group(results["recipe"], trials[0]["method"], trials[0]["point"], tuple(trials))
+        for trials in found.values()
+    ]
+
+
+def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Split groups into curves: one for each study, method and setting that is not a number."""
+    series: dict[str, list[Group]] = {}
+    groups = list(groups)
+    several = len({group.study for group in groups}) > 1
+    for group in groups:
+        words = [f"{short(k)} {value_text(v)}" for k, v in group.point.items() if not is_number(v)]
+        name = ", ".join([group.method, *words])
+        if several and group.method != group.study:
+            name = f"{group.study}: {name}"
+        series.setdefault(name, []).append(group)
+    return series
+
+
+def front(points: list[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points that no other beats: larger x (sparser) and larger y."""
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    best, kept = float("-inf"), []
+    for index in order:
+        if points[index][1] > best:
+            best = points[index][1]
+            kept.append(index)
+    return kept[::-1]
+
+
+def short(key: str) -> str:
+    """``prune.budget.sparsity`` is ``sparsity``, ``prune.budget.name`` is ``budget``."""
+    parts = key.split(".")
+    return parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return " ".join(value_text(v) for v in value.values())
+    return str(value)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def percent(figure: Figure | None) -> str:
+    """Return "98.31 ± 0.05" for a fraction, in percent; the deviation only over several seeds."""
+    if figure is None:
+        return ""
+    text = f"{100 * figure.mean:.2f}"
+    return f"{text} ± {100 * figure.std:.2f}" if figure.number > 1 else text
+
+
+def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
+    """Return (header, rows) of the result table: one row a point, accuracies in percent."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.point))
+    methods = len({group.method for group in groups}) > 1
+    header = [*(["method"] if methods else []), *(short(key) for key in keys)]
+    header += [
+        "sparsity %",
+        "compression",
+        "dense %",
+        "pruned %",
+        "retrained %",
+        "change",
+        "non-zero",
+        "seeds",
+    ]
+    rows: list[list[str]] = []
+    for group in groups:
+        cells = [group.method] if methods else []
+        cells += [value_text(group.point[key]) if key in group.point else "" for key in keys]
+        rows.append(cells + _figures(group))
+    return header, rows
+
+
+def _figures(group: Group) -> list[str]:
+    sparsity, rate = group.figure("sparsity"), group.figure("compression_rate")
+    dense, last, nonzero = group.figure("accuracy_dense"), group.figure(group.final), group.figure("nonzero")
+    change = f"{100 * (last.mean - dense.mean):+.2f}" if last and dense else ""
+    return [
+        f"{100 * sparsity.mean:.2f}" if sparsity else "",
+        f"{rate.mean:.2f}x" if rate else "",
+        percent(dense),
+        percent(group.figure("accuracy_pruned")),
+        percent(group.figure("accuracy_retrained")),
+        change,
+        f"{nonzero.mean:,.0f}" if nonzero else "",
+        str(len(group.trials)),
+    ]

@@ -1,0 +1,254 @@
+"""The pictures of a report, as plain plotly figures: {"data": [...], "layout": {...}}."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.report.aggregate import Figure, Group, front, is_number, percent, series_of, short, value_text
+
+Plot = dict[str, Any]
+COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
+QUOTED = "#777777"
+
+
+def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
+    """Return the figures that the groups can fill, by title."""
+    plots = {
+        "Accuracy against sparsity": accuracy_plot(groups, reference, "sparsity"),
+        "Accuracy against compression rate": accuracy_plot(groups, reference, "compression_rate"),
+        "Pareto front": pareto_plot(groups, "sparsity"),
+        "Sparsity by layer": layers_plot(groups),
+        "Training curves": curves_plot(groups),
+    }
+    return {title: plot for title, plot in plots.items() if plot is not None}
+
+
+def accuracy_plot(
+    groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str
+) -> Plot | None:
+    """Test accuracy before and after retraining against sparsity or compression, error bars over
+    seeds, the dense network's as a line, quoted figures as crosses."""
+    traces: list[Plot] = []
+    for index, (name, members) in enumerate(series_of(groups).items()):
+        colour = COLOURS[index % len(COLOURS)]
+        for metric, dash in (("accuracy_retrained", "solid"), ("accuracy_pruned", "dot")):
+            words = "retrained" if dash == "solid" else "pruned"
+            traces += _curve(members, against, metric, f"{name}, {words}", colour, dash)
+    traces += _quoted(groups, reference, against)
+    dense = [f.mean for g in groups if (f := g.figure("accuracy_dense"))]
+    if not traces or not dense:
+        return None
+    level = 100 * statistics.fmean(dense)
+    title = "sparsity, %" if against == "sparsity" else "compression rate, log scale"
+    layout = _layout(title, "test accuracy, %")
+    if against != "sparsity":
+        layout["xaxis"]["type"] = "log"
+    layout["shapes"] = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level,
+         "line": {"color": "#444", "width": 1, "dash": "dash"}}
+    ]  # fmt: skip
+    layout["annotations"] = [
+        {"xref": "paper", "x": 0.01, "y": level, "text": f"dense {level:.2f}", "showarrow": False,
+         "yshift": 9, "xanchor": "left", "font": {"size": 11, "color": "#444"}}
+    ]  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def _curve(
+    members: Sequence[Group], against: str, metric: str, name: str, colour: str, dash: str
+) -> list[Plot]:
+    points = [
+        (_scaled(x, against), y, g) for g in members if (x := g.figure(against)) and (y := g.figure(metric))
+    ]
+    if not points:
+        return []
+    points.sort(key=lambda point: point[0])
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": [x for x, _, _ in points],
+            "y": [100 * y.mean for _, y, _ in points],
+            "error_y": {"type": "data", "array": [100 * y.std for _, y, _ in points], "thickness": 1},
+            "text": [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, y, g in points],
+            "hoverinfo": "text",
+            "line": {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5},
+            "marker": {"size": 6},
+        }
+    ]
+
+
+def _scaled(figure: Figure, against: str) -> float:
+    return 100 * figure.mean if against == "sparsity" else figure.mean
+
+
+def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str) -> list[Plot]:
+    """Quoted figures, where their point is one of ours (its sparsity is then ours)."""
+    traces: list[Plot] = []
+    for metric, symbol in (("accuracy_retrained", "x"), ("accuracy_pruned", "x-open")):
+        xs, ys, texts = [], [], []
+        for entry in reference:
+            group = match(groups, entry)
+            x = group.figure(against) if group else None
+            given = entry.get(against)
+            value = given if isinstance(given, (int, float)) else x.mean if x else None
+            if metric in entry and value is not None:
+                xs.append(100 * value if against == "sparsity" else value)
+                ys.append(100 * entry[metric])
+                texts.append(f"quoted: {describe_point(entry)}, {100 * entry[metric]:.2f} %")
+        if xs:
+            words = metric.removeprefix("accuracy_")
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": f"quoted, {words}",
+                    "x": xs,
+                    "y": ys,
+                    "text": texts,
+                    "hoverinfo": "text",
+                    "marker": {"symbol": symbol, "size": 9, "color": QUOTED},
+                }
+            )
+    return traces
+
+
+def match(groups: Sequence[Group], entry: Mapping[str, Any]) -> Group | None:
+    """Return our group at a quoted entry's point: every dotted key (and ``method``) equal."""
+    wanted = {key: value for key, value in entry.items() if "." in key}
+    for group in groups:
+        if entry.get("method", group.method) != group.method:
+            continue
+        if wanted and all(_equal(group.point.get(key), value) for key, value in wanted.items()):
+            return group
+    return None
+
+
+def _equal(mine: Any, quoted: Any) -> bool:
+    if is_number(mine) and is_number(quoted):
+        return abs(mine - quoted) <= 1e-9 * max(1.0, abs(quoted))
+    return mine == quoted
+
+
+def describe_point(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{short(key)} {value_text(value)}" for key, value in entry.items() if "." in key)
+
+
+def pareto_plot(groups: Sequence[Group], against: str) -> Plot | None:
+    """Seed means of every point, those on the front joined, the dominated ones shown paler."""
+    known = [(g, x, y) for g in groups if (x := g.figure(against)) and (y := g.figure(g.final))]
+    if len(known) < 2:
+        return None
+    best = front([(x.mean, y.mean) for _, x, y in known])
+    traces = [
+        _markers(
+            f"dominated ({len(known) - len(best)})", [p for i, p in enumerate(known) if i not in best], 0.35
+        ),
+        _markers("on the front", [known[i] for i in best], 1.0),
+    ]
+    traces[1]["mode"] = "lines+markers"
+    traces[1]["line"] = {"shape": "hv", "color": COLOURS[0], "width": 1.5}
+    traces = [trace for trace in traces if trace["x"]]
+    return {"data": traces, "layout": _layout("sparsity, %", "test accuracy, %")}
+
+
+def _markers(name: str, points: Sequence[tuple[Group, Figure, Figure]], opacity: float) -> Plot:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [100 * x.mean for _, x, _ in points],
+        "y": [100 * y.mean for _, _, y in points],
+        "text": [f"{g.label}<br>{percent(y)} % at {100 * x.mean:.2f} %" for g, x, y in points],
+        "hoverinfo": "text",
+        "marker": {"size": 8, "color": COLOURS[0] if opacity == 1 else "#888888", "opacity": opacity},
+    }
+
+
+def layers_plot(groups: Sequence[Group]) -> Plot | None:
+    """The sparsity of each layer at each point, first seed, as a map."""
+    shown = [group for group in groups if group.trials[0].get("layers")]
+    if not shown:
+        return None
+    names = list(dict.fromkeys(row["name"] for g in shown for row in g.trials[0]["layers"]))
+    grid = []
+    for group in shown:
+        by_name = {row["name"]: 100 * row["sparsity"] for row in group.trials[0]["layers"]}
+        grid.append([by_name.get(name) for name in names])
+    layout = _layout("", "")
+    layout["height"] = 160 + 22 * len(shown)
+    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "type": "category", "title": None}
+    layout["xaxis"] |= {"automargin": True, "type": "category", "title": None}
+    trace = {
+        "type": "heatmap",
+        "x": names,
+        "y": [group.label for group in shown],
+        "z": grid,
+        "zmin": 0,
+        "zmax": 100,
+        "colorscale": [[0, "#f3f6fa"], [0.5, "#8fb4d9"], [1, "#123a63"]],
+        "texttemplate": "%{z:.1f}" if len(names) <= 8 else "",
+        "colorbar": {"title": {"text": "%"}, "thickness": 12},
+    }
+    return {"data": [trace], "layout": layout}
+
+
+def curves_plot(groups: Sequence[Group]) -> Plot | None:
+    """Validation accuracy by epoch: the dense training, and each point's retraining after it."""
+    traces: list[Plot] = []
+    dense = _mean_curve([t["curves"].get("dense", []) for g in groups for t in g.trials])
+    if dense:
+        traces.append(_line("dense", range(1, len(dense) + 1), dense, "#444444"))
+    for index, group in enumerate(groups):
+        rows = [
+            [row for step, part in trial["curves"].items() if step != "dense" for row in part]
+            for trial in group.trials
+        ]
+        curve = _mean_curve(rows)
+        if curve:
+            start = len(dense) + 1
+            colour = COLOURS[index % len(COLOURS)]
+            traces.append(_line(group.label, range(start, start + len(curve)), curve, colour))
+    if not traces:
+        return None
+    return {
+        "data": traces,
+        "layout": _layout("epoch, retraining after the dense training", "validation accuracy, %"),
+    }
+
+
+def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
+    longest = max((len(curve) for curve in rows), default=0)
+    return [
+        100 * statistics.fmean(curve[i]["validation_accuracy"] for curve in rows if len(curve) > i)
+        for i in range(longest)
+    ]
+
+
+def _line(name: str, xs: range, ys: list[float], colour: str) -> Plot:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": list(xs),
+        "y": ys,
+        "line": {"color": colour, "width": 1.5},
+    }
+
+
+def _layout(x: str, y: str) -> Plot:
+    axis = {"gridcolor": "#e4e8ee", "zeroline": False, "linecolor": "#9aa4b0", "ticks": "outside"}
+    return {
+        "xaxis": {**axis, "title": {"text": x}},
+        "yaxis": {**axis, "title": {"text": y}, "automargin": True},
+        "margin": {"l": 50, "r": 10, "t": 10, "b": 45},
+        "height": 420,
+        "plot_bgcolor": "white",
+        "paper_bgcolor": "white",
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "legend": {"orientation": "h", "y": -0.2, "font": {"size": 11}},
+        "hovermode": "closest",
+    }

@@ -1,0 +1,145 @@
+"""The report: one HTML file that opens from disk, with no network."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from secateur.report.aggregate import Figure, Group, groups_of, percent, table_of
+from secateur.report.figures import describe_point, match, plots_of
+from secateur.storage import replacing
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; }
+body { margin: 0 auto; max-width: 1080px; padding: 0 16px 48px; }
+h1 { font-size: 1.5rem; margin: 1.4rem 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.source { color: #5a6675; margin: .1rem 0; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; white-space: nowrap; }
+table { font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e4e8ee; }
+th { border-bottom: 2px solid #9aa4b0; } th:first-child, td:first-child { text-align: left; }
+tr:hover td { background: #f6f8fb; } .plot { width: 100%; min-height: 260px; }
+pre { background: #f6f8fb; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+.note { color: #8a5a00; } .quoted { color: #777; }
+"""
+
+_SCRIPT = """
+const figures = JSON.parse(document.getElementById('figures').textContent);
+for (const [id, figure] of Object.entries(figures)) {
+  const narrow = window.innerWidth < 600;
+  if (narrow && figure.layout.legend) figure.layout.legend.font = {size: 9};
+  Plotly.newPlot(id, figure.data, figure.layout, {responsive: true, displaylogo: false,
+    modeBarButtonsToRemove: ['select2d', 'lasso2d'], displayModeBar: !narrow});
+}
+"""
+
+
+def write_page(studies: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Write the page of one or several studies' results (as in ``results.json``) to ``path``."""
+    with replacing(path) as temporary:
+        temporary.write_text(page(studies), encoding="utf-8")
+    return path
+
+
+def page(studies: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page's HTML; everything that a user named is escaped."""
+    groups = [group for study in studies for group in groups_of(study)]
+    reference = [entry for study in studies for entry in study.get("reference", [])]
+    plots = plots_of(groups, reference)
+    figures = {f"plot{index}": plot for index, plot in enumerate(plots.values())}
+    title = " + ".join(str(study["recipe"]) for study in studies)
+    parts = [f"<h1>{_text(title)}</h1>"]
+    for study in studies:
+        parts += [f"<p>{_text(study.get('description', ''))}</p>"]
+        parts += [f"<p class=source>Source: {_text(study['source'])}</p>"] if study.get("source") else []
+    parts.append(_section("Results", _note_on_figures(groups) + _table(*table_of(groups))))
+    for (name, _), plot_id in zip(plots.items(), figures, strict=True):
+        parts.append(_section(name, f'<div class=plot id="{plot_id}"></div>'))
+    if reference:
+        parts.append(_section("Beside the quoted figures", _reference_table(groups, reference)))
+    parts += _notes(studies)
+    for study in studies:
+        rows = [[str(key), str(value)] for key, value in study["environment"].items()]
+        parts.append(_section(f"Environment of {study['recipe']}", _table(["what", "value"], rows)))
+        parts.append(_section(f"Recipe {study['recipe']}", f"<pre>{_text(study.get('text', ''))}</pre>"))
+    script = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        "<link rel=icon href='data:,'>"
+        f"<title>{_text(title)} - secateur</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + f"\n<script type='application/json' id=figures>{_json(figures)}</script>"
+        + f"\n<script>{script}</script>\n<script>{_SCRIPT}</script>\n</body></html>\n"
+    )
+
+
+def _note_on_figures(groups: Sequence[Group]) -> str:
+    seeds = {len(group.trials) for group in groups}
+    number = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    return (
+        f"<p>Accuracies are of the test set, read once a trial after every choice, in percent: mean ± "
+        f"standard deviation over {number} seeds. Sparsity and compression have the dense network as "
+        "denominator; compression = all its parameters / non-zero parameters left.</p>"
+    )
+
+
+def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> str:
+    header = ["setting", "figure", "quoted", "ours", "difference"]
+    rows: list[list[str]] = []
+    for entry in reference:
+        group = match(groups, entry)
+        for metric, quoted in entry.items():
+            if "." in metric or metric in ("method", "note") or group is None:
+                continue
+            ours = group.figure(metric)
+            if ours is not None:
+                label = describe_point(entry) or group.label
+                rows.append([label, metric.replace("_", " "), *_compared(metric, float(quoted), ours)])
+    return "<p class=quoted>Quoted figures are the source's own, as printed there.</p>" + _table(header, rows)
+
+
+def _compared(metric: str, quoted: float, ours: Figure) -> list[str]:
+    if metric.startswith(("accuracy", "sparsity")):
+        return [f"{100 * quoted:.2f}", percent(ours), f"{100 * (ours.mean - quoted):+.2f}"]
+    return [f"{quoted:g}", f"{ours.mean:.2f}", f"{ours.mean - quoted:+.2f}"]
+
+
+def _notes(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = dict.fromkeys(n for s in studies for t in s["trials"] for n in t.get("notes", []))
+    if not notes:
+        return []
+    items = "".join(f"<li class=note>{_text(note)}</li>" for note in notes)
+    return [_section("Emptied, skipped and protected layers", f"<ul>{items}</ul>")]
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{_text(title)}</h2>\n{body}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
+    body = "\n".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end its script element, with names safe in plotly's own small HTML."""
+    return json.dumps(_escaped(value), allow_nan=False).replace("</", "<\\/")
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return html.escape(value, quote=False).replace("&lt;br&gt;", "<br>")
+    if isinstance(value, Mapping):
+        return {key: _escaped(v) for key, v in value.items()}
+    return [_escaped(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,199 @@
+"""``fit``: one training run, resumable to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.dataset import Split
+from secateur.errors import ModelError, NonFiniteError
+from secateur.pruning.masks import Masks
+from secateur.pruning.targets import find_targets
+from secateur.training.batches import Batches, count_batches, seed_of, training_batches
+from secateur.training.checkpoint import State, load_run, save_run
+from secateur.training.evaluate import (
+    Evaluation,
+    device_of,
+    evaluate_on,
+    loss_of,
+    prefers_channels_last,
+)
+from secateur.training.settings import Training
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of a training curve."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    validation_accuracy: float
+    validation_loss: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """The curve of a run and the epoch (from 1) whose weights were kept; 0: the initial ones."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return sum(e.seconds for e in self.epochs)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        return [asdict(e) for e in self.epochs]
+
+
+def fit(
+    model: nn.Module,
+    train: Split | Batches,
+    validation: Split,
+    settings: Training,
+    *,
+    seed: int = 0,
+    masks: Masks | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> History:
+    """Train ``model`` in place, on the device it is on, and leave it with the epoch's weights that
+    ``settings.keep`` names.
+
+    ``masks`` are held throughout. With ``checkpoint`` (a file), the state is written after every
+    epoch, and a run that finds one there goes on from it to the same numbers; the file is the
+    caller's to remove. The global random state is left as it was.
+
+    Raises NonFiniteError where the loss stops being a number.
+    """
+    if settings.epochs == 0:
+        return History()
+    torch.set_flush_denormal(True)  # pruned nets make denormals, which cost a hundred times more
+    device = device_of(model)
+    if prefers_channels_last(model):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = settings.make_optimizer(model)
+    history, best, best_score, first = History(), _copy(model), (-1.0, 0.0), 1
+    if checkpoint is not None and checkpoint.exists():
+        best, progress = load_run(checkpoint, model, optimizer)
+        history = History([Epoch(**row) for row in progress["epochs"]], progress["best_epoch"])
+        best_score, first = tuple(progress["best_score"]), len(history.epochs) + 1
+    loop = _Loop(model, optimizer, settings, device, count_batches(train, settings))
+    held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
+    devices = [device] if device.type == "cuda" else []
+    with held, torch.random.fork_rng(devices=devices):
+        for epoch in range(first, settings.epochs + 1):
+            if _out_of_patience(history, epoch, settings.patience):
+                break
+            torch.manual_seed(seed_of(seed, "dropout", epoch))
+            start = time.perf_counter()
+            train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
+            result = evaluate_on(model, validation)
+            row = _row(epoch, loop.lr, train_loss, result, time.perf_counter() - start)
+            history.epochs.append(row)
+            if result.score > best_score:
+                best, best_score, history.best_epoch = _copy(model), result.score, epoch
+            if checkpoint is not None:
+                progress = {
+                    "epochs": history.as_dicts(),
+                    "best_epoch": history.best_epoch,
+                    "best_score": best_score,
+                }
+                save_run(checkpoint, model, optimizer, best, progress)
+            if on_epoch is not None:
+                on_epoch(row)
+    if settings.keep == "best":
+        model.load_state_dict(best)
+    else:
+        history.best_epoch = len(history.epochs)
+    return history
+
+
+class _Loop:
+    """What the epochs of one run share: the optimizer, the scaler, and how far it has come."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: Training,
+        device: torch.device,
+        batches: int,
+    ) -> None:
+        self.model, self.optimizer, self.settings, self.device = model, optimizer, settings, device
+        self.batches = batches
+        self.lr = settings.lr
+        self.channels_last = prefers_channels_last(model)
+        self.shrunk = [t.weight for t in find_targets(model).values()] if settings.l1 else []
+        low = torch.bfloat16
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            low = torch.float16
+        self.autocast = torch.autocast(device.type, low, enabled=settings.amp)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp and low == torch.float16)
+
+    def epoch(self, epoch: int, batches: Any) -> float:
+        """Train one epoch and return its mean loss over the examples."""
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        number = 0
+        for index, (inputs, labels) in enumerate(batches):
+            self._set_lr(((epoch - 1) * self.batches + index) / (self.settings.epochs * self.batches))
+            total += self._step(inputs, labels) * len(labels)
+            number += len(labels)
+        mean = float(total) / number
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise NonFiniteError(
+                f"the loss became {mean} in epoch {epoch}; a smaller lr than {self.settings.lr} may help"
+            )
+        return mean
+
+    def _set_lr(self, progress: float) -> None:
+        self.lr = self.settings.lr_at(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self.autocast:
+            loss = loss_of(self.model(inputs), labels, self.settings.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.shrunk or self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.shrunk:
+            self._add_l1()
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _add_l1(self) -> None:
+        pairs = [(w, w.grad) for w in self.shrunk if w.grad is not None]
+        if not pairs:
+            raise ModelError("l1 is set, and no target weight has a gradient")
+        signs = torch._foreach_sign([w for w, _ in pairs])
+        torch._foreach_add_([g for _, g in pairs], signs, alpha=self.settings.l1)
+
+
+def _row(epoch: int, lr: float, train_loss: float, result: Evaluation, seconds: float) -> Epoch:
+    return Epoch(epoch, lr, train_loss, result.accuracy, result.loss, seconds)
+
+
+def _copy(model: nn.Module) -> State:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _out_of_patience(history: History, epoch: int, patience: int | None) -> bool:
+    return patience is not None and bool(history.epochs) and epoch - 1 - history.best_epoch >= patience
