@@ -34,9 +34,13 @@ PUBLIC = {
     "Soft": "pruning.shrinkage",
     "Trimmed": "pruning.shrinkage",
     "Smooth": "pruning.shrinkage",
+    "sensitivity": "methods.layer_sensitivity",
+    "profile": "measure.summary",
 }
 
 if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
+    from secateur.measure.summary import profile
+    from secateur.methods.layer_sensitivity import sensitivity
     from secateur.pruning.budgets import ERK, LAMP, NM, Global, PerLayer, Std, Threshold, Uniform
     from secateur.pruning.criteria import Magnitude, Random, Taylor, Wanda
     from secateur.pruning.masks import Masks

@@ -70,6 +70,8 @@ def assemble(
     everything = np.arange(len(arrays.test_labels))
     with np.errstate(over="ignore", invalid="ignore"):  # Split refuses what is not finite
         mean, std = _moments(arrays.train_inputs, kept) if normalise else (np.zeros(1), np.full(1, scale))
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise DataError(f"{name}: inputs hold a NaN or an infinity, or numbers too large to be squared")
         train, held_out, test = (
             _split(name, inputs, labels, index, mean, std)
             for inputs, labels, index in (

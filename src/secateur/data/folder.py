@@ -26,21 +26,22 @@ def image_folder(*, path: str | Path, size: int, validation: int | float = 0.1, 
     root = check_path("path", path)
     check_whole("size", size, 1, 4096)
     train = _listed(root / "train")
-    classes = tuple(train)
-    if (root / "test").exists():
-        test = _listed(root / "test")
+    test = _listed(root / "test") if (root / "test").exists() else None
+    if test is not None:
         for lone in sorted(train.keys() ^ test.keys()):
             lacking = "test" if lone in train else "train"
             raise DataError(f"{root}: class {lone!r} is missing in {lacking}; both need every class")
-        _check_size(root, size, train, test)
+    if len(train) < 2:
+        raise DataError(f"{root / 'train'}: {len(train)} class folders; two at least are right")
+    _check_size(root, size, train, test or {})
+    if test is not None:
         arrays = Arrays(*_decoded(train, size), *_decoded(test, size))
     else:
-        _check_size(root, size, train)
         arrays = fifth_as_test(str(root), *_decoded(train, size))
     return assemble(
         "image-folder",
         arrays,
-        classes,
+        tuple(train),
         validation=validation,
         seed=seed,
         options={"size": size},
@@ -59,8 +60,6 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
         files[inside.name] = _visible(inside)
         if not files[inside.name]:
             raise DataError(f"{inside}: no images in it; every class needs one at least")
-    if len(files) < 2:
-        raise DataError(f"{folder}: {len(files)} class folders; two at least are right")
     return files
 
 

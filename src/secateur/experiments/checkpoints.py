@@ -53,7 +53,7 @@ def prune_checkpoint(
     chosen = make("budget", budget)
     batches = None
     if data is not None:
-        spec = DataSpec(**({"name": data} if isinstance(data, str) else dict(data)))
+        spec = DataSpec.model_validate({"name": data} if isinstance(data, str) else dict(data))
         batches = calibration_batches(load_dataset(spec).train, 1024, seed=0)
     network = build_model(model)
     load_weights(weights, network)

@@ -90,11 +90,13 @@ class RecipeSpec(Strict):
 
 @dataclass(frozen=True)
 class Step:
-    """One validated step: its ``kind``, the ``id`` that sweeps address it by, and its settings."""
+    """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
+    the training ``between`` the cuts of a gradual one."""
 
     kind: str
     id: str
     settings: PruneSpec | Training
+    between: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -226,24 +228,33 @@ def _step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -
     kind = kinds[0]
     if kind not in _STEPS:
         raise RecipeError(f"{where}: unknown step {kind!r}{nearest(str(kind), _STEPS)}")
-    settings = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
-    return Step(kind, str(raw.get("id", kind)), settings)
+    settings, between = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
+    return Step(kind, str(raw.get("id", kind)), settings, between)
 
 
-def _prune_step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> PruneSpec:
+def _prune_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[PruneSpec, Training | None]:
     spec = _validated(PruneSpec, raw, located, place)
     for kind in ("criterion", "budget", "shrinkage"):
         try:
             make(kind, getattr(spec, kind))
         except SecateurError as error:
             raise RecipeError(f"{located.where((*place, kind))}: {error}") from error
-    if spec.schedule is not None:
-        _training(spec.schedule.retrain, train, located, (*place, "schedule", "retrain"))
-        try:
-            make_schedule(spec)
-        except SecateurError as error:
-            raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
-    return spec
+    if spec.schedule is None:
+        return spec, None
+    try:
+        make_schedule(spec)
+    except SecateurError as error:
+        raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
+    retrain = spec.schedule.retrain
+    return spec, _training(retrain, train, located, (*place, "schedule", "retrain")) if retrain else None
+
+
+def _retrain_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[Training, None]:
+    return _training(raw, train, located, place), None
 
 
 def make_schedule(spec: PruneSpec) -> list[Any]:
@@ -257,19 +268,15 @@ def make_schedule(spec: PruneSpec) -> list[Any]:
     return budgets_along(budget, make("schedule", settings))
 
 
-def retrain_settings(raw: Mapping[str, Any], train: Training) -> Training:
-    """Return the training that a retraining asks for: what it does not say is as in ``train``."""
-    return Training(**{f.name: raw.get(f.name, getattr(train, f.name)) for f in fields(Training)})
-
-
 def _training(raw: Any, base: Training, located: Located, place: tuple[Any, ...]) -> Training:
+    """Validate training settings; what ``raw`` does not say is as in ``base``."""
     if not isinstance(raw, dict):
         raise RecipeError(f"{located.where(place)}: {place[-1]} is a mapping of training settings")
     merged = {f.name: getattr(base, f.name) for f in fields(Training)} | raw
     return _validated(Training, merged, located, place)
 
 
-_STEPS = {"prune": _prune_step, "retrain": _training}
+_STEPS = {"prune": _prune_step, "retrain": _retrain_step}
 
 
 @functools.cache

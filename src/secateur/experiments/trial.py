@@ -20,7 +20,7 @@ from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
 from secateur.errors import RecipeError
 from secateur.experiments.choices import make
-from secateur.experiments.recipe import DataSpec, ModelSpec, Plan, PruneSpec, make_schedule, retrain_settings
+from secateur.experiments.recipe import DataSpec, ModelSpec, Plan, PruneSpec, make_schedule
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
@@ -86,9 +86,8 @@ def actions(plan: Plan) -> list[Cut | Retrain]:
         levels = len(make_schedule(spec))
         for level in range(levels):
             result.append(Cut(step.id, spec, level))
-            if spec.schedule is not None and spec.schedule.retrain and level < levels - 1:
-                training = retrain_settings(spec.schedule.retrain, plan.train)
-                result.append(Retrain(f"{step.id}.{level}", training))
+            if step.between is not None and level < levels - 1:
+                result.append(Retrain(f"{step.id}.{level}", step.between))
     return result
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.measure.running import run_once
@@ -29,7 +30,13 @@ def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
     zero, which is exact for both; everything else counts in full.
     """
     counter = FlopCounterMode(display=False)
-    run_once(model, example_inputs, counter)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its one operator hides the products inside
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # so does a fused attention kernel on the CPU
+            run_once(model, example_inputs, counter)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     dense = counter.get_total_flops() // 2
     root = type(model).__name__
     layers: dict[str, int] = {}

@@ -89,12 +89,14 @@ def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], aga
     """Quoted figures, where their point is one of ours (its sparsity is then ours)."""
     traces: list[Plot] = []
     for metric, symbol in (("accuracy_retrained", "x"), ("accuracy_pruned", "x-open")):
-        xs, ys, texts = [], [], []
+        xs: list[float] = []
+        ys: list[float] = []
+        texts: list[str] = []
         for entry in reference:
             group = match(groups, entry)
             x = group.figure(against) if group else None
             given = entry.get(against)
-            value = given if isinstance(given, (int, float)) else x.mean if x else None
+            value = float(given) if isinstance(given, (int, float)) else x.mean if x else None
             if metric in entry and value is not None:
                 xs.append(100 * value if against == "sparsity" else value)
                 ys.append(100 * entry[metric])

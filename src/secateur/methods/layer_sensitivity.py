@@ -1,0 +1,74 @@
+"""How much each layer alone can lose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import BudgetError
+from secateur.pruning.budgets import Uniform
+from secateur.pruning.criteria import Criterion, Magnitude
+from secateur.pruning.prune import prune
+from secateur.pruning.targets import find_targets
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``scores[layer][i]`` is the score with that layer alone pruned at ``levels[i]``; ``dense``
+    is the score of the network as it was."""
+
+    dense: float
+    levels: tuple[float, ...]
+    scores: dict[str, tuple[float, ...]]
+
+    def __repr__(self) -> str:
+        width = max(len("layer pruned alone"), *(len(name) for name in self.scores))
+        head = f"{'layer pruned alone':<{width}}" + "".join(f"{level:>9.1%}" for level in self.levels)
+        rows = [
+            f"{name:<{width}}" + "".join(f"{score:>9.4f}" for score in scores)
+            for name, scores in self.scores.items()
+        ]
+        return "\n".join([head, *rows, f"dense: {self.dense:.4f}"])
+
+
+def sensitivity(
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], Any],
+    *,
+    criterion: Criterion | None = None,
+    levels: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99),
+    data: Any = None,
+    loss: Any = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Sensitivity:
+    """Evaluate ``model`` with each layer pruned alone at each level (Han et al., 2015).
+
+    ``evaluate(model)`` returns a score, or (score, loss); use validation data, since the result is
+    for choosing. Every weight is put back, also after an error.
+    """
+    if not levels:
+        raise BudgetError("levels is empty; give shares between 0 and 1")
+    criterion = criterion or Magnitude()
+    scores: dict[str, tuple[float, ...]] = {}
+    dense = _score(evaluate(model))
+    for name, target in find_targets(model, include, exclude).items():
+        original = target.weight.detach().clone()
+        row: list[float] = []
+        for level in levels:
+            try:
+                prune(model, criterion, Uniform(level), include=name, data=data, loss=loss)
+                row.append(_score(evaluate(model)))
+            finally:
+                with torch.no_grad():
+                    target.weight.copy_(original)
+        scores[name] = tuple(row)
+    return Sensitivity(dense, tuple(levels), scores)
+
+
+def _score(result: Any) -> float:
+    return float(result[0] if isinstance(result, (tuple, list)) else result)

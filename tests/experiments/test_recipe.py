@@ -1,0 +1,207 @@
+import textwrap
+
+import pytest
+
+from secateur.errors import RecipeError
+from secateur.experiments.choices import choices, make, spelled
+from secateur.experiments.recipe import load_recipe, packaged_recipes
+from secateur.experiments.trial import Cut, Retrain, actions, count_epochs, trial_id
+from secateur.pruning.budgets import ERK, Global, PerLayer, Std
+from secateur.training.settings import Training
+
+RECIPE = """\
+name: mine
+data: {name: digits, validation: 200}
+model: {name: digits-mlp}
+train: {epochs: 2, lr: 1.0e-3, batch_size: 64}
+steps:
+  - prune: {criterion: magnitude, budget: {name: global, sparsity: 0.9}}
+  - retrain: {epochs: 3}
+sweep: {prune.budget.sparsity: [0.5, 0.9], prune.criterion: [magnitude, random]}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return writer
+
+
+def test_a_sweep_is_a_grid_in_order(write):
+    recipe = load_recipe(write(RECIPE))
+    assert [tuple(plan.point.values()) for plan in recipe.plans] == [
+        (0.5, "magnitude"),
+        (0.5, "random"),
+        (0.9, "magnitude"),
+        (0.9, "random"),
+    ]
+    assert recipe.plans[0].steps[0].settings.budget == {"name": "global", "sparsity": 0.5}
+
+
+def test_retraining_is_as_training_where_it_says_nothing(write):
+    retrain = load_recipe(write(RECIPE)).plans[0].steps[1].settings
+    assert retrain == Training(epochs=3, lr=1e-3, batch_size=64)
+
+
+def test_set_goes_over_the_file(write):
+    recipe = load_recipe(write(RECIPE), {"retrain.epochs": 0, "train.lr": 0.5, "seeds": [7]})
+    assert recipe.plans[0].steps[1].settings.epochs == 0
+    assert recipe.plans[0].train.lr == 0.5
+    assert recipe.seeds == [7]
+
+
+def test_several_grids_and_methods(write):
+    recipe = load_recipe(
+        write("""\
+        name: many
+        data: {name: digits}
+        model: {name: digits-mlp}
+        methods:
+          random:
+            steps: [{prune: {criterion: random, budget: {name: uniform, sparsity: 0.5}}}]
+          gradual:
+            steps:
+              - prune:
+                  budget: {name: global, sparsity: 0.9}
+                  schedule: {name: cubic, steps: 3, retrain: {epochs: 2}}
+              - retrain: {epochs: 4}
+            sweep: [{prune.budget.sparsity: [0.8, 0.9]}, {prune.schedule.steps: [5]}]
+        """)
+    )
+    assert [(p.method, p.point) for p in recipe.plans] == [
+        ("random", {}),
+        ("gradual", {"prune.budget.sparsity": 0.8}),
+        ("gradual", {"prune.budget.sparsity": 0.9}),
+        ("gradual", {"prune.schedule.steps": 5}),
+    ]
+    kinds = [type(action) for action in actions(recipe.plans[1])]
+    assert kinds == [Cut, Retrain, Cut, Retrain, Cut, Retrain]
+    assert count_epochs(recipe.plans[1]) == 2 + 2 + 4
+    assert count_epochs(recipe.plans[3]) == 4 * 2 + 4
+
+
+def test_a_trials_name_depends_on_what_determines_it(write):
+    path = write(RECIPE)
+    first, again = load_recipe(path).plans[0], load_recipe(path).plans[0]
+    assert trial_id(first, 0) == trial_id(again, 0)
+    others = {trial_id(first, 1), trial_id(load_recipe(path).plans[1], 0)}
+    others.add(trial_id(load_recipe(path, {"train.epochs": 3}).plans[0], 0))
+    assert len(others | {trial_id(first, 0)}) == 4
+
+
+def test_every_packaged_recipe_is_valid_and_named_after_its_file():
+    assert {"quickstart", "mnist"} <= set(packaged_recipes())
+    for name in packaged_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert recipe.spec.description
+        assert recipe.spec.source
+
+
+def test_names_in_recipes():
+    assert [spelled(name) for name in ("PerLayer", "ERK", "NM", "OneShot", "L2Norm")] == [
+        "per_layer",
+        "erk",
+        "nm",
+        "one_shot",
+        "l2_norm",
+    ] or spelled("L2Norm") == "l2norm"
+    assert choices("budget")["per_layer"] == "PerLayer"
+    assert make("budget", {"name": "std", "sensitivity": "1e-1"}) == Std(0.1)
+    assert make("budget", {"name": "global", "sparsity": 0.9}) == Global(0.9)
+    assert make("budget", {"name": "per_layer", "sparsity": {"fc1": 0.5}}) == PerLayer({"fc1": 0.5})
+    assert make("budget", {"name": "erk", "sparsity": 0.5}) == ERK(0.5)
+
+
+BAD = {
+    "unknown top-level key": (
+        RECIPE + "sedes: [1]\n",
+        r"mine.yaml line 10: unknown key 'sedes'; did you mean 'seeds'",
+    ),
+    "unknown training key": (
+        RECIPE.replace("batch_size: 64", "epoch: 3"),
+        r"mine.yaml line 4: unknown key 'epoch'; did you mean 'epochs'",
+    ),
+    "unknown step": (
+        RECIPE.replace("- retrain", "- retrian"),
+        r"mine.yaml line 7: unknown step 'retrian'; did you mean 'retrain'",
+    ),
+    "unknown key of a step": (
+        RECIPE.replace("criterion: magnitude, budget", "critereon: magnitude, budget"),
+        r"mine.yaml line 6: unknown key 'critereon'; did you mean 'criterion'",
+    ),
+    "unknown criterion": (
+        RECIPE.replace("[magnitude, random]", "[magnitude, magnitud]"),
+        r"line 6: criterion: unknown name 'magnitud'; did you mean 'magnitude'",
+    ),
+    "unknown budget": (
+        RECIPE.replace("name: global", "name: globl"),
+        r"line 6: budget: unknown name 'globl'; did you mean 'global'",
+    ),
+    "unknown setting of a budget": (
+        RECIPE.replace("{name: global, sparsity: 0.9}", "{name: global, sparsity: 0.9, min_keep: 3}"),
+        r"budget global: unknown setting 'min_keep'; did you mean 'min_kept'",
+    ),
+    "budget without its amount": (
+        RECIPE.replace("{name: global, sparsity: 0.9}", "{name: std}").replace(
+            "sweep: {prune.budget.sparsity: [0.5, 0.9], prune.criterion: [magnitude, random]}\n", ""
+        ),
+        r"budget std: lacks 'sensitivity'",
+    ),
+    "sparsity over one": (
+        RECIPE.replace("[0.5, 0.9]", "[0.5, 90]"),
+        r"budget global: sparsity is 90; it is a share between 0 and 1",
+    ),
+    "sweep of an unknown step": (
+        RECIPE.replace("prune.budget.sparsity: [", "cut.budget.sparsity: ["),
+        r"line 8: sweep cut.budget.sparsity: 'cut' is neither a step nor a key of the recipe",
+    ),
+    "wrong type": (
+        RECIPE.replace("epochs: 2", "epochs: many"),
+        r"line 4: epochs is 'many': ",
+    ),
+    "negative epochs": (RECIPE.replace("epochs: 3", "epochs: -3"), r"line 7: .*epochs is -3"),
+    "no model": (RECIPE.replace("model: {name: digits-mlp}\n", ""), r"lacks 'model'"),
+    "no steps": (RECIPE[: RECIPE.index("steps:")], r"give either steps or methods"),
+    "a seed twice": (RECIPE.replace("[0, 1]\n", "[1, 1]\n"), r"line 9: a seed stands twice"),
+    "no seed": (RECIPE.replace("seeds: [0, 1]", "seeds: []"), r"line 9: seeds is \[\]"),
+    "a key twice": (RECIPE + "name: again\n", r"line 10: key 'name' stands twice"),
+    "broken YAML": (RECIPE.replace("[0, 1]\n", "[0, 1\n"), r"mine.yaml line \d+: not valid YAML"),
+    "a list": ("- 1\n- 2\n", r"a recipe is a mapping"),
+    "two steps with one id": (
+        RECIPE.replace("sweep", "  - retrain: {epochs: 1}\nsweep"),
+        r"two steps have the id 'retrain'",
+    ),
+    "a step with two kinds": (
+        RECIPE.replace("  - retrain: {epochs: 3}", "  - retrain: {epochs: 3}\n    prune: {}"),
+        r"a step has one key, its kind",
+    ),
+    "schedule past the budget": (
+        RECIPE.replace(
+            "budget: {name: global, sparsity: 0.9}}",
+            "budget: {name: global, sparsity: 0.9}, schedule: {name: cubic, steps: 3, initial: 0.95}}",
+        ),
+        r"begins at 0.95, past the budget",
+    ),
+    "python tags": ("name: !!python/object/apply:os.system ['true']\n", r"not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_malformed_recipes_name_the_line(case, write):
+    text, message = BAD[case]
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipes_and_files():
+    with pytest.raises(RecipeError, match="unknown recipe 'quikstart'; did you mean 'quickstart'"):
+        load_recipe("quikstart")
+    with pytest.raises(RecipeError, match=r"nothere.yaml: no such file"):
+        load_recipe("nothere.yaml")

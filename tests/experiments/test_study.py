@@ -1,0 +1,140 @@
+import csv
+import json
+
+import pytest
+import torch
+
+from secateur.errors import StorageError
+from secateur.experiments import trial as trial_module
+from secateur.experiments.study import describe, read_results, run_study
+from secateur.experiments.trial import trial_id
+from secateur.models import build_model
+from secateur.pruning.masks import Masks
+from secateur.training.checkpoint import load_weights
+
+
+def numbers(results):
+    """Everything of the trials that a rerun must repeat: all but times and memory."""
+    timed = ("latency_ms", "latency_dense_ms", "peak_memory_mb")
+    rows = []
+    for row in results["trials"]:
+        metrics = {k: v for k, v in row["metrics"].items() if k not in timed}
+        curves = {
+            step: [[e["train_loss"], e["validation_accuracy"]] for e in rows]
+            for step, rows in row["curves"].items()
+        }
+        rows.append((row["id"], row["point"], row["seed"], metrics, row["layers"], curves))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    from secateur.experiments.recipe import load_recipe
+
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "tiny.yaml").write_text(TINY)
+    recipe = load_recipe(str(folder / "tiny.yaml"))
+    return recipe, folder / "tiny", run_study(recipe, folder / "tiny")
+
+
+def test_results_have_the_documented_schema(done):
+    _, out, results = done
+    assert results == json.loads((out / "results.json").read_text())
+    assert results["schema"] == 1
+    assert [row["point"]["prune.budget.sparsity"] for row in results["trials"]] == [0.5, 0.5, 0.8, 0.8]
+    assert [row["seed"] for row in results["trials"]] == [0, 1, 0, 1]
+    for row in results["trials"]:
+        metrics = row["metrics"]
+        asked = row["point"]["prune.budget.sparsity"]
+        assert metrics["sparsity"] == pytest.approx(asked, abs=1e-3)
+        assert row["requested"]["sparsity"] == asked
+        assert metrics["compression_rate"] == pytest.approx(metrics["parameters"] / metrics["nonzero"])
+        names = {
+            f"accuracy_{s}{v}" for s in ("dense", "pruned", "retrained") for v in ("", "_validation")
+        } | {"macs", "bytes_dense", "bytes_sparse", "latency_ms", "latency_dense_ms", "peak_memory_mb"}
+        assert names <= set(metrics)
+        assert set(row["curves"]) == {"dense", "prune.0", "retrain"}
+        assert set(row["seconds"]) == {"train", "prune", "retrain", "measure"}
+    with (out / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["prune.budget.sparsity"]) for row in table] == [0.5, 0.5, 0.8, 0.8]
+
+
+def test_dense_networks_are_trained_once_a_seed_and_kept_beside_the_study(done):
+    _, out, results = done
+    assert len(list((out.parent / "dense").glob("*.safetensors"))) == 2
+    dense = {row["seed"]: row["metrics"]["accuracy_dense"] for row in results["trials"]}
+    assert [row["metrics"]["accuracy_dense"] for row in results["trials"]] == [dense[0], dense[1]] * 2
+
+
+def test_the_files_of_a_trial_are_the_network_that_was_measured(done):
+    recipe, out, results = done
+    row = results["trials"][2]
+    folder = out / "trials" / row["id"]
+    model = build_model("digits-mlp", hidden=16)
+    load_weights(folder / "model.safetensors", model)
+    masks = Masks.load(folder / "masks.safetensors", model)
+    masks.check()
+    assert masks.sparsity == row["metrics"]["sparsity"]
+    assert sum(int(p.count_nonzero()) for p in model.parameters()) == row["metrics"]["nonzero"]
+    assert not (folder / "state.safetensors").exists()
+    assert row["id"] == trial_id(recipe.plans[1], 0)
+
+
+def test_a_finished_study_runs_nothing_again(done, monkeypatch):
+    recipe, out, results = done
+    monkeypatch.setattr(trial_module, "fit", None)
+    assert numbers(run_study(recipe, out)) == numbers(results)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("calls", [1, 3, 5, 8, 12])
+def test_a_study_stopped_anywhere_goes_on_to_the_same_numbers(done, tiny, tmp_path, monkeypatch, calls):
+    _, _, expected = done
+    left = calls
+
+    def bomb(row_or_text):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_study(tiny(), tmp_path / "tiny", on_epoch=bomb)
+    assert numbers(run_study(tiny(), tmp_path / "tiny")) == numbers(expected)
+
+
+def test_weights_of_ones_own_are_the_dense_network(tiny, tmp_path, done):
+    _, out, _ = done
+    weights = next((out.parent / "dense").glob("*.safetensors"))
+    results = run_study(
+        tiny({"model.weights": str(weights), "train.epochs": 50}, seeds=[0]), tmp_path / "own"
+    )
+    assert results["trials"][0]["curves"]["dense"] == []
+    dense = {t["metrics"]["accuracy_dense"] for t in done[2]["trials"]}
+    assert results["trials"][0]["metrics"]["accuracy_dense"] in dense
+
+
+def test_threads_and_global_seed_do_not_matter(done, tiny, tmp_path):
+    torch.manual_seed(999)
+    assert numbers(run_study(tiny(seeds=[1]), tmp_path / "again")) == numbers(done[2])[1::2]
+
+
+def test_a_dry_run_counts_what_would_run(tiny):
+    text = describe(tiny(), __import__("pathlib").Path("runs/tiny"))
+    assert "tiny, prune.budget.sparsity=0.8, seed 1" in text
+    assert "4 trials into runs/tiny: 4 epochs of dense training at most, 12 of retraining" in text
+
+
+def test_foreign_results_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 99}')
+    with pytest.raises(StorageError, match="not results of schema 1"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(StorageError, match="not valid JSON"):
+        read_results(tmp_path)

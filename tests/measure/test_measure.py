@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.measure.latency import time_inference
+from secateur.measure.macs import count_macs
+from secateur.measure.memory import measure_peak_memory
+from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, tensor_bytes_sparse
+from secateur.measure.summary import profile
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.Flatten(), nn.Linear(3 * 4, 5))
+
+
+def test_macs_by_hand():
+    # conv: 9 -> 4 pixels a side, 3 outputs x (2 x 3 x 3) inputs each; linear: 5 x 12... of a batch of 2
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.Flatten(), nn.Linear(3 * 16, 5))
+    macs = count_macs(net, torch.zeros(2, 2, 9, 9))
+    assert macs.layers == {"0": 2 * 16 * 3 * 18, "2": 2 * 48 * 5}
+    assert macs.dense == macs.effective == sum(macs.layers.values())
+
+
+def test_effective_macs_skip_zero_weights():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        net[0].weight[:3] = 0
+    macs = count_macs(net, torch.zeros(1, 4))
+    assert (macs.dense, macs.effective) == (24 + 12, 12 + 12)
+
+
+def test_attention_products_count():
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    macs = count_macs(layer, torch.zeros(1, 5, 8))
+    projections = 5 * (8 * 24 + 8 * 8 + 8 * 16 + 16 * 8)
+    assert macs.dense == projections + 2 * 5 * 5 * 8
+
+
+def test_modes_and_weights_are_left_alone():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    profile(net, torch.randn(3, 4), seconds=0.01)
+    assert [m.training for m in net] == [True, False, True]
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_sparse_bytes_take_the_smallest_form():
+    dense = torch.ones(10, 100)
+    assert tensor_bytes_sparse(dense) == 4000
+    half = dense.clone()
+    half[:, ::2] = 0
+    assert tensor_bytes_sparse(half) == 500 * 4 + 125  # a bit an entry
+    few = torch.zeros(10, 100)
+    few[:, 0] = 1
+    assert tensor_bytes_sparse(few) == 10 * (4 + 2) + 4 * 11  # by rows, two bytes a column index
+    assert tensor_bytes_sparse(torch.zeros(50)) == 200  # a bias stays dense
+
+
+def test_bytes_count_buffers_and_shared_parameters_once():
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    net.append(net[0])
+    assert bytes_dense(net) == 4 * (16 + 4 + 4 + 4 + 4) + 8
+    assert bytes_sparse(net) == bytes_dense(net)
+    assert count_nonzero(net) == 16 + 4  # the norm's bias is zero
+
+
+def test_latency_of_two_networks_is_interleaved_and_restores_threads():
+    before = torch.get_num_threads()
+    nets = {"small": nn.Linear(4, 4), "large": nn.Sequential(*[nn.Linear(512, 512) for _ in range(4)])}
+    with pytest.raises(ModelError, match=r"Sequential does not run on example inputs \(1, 4\) of float32"):
+        time_inference(nets, torch.zeros(1, 4))
+    assert torch.get_num_threads() == before
+    both = time_inference(
+        {"a": nets["large"], "b": nets["large"]}, torch.zeros(1, 512), seconds=0.05, threads=1
+    )
+    assert both["a"].runs == both["b"].runs >= 5
+    assert both["a"].threads == 1
+    assert 0 < both["a"].low <= both["a"].median <= both["a"].high
+    assert torch.get_num_threads() == before
+
+
+def test_peak_memory_is_weights_plus_what_one_pass_adds():
+    class Wide(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, width), nn.Linear(width, 8)
+
+        def forward(self, x):
+            return self.down(self.up(x))
+
+    net = Wide(1000)
+    weights = bytes_dense(net)
+    activations = 4096 * 1000 * 4
+    peak = measure_peak_memory(net, torch.zeros(4096, 8))
+    assert peak is not None
+    assert weights + activations * 0.95 <= peak <= weights + activations * 1.5
+    few = measure_peak_memory(net, torch.zeros(1, 8))
+    assert few is not None
+    assert few <= weights + 1e6
+
+
+def test_profile_rows_and_text():
+    net = small_net()
+    with torch.no_grad():
+        net[2].weight.zero_()
+    found = profile(net, torch.zeros(1, 2, 6, 6), dense=small_net(), seconds=0.02)
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name["2.weight"].sparsity == 1.0
+    assert by_name["0.weight"].macs == 4 * 3 * 18
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    assert found.nonzero == found.parameters - 60
+    assert found.latency_dense_ms is not None
+    text = repr(found)
+    assert "2.weight" in text
+    assert "100.00%" in text
+
+
+def test_wrong_inputs_are_one_clear_error():
+    with pytest.raises(ModelError, match=r"Linear does not run on example inputs \(1, 7\) of float32: "):
+        profile(nn.Linear(4, 2), torch.zeros(1, 7))

@@ -1,0 +1,69 @@
+import sys
+
+import pytest
+import torch
+
+from secateur.errors import ModelError
+from secateur.models import MODELS, build_model
+
+PARAMETERS = {
+    "lenet-300-100": (266_610, (1, 28, 28)),
+    "lenet-5": (431_080, (1, 28, 28)),
+    "tabular-256": (3_073, (10,)),
+    "fashion-mlp": (2_386_000, (1, 28, 28)),
+    "digits-mlp": (26_122, (1, 8, 8)),
+    "convnet-25": (592_933, (3, 25, 25)),
+    "vgg-16-bn": (14_728_266, (3, 32, 32)),
+    "resnet-20": (269_722, (3, 32, 32)),
+    "resnet-56": (853_018, (3, 32, 32)),
+}
+
+
+def test_every_network_is_checked_here():
+    assert set(PARAMETERS) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_have_the_sources_sizes(name):
+    parameters, shape = PARAMETERS[name]
+    model = build_model(name).eval()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    outputs = model(torch.zeros(2, *shape))
+    assert outputs.shape == (2, {"tabular-256": 1, "convnet-25": 5}.get(name, 10))
+
+
+def test_the_seed_determines_the_weights_and_leaves_the_global_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, same, other = (build_model("digits-mlp", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(one.layers[0].weight, same.layers[0].weight)
+    assert not torch.equal(one.layers[0].weight, other.layers[0].weight)
+
+
+def test_options_reach_the_factory():
+    assert build_model("vgg-16-bn", width=0.25).classifier.in_features == 128
+    assert build_model("tabular-256", features=30).layers[0].in_features == 30
+
+
+def test_a_users_own_factory(tmp_path, monkeypatch):
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\ndef tiny(width=3):\n    return nn.Linear(width, 1)\ndef wrong():\n    return 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert build_model("mynets:tiny", width=5).in_features == 5
+    with pytest.raises(ModelError, match=r"gave a int; a factory returns a torch.nn.Module"):
+        build_model("mynets:wrong")
+    with pytest.raises(ModelError, match=r"mynets has no function 'tyni'; known: tiny, wrong"):
+        build_model("mynets:tyni")
+    with pytest.raises(ModelError, match=r"no option 'widht'; did you mean 'width'"):
+        build_model("mynets:tiny", widht=5)
+
+
+def test_unknown_networks_are_one_clear_error():
+    with pytest.raises(ModelError, match=r"unknown network 'lenet'; did you mean 'lenet-5'"):
+        build_model("lenet")
+    with pytest.raises(ModelError, match="cannot import 'no_such_package'"):
+        build_model("no_such_package:factory")

@@ -1,0 +1,63 @@
+import pytest
+
+from secateur.report.aggregate import Figure, figure_of, front, groups_of, percent, series_of, short, table_of
+
+
+def trial(method="m", point=None, seed=0, **metrics):
+    return {
+        "method": method,
+        "point": point or {},
+        "seed": seed,
+        "metrics": metrics,
+        "layers": [],
+        "curves": {},
+    }
+
+
+def test_means_and_sample_deviations_over_seeds():
+    assert figure_of([0.5, 0.7, None]) == Figure(pytest.approx(0.6), pytest.approx(0.1414213562), 2)
+    assert figure_of([0.25]) == Figure(0.25, 0.0, 1)
+    assert figure_of([None]) is None
+    assert percent(Figure(0.98765, 0.001, 3)) == "98.77 ± 0.10"
+    assert percent(Figure(0.98765, 0.0, 1)) == "98.77"
+
+
+def test_groups_keep_the_sweeps_order_and_join_seeds():
+    rows = [
+        trial(
+            point={"a.sparsity": s},
+            seed=seed,
+            sparsity=s,
+            accuracy_dense=0.9,
+            accuracy_retrained=0.8 + seed / 10,
+        )
+        for s in (0.9, 0.5)
+        for seed in (0, 1)
+    ]
+    groups = groups_of({"recipe": "r", "trials": rows})
+    assert [g.point["a.sparsity"] for g in groups] == [0.9, 0.5]
+    header, table = table_of(groups)
+    assert header[:2] == ["sparsity", "sparsity %"]
+    assert table[0][header.index("retrained %")] == "85.00 ± 7.07"
+    assert table[0][header.index("change")] == "-5.00"
+
+
+def test_curves_are_split_by_settings_that_are_not_numbers():
+    rows = [
+        trial(point={"prune.budget.name": name, "prune.budget.sparsity": s})
+        for name in ("uniform", "global")
+        for s in (0.5, 0.9)
+    ]
+    series = series_of(groups_of({"recipe": "r", "trials": rows}))
+    assert {name: len(groups) for name, groups in series.items()} == {
+        "m, budget uniform": 2,
+        "m, budget global": 2,
+    }
+    assert short("prune.budget.sparsity") == "sparsity"
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(0.5, 0.9), (0.6, 0.95), (0.9, 0.8), (0.9, 0.7), (0.7, 0.7)]
+    assert front(points) == [1, 2]
+    assert front([(0.5, 0.9), (0.5, 0.9)]) in ([0], [1])
+    assert front([]) == []

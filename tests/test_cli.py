@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import secateur
+from secateur.models import build_model
+from secateur.training.checkpoint import save_weights
+
+
+def secateur_command(*arguments, cwd=None):
+    command = [sys.executable, "-m", "secateur.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_the_main_job(tmp_path):
+    """What a stranger does first: run a recipe, read the table, open the report."""
+    done = secateur_command(
+        "run", "quickstart", "--seeds", "0,1", "--set", "train.epochs=4", "--out", tmp_path / "qs"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "retrained %" in done.stdout
+    assert "97.99" in done.stdout or "98.00" in done.stdout  # the sparsity column of the last point
+    results = json.loads((tmp_path / "qs" / "results.json").read_text())
+    assert len(results["trials"]) == 10
+    for row in results["trials"]:
+        assert row["metrics"]["accuracy_retrained"] >= row["metrics"]["accuracy_pruned"] - 0.05
+    assert (tmp_path / "qs" / "report.html").stat().st_size > 1_000_000
+    assert (tmp_path / "qs" / "results.csv").exists()
+
+
+def test_quick_answers_import_no_torch():
+    code = (
+        "import sys; sys.argv = ['secateur', 'list']\n"
+        "from secateur.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "False False"
+    for word in ("quickstart", "mnist", "lenet-300-100", "magnitude", "per_layer", "trimmed", "cubic"):
+        assert word in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "every entry has its line"
+
+
+def test_version_and_help():
+    assert secateur_command("--version").stdout.strip() == f"secateur {secateur.__version__}"
+    for command in ("run", "list", "inspect", "prune"):
+        assert command in secateur_command("--help").stdout
+
+
+def test_prune_and_inspect_ones_own_checkpoint(tmp_path):
+    model = build_model("digits-mlp", seed=3)
+    save_weights(tmp_path / "in.safetensors", model)
+    done = secateur_command(
+        "prune", "--model", "digits-mlp", "--weights", "in.safetensors", "--sparsity", "0.9",
+        "--out", "out.safetensors", "--masks", "masks.safetensors", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "90.00%" in done.stdout
+    shown = secateur_command("inspect", "--model", "digits-mlp", "--weights", "out.safetensors", cwd=tmp_path)
+    assert "non-zero 2,852" in shown.stdout  # 25,856 weights, a tenth of them left, and 266 biases
+    pruned = build_model("digits-mlp")
+    secateur.Masks.load(tmp_path / "masks.safetensors", pruned)
+    from secateur.training.checkpoint import load_weights
+
+    load_weights(tmp_path / "out.safetensors", pruned)
+    kept = pruned.layers[0].weight != 0
+    assert torch.equal(pruned.layers[0].weight[kept], model.layers[0].weight[kept])
+
+
+def test_inspect_measures_on_an_input_shape():
+    done = secateur_command("inspect", "--model", "lenet-5", "--input-shape", "1,1,28,28")
+    assert "multiply-adds 2,293,000" in done.stdout
+    assert "peak memory" in done.stdout
+
+
+def test_other_budgets_and_shrinkages(tmp_path):
+    save_weights(tmp_path / "in.safetensors", build_model("digits-mlp"))
+    done = secateur_command(
+        "prune", "--model", "digits-mlp", "--weights", "in.safetensors", "--out", "o.safetensors",
+        "--budget", "{name: threshold, threshold: 0.05}", "--shrinkage", "{name: trimmed, upper: 0.99}",
+        "--exclude", "layers.2", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "layers.2.weight" in done.stdout.split("note:")[-1]
+    done = secateur_command(
+        "prune", "--model", "digits-mlp", "--weights", "in.safetensors", "--out", "o.safetensors",
+        "--criterion", "wanda", "--data", "digits", "--sparsity", "0.5", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+ERRORS = [
+    (("run", "quikstart"), "error: unknown recipe 'quikstart'; did you mean 'quickstart'"),
+    (("run", "quickstart", "--set", "retrain"), "error: --set retrain: write it as key=value"),
+    (("run", "quickstart", "--set", "retrain.epoch=1"), "unknown key 'epoch'; did you mean 'epochs'"),
+    (("run", "quickstart", "--set", "train=[1"), "error: --set train: '[1' is not valid YAML"),
+    (("run", "quickstart", "--seeds", "a"), "error: --seeds a: write whole numbers with commas"),
+    (("run", "quickstart", "--set", "data.name=mnits"), "no data set 'mnits'; did you mean 'mnist'"),
+    (("run", "quickstart", "--set", "model.name=lenet"), "unknown network 'lenet'"),
+    (("run", "quickstart", "--set", "model.weights=no.safetensors"), "no.safetensors: no such file"),
+    (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),
+    (("prune", "--model", "lenet-5", "--weights", "w", "--out", "o"), "how much should go? give --sparsity"),
+    (("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "0.5"), "w: no such file"),
+    (
+        ("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "5"),
+        "sparsity is 5.0; it is a share",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=lambda value: str(value)[:40])
+def test_bad_input_is_one_line_and_status_two(arguments, message, tmp_path):
+    done = secateur_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("result*.json"))
