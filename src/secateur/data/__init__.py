@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import DataError, nearest
+from secateur.factories import find_factory
 
 if TYPE_CHECKING:
     from secateur.data.dataset import Dataset
@@ -26,17 +26,19 @@ _SHARED = ("validation", "seed")  # every loader takes these; the rest are its o
 
 
 def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **options: Any) -> Dataset:
-    """Load the data set ``name`` of :data:`DATASETS` with its own ``options``.
+    """Load the data set ``name`` of :data:`DATASETS`, or of one's own ``package.module:function``
+    that takes ``validation`` and ``seed``, with its own ``options``.
 
     ``validation``: how many training examples (int), or which share of them (float), become the
     validation split. ``seed`` draws that split and nothing else.
     Raises DataError for an unknown name or option, and for data that are missing or damaged;
     MissingExtraError where a package of the extra ``lab`` is needed.
     """
-    if name not in DATASETS:
-        raise DataError(f"no data set {name!r}{nearest(str(name), DATASETS)}")
-    module, function = DATASETS[name].split(":")
-    loader = getattr(importlib.import_module(module), function)
+    path = DATASETS.get(name, name)
+    if ":" not in str(path):
+        known = nearest(str(name), DATASETS)
+        raise DataError(f"no data set {name!r}{known} (your own: package.module:function)")
+    loader = find_factory(path, DataError)
     parameters = inspect.signature(loader).parameters
     known = [option for option in parameters if option not in _SHARED]
     for option in options:
@@ -45,4 +47,7 @@ def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **opti
     for option in known:
         if parameters[option].default is inspect.Parameter.empty and option not in options:
             raise DataError(f"{name}: option {option!r} is missing; it needs one")
-    return loader(validation=validation, seed=seed, **options)
+    dataset = loader(validation=validation, seed=seed, **options)
+    if type(dataset).__name__ != "Dataset":
+        raise DataError(f"{name} gave a {type(dataset).__name__}; it must be a secateur.data.dataset.Dataset")
+    return dataset

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import ModelError, nearest
+from secateur.factories import find_factory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,23 +44,11 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
 
 def _factory(name: str) -> Any:
     path = MODELS.get(name, name)
-    module_name, colon, attribute = path.partition(":")
-    if not colon:
+    if ":" not in path:
         raise ModelError(
             f"unknown network {name!r}{nearest(name, MODELS)} (your own: package.module:factory)"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does: a user's own module lies here
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ModelError(f"{name}: cannot import {module_name!r}: {error}") from error
-    if not callable(getattr(module, attribute, None)):
-        callables = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ModelError(
-            f"{name}: {module_name} has no function {attribute!r}{nearest(attribute, callables)}"
-        )
-    return getattr(module, attribute)
+    return find_factory(path, ModelError)
 
 
 def _check_options(name: str, factory: Any, options: dict[str, Any]) -> None:
