@@ -73,6 +73,12 @@ def run(
     ] = [],  # noqa: B006
     seeds: Annotated[str | None, typer.Option(help="Seeds, like 0,1,2.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder [runs/<recipe>].")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the trials.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL of a database that several machines share.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="grid, or tpe: search within the sweep.")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many points a search tries.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would run, and stop.")] = False,
     quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
 ) -> None:
@@ -82,7 +88,9 @@ def run(
     from secateur.report.page import write_page
     from secateur.report.terminal import print_table, progress
 
-    loaded = load_recipe(recipe, _settings(set_), _seeds(seeds))
+    settings = _settings(set_)
+    settings |= {k: v for k, v in (("sampler", sampler), ("trials", trials)) if v is not None}
+    loaded = load_recipe(recipe, settings, _seeds(seeds))
     folder = out or Path("runs") / loaded.name
     if dry_run:
         typer.echo(describe(loaded, folder))
@@ -92,6 +100,8 @@ def run(
         results = run_study(
             loaded,
             folder,
+            workers=workers,
+            storage=storage,
             on_trial=reporter.trial,
             on_epoch=reporter.epoch,
         )

@@ -6,7 +6,8 @@ import torch
 
 from secateur.errors import StorageError
 from secateur.experiments import trial as trial_module
-from secateur.experiments.study import describe, read_results, run_study
+from secateur.experiments.results import read_results
+from secateur.experiments.study import describe, run_study
 from secateur.experiments.trial import trial_id
 from secateur.models import build_model
 from secateur.pruning.masks import Masks
@@ -129,6 +130,7 @@ def test_a_dry_run_counts_what_would_run(tiny):
     text = describe(tiny(), __import__("pathlib").Path("runs/tiny"))
     assert "tiny, prune.budget.sparsity=0.8, seed 1" in text
     assert "4 trials into runs/tiny: 4 epochs of dense training at most, 12 of retraining" in text
+    assert "minutes of one worker" in text
 
 
 def test_foreign_results_are_refused(tmp_path):

@@ -332,9 +332,9 @@ def test_a_share_is_between_0_and_1(rule, share):
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", None])
 def test_a_value_is_finite_from_0(value):
-    with pytest.raises(BudgetError, match="sensitivity is .*; it is a finite number from 0"):
+    with pytest.raises(BudgetError, match=r"sensitivity is .*; it is a finite number from 0"):
         sc.Std(value)
-    with pytest.raises(BudgetError, match="threshold is .*; it is a finite number from 0"):
+    with pytest.raises(BudgetError, match=r"threshold is .*; it is a finite number from 0"):
         sc.Threshold(value)
 
 

@@ -246,9 +246,9 @@ def test_non_finite_scores_are_refused_by_name(dtype, bad):
     rotten[1, 2] = bad
     with pytest.raises(NonFiniteError, match=r"^rotten: .*NaN or an infinity"):
         cut_globally([scores(good, "good"), scores(rotten, "rotten")], 3)
-    with pytest.raises(NonFiniteError, match="^rotten: "):
+    with pytest.raises(NonFiniteError, match=r"^rotten: "):
         Cut(0.1).doomed(scores(rotten, "rotten"))
-    with pytest.raises(NonFiniteError, match="^rotten: "):
+    with pytest.raises(NonFiniteError, match=r"^rotten: "):
         PatternCut(1, 3, 1).doomed(scores(rotten, "rotten"))
 
 

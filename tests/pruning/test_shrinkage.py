@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -158,7 +159,7 @@ def test_std_goes_with_every_shrinkage(linear):
 def lenet() -> nn.Sequential:
     torch.manual_seed(0)
     sizes = [784, 300, 100, 10]
-    net = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    net = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
     assert sum(p.numel() for p in net.parameters()) == 266_610
     return net
 
@@ -215,13 +216,13 @@ def test_trimmed_does_not_go_with_a_count(mlp):
 
 @pytest.mark.parametrize("upper", [0, 1, 1.5, -0.1, math.nan])
 def test_trimmed_settings(upper):
-    with pytest.raises(BudgetError, match="upper is .*; it is a quantile between 0 and 1"):
+    with pytest.raises(BudgetError, match=r"upper is .*; it is a quantile between 0 and 1"):
         sc.Trimmed(upper)
 
 
 @pytest.mark.parametrize("a", [0, -1, math.nan])
 def test_smooth_settings(a):
-    with pytest.raises(BudgetError, match="a is .*; it is a power above 0"):
+    with pytest.raises(BudgetError, match=r"a is .*; it is a power above 0"):
         sc.Smooth(a)
 
 

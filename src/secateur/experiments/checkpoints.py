@@ -10,8 +10,8 @@ import torch
 
 from secateur.errors import RecipeError
 from secateur.experiments.choices import make
+from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.recipe import DataSpec
-from secateur.experiments.trial import calibration_batches, load_dataset
 from secateur.measure.summary import format_layers, layer_profiles, profile
 from secateur.models import build_model
 from secateur.pruning.prune import prune

@@ -86,6 +86,8 @@ class RecipeSpec(Strict):
     reference: list[dict[str, Any]] = []
     threads: Annotated[int, Field(ge=1)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    sampler: Literal["grid", "tpe"] = "grid"
+    trials: Annotated[int, Field(ge=1)] = 20
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe: its plans in the order of the sweep, and what stands around them."""
+    """A validated recipe: its plans in the order of the sweep, and what stands around them.
+
+    ``path`` and ``settings`` are what it was loaded from, ``raw`` the document with the settings.
+    """
 
     spec: RecipeSpec
     plans: tuple[Plan, ...]
     text: str
+    path: str
+    settings: dict[str, Any]
+    raw: dict[str, Any]
+    located: Located
 
     @property
     def name(self) -> str:
@@ -129,6 +138,16 @@ class Recipe:
     @property
     def seeds(self) -> list[int]:
         return self.spec.seeds
+
+    @property
+    def ranges(self) -> dict[str, list[Any]]:
+        """What a searching sampler chooses within: the sweep's values by key."""
+        assert isinstance(self.spec.sweep, dict)
+        return self.spec.sweep
+
+    def plan_at(self, point: Point) -> Plan:
+        """Return the validated plan at a point that a sampler chose."""
+        return _plan_at(self.name, self.raw["steps"], point, self.raw, self.spec, self.located, ())
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -164,7 +183,11 @@ def load_recipe(
         raise RecipeError(f"{path.name}: give either steps or methods")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {spec.seeds}")
-    return Recipe(spec, tuple(_plans(raw, spec, located)), path.read_text(encoding="utf-8"))
+    if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
+        raise RecipeError(f"{path.name}: sampler tpe searches one grid: give steps and one sweep")
+    plans = tuple(_plans(raw, spec, located))
+    text = path.read_text(encoding="utf-8")
+    return Recipe(spec, plans, text, str(path), dict(settings or {}), raw, located)
 
 
 def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[Plan]:
@@ -177,11 +200,7 @@ def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[
         }
     for method, (steps, sweep, place) in methods.items():
         for point in _grid(sweep):
-            config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
-            config["steps"] = copy.deepcopy(steps)
-            for key, value in point.items():
-                _set(config, key, value, located.where((*place, "sweep", key)) + f": sweep {key}")
-            yield _plan(method, point, config, spec, located, place)
+            yield _plan_at(method, steps, point, raw, spec, located, place)
 
 
 def _grid(sweep: dict[str, list[Any]] | list[dict[str, list[Any]]]) -> Iterable[Point]:
@@ -190,14 +209,19 @@ def _grid(sweep: dict[str, list[Any]] | list[dict[str, list[Any]]]) -> Iterable[
             yield dict(zip(grid, values, strict=True))
 
 
-def _plan(
+def _plan_at(
     method: str,
+    steps_raw: list[Any],
     point: Point,
-    config: dict[str, Any],
+    raw: dict[str, Any],
     spec: RecipeSpec,
     located: Located,
     place: tuple[str, ...],
 ) -> Plan:
+    config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
+    config["steps"] = copy.deepcopy(steps_raw)
+    for key, value in point.items():
+        _set(config, key, value, located.where((*place, "sweep", key)) + f": sweep {key}")
     train = _training(config["train"] or {}, Training(), located, ("train",))
     steps: list[Step] = []
     for index, raw in enumerate(config["steps"]):

@@ -1,59 +1,66 @@
-"""A study: every point of a recipe's sweep with every seed, kept in one folder."""
+"""A study: every point of a recipe's sweep with every seed, by one process or many."""
 
 from __future__ import annotations
 
-import csv
-import io
-import platform
-import subprocess
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import secateur
-from secateur.errors import StorageError
-from secateur.experiments.recipe import Plan, Recipe
-from secateur.experiments.trial import count_epochs, pick_device, run_trial, trial_id
-from secateur.storage import load_json, replacing, save_json
+from secateur.errors import NonFiniteError, RecipeError, SecateurError
+from secateur.experiments import queue
+from secateur.experiments.dense import seconds_an_epoch
+from secateur.experiments.recipe import Plan, Recipe, load_recipe
+from secateur.experiments.results import write_results
+from secateur.experiments.trial import count_epochs, failed_row, run_trial, trial_id
+from secateur.measure.size import bytes_dense
+from secateur.storage import load_json, save_json
 from secateur.training.fit import Epoch
 
 OnTrial = Callable[[int, int, str], None]
 OnEpoch = Callable[[str], None]
+Row = dict[str, Any]
 
 
 def run_study(
     recipe: Recipe,
     out: Path,
     *,
+    workers: int = 1,
+    storage: str | None = None,
     on_trial: OnTrial = lambda index, total, label: None,
     on_epoch: OnEpoch = lambda text: None,
 ) -> dict[str, Any]:
-    """Run every trial of ``recipe`` that ``out`` does not hold yet; write and return the results.
+    """Run every trial of ``recipe`` that is not finished yet; write and return the results.
 
-    Dense networks are kept beside the study, in ``dense``, for every study there. A finished trial
-    is never run again: its name is the hash of all that determines it.
+    ``workers`` processes share the trials, and so does every machine that runs the same command
+    with the same ``storage`` (an SQLAlchemy URL; default: SQLite in ``out``). Dense networks are
+    kept beside the study, in ``dense``, for every study there. A finished trial is never run
+    again, one that was killed goes on from its last checkpoint.
+
+    A trial whose training diverges is reported as failed; any other error stops the study, and
+    what is finished stays.
     """
-    todo = [(plan, seed) for plan in recipe.plans for seed in recipe.seeds]
-    rows: list[dict[str, Any]] = []
-    for index, (plan, seed) in enumerate(todo):
-        on_trial(index, len(todo), label_of(plan, seed))
-        rows.append(finished_or_run(plan, seed, out, on_epoch))
-        write_results(recipe, rows, out)
-    return write_results(recipe, rows, out)
+    if workers < 1:
+        raise RecipeError(f"--workers {workers}: it counts processes, from 1")
+    study = queue.open_study(recipe.name, storage, out)
+    total = count_trials(recipe)
+    if workers == 1:
+        _work(recipe, out, study, on_trial, on_epoch)
+    else:
+        _run_processes(recipe, out, workers, storage, lambda done, label: on_trial(done, total, label))
+    on_trial(total, total, "done")
+    return write_results(recipe, _ordered(recipe, queue.finished_rows(study)), out)
 
 
-def finished_or_run(plan: Plan, seed: int, out: Path, on_epoch: OnEpoch) -> dict[str, Any]:
-    folder = out / "trials" / trial_id(plan, seed)
-    if (folder / "result.json").exists():
-        return load_json(folder / "result.json")
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def say(step: str, row: Epoch) -> None:
-        on_epoch(f"{step} epoch {row.epoch}: validation {row.validation_accuracy:.2%}")
-
-    return run_trial(plan, seed, folder, out.parent / "dense", say)
+def count_trials(recipe: Recipe) -> int:
+    plans = len(recipe.plans) if recipe.spec.sampler == "grid" else recipe.spec.trials
+    return plans * len(recipe.seeds)
 
 
 def label_of(plan: Plan, seed: int) -> str:
@@ -63,85 +70,133 @@ def label_of(plan: Plan, seed: int) -> str:
 
 
 def describe(recipe: Recipe, out: Path) -> str:
-    """Return what a run would do: its trials, the epochs they train, and where they are kept."""
-    lines = [label_of(plan, seed) for plan in recipe.plans for seed in recipe.seeds]
-    epochs = sum(count_epochs(plan) for plan in recipe.plans) * len(recipe.seeds)
-    dense = {(repr(plan.data), repr(plan.model), plan.train) for plan in recipe.plans}
-    dense_epochs = sum(train.epochs for *_, train in dense) * len(recipe.seeds)
-    return "\n".join(
-        [
-            *lines,
-            f"{len(lines)} trials into {out}: {dense_epochs} epochs of dense training at most, "
-            f"{epochs} of retraining",
-        ]
-    )
+    """Return what a run would do: its trials, the epochs they train, the time and the disk they take."""
+    search = recipe.spec.sampler != "grid"
+    lines = [] if search else [label_of(plan, seed) for plan in recipe.plans for seed in recipe.seeds]
+    share = count_trials(recipe) / (len(recipe.plans) * len(recipe.seeds))
+    by_dense: dict[str, list[Plan]] = {}
+    for plan in recipe.plans:
+        by_dense.setdefault(repr((plan.data, plan.model, plan.train)), []).append(plan)
+    training, retraining, seconds, size = 0, 0, 0.0, 0.0
+    for plans in by_dense.values():
+        each, network = seconds_an_epoch(plans[0])
+        training += plans[0].train.epochs * len(recipe.seeds)
+        retraining += round(sum(map(count_epochs, plans)) * share * len(recipe.seeds))
+        seconds += each * (plans[0].train.epochs + sum(map(count_epochs, plans)) * share) * len(recipe.seeds)
+        # a network and its masks for each trial, one dense network for each seed
+        size += (len(plans) * share * 33 / 32 + 1) * bytes_dense(network) * len(recipe.seeds)
+    lines += [
+        f"{count_trials(recipe)} trials into {out}: {training} epochs of dense training at most, "
+        f"{retraining} of retraining",
+        f"about {seconds / 60:.1f} minutes of one worker, {size / 1e6:.1f} MB of disk",
+    ]
+    return "\n".join(lines)
 
 
-def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Write ``results.json`` and ``results.csv`` into ``out`` and return the results."""
-    results = {
-        "schema": 1,
-        "recipe": recipe.name,
-        "description": recipe.spec.description,
-        "source": recipe.spec.source,
-        "text": recipe.text,
-        "environment": environment(recipe),
-        "trials": rows,
-        "reference": recipe.spec.reference,
-    }
-    save_json(out / "results.json", results)
-    with replacing(out / "results.csv") as temporary:
-        temporary.write_text(_csv(rows), encoding="utf-8")
-    return results
+def _work(
+    recipe: Recipe,
+    out: Path,
+    study: queue.Study,
+    on_trial: OnTrial,
+    on_epoch: OnEpoch,
+) -> None:
+    """Take trials from the queue until all of the recipe's are finished."""
+    total = count_trials(recipe)
+
+    def run_one(plan: Plan, seed: int) -> Row:
+        on_trial(len(queue.finished_rows(study)), total, label_of(plan, seed))
+        return finished_or_run(plan, seed, out, on_epoch)
+
+    if recipe.spec.sampler == "grid":
+        jobs = {trial_id(plan, seed): (plan, seed) for plan in recipe.plans for seed in recipe.seeds}
+
+        def run(job: str) -> Row:
+            row = run_one(*jobs[job])
+            write_results(recipe, _ordered(recipe, [*queue.finished_rows(study), row]), out)
+            return row
+
+        queue.run_jobs(study, jobs, run)
+        return
+
+    def run_point(point: dict[str, Any]) -> list[Row]:
+        return [run_one(recipe.plan_at(point), seed) for seed in recipe.seeds]
+
+    queue.search(study, recipe.spec.trials, recipe.ranges, recipe.seeds[0], run_point)
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Read a study's results; a folder without any, or with a newer schema, is one clear error."""
-    results = load_json(folder / "results.json")
-    if not isinstance(results, dict) or results.get("schema") != 1:
-        raise StorageError(f"{folder}/results.json: not results of schema 1")
-    return results
+def finished_or_run(plan: Plan, seed: int, out: Path, on_epoch: OnEpoch) -> Row:
+    folder = out / "trials" / trial_id(plan, seed)
+    if (folder / "result.json").exists():
+        return load_json(folder / "result.json")
+    folder.mkdir(parents=True, exist_ok=True)
 
+    def say(step: str, row: Epoch) -> None:
+        on_epoch(f"{step} epoch {row.epoch}: validation {row.validation_accuracy:.2%}")
 
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """Return the versions and the machine that the figures belong to."""
-    device = pick_device(recipe.spec.device)
-    return {
-        "secateur": secateur.__version__,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": recipe.spec.threads,
-    }
-
-
-def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+        return run_trial(plan, seed, folder, out.parent / "dense", say)
+    except NonFiniteError as error:
+        row = failed_row(plan, seed, str(error))
+        save_json(folder / "result.json", row)
+        return row
 
 
-def _commit() -> str | None:
-    """The commit of secateur itself, where it runs from a checkout."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:
+    """Return the rows in the order of the sweep; a search's in the order in which they ran."""
+    if recipe.spec.sampler != "grid":
+        return rows
+    by_id = {row["id"]: row for row in rows}
+    names = [trial_id(plan, seed) for plan in recipe.plans for seed in recipe.seeds]
+    return [by_id[name] for name in names if name in by_id]
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
-    points = list(dict.fromkeys(key for row in rows for key in row["point"]))
-    metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "method", "seed", *points, *metrics])
-    for row in rows:
-        cells = [row["point"].get(key) for key in points] + [row["metrics"].get(key) for key in metrics]
-        writer.writerow([row["id"], row["method"], row["seed"], *cells])
-    return text.getvalue()
+def _run_processes(
+    recipe: Recipe, out: Path, workers: int, storage: str | None, on_done: Callable[[int, str], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    arguments = (recipe.path, recipe.settings, list(recipe.seeds), out, storage, os.getpid(), errors)
+    processes = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    study = queue.open_study(recipe.name, storage, out)
+    try:
+        while any(process.is_alive() for process in processes):
+            if not errors.empty():
+                raise SecateurError(errors.get())
+            on_done(len(queue.finished_rows(study)), f"{workers} workers")
+            time.sleep(0.3)
+        if not errors.empty():
+            raise SecateurError(errors.get())
+        if any(process.exitcode for process in processes):
+            codes = ", ".join(str(process.exitcode) for process in processes)
+            raise SecateurError(f"a worker died (exit codes {codes}); run the same command again to go on")
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def _worker(
+    path: str,
+    settings: dict[str, Any],
+    seeds: list[int],
+    out: Path,
+    storage: str | None,
+    parent: int,
+    errors: Any,
+) -> None:
+    _die_with(parent)
+    try:
+        recipe = load_recipe(path, settings, seeds)
+        study = queue.open_study(recipe.name, storage, out)
+        _work(recipe, out, study, lambda index, total, label: None, lambda text: None)
+    except SecateurError as error:
+        errors.put(str(error))
+
+
+def _die_with(parent: int) -> None:
+    """On Linux, ask for SIGTERM when the parent is gone, so that no worker outlives its study."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:
+            sys.exit(1)

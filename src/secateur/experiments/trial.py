@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.data import load_data
-from secateur.data.dataset import Dataset, Split
-from secateur.errors import RecipeError
+from secateur.data.dataset import Dataset
 from secateur.experiments.choices import make
-from secateur.experiments.recipe import DataSpec, ModelSpec, Plan, PruneSpec, make_schedule
+from secateur.experiments.dense import OnEpoch, calibration_batches, dataset_of, dense_network, hash_of
+from secateur.experiments.recipe import Plan, PruneSpec, make_schedule
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
-from secateur.models import build_model
 from secateur.pruning.masks import Masks
 from secateur.pruning.prune import Block, prune
 from secateur.pruning.targets import sparsity
-from secateur.storage import load_json, load_tensors, pack_bits, save_json, save_tensors, unpack_bits
+from secateur.storage import load_tensors, pack_bits, save_json, save_tensors, unpack_bits
 from secateur.training.batches import seed_of
-from secateur.training.checkpoint import State, load_state, load_weights, save_weights
+from secateur.training.checkpoint import State, load_state, save_weights
 from secateur.training.evaluate import evaluate_on
-from secateur.training.fit import Epoch, fit
+from secateur.training.fit import fit
 from secateur.training.settings import Training
-
-OnEpoch = Callable[[str, Epoch], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class TrialState:
 
 def trial_id(plan: Plan, seed: int) -> str:
     """Return the hash of everything that determines the trial: its name in any study."""
-    return _hash({"config": plan.config, "method": plan.method, "seed": seed, "threads": plan.threads})
+    return hash_of({"config": plan.config, "method": plan.method, "seed": seed, "threads": plan.threads})
 
 
 def actions(plan: Plan) -> list[Cut | Retrain]:
@@ -103,7 +94,7 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
     every choice has been made.
     """
     torch.set_num_threads(plan.threads)
-    data = _data(json.dumps(plan.data.model_dump(), sort_keys=True))
+    data = dataset_of(plan)
     dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
     state = _begin(dense, folder, dense_info)
     todo = actions(plan)
@@ -121,63 +112,22 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
     return result
 
 
-def dense_network(
-    plan: Plan, seed: int, data: Dataset, folder: Path, on_epoch: OnEpoch
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the plan's dense network for ``seed``, trained once and kept by the hash of all that
-    determines it, and its training's curve and seconds."""
-    model = make_model(plan.model, seed).to(pick_device(plan.device))
-    if plan.model.weights is not None:
-        load_weights(plan.model.weights, model)
-        return model, {"curve": [], "seconds": 0.0}
-    name = _hash(
-        {
-            "data": data.fingerprint,
-            "model": plan.model.model_dump(),
-            "train": asdict(plan.train),
-            "seed": seed,
-            "threads": plan.threads,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "device": str(pick_device(plan.device)),
-        }
-    )
-    weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
-    if not info.exists():
-        checkpoint = folder / f"{name}.training.safetensors"
-        history = fit(
-            model,
-            data.train,
-            data.validation,
-            plan.train,
-            seed=seed_of(seed, "dense"),
-            checkpoint=checkpoint,
-            on_epoch=lambda row: on_epoch("dense", row),
-        )
-        save_weights(weights, model)
-        save_json(info, {"curve": history.as_dicts(), "seconds": history.seconds})
-        checkpoint.unlink(missing_ok=True)
-    load_weights(weights, model)
-    return model, load_json(info)
-
-
-def make_model(spec: ModelSpec, seed: int) -> nn.Module:
-    return build_model(spec.name, seed=seed_of(seed, "init"), **(spec.model_extra or {}))
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device is cuda, and torch finds no CUDA device here; set device=auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def load_dataset(spec: DataSpec) -> Dataset:
-    return load_data(spec.name, validation=spec.validation, **(spec.model_extra or {}))
-
-
-@lru_cache(maxsize=1)
-def _data(spec: str) -> Dataset:
-    return load_dataset(DataSpec(**json.loads(spec)))
+def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
+    """Return the row of a trial that has no result."""
+    return {
+        "id": trial_id(plan, seed),
+        "method": plan.method,
+        "state": "failed",
+        "point": plan.point,
+        "seed": seed,
+        "requested": {"sparsity": None},
+        "metrics": {},
+        "layers": [],
+        "curves": {},
+        "seconds": {},
+        "epochs": {},
+        "notes": [f"{plan.method} {plan.point} seed {seed} failed: {error}"],
+    }
 
 
 def _act(
@@ -228,13 +178,6 @@ def _cut(action: Cut, state: TrialState, data: Dataset, seed: int) -> Masks:
         exclude=spec.exclude,
         masks=state.masks,
     )
-
-
-def calibration_batches(train: Split, number: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return ``number`` examples of the training split, drawn with ``seed``, in batches of 256."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "calibration"))
-    indices = torch.randperm(len(train), generator=generator)[:number]
-    return [(train.inputs[i], train.labels[i]) for i in indices.split(256)]
 
 
 def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
@@ -349,8 +292,3 @@ def _save(state: TrialState, folder: Path) -> None:
         "requested_overall": None if masks is None else masks.requested_overall,
     }
     save_tensors(folder / "state.safetensors", tensors, metadata)
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -49,6 +49,16 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.kept)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both mask the same entries of the same names, in whatever models."""
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return self.kept.keys() == other.kept.keys() and all(
+            torch.equal(mask, other.kept[name].to(mask.device)) for name, mask in self.kept.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def sparsity(self) -> float:
         """The share of the masked tensors' entries that are zero."""
@@ -287,7 +297,7 @@ class Holder:
 
         def masked_closure() -> Any:
             with torch.no_grad():
-                torch._foreach_mul_(self.weights, self.masks)
+                self._mask_weights()
             value = closure()
             with torch.no_grad():
                 self._mask_grads()
@@ -299,16 +309,22 @@ class Holder:
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        torch._foreach_mul_(self.weights, self.masks)
+        self._mask_weights()
         self.steps += 1
         if self.steps % _CHECK_EVERY == 0:
             self.check_finite()
 
     def check_finite(self) -> None:
         """A NaN stays a NaN, so looking now and then, and at the end, misses none."""
+        if not self.weights:
+            return
         for name, norm in zip(self.names, torch._foreach_norm(self.weights, torch.inf), strict=True):
             if not torch.isfinite(norm):
                 raise NonFiniteError(f"{name}: training made a NaN or an infinity of its weights")
+
+    def _mask_weights(self) -> None:
+        if self.weights:
+            torch._foreach_mul_(self.weights, self.masks)
 
     def _mask_grads(self) -> None:
         pairs = [(w.grad, m) for w, m in zip(self.weights, self.masks, strict=True) if w.grad is not None]

@@ -198,7 +198,7 @@ def _meant(pattern: str, hits: set[str], model: nn.Module) -> set[str]:
     if leaf.strip("*?") and named:
         return named
     layers = {name for name, module in canonical_modules(model) if isinstance(module, PRUNABLE)}
-    weights = {n for n in hits if n.rpartition(".")[2] == "weight"}
+    weights = {n for n in hits if "weight" in n.rpartition(".")[2]}
     return {n for n in weights if n.rpartition(".")[0] in layers} or weights or hits
 
 

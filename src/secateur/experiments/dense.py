@@ -1,0 +1,146 @@
+"""What the trials of a study share: the data, and one dense network for each seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.data import load_data
+from secateur.data.dataset import Dataset, Split
+from secateur.errors import RecipeError
+from secateur.experiments.recipe import DataSpec, ModelSpec, Plan
+from secateur.models import build_model
+from secateur.storage import load_json, save_json
+from secateur.training.batches import seed_of
+from secateur.training.checkpoint import load_weights, save_weights
+from secateur.training.evaluate import evaluate_on
+from secateur.training.fit import Epoch, fit
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+OnEpoch = Callable[[str, Epoch], None]
+
+
+def dense_network(
+    plan: Plan, seed: int, data: Dataset, folder: Path, on_epoch: OnEpoch
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the plan's dense network for ``seed``, trained once and kept by the hash of all that
+    determines it, and its training's curve and seconds."""
+    model = make_model(plan.model, seed).to(pick_device(plan.device))
+    if plan.model.weights is not None:
+        load_weights(plan.model.weights, model)
+        return model, {"curve": [], "seconds": 0.0}
+    name = hash_of(
+        {
+            "data": data.fingerprint,
+            "model": plan.model.model_dump(),
+            "train": asdict(plan.train),
+            "seed": seed,
+            "threads": plan.threads,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "device": str(pick_device(plan.device)),
+        }
+    )
+    weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
+    with _locked(folder / f"{name}.lock"):  # of several workers one trains it, the others wait
+        if not info.exists():
+            _train_dense(model, plan, seed, data, folder, name, on_epoch)
+    load_weights(weights, model)
+    return model, load_json(info)
+
+
+def _train_dense(
+    model: nn.Module, plan: Plan, seed: int, data: Dataset, folder: Path, name: str, on_epoch: OnEpoch
+) -> None:
+    checkpoint = folder / f"{name}.training.safetensors"
+    history = fit(
+        model,
+        data.train,
+        data.validation,
+        plan.train,
+        seed=seed_of(seed, "dense"),
+        checkpoint=checkpoint,
+        on_epoch=lambda row: on_epoch("dense", row),
+    )
+    save_weights(folder / f"{name}.safetensors", model)
+    save_json(folder / f"{name}.json", {"curve": history.as_dicts(), "seconds": history.seconds})
+    checkpoint.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the system lets go of a dead process's."""
+    if fcntl is None:  # without file locks, several workers may train the same network, to the same end
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
+    """Return about how long an epoch of the plan's training takes here, and the network."""
+    torch.set_num_threads(plan.threads)
+    data = dataset_of(plan)
+    model = make_model(plan.model, 0).to(pick_device(plan.device))
+    number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
+    few = Split(data.train.inputs[:number], data.train.labels[:number])
+    start = time.perf_counter()
+    fit(model, few, data.validation, plan.train.with_epochs(1))
+    evaluation_start = time.perf_counter()
+    evaluate_on(model, data.validation)
+    evaluation = time.perf_counter() - evaluation_start
+    training = max(0.0, evaluation_start - start - evaluation)
+    return training * len(data.train) / number + evaluation, model
+
+
+def make_model(spec: ModelSpec, seed: int) -> nn.Module:
+    return build_model(spec.name, seed=seed_of(seed, "init"), **(spec.model_extra or {}))
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device is cuda, and torch finds no CUDA device here; set device=auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_dataset(spec: DataSpec) -> Dataset:
+    return load_data(spec.name, validation=spec.validation, **(spec.model_extra or {}))
+
+
+def dataset_of(plan: Plan) -> Dataset:
+    """Load the plan's data set, or return the one loaded last where it is the same."""
+    return _loaded(json.dumps(plan.data.model_dump(), sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: str) -> Dataset:
+    return load_dataset(DataSpec(**json.loads(spec)))
+
+
+def calibration_batches(train: Split, number: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return ``number`` examples of the training split, drawn with ``seed``, in batches of 256."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "calibration"))
+    indices = torch.randperm(len(train), generator=generator)[:number]
+    return [(train.inputs[i], train.labels[i]) for i in indices.split(256)]
+
+
+def hash_of(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

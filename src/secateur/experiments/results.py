@@ -1,0 +1,88 @@
+"""The results of a study on disk: ``results.json``, ``results.csv``, and the machine they belong to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import secateur
+from secateur.errors import StorageError
+from secateur.experiments.dense import pick_device
+from secateur.experiments.recipe import Recipe
+from secateur.storage import load_json, replacing, save_json
+
+
+def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Write ``results.json`` and ``results.csv`` into ``out`` and return the results."""
+    results = {
+        "schema": 1,
+        "recipe": recipe.name,
+        "description": recipe.spec.description,
+        "source": recipe.spec.source,
+        "text": recipe.text,
+        "environment": environment(recipe),
+        "trials": rows,
+        "reference": recipe.spec.reference,
+    }
+    save_json(out / "results.json", results)
+    with replacing(out / "results.csv") as temporary:
+        temporary.write_text(_csv(rows), encoding="utf-8")
+    return results
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read a study's results; a folder without any, or with a newer schema, is one clear error."""
+    results = load_json(folder / "results.json")
+    if not isinstance(results, dict) or results.get("schema") != 1:
+        raise StorageError(f"{folder}/results.json: not results of schema 1")
+    return results
+
+
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """Return the versions and the machine that the figures belong to."""
+    device = pick_device(recipe.spec.device)
+    return {
+        "secateur": secateur.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": recipe.spec.threads,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+
+
+def _commit() -> str | None:
+    """The commit of secateur itself, where it runs from a checkout."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    points = list(dict.fromkeys(key for row in rows for key in row["point"]))
+    metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "method", "seed", *points, *metrics])
+    for row in rows:
+        cells = [row["point"].get(key) for key in points] + [row["metrics"].get(key) for key in metrics]
+        writer.writerow([row["id"], row["method"], row["seed"], *cells])
+    return text.getvalue()
