@@ -101,6 +101,7 @@ def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
     model = make_model(plan.model, 0).to(pick_device(plan.device))
     number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
     few = Split(data.train.inputs[:number], data.train.labels[:number])
+    fit(model, few, data.validation, plan.train.with_epochs(1))  # the first run imports and warms up
     start = time.perf_counter()
     fit(model, few, data.validation, plan.train.with_epochs(1))
     evaluation_start = time.perf_counter()

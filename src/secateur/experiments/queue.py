@@ -114,19 +114,33 @@ def release_dead(study: Study) -> None:
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
     for trial in running:
-        if _is_dead(trial.user_attrs.get("owner", "")):
-            try:
-                study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-            except UpdateFinishedTrialError:
-                continue  # another process was faster
-            if trial.params:
-                study.enqueue_trial(trial.params)
+        if _is_dead(trial.user_attrs.get("owner", "")) and _release(study, trial._trial_id) and trial.params:
+            study.enqueue_trial(trial.params)
 
 
 def _run_one(study: Study, objective: Callable[[Trial], tuple[float, float]]) -> None:
+    begun: list[Trial] = []
+
+    def remembered(trial: Trial) -> tuple[float, float]:
+        begun.append(trial)
+        return objective(trial)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.optimize(objective, n_trials=1, catch=(Lost,))
+        try:
+            study.optimize(remembered, n_trials=1, catch=(Lost,))
+        except BaseException:  # Ctrl-C, say: this process lives on, so it gives its lease back itself
+            for trial in begun:
+                _release(study, trial._trial_id)
+            raise
+
+
+def _release(study: Study, trial_id: int) -> bool:
+    try:
+        study._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False  # finished, or another process was faster
+    return True
 
 
 def _objective(

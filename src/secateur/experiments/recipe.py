@@ -86,6 +86,7 @@ class RecipeSpec(Strict):
     reference: list[dict[str, Any]] = []
     threads: Annotated[int, Field(ge=1)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    measure: list[Literal["latency", "memory"]] = ["latency", "memory"]
     sampler: Literal["grid", "tpe"] = "grid"
     trials: Annotated[int, Field(ge=1)] = 20
 
@@ -113,6 +114,7 @@ class Plan:
     steps: tuple[Step, ...]
     threads: int
     device: str
+    measure: tuple[str, ...]
     config: dict[str, Any] = field(repr=False)
 
 
@@ -238,6 +240,7 @@ def _plan_at(
         steps=tuple(steps),
         threads=spec.threads,
         device=spec.device,
+        measure=tuple(spec.measure),
         config=config,
     )
 

@@ -25,6 +25,7 @@ from secateur.training.fit import Epoch
 OnTrial = Callable[[int, int, str], None]
 OnEpoch = Callable[[str], None]
 Row = dict[str, Any]
+_WRITE_EVERY = 10.0  # seconds
 
 
 def run_study(
@@ -110,9 +111,14 @@ def _work(
     if recipe.spec.sampler == "grid":
         jobs = {trial_id(plan, seed): (plan, seed) for plan in recipe.plans for seed in recipe.seeds}
 
+        written = time.monotonic()
+
         def run(job: str) -> Row:
+            nonlocal written
             row = run_one(*jobs[job])
-            write_results(recipe, _ordered(recipe, [*queue.finished_rows(study), row]), out)
+            if time.monotonic() - written > _WRITE_EVERY:  # a study of a thousand trials is megabytes
+                write_results(recipe, _ordered(recipe, [*queue.finished_rows(study), row]), out)
+                written = time.monotonic()
             return row
 
         queue.run_jobs(study, jobs, run)

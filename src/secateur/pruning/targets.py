@@ -211,8 +211,8 @@ def matches(name: str, pattern: str) -> bool:
 def _check_local(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise TargetError(f"{name}: not initialised yet; run the model once on an example input")
-    sharded = hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
-    if sharded or type(parameter).__name__ == "FlatParameter":
+    marked = hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
+    if marked or "_fsdp_wrapped_module" in name:
         raise TargetError(
             f"{name}: sharded over processes (FSDP, DeepSpeed or DTensor), which secateur cannot "
             "mask; prune the whole model before it is sharded"

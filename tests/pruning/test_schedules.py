@@ -1,0 +1,286 @@
+"""The way to a budget: exact amounts, resuming, and pruning from inside an optimizer's step."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import SGD, Adam
+from toy import hooks, loss_of, step, weights
+
+import secateur as sc
+from secateur.errors import BudgetError, MaskError, NonFiniteError, SecateurWarning
+from secateur.pruning.schedules import budgets_along
+
+# -- amounts ---------------------------------------------------------------------------------------
+
+
+def test_one_shot():
+    assert sc.OneShot()(0.9) == [0.9]
+
+
+def test_iterative_keeps_the_same_share_of_what_is_left():
+    assert sc.Iterative(3)(1 - 0.8**3) == pytest.approx([0.2, 0.36, 0.488])
+    assert sc.Iterative(2, initial=0.5)(0.875) == pytest.approx([0.75, 0.875])
+    assert sc.Iterative(1)(0.9) == [0.9]
+
+
+def test_cubic_is_zhu_and_guptas():
+    assert sc.Cubic(4)(0.8) == pytest.approx([0.8 - 0.8 * (3 / 4) ** 3, 0.7, 0.8 - 0.8 / 64, 0.8])
+    assert sc.Cubic(2, initial=0.4)(0.8) == pytest.approx([0.75, 0.8])
+
+
+@pytest.mark.parametrize("kind", [sc.Iterative, sc.Cubic])
+@given(steps=st.integers(1, 40), final=st.floats(0, 0.999), data=st.data())
+def test_amounts_rise_and_end_exactly_at_the_budget(kind, steps, final, data):
+    initial = data.draw(st.floats(0, final))
+    way = kind(steps, initial)(final)
+    assert len(way) == steps
+    assert way[-1] == final
+    assert all(initial - 1e-12 <= a <= b + 1e-12 for a, b in itertools.pairwise(way))
+
+
+def test_impossible_schedules():
+    for kind in (sc.Iterative, sc.Cubic):
+        with pytest.raises(BudgetError, match=r"steps=0.*: steps count from 1"):
+            kind(0)
+        for initial in (-0.1, 1.0, float("nan")):
+            with pytest.raises(
+                BudgetError, match=r"initial is the sparsity to begin from, from 0 to under 1"
+            ):
+                kind(3, initial)
+        with pytest.raises(BudgetError, match=r"begins at 0\.9, past the budget of 0\.5"):
+            kind(3, 0.9)(0.5)
+    with pytest.raises(BudgetError, match=r"never reaches 1: it keeps a share of what is left"):
+        sc.Iterative(3)(1)
+    assert sc.Cubic(2)(1.0) == pytest.approx([0.875, 1.0])
+
+
+# -- budgets on the way ------------------------------------------------------------------------------
+
+
+def test_each_budget_has_the_amount_that_a_schedule_raises():
+    cubic = sc.Cubic(2)
+    for budget in (sc.Uniform(0.8), sc.ERK(0.8), sc.LAMP(0.8), sc.Global(0.8, min_kept=3)):
+        way = budgets_along(budget, cubic)
+        assert [b.sparsity for b in way] == pytest.approx([0.7, 0.8])
+        assert way[-1] == budget
+    assert budgets_along(sc.Global(0.8, min_kept=3), cubic)[0].min_kept == 3
+    assert [b.sensitivity for b in budgets_along(sc.Std(1.6, living=True), cubic)] == pytest.approx(
+        [1.4, 1.6]
+    )
+    assert [b.threshold for b in budgets_along(sc.Threshold(0.8), cubic)] == pytest.approx([0.7, 0.8])
+    way = budgets_along(sc.PerLayer({"0": 0.8, "2": 0.4}), cubic)
+    assert [b.sparsity["0"] for b in way] == pytest.approx([0.7, 0.8])
+    assert [b.sparsity["2"] for b in way] == pytest.approx([0.35, 0.4])
+
+
+def test_nm_goes_in_one_shot_only(mlp):
+    with pytest.raises(BudgetError, match=r"NM\(keep=2, of=4\) has no amount .* use OneShot\(\)"):
+        sc.gradually(mlp(), sc.Magnitude(), sc.NM(2, 4), sc.Cubic(3))
+    (masks,) = sc.gradually(mlp(), sc.Magnitude(), sc.NM(2, 4), sc.OneShot())
+    assert masks.sparsity == 0.5
+
+
+# -- gradually ---------------------------------------------------------------------------------------
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, masks: sc.Masks, steps: int = 3) -> None:
+    with masks.held(optimizer):
+        for _ in range(steps):
+            step(net, optimizer)
+
+
+@pytest.mark.parametrize("budget", [sc.Global(0.9), sc.ERK(0.9), sc.LAMP(0.9), sc.Uniform(0.9)])
+def test_gradually_reaches_each_amount_and_gives_nothing_back(mlp, budget):
+    net = mlp()
+    optimizer = Adam(net.parameters(), lr=0.02)
+    schedule, before = sc.Cubic(5), None
+    for amount, masks in zip(schedule(0.9), sc.gradually(net, sc.Magnitude(), budget, schedule), strict=True):
+        if not isinstance(budget, sc.Uniform):
+            assert sum(int((~m).count_nonzero()) for m in masks.values()) == round(amount * 192)
+        assert before is None or all((before[n] | ~masks[n]).all() for n in masks)
+        train(net, optimizer, masks)
+        before = masks
+    assert before is not None
+    assert [row["kept"] for row in before.layers()] == (
+        [13, 6] if isinstance(budget, sc.Uniform) else [row["kept"] for row in before.layers()]
+    )
+    assert sc.sparsity(net) == before.sparsity == pytest.approx(0.9, abs=0.003)
+
+
+def test_gradually_validates_before_the_first_step(mlp):
+    net = mlp()
+    with pytest.raises(BudgetError, match=r"past the budget"):
+        sc.gradually(net, sc.Magnitude(), sc.Global(0.5), sc.Cubic(3, initial=0.9))
+    with pytest.raises(BudgetError, match=r"start is 3; the schedule has steps 0 to 2"):
+        sc.gradually(net, sc.Magnitude(), sc.Global(0.5), sc.Cubic(3), start=3)
+    with pytest.raises(BudgetError, match=r"resuming at step 2 needs masks=, those of step 1"):
+        sc.gradually(net, sc.Magnitude(), sc.Global(0.5), sc.Cubic(3), start=2)
+    assert sc.sparsity(net) == 0
+
+
+def test_gradually_passes_options_on(mlp):
+    steps = sc.gradually(
+        mlp(), sc.Wanda(), sc.Uniform(0.5), sc.Iterative(2), data=[torch.randn(4, 8)], include="0"
+    )
+    assert [sorted(masks) for masks in steps] == [["0.weight"]] * 2
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_gradually_resumed_equals_uninterrupted(mlp, tmp_path, stop):
+    def fresh() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        net = mlp()
+        return net, Adam(net.parameters(), lr=0.02)
+
+    arguments = (sc.Magnitude(), sc.Global(0.8), sc.Cubic(4))
+    whole, optimizer = fresh()
+    for masks in sc.gradually(whole, *arguments):
+        train(whole, optimizer, masks)
+
+    first, optimizer = fresh()
+    for number, masks in enumerate(sc.gradually(first, *arguments), 1):
+        train(first, optimizer, masks)
+        if number == stop:
+            masks.save(tmp_path / "masks")
+            break
+    second, again = fresh()
+    second.load_state_dict(first.state_dict())
+    again.load_state_dict(optimizer.state_dict())
+    masks = sc.Masks.load(tmp_path / "masks", second)
+    for masks in sc.gradually(second, *arguments, start=stop, masks=masks):  # noqa: B020
+        train(second, again, masks)
+    assert all(torch.equal(w, weights(whole)[n]) for n, w in weights(second).items())
+    assert sc.sparsity(second) == pytest.approx(0.8, abs=0.003)
+
+
+# -- during ------------------------------------------------------------------------------------------
+
+
+def test_during_prunes_on_entry_and_every_k_steps(mlp):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    amounts = [round(a * 192) / 192 for a in sc.Cubic(4)(0.9)]
+    seen = []
+    with sc.during(optimizer, net, sc.Magnitude(), sc.Global(0.9), sc.Cubic(4), every=3) as state:
+        for _ in range(12):
+            seen.append(sc.sparsity(net))
+            assert state.masks is not None
+            state.masks.check()
+            step(net, optimizer)
+    assert seen == pytest.approx([a for a in amounts for _ in range(3)])
+    assert (state.level, state.steps) == (4, 12)
+    assert state.masks.sparsity == pytest.approx(amounts[-1])
+    assert hooks(optimizer) == 0
+
+
+def test_during_counts_steps_of_the_optimizer_not_skipped_ones(mlp):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with sc.during(optimizer, net, sc.Magnitude(), sc.Global(0.8), sc.Cubic(2), every=2) as state:
+        for overflow in (False, True, True, False):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net)).backward()
+            if overflow:
+                net[2].weight.grad.fill_(torch.inf)
+            assert state.level == 1
+            scaler.step(optimizer)
+            scaler.update()
+    assert (state.level, state.steps) == (2, 2)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 7, 9])
+def test_during_resumed_equals_uninterrupted(mlp, tmp_path, stop):
+    """At any step: in the middle of a level, just after one, and past the last."""
+
+    def options(net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+        return optimizer, net, sc.Magnitude(), sc.Global(0.9), sc.Cubic(3)
+
+    whole = mlp()
+    optimizer = Adam(whole.parameters(), lr=0.02)
+    with sc.during(*options(whole, optimizer), every=3):
+        for _ in range(10):
+            step(whole, optimizer)
+
+    first = mlp()
+    optimizer = Adam(first.parameters(), lr=0.02)
+    block = sc.during(*options(first, optimizer), every=3)
+    state = block.__enter__()
+    for _ in range(stop):
+        step(first, optimizer)
+    state.masks.save(tmp_path / "masks")
+
+    second = mlp()
+    second.load_state_dict(first.state_dict())
+    again = Adam(second.parameters(), lr=0.02)
+    again.load_state_dict(optimizer.state_dict())
+    masks = sc.Masks.load(tmp_path / "masks", second)
+    with sc.during(
+        *options(second, again), every=3, start=state.level, steps=state.steps, masks=masks
+    ) as resumed:
+        for _ in range(10 - stop):
+            step(second, again)
+    assert all(torch.equal(w, weights(whole)[n]) for n, w in weights(second).items())
+    assert (resumed.level, resumed.steps) == (3, 10)
+
+
+def test_during_that_ends_early_warns(mlp):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1)
+
+    def training() -> None:
+        with sc.during(optimizer, net, sc.Magnitude(), sc.Global(0.9), sc.Cubic(4), every=3):
+            for _ in range(3):
+                step(net, optimizer)
+
+    with pytest.warns(SecateurWarning, match=r"after 3 optimizer steps, at step 2 of 4") as seen:
+        training()
+    assert seen[0].filename == __file__
+
+
+def test_during_lets_exceptions_through_and_removes_its_hooks(mlp):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1)
+
+    def raising() -> None:
+        with sc.during(optimizer, net, sc.Magnitude(), sc.Global(0.9), sc.Cubic(4), every=3):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        raising()
+    assert hooks(optimizer) == 0
+
+
+def test_during_asserts_the_zeros_and_finds_a_nan(mlp):
+    def spoiling(value: float) -> None:
+        net = mlp()
+        optimizer = SGD(net.parameters(), lr=0.1)
+        with sc.during(optimizer, net, sc.Magnitude(), sc.Global(0.5), sc.OneShot(), every=1):
+            step(net, optimizer)
+            with torch.no_grad():
+                net[0].weight.fill_(value)
+
+    with pytest.raises(MaskError, match=r"0\.weight: \d+ masked weights are not zero"):
+        spoiling(1.0)
+    with pytest.raises(NonFiniteError, match=r"0\.weight"):
+        spoiling(float("nan"))
+
+
+def test_during_settings(mlp):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    arguments = (optimizer, net, sc.Magnitude(), sc.Global(0.5), sc.Cubic(3))
+    for options, message in [
+        ({"every": 0}, r"every is 0; it counts optimizer steps, from 1"),
+        ({"every": 1, "start": 5}, r"start is 5"),
+        ({"every": 1, "start": 1}, r"resuming at step 1 needs masks="),
+    ]:
+        with pytest.raises(BudgetError, match=message):
+            sc.during(*arguments, **options).__enter__()
+    assert sc.sparsity(net) == 0
+    assert hooks(optimizer) == 0

@@ -1,0 +1,104 @@
+"""The public table: complete, true, lazy, and known to the type checker."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import secateur
+
+PACKAGE = Path(secateur.__file__).parent
+
+
+@pytest.mark.parametrize("name", secateur.PUBLIC)
+def test_every_public_name_is_where_the_table_says(name):
+    value = getattr(secateur, name)
+    assert value is getattr(importlib.import_module(f"secateur.{secateur.PUBLIC[name]}"), name)
+    assert value.__module__ == f"secateur.{secateur.PUBLIC[name]}"  # defined there, not passed through
+    assert inspect.getdoc(value), f"{name} has no docstring"
+
+
+def test_all_and_dir():
+    assert set(secateur.__all__) == {"PUBLIC", "__version__", *secateur.PUBLIC}
+    assert set(secateur.PUBLIC) <= set(dir(secateur))
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match=r"module 'secateur' has no attribute 'magnitude'"):
+        secateur.magnitude  # noqa: B018
+
+
+def test_the_type_checkers_block_is_the_same_table():
+    tree = ast.parse(Path(secateur.__file__).read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    typed = {}
+    for line in block.body:
+        assert isinstance(line, ast.ImportFrom)
+        assert line.module is not None
+        typed |= {alias.name: line.module.removeprefix("secateur.") for alias in line.names}
+    assert typed == secateur.PUBLIC
+
+
+@pytest.mark.parametrize("room", ["criteria", "budgets", "shrinkage", "schedules"])
+def test_everything_with_a_part_to_play_is_public(room):
+    module = importlib.import_module(f"secateur.pruning.{room}")
+    players = [
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and "__call__" in vars(value)
+        and not getattr(value, "_is_protocol", False)
+    ]
+    assert len(players) >= 3
+    assert [name for name in players if name not in secateur.PUBLIC] == []
+
+
+def test_no_module_bears_a_public_name():
+    # ``secateur.prune`` must be the function, also after ``import secateur.prune.anything``.
+    modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert not modules & set(secateur.PUBLIC)
+
+
+def in_a_fresh_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_importing_secateur_imports_nothing_heavy():
+    code = (
+        "import sys, secateur; dir(secateur); secateur.__all__; "
+        "print([m for m in ('torch', 'numpy', 'scipy', 'safetensors', 'pydantic', 'typer', 'optuna') "
+        "if m in sys.modules], [m for m in sys.modules if m.startswith('secateur.')])"
+    )
+    assert in_a_fresh_python(code) == "[] []"
+
+
+def test_the_core_needs_no_extra():
+    extras = (
+        "typer",
+        "rich",
+        "pydantic",
+        "yaml",
+        "optuna",
+        "plotly",
+        "sklearn",
+        "pooch",
+        "PIL",
+        "numba",
+        "onnx",
+    )
+    code = (
+        f"import sys\nfor extra in {extras}: sys.modules[extra] = None\n"
+        "import torch, secateur as sc\n"
+        "net = torch.nn.Linear(4, 4)\n"
+        "masks = sc.prune(net, sc.Magnitude(), sc.Global(0.5))\n"
+        "print(masks.sparsity)"
+    )
+    assert in_a_fresh_python(code) == "0.5"

@@ -1,0 +1,244 @@
+"""Files: written whole or not at all, read without running anything, and refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from secateur.errors import SecateurError, StorageError
+from secateur.storage import (
+    load_json,
+    load_tensors,
+    pack_bits,
+    replacing,
+    save_json,
+    save_tensors,
+    unpack_bits,
+)
+
+# -- replacing ---------------------------------------------------------------------------------------
+
+
+def test_replacing_makes_folders_and_leaves_nothing_beside(tmp_path):
+    target = tmp_path / "a" / "b" / "file"
+    with replacing(target) as temporary:
+        assert temporary.parent == target.parent  # a rename over a file system border is a copy
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_replacing_that_fails_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def failing() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        failing()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_kill_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file.json"
+    save_json(target, "old")
+    code = (
+        "import os, signal\n"
+        "from secateur.storage import replacing\n"
+        f"with replacing({str(target)!r}) as temporary:\n"
+        "    temporary.write_text('\"ne')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert load_json(target) == "old"
+
+
+def test_replacing_gives_the_rights_that_open_gives(tmp_path):
+    (tmp_path / "plain").write_text("")
+    save_json(tmp_path / "ours", 1)
+    rights = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")]
+    assert rights[0] == rights[1]
+
+
+# -- JSON --------------------------------------------------------------------------------------------
+
+
+def test_json_there_and_back(tmp_path):
+    value = {"name": "Größe", "list": [1, 2.5, None, True], "deep": {"x": {}}}
+    save_json(tmp_path / "x.json", value)
+    assert load_json(tmp_path / "x.json") == value
+    assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), {1, 2}, torch.ones(1), b"bytes"])
+def test_what_json_has_not_is_refused_and_the_old_file_stays(tmp_path, bad):
+    path = tmp_path / "x.json"
+    save_json(path, "old")
+    with pytest.raises(StorageError, match=r"x\.json: cannot be written as JSON: .+"):
+        save_json(path, {"value": [bad]})
+    assert load_json(path) == "old"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": }', b"\xff\xfe\x00"])
+def test_malformed_json(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(StorageError, match=r"x\.json: not valid JSON: .+"):
+        load_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("load", [load_json, load_tensors])
+def test_missing_files_and_folders(tmp_path, load):
+    with pytest.raises(StorageError, match=r"nowhere: no such file$"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match=r": is a folder, not a file$"):
+        load(tmp_path)
+
+
+# -- tensors -----------------------------------------------------------------------------------------
+
+
+def test_tensors_there_and_back_with_metadata(tmp_path):
+    shared = torch.arange(6.0)
+    tensors = {
+        "half": torch.tensor([[1.5, -0.0]], dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+        "other empty": torch.zeros(3, 0),
+        "number": torch.tensor(2**40),
+        "transposed": torch.arange(6).view(2, 3).T,
+        "needs grad": torch.ones(2, requires_grad=True),
+        "whole": shared,
+        "view": shared[2:4],
+        "same": shared,
+    }
+    metadata = {"version": 1, "names": ["a", {"b": None}], "text": "1"}
+    save_tensors(tmp_path / "x.safetensors", tensors, metadata)
+    loaded, found = load_tensors(tmp_path / "x.safetensors")
+    assert found == metadata
+    assert set(loaded) == set(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+    assert not loaded["needs grad"].requires_grad
+    assert set(load_file(tmp_path / "x.safetensors")) == set(tensors)  # other tools read it
+
+
+@pytest.mark.parametrize("value", [float("nan"), torch.ones(1)])
+def test_metadata_that_json_has_not(tmp_path, value):
+    with pytest.raises(StorageError, match=r"x: the metadata cannot be written as JSON"):
+        save_tensors(tmp_path / "x", {"a": torch.ones(1)}, {"value": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_of_other_tools_stay_text(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "x", metadata={"format": "pt", "list": "[1]"})
+    assert load_tensors(tmp_path / "x")[1] == {"format": "pt", "list": [1]}
+
+
+def test_a_header_of_any_length_is_read(tmp_path):
+    # The file begins with the header's length: at 128, 384, ... bytes with 0x80, as a pickle does.
+    first = set()
+    for length in range(1, 300):
+        save_tensors(tmp_path / "x", {"n" * length: torch.ones(1)})
+        first.add((tmp_path / "x").read_bytes()[0])
+        assert list(load_tensors(tmp_path / "x")[0]) == ["n" * length]
+    assert 0x80 in first
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("bomb",)
+
+
+def test_pickles_are_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.safetensors"
+    torch.save({"a": torch.ones(3)}, path)
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(StorageError, match=r"model\.safetensors: a pickle checkpoint \(torch\.save\)"):
+        load_tensors(path)
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(StorageError, match="a pickle checkpoint"):
+        load_tensors(path)
+    for protocol in range(6):
+        path.write_bytes(pickle.dumps(Bomb(), protocol=protocol))
+        with pytest.raises(StorageError, match=r"pickle checkpoint|not a complete safetensors file"):
+            load_tensors(path)
+    assert not (tmp_path / "bomb").exists()
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(StorageError, match="which can run code when it is loaded"):
+        load_tensors(path)
+
+
+def test_truncated_at_any_length(tmp_path):
+    path = tmp_path / "x"
+    save_tensors(path, {"a": torch.arange(5.0), "b": torch.ones(3).bool()}, {"k": "v"})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StorageError, match=r"x: not a complete safetensors file: .+"):
+            load_tensors(path)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_a_damaged_byte_crashes_nothing(tmp_path_factory, position, value):
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    save_tensors(path, {"a": torch.arange(5.0), "b": torch.ones(3).bool()}, {"k": "v"})
+    whole = bytearray(path.read_bytes())
+    whole[position % len(whole)] = value
+    path.write_bytes(whole)
+    try:
+        tensors, metadata = load_tensors(path)
+    except SecateurError:
+        return
+    assert all(isinstance(t, torch.Tensor) for t in tensors.values())
+    assert all(isinstance(key, str) for key in metadata)
+
+
+def test_text_is_not_tensors(tmp_path):
+    (tmp_path / "x").write_text(json.dumps({"a": 1}) * 10)
+    with pytest.raises(StorageError, match="not a complete safetensors file"):
+        load_tensors(tmp_path / "x")
+
+
+# -- bits --------------------------------------------------------------------------------------------
+
+
+def test_bits_by_hand():
+    mask = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)
+    assert pack_bits(mask).tolist() == [0b10000011, 0b10000000]
+    assert torch.equal(unpack_bits(pack_bits(mask), (2, 5)), mask)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 9), max_size=3).map(tuple), st.integers(0, 99))
+def test_bits_there_and_back(shape, seed):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    packed = pack_bits(mask)
+    assert packed.numel() == -(-mask.numel() // 8)
+    assert torch.equal(unpack_bits(packed, shape), mask)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [torch.zeros(1, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int8)],
+)
+def test_bits_that_do_not_fit(packed):
+    with pytest.raises(StorageError, match=rf"packed mask has {packed.numel()} bytes; 2 are right"):
+        unpack_bits(packed, (3, 4))
