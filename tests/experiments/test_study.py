@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from numbers_of import numbers
 
 from secateur.errors import StorageError
 from secateur.experiments import trial as trial_module
@@ -14,25 +15,10 @@ from secateur.pruning.masks import Masks
 from secateur.training.checkpoint import load_weights
 
 
-def numbers(results):
-    """Everything of the trials that a rerun must repeat: all but times and memory."""
-    timed = ("latency_ms", "latency_dense_ms", "peak_memory_mb")
-    rows = []
-    for row in results["trials"]:
-        metrics = {k: v for k, v in row["metrics"].items() if k not in timed}
-        curves = {
-            step: [[e["train_loss"], e["validation_accuracy"]] for e in rows]
-            for step, rows in row["curves"].items()
-        }
-        rows.append((row["id"], row["point"], row["seed"], metrics, row["layers"], curves))
-    return rows
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    from secateur.experiments.recipe import load_recipe
-
     from conftest import TINY
+    from secateur.experiments.recipe import load_recipe
 
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.yaml").write_text(TINY)

@@ -97,6 +97,10 @@ def test_float64_among_float32_is_not_rounded():
     assert [d.tolist() for d in doomed_of([narrow, wide], 1)] == [[False, False], [True, False]]
     assert [d.tolist() for d in doomed_of([narrow, wide], 2)] == [[True, False], [True, False]]
     assert [d.tolist() for d in doomed_of([narrow, wide], 3)] == [[True, False], [True, True]]
+    # float32(0.7) is a little less than float64 0.7, and must go before it.
+    narrow, wide = torch.tensor([0.7, 0.9]), torch.tensor([0.7, 0.9], dtype=torch.float64)
+    assert [d.tolist() for d in doomed_of([narrow, wide], 1)] == [[True, False], [False, False]]
+    assert [d.tolist() for d in doomed_of([narrow, wide], 2)] == [[True, False], [True, False]]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -6,6 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW
 
+
+class Normalised(torch.optim.Optimizer):
+    """Steps of one length for the whole tensor, as LARS and Muon take: dead gradients would count."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            p -= 0.05 * p.grad / p.grad.norm()
+
+
 OPTIMIZERS = {
     "sgd": lambda p: SGD(p, lr=0.05),
     "momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -19,6 +32,13 @@ OPTIMIZERS = {
     "adamw one by one": lambda p: AdamW(p, lr=0.01, foreach=False),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.05),
+    "normalised": Normalised,
     "lbfgs": lambda p: LBFGS(p, lr=0.1, max_iter=4),
     "lbfgs strong_wolfe": lambda p: LBFGS(p, max_iter=4, line_search_fn="strong_wolfe"),
 }

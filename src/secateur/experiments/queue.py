@@ -21,12 +21,14 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from secateur.errors import RecipeError
 
 Row = dict[str, Any]
 Point = dict[str, Any]
-HEARTBEAT, GRACE = 10, 30
+HEARTBEAT, GRACE = 10, 30  # seconds
+_ATTEMPTS = 6
 _OPEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 
@@ -39,17 +41,31 @@ def open_study(name: str, storage: str | None, out: Path) -> Study:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     out.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(out / 'study.db').resolve()}"
+    for patience in range(_ATTEMPTS, 0, -1):
+        try:
+            return _open(name, url)
+        except DBAPIError as error:  # two that create the tables at the same moment: one loses
+            if patience == 1:
+                raise _unusable(url, error) from error
+            time.sleep(0.5)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            raise _unusable(url, error) from error
+    raise AssertionError
+
+
+def _open(name: str, url: str) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        try:
-            backend = RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-        except Exception as error:  # SQLAlchemy's and the driver's own, of many kinds
-            first = str(error).strip().splitlines()[0]
-            raise RecipeError(f"--storage {url}: cannot be opened: {first}") from error
+        backend = RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
         # Accuracy on validation goes up, non-zeros go down: what a searching sampler weighs.
         return optuna.create_study(
             study_name=name, storage=backend, directions=["maximize", "minimize"], load_if_exists=True
         )
+
+
+def _unusable(url: str, error: Exception) -> RecipeError:
+    first = str(error).strip().splitlines()[0]
+    return RecipeError(f"--storage {url}: cannot be opened: {first}")
 
 
 def run_jobs(study: Study, jobs: Mapping[str, Any], run: Callable[[str], Row]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from secateur.data.dataset import Dataset
+from secateur.errors import SecateurWarning
 from secateur.experiments.choices import make
 from secateur.experiments.dense import OnEpoch, calibration_batches, dataset_of, dense_network, hash_of
 from secateur.experiments.recipe import Plan, PruneSpec, make_schedule
@@ -167,17 +169,19 @@ def _act(
 
 def _cut(action: Cut, state: TrialState, data: Dataset, seed: int) -> Masks:
     spec = action.spec
-    return prune(
-        state.model,
-        make("criterion", spec.criterion),
-        make_schedule(spec)[action.level],
-        shrinkage=make("shrinkage", spec.shrinkage),
-        granularity=None if spec.block is None else Block(*spec.block),
-        data=calibration_batches(data.train, spec.calibration, seed),
-        include=spec.include,
-        exclude=spec.exclude,
-        masks=state.masks,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecateurWarning)  # the masks' notes say the same in the report
+        return prune(
+            state.model,
+            make("criterion", spec.criterion),
+            make_schedule(spec)[action.level],
+            shrinkage=make("shrinkage", spec.shrinkage),
+            granularity=None if spec.block is None else Block(*spec.block),
+            data=calibration_batches(data.train, spec.calibration, seed),
+            include=spec.include,
+            exclude=spec.exclude,
+            masks=state.masks,
+        )
 
 
 def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""Studies that are killed, shared and searched: whole processes, as a user runs them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from numbers_of import numbers
+
+from conftest import TINY
+from secateur.errors import RecipeError
+from secateur.experiments.queue import finished_rows, open_study, release_dead
+from secateur.experiments.recipe import load_recipe
+from secateur.experiments.study import run_study
+
+TWELVE = TINY.replace("[0.5, 0.8]", "[0.3, 0.5, 0.7, 0.8, 0.9, 0.95]")
+
+
+def command(recipe: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "secateur.cli", "run", str(recipe), "--out", str(out), "--quiet", *options]
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    """The recipe of twelve trials, and its results from one process without interruption."""
+    folder = tmp_path_factory.mktemp("twelve")
+    path = folder / "tiny.yaml"
+    path.write_text(TWELVE)
+    return path, run_study(load_recipe(str(path)), folder / "whole" / "tiny")
+
+
+def completed(out: Path, storage: str | None = None) -> Counter:
+    rows = finished_rows(open_study("tiny", storage, out))
+    return Counter(row["id"] for row in rows)
+
+
+def kill_and_rerun(path: Path, out: Path, kills: int, seed: int) -> dict:
+    draw = random.Random(seed)
+    for _ in range(kills):
+        process = subprocess.Popen(command(path, out), start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(1.5, 6.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(path, out), check=True, timeout=300)
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_changes_nothing(twelve, tmp_path, kills):
+    path, whole = twelve
+    results = kill_and_rerun(path, tmp_path / "tiny", kills, seed=kills)
+    assert numbers(results) == numbers(whole)
+    assert set(completed(tmp_path / "tiny").values()) == {1}
+
+
+def test_two_workers_give_the_numbers_of_one(twelve, tmp_path):
+    path, whole = twelve
+    subprocess.run(command(path, tmp_path / "tiny", "--workers", "2"), check=True, timeout=300)
+    results = json.loads((tmp_path / "tiny" / "results.json").read_text())
+    assert numbers(results) == numbers(whole)
+    assert set(completed(tmp_path / "tiny").values()) == {1}
+    assert len(list((tmp_path / "dense").glob("*.json"))) == 2, "each seed's dense network was trained once"
+
+
+def test_an_error_in_a_worker_is_the_commands_error(twelve, tmp_path):
+    path, _ = twelve
+    done = subprocess.run(
+        command(path, tmp_path / "tiny", "--workers", "2", "--set", "model.weights=gone.safetensors"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: gone.safetensors: no such file\n"
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory):
+    """A PostgreSQL server of this test's own, on a free port of this machine."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found and shutil.which("apt-get") and os.geteuid() == 0:
+        subprocess.run(["apt-get", "install", "-y", "-qq", "postgresql"], capture_output=True, check=False)
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("needs a PostgreSQL server (initdb under /usr/lib/postgresql) and could not install one")
+    folder = tmp_path_factory.mktemp("postgresql")
+    binaries, data = found[-1].parent, folder / "data"
+    as_user = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        for parent in [folder, *folder.parents]:
+            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+                parent.chmod(0o755)
+        shutil.chown(folder, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    trust = ["--auth=trust", "--username=secateur", "--no-sync"]
+    subprocess.run([*as_user, binaries / "initdb", "-D", data, *trust], check=True, capture_output=True)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+    control = [*as_user, binaries / "pg_ctl", "-D", data]
+    subprocess.run(
+        [*control, "-o", options, "-l", folder / "log", "-w", "start"], check=True, capture_output=True
+    )
+    yield f"postgresql+psycopg://secateur@127.0.0.1:{port}/postgres"
+    subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True)
+
+
+def test_two_machines_join_one_study(twelve, tmp_path, postgresql):
+    """Two processes with folders of their own share nothing but the database, as two machines do."""
+    path, whole = twelve
+    outs = [tmp_path / name / "tiny" for name in ("one", "two")]
+    processes = [subprocess.Popen(command(path, out, "--storage", postgresql)) for out in outs]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for out in outs:
+        assert numbers(json.loads((out / "results.json").read_text())) == numbers(whole)
+    assert set(completed(tmp_path, postgresql).values()) == {1}
+    ran = [len(list((out / "trials").glob("*/result.json"))) for out in outs]
+    assert sum(ran) == 12
+    assert min(ran) > 0, "both took a share"
+
+
+def test_a_database_that_cannot_be_opened(tmp_path):
+    with pytest.raises(RecipeError, match=r"--storage nonsense://x: cannot be opened: "):
+        open_study("tiny", "nonsense://x", tmp_path)
+
+
+def test_a_dead_process_loses_its_lease_at_once_and_a_living_one_does_not(tmp_path):
+    study = open_study("s", None, tmp_path)
+    child = subprocess.Popen(["sleep", "60"])
+    ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    trial = study.ask()
+    trial.set_user_attr("owner", f"{socket.gethostname()}/{child.pid}/{ticks}")
+    release_dead(study)
+    assert study.trials[0].state == optuna.trial.TrialState.RUNNING
+    child.kill()
+    child.wait()
+    release_dead(study)
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+
+
+def test_a_search_stays_in_the_sweeps_ranges_and_resumes(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("[0.5, 0.8]", "[0.5, 0.9], prune.criterion: [magnitude, random]"))
+    settings = {"sampler": "tpe", "trials": 4, "seeds": [0]}
+    whole = run_study(load_recipe(str(path), settings), tmp_path / "a" / "tiny")
+    points = [row["point"] for row in whole["trials"]]
+    assert len(points) == 4
+    assert all(0.5 <= point["prune.budget.sparsity"] <= 0.9 for point in points)
+    assert {point["prune.criterion"] for point in points} <= {"magnitude", "random"}
+    assert len({point["prune.budget.sparsity"] for point in points}) == 4
+    run_study(load_recipe(str(path), settings | {"trials": 2}), tmp_path / "b" / "tiny")
+    resumed = run_study(load_recipe(str(path), settings), tmp_path / "b" / "tiny")
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_a_diverging_trial_is_reported_and_the_study_goes_on(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("prune.budget.sparsity: [0.5, 0.8]", "retrain.lr: [1.0e-3, 1.0e+30]"))
+    results = run_study(load_recipe(str(path), {"retrain.optimizer": "sgd"}, seeds=[0]), tmp_path / "tiny")
+    assert [row["state"] for row in results["trials"]] == ["finished", "failed"]
+    assert "failed: " in results["trials"][1]["notes"][0]
