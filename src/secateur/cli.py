@@ -114,6 +114,26 @@ def run(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")],
+    out: Annotated[Path | None, typer.Option(help="The page [report.html in the first folder].")] = None,
+    pictures: Annotated[
+        str | None, typer.Option(help="Write each plot beside the page too: png, svg or pdf.")
+    ] = None,
+) -> None:
+    """Write one report over one or several studies."""
+    from secateur.experiments.results import read_results
+    from secateur.report.page import write_page
+    from secateur.report.pictures import write_pictures
+
+    studies = [read_results(folder) for folder in folders]
+    page = write_page(studies, out or folders[0] / "report.html")
+    typer.echo(f"report: {page}")
+    for picture in write_pictures(studies, page.parent, pictures) if pictures else []:
+        typer.echo(f"picture: {picture}")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Option(help="A network's name or package.module:factory.")],
     weights: Annotated[Path | None, typer.Option(help="A safetensors state dict.")] = None,

@@ -287,6 +287,15 @@ def test_lamp_takes_what_is_masked_first(mlp):
     assert sum(int((~m).count_nonzero()) for m in second.values()) == round(0.6 * 192)
 
 
+def test_lamp_takes_what_is_masked_before_a_zero_that_lives(linear):
+    net = nn.Sequential(linear(torch.zeros(4, 4)), linear(torch.ones(4, 4)))
+    half = torch.arange(16).view(4, 4) % 2 == 0
+    first = sc.Masks(net, {"1.weight": half})
+    masks = sc.prune(net, sc.Magnitude(), sc.LAMP(0.25), masks=first)
+    assert masks["0.weight"].all()
+    assert torch.equal(masks["1.weight"], half)
+
+
 # -- N:M -----------------------------------------------------------------------------------------
 
 
@@ -318,6 +327,8 @@ def test_nm_needs_a_dim_that_divides():
     ):
         sc.prune(net, sc.Magnitude(), sc.NM(2, 4))
     assert sc.prune(net, sc.Magnitude(), sc.NM(2, 4), exclude="0").sparsity == 0.5
+    with pytest.raises(BudgetError, match=r"1\.bias: shape \(8,\) has no input dim"):
+        sc.prune(net, sc.Magnitude(), sc.NM(2, 4), include="1.bias")
 
 
 # -- what no budget can be -----------------------------------------------------------------------

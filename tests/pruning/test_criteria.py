@@ -153,12 +153,12 @@ def test_wanda_on_a_compiled_model_that_has_run(mlp):
 
 def test_wanda_runs_in_eval_mode_and_leaves_everything_as_it_was(convnet):
     net = convnet()
-    net[1].eval()
+    net[2].eval()
     before = state(net)
     x = torch.randn(4, 3, 4, 4)
     rms = input_rms(sc.find_targets(net), [x])
     assert untouched(net, before)  # batch norm's running statistics too
-    assert [m.training for m in net] == [True, False, True, True, True, True, True]
+    assert [m.training for m in net] == [True, True, False, True, True, True, True]
     assert not any(m._forward_pre_hooks for m in net)
     frozen = copy.deepcopy(net).eval()
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_taylor_uses_cross_entropy_and_labels(mlp):
 
 def test_taylor_touches_no_gradient_buffer_mode_or_flag(convnet):
     net = convnet()
-    net[1].eval()
+    net[2].eval()
     net[0].weight.requires_grad_(False)
     net[3].weight.grad = torch.full_like(net[3].weight, 7.0)
     before = state(net)
@@ -225,7 +225,7 @@ def test_taylor_touches_no_gradient_buffer_mode_or_flag(convnet):
     assert net[3].weight.grad.eq(7).all()
     assert all(p.grad is None for p in net.parameters() if p is not net[3].weight)
     assert [p.requires_grad for p in net.parameters()] == [False] + [True] * 9
-    assert [m.training for m in net] == [True, False, True, True, True, True, True]
+    assert [m.training for m in net] == [True, True, False, True, True, True, True]
 
 
 def test_taylor_under_prune_which_computes_no_gradients_otherwise(mlp):

@@ -102,6 +102,12 @@ def test_masks_of_a_copy_are_bound_anew(mlp):
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+def test_masks_of_another_network_are_refused(mlp):
+    masks = sc.prune(nn.Sequential(nn.Linear(8, 3)), sc.Magnitude(), sc.Uniform(0.5))
+    with pytest.raises(MaskError, match=r"^0\.weight: the mask has shape \(3, 8\), the parameter \(16, 8\)"):
+        sc.prune(mlp(), sc.Magnitude(), sc.Uniform(0.5), masks=masks)
+
+
 def test_asking_for_less_than_is_masked_is_refused(mlp):
     net = mlp()
     masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))

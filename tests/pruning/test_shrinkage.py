@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import BudgetError, NonFiniteError
+from secateur.pruning.selection import Cut
 from secateur.pruning.shrinkage import soft_threshold
 
 SHRINKAGES = [sc.Hard(), sc.Soft(), sc.Trimmed(0.9), sc.Smooth(2.0), sc.Smooth(1.0)]
@@ -211,6 +212,17 @@ def test_trimmed_does_not_go_with_a_count(mlp):
     for budget in (sc.Uniform(0.5), sc.Global(0.5), sc.ERK(0.5), sc.LAMP(0.5)):
         with pytest.raises(BudgetError, match=r"value budget \(Threshold, Std\), not with a count"):
             sc.prune(net, sc.Magnitude(), budget, shrinkage=sc.Trimmed())
+    assert torch.equal(net[0].weight, before)
+
+
+def test_a_cut_that_a_shrinkage_refuses_is_found_before_any_weight_changes(mlp):
+    def by_value_then_by_count(scores, weights):
+        return {"0.weight": Cut(0.2), "2.weight": Cut(0.2, ties=0)}
+
+    net = mlp()
+    before = net[0].weight.detach().clone()
+    with pytest.raises(BudgetError, match="not with a count"):
+        sc.prune(net, sc.Magnitude(), by_value_then_by_count, shrinkage=sc.Trimmed())
     assert torch.equal(net[0].weight, before)
 
 

@@ -102,7 +102,6 @@ def prune(
             doomed = granularity.spread(doomed, target.weight.shape)
         if name in gone:
             _check_room(name, doomed, gone[name], cuts[name])
-            doomed = doomed | gone[name]
         kept[name] = doomed
     for name, target in targets.items():
         if name in gone:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.report.aggregate import Figure, Group, groups_of, percent, table_of
+from secateur.report.checklist import Point, checklist
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.storage import replacing
 
@@ -25,6 +26,7 @@ th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e4e
 th { border-bottom: 2px solid #9aa4b0; } th:first-child, td:first-child { text-align: left; }
 tr:hover td { background: #f6f8fb; } .plot { width: 100%; min-height: 260px; }
 pre { background: #f6f8fb; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+table.checklist { white-space: normal; } table.checklist td, table.checklist th { text-align: left; }
 .note { color: #8a5a00; } .quoted { color: #777; }
 """
 
@@ -63,6 +65,7 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
     if reference:
         parts.append(_section("Beside the quoted figures", _reference_table(groups, reference)))
     parts += _notes(studies)
+    parts.append(_section("Twenty points of an honest report", _checklist(checklist(studies, groups))))
     for study in studies:
         rows = [[str(key), str(value)] for key, value in study["environment"].items()]
         parts.append(_section(f"Environment of {study['recipe']}", _table(["what", "value"], rows)))
@@ -118,14 +121,24 @@ def _notes(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_section("Emptied, skipped and protected layers", f"<ul>{items}</ul>")]
 
 
+def _checklist(points: Sequence[Point]) -> str:
+    words = {True: "kept", False: "not kept", None: "does not apply"}
+    rows = [[str(p.number), p.asks, words[p.kept], p.why] for p in points]
+    kept = sum(p.kept is True for p in points)
+    apply = sum(p.kept is not None for p in points)
+    intro = f"<p>{kept} of the {apply} that apply are kept, computed from the data.</p>"
+    return intro + _table(["", "asks for", "", "seen"], rows, "checklist")
+
+
 def _section(title: str, body: str) -> str:
     return f"<h2>{_text(title)}</h2>\n{body}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    table = f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f"<div class=wide>{table}</div>"
 
 
 def _text(value: Any) -> str:

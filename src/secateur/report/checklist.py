@@ -1,0 +1,167 @@
+"""Twenty points that a report on pruning should satisfy, checked from the data alone.
+
+After Blalock et al., "What is the State of Neural Network Pruning?" (2020), and ShrinkBench. A point
+is kept, not kept, or does not apply; each answer says what it saw.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.report.aggregate import Group, front, is_number
+
+Study = Mapping[str, Any]
+Answer = tuple[bool | None, str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the list: what it asks, whether it is kept (None: does not apply), and why."""
+
+    number: int
+    asks: str
+    kept: bool | None
+    why: str
+
+
+def checklist(studies: Sequence[Study], groups: Sequence[Group]) -> list[Point]:
+    """Check the twenty points against studies and their groups."""
+    trials = [t for s in studies for t in s["trials"] if t.get("state") == "finished"]
+    questions = [
+        ("The exact architecture: layer list and parameter count", _architecture(trials)),
+        ("The same initial weights for every method; dense accuracy of each seed", _same_start(trials)),
+        ("Raw accuracy and the change, computed from its two operands", _has(trials, "accuracy_dense")),
+        ("Compression rate = original / remaining, saying what is counted", _has(trials, "compression_rate")),
+        ("Theoretical speed-up (multiply-adds) beside it", _has(trials, "macs_effective")),
+        ("Measured latency, apart from the theoretical", _has(trials, "latency_ms")),
+        ("Bytes with the cost of indices", _has(trials, "bytes_sparse")),
+        ("At least five operating points, on to collapse, log axis", _operating_points(groups)),
+        ("At least three seeds, mean and deviation, n shown", _seeds(groups)),
+        ("Baselines: random and magnitude, at the same per-layer ratios", _baselines(studies)),
+        ("A dense small network trained from scratch, at equal training", _scratch(studies)),
+        ("Selection on validation, test reported once", _has(trials, "accuracy_dense_validation")),
+        ("Accuracy before and after recovery; its epochs and rates counted", _recovery(trials)),
+        ("Achieved beside requested sparsity, per layer; emptied and protected layers", _requested(trials)),
+        ("Whether the classifier was pruned", _classifier(trials)),
+        ("Claims limited to the data sets run", _named(studies, "data set", "data")),
+        ("Top-1 accuracy (and Top-5 from 100 classes on)", _top(trials)),
+        ("Library versions, hardware, commit, configuration hash", _environment(studies, trials)),
+        ("The Pareto front of seed means, dominated points shown", _front(groups)),
+        ("Quoted figures labelled as quoted, with their source", _quoted(studies)),
+    ]
+    return [Point(i, asks, kept, why) for i, (asks, (kept, why)) in enumerate(questions, 1)]
+
+
+def _architecture(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    listed = sum(bool(t["layers"]) and "parameters" in t["metrics"] for t in trials)
+    return listed > 0, f"{listed} of {len(trials)} trials list their layers and parameters"
+
+
+def _same_start(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    """One dense accuracy for each seed and data set tells that all began from one network."""
+    found: dict[str, set[float]] = {}
+    for trial in trials:
+        changed = {
+            k: v for k, v in trial["point"].items() if k.partition(".")[0] in ("train", "data", "model")
+        }
+        found.setdefault(f"{trial['seed']} {changed}", set()).add(trial["metrics"]["accuracy_dense"])
+    differing = sum(len(values) > 1 for values in found.values())
+    return bool(found) and not differing, f"{len(found)} dense networks, {differing} differ between methods"
+
+
+def _has(trials: Sequence[Mapping[str, Any]], metric: str) -> Answer:
+    number = sum(trial["metrics"].get(metric) is not None for trial in trials)
+    return bool(trials) and number == len(trials), f"{metric} in {number} of {len(trials)} trials"
+
+
+def _operating_points(groups: Sequence[Group]) -> Answer:
+    by_method: dict[str, set[float]] = {}
+    worst = 0.0
+    for group in groups:
+        sparsity, last, dense = (group.figure(m) for m in ("sparsity", group.final, "accuracy_dense"))
+        if sparsity and last and dense:
+            by_method.setdefault(group.method, set()).add(round(sparsity.mean, 4))
+            worst = max(worst, dense.mean - last.mean)
+    most = max((len(points) for points in by_method.values()), default=0)
+    return most >= 5 and worst >= 0.05, f"{most} sparsities; the largest loss is {100 * worst:.1f} points"
+
+
+def _seeds(groups: Sequence[Group]) -> Answer:
+    fewest = min((len(group.trials) for group in groups), default=0)
+    return fewest >= 3, f"{fewest} seeds at the least"
+
+
+def _baselines(studies: Sequence[Study]) -> Answer:
+    texts = " ".join(study.get("text", "") for study in studies)
+    words = {"random": "criterion: random" in texts, "magnitude": "criterion: magnitude" in texts}
+    ratios = "magnitude_ratios" in texts
+    missing = [word for word, there in words.items() if not there] + ([] if ratios else ["equal ratios"])
+    return not missing, "all there" if not missing else f"missing: {', '.join(missing)}"
+
+
+def _scratch(studies: Sequence[Study]) -> Answer:
+    there = any("scratch:" in study.get("text", "") for study in studies)
+    return there, "a step trains one" if there else "no step trains one"
+
+
+def _recovery(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    retrained = [t for t in trials if t["metrics"].get("accuracy_retrained") is not None]
+    if not retrained:
+        return None, "nothing was retrained"
+    counted = [t for t in retrained if t["epochs"].get("retrain")]
+    epochs = statistics.fmean(t["epochs"]["retrain"] for t in counted) if counted else 0
+    return len(counted) == len(retrained), f"{epochs:.0f} epochs on average, their rates in the curves"
+
+
+def _requested(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    there = sum(bool(t["layers"]) for t in trials)
+    asked = sum(t["requested"].get("sparsity") is not None for t in trials)
+    return there > 0, f"achieved by layer in {there} trials; {asked} asked for a sparsity, others for a value"
+
+
+def _classifier(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    pruned = [t for t in trials if t["layers"]]
+    if not pruned:
+        return None, "nothing was pruned"
+    last = pruned[0]["layers"][-1]
+    protected = [note for note in pruned[0].get("notes", []) if note.startswith("not pruned")]
+    return True, protected[0] if protected else f"{last['name']} was pruned, to {last['sparsity']:.1%}"
+
+
+def _named(studies: Sequence[Study], what: str, key: str) -> Answer:
+    names = sorted(
+        {line.strip() for s in studies for line in s.get("text", "").splitlines() if line.startswith(key)}
+    )
+    return bool(names), f"{what}: {'; '.join(names)}" if names else f"no {what} named"
+
+
+def _top(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    return bool(trials), "top-1; every data set here has fewer than 100 classes"
+
+
+def _environment(studies: Sequence[Study], trials: Sequence[Mapping[str, Any]]) -> Answer:
+    wanted = ("torch", "machine", "commit")
+    missing = sorted({key for s in studies for key in wanted if not s["environment"].get(key)})
+    return not missing and all(t.get("id") for t in trials), (
+        f"missing: {', '.join(missing)}" if missing else "all there; a trial's name is the hash"
+    )
+
+
+def _front(groups: Sequence[Group]) -> Answer:
+    points = [(x.mean, y.mean) for g in groups if (x := g.figure("sparsity")) and (y := g.figure(g.final))]
+    if len(points) < 2:
+        return None, "fewer than two points"
+    return True, f"{len(front(points))} of {len(points)} points are on the front"
+
+
+def _quoted(studies: Sequence[Study]) -> Answer:
+    quoting = [study for study in studies if study.get("reference")]
+    if not quoting:
+        return None, "nothing is quoted"
+    figures = sum(is_number(v) for s in quoting for entry in s["reference"] for v in entry.values())
+    return all(
+        study.get("source") for study in quoting
+    ), f"{figures} quoted figures, each study's source named"

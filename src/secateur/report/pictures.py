@@ -1,0 +1,100 @@
+"""The plots of a report as static pictures, for papers and READMEs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import MissingExtraError, RecipeError
+from secateur.report.aggregate import groups_of
+from secateur.report.figures import Plot, plots_of
+from secateur.storage import replacing
+
+FORMATS = ("png", "svg", "pdf")
+_DASHES = {"solid": "-", "dot": ":", "dash": "--"}
+_MARKERS = {"x": "x", "x-open": "+", "circle": "o"}
+
+
+def write_pictures(studies: Sequence[Mapping[str, Any]], folder: Path, kind: str) -> list[Path]:
+    """Draw every plot of the page of ``studies`` into ``folder`` as ``kind`` (png, svg or pdf)."""
+    if kind not in FORMATS:
+        raise RecipeError(f"--pictures {kind}: one of {', '.join(FORMATS)}")
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "lab") from error
+    matplotlib.use("Agg")
+    groups = [group for study in studies for group in groups_of(study)]
+    reference = [entry for study in studies for entry in study.get("reference", [])]
+    paths: list[Path] = []
+    for title, plot in plots_of(groups, reference).items():
+        name = re.sub(r"\W+", "-", title.lower())
+        path = folder / f"{name}.{kind}"
+        with replacing(path) as temporary:
+            _draw(plot, temporary, kind)
+        paths.append(path)
+    return paths
+
+
+def _draw(plot: Plot, path: Path, kind: str) -> None:
+    from matplotlib import pyplot
+
+    layout = plot["layout"]
+    heatmap = plot["data"][0]["type"] == "heatmap"
+    figure, axes = pyplot.subplots(figsize=(8, max(2.5, layout["height"] / 90)), layout="constrained")
+    if heatmap:
+        _draw_map(figure, axes, plot["data"][0])
+    else:
+        for trace in plot["data"]:
+            _draw_trace(axes, trace)
+        axes.grid(color="#e4e8ee")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(_title(layout["xaxis"]))
+        axes.set_ylabel(_title(layout["yaxis"]))
+        axes.set_xscale(layout["xaxis"].get("type", "linear"))
+        if layout["xaxis"].get("type") == "log":
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
+        for shape in layout.get("shapes", []):
+            axes.axhline(shape["y0"], color="#444444", linewidth=1, linestyle="--")
+            axes.annotate(
+                "dense", (0.01, shape["y0"]), xycoords=("axes fraction", "data"), fontsize=8, va="bottom"
+            )
+        if len(plot["data"]) <= 12:
+            axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format=kind, dpi=150)
+    pyplot.close(figure)
+
+
+def _draw_trace(axes: Any, trace: Plot) -> None:
+    line, marker = trace.get("line", {}), trace.get("marker", {})
+    lines, markers = "lines" in trace["mode"], "markers" in trace["mode"]
+    axes.errorbar(
+        trace["x"],
+        trace["y"],
+        yerr=trace.get("error_y", {}).get("array"),
+        label=trace["name"],
+        color=line.get("color") or marker.get("color"),
+        linestyle=_DASHES[line.get("dash", "solid")] if lines else "none",
+        linewidth=line.get("width", 1.5),
+        drawstyle="steps-pre" if line.get("shape") == "hv" else "default",
+        marker=_MARKERS[marker.get("symbol", "circle")] if markers else None,
+        markersize=marker.get("size", 6) * 0.7,
+        alpha=marker.get("opacity", 1.0),
+        capsize=2,
+    )
+
+
+def _draw_map(figure: Any, axes: Any, trace: Plot) -> None:
+    grid = [[float("nan") if v is None else v for v in row] for row in trace["z"]]
+    image = axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(trace["x"])), trace["x"], fontsize=8, rotation=30, ha="right")
+    axes.set_yticks(range(len(trace["y"])), trace["y"], fontsize=8)
+    figure.colorbar(image, ax=axes, label="sparsity, %")
+
+
+def _title(axis: Plot) -> str:
+    return (axis.get("title") or {}).get("text", "")
