@@ -151,6 +151,16 @@ def test_wanda_on_a_compiled_model_that_has_run(mlp):
     assert all(torch.equal(expected[n], got[n]) for n in expected)
 
 
+def test_wanda_on_a_model_compiled_in_place(mlp):
+    net, plain = mlp().eval(), mlp()
+    net.compile(backend="eager")
+    x = torch.randn(6, 8)
+    with torch.no_grad():
+        net(x)
+    expected, got = scored(sc.Wanda(), plain, [x]), scored(sc.Wanda(), net, [x])
+    assert all(torch.equal(expected[n], got[n]) for n in expected)
+
+
 def test_wanda_runs_in_eval_mode_and_leaves_everything_as_it_was(convnet):
     net = convnet()
     net[2].eval()

@@ -113,6 +113,16 @@ def test_gradually_reaches_each_amount_and_gives_nothing_back(mlp, budget):
     assert sc.sparsity(net) == before.sparsity == pytest.approx(0.9, abs=0.003)
 
 
+def test_gradually_remembers_what_is_masked_although_nobody_held_it(mlp):
+    net, before = mlp(), None
+    for masks in sc.gradually(net, sc.Magnitude(), sc.Global(0.9), sc.Cubic(4)):
+        assert before is None or all((before[n] | ~masks[n]).all() for n in masks)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.normal_()
+        before = masks
+
+
 def test_gradually_validates_before_the_first_step(mlp):
     net = mlp()
     with pytest.raises(BudgetError, match=r"past the budget"):

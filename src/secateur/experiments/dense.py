@@ -115,6 +115,12 @@ def make_model(spec: ModelSpec, seed: int) -> nn.Module:
     return build_model(spec.name, seed=seed_of(seed, "init"), **(spec.model_extra or {}))
 
 
+def scratch_model(plan: Plan, options: dict[str, Any], seed: int) -> nn.Module:
+    """Build the plan's network anew with ``options`` put over its own."""
+    spec = ModelSpec.model_validate({"name": plan.model.name} | (plan.model.model_extra or {}) | options)
+    return make_model(spec, seed).to(pick_device(plan.device))
+
+
 def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device is cuda, and torch finds no CUDA device here; set device=auto or cpu")

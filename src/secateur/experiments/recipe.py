@@ -63,6 +63,14 @@ class PruneSpec(Strict):
     calibration: Annotated[int, Field(ge=1)] = 1024
 
 
+class ScratchSpec(Strict):
+    """One ``scratch`` step: instead of the pruned network, a new one of the same kind with other
+    ``model`` options, trained from its initial weights: the control that pruning has to beat."""
+
+    model: dict[str, Any]
+    train: dict[str, Any] = {}
+
+
 class MethodSpec(Strict):
     """Steps and a sweep of their settings: a grid, or a list of grids one after the other."""
 
@@ -94,12 +102,12 @@ class RecipeSpec(Strict):
 @dataclass(frozen=True)
 class Step:
     """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
-    the training ``between`` the cuts of a gradual one."""
+    its ``training``: between the cuts of a gradual one, or of a network from scratch."""
 
     kind: str
     id: str
-    settings: PruneSpec | Training
-    between: Training | None = None
+    settings: PruneSpec | ScratchSpec | Training
+    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -255,8 +263,8 @@ def _step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -
     kind = kinds[0]
     if kind not in _STEPS:
         raise RecipeError(f"{where}: unknown step {kind!r}{nearest(str(kind), _STEPS)}")
-    settings, between = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
-    return Step(kind, str(raw.get("id", kind)), settings, between)
+    settings, training = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
+    return Step(kind, str(raw.get("id", kind)), settings, training)
 
 
 def _prune_step(
@@ -284,6 +292,13 @@ def _retrain_step(
     return _training(raw, train, located, place), None
 
 
+def _scratch_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[ScratchSpec, Training]:
+    spec = _validated(ScratchSpec, raw, located, place)
+    return spec, _training(spec.train, train, located, (*place, "train"))
+
+
 def make_schedule(spec: PruneSpec) -> list[Any]:
     """Return the budget of each cut of a ``prune`` step."""
     from secateur.pruning.schedules import OneShot, budgets_along
@@ -303,7 +318,7 @@ def _training(raw: Any, base: Training, located: Located, place: tuple[Any, ...]
     return _validated(Training, merged, located, place)
 
 
-_STEPS = {"prune": _prune_step, "retrain": _retrain_step}
+_STEPS = {"prune": _prune_step, "retrain": _retrain_step, "scratch": _scratch_step}
 
 
 @functools.cache

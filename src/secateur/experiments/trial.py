@@ -15,8 +15,15 @@ from torch import nn
 from secateur.data.dataset import Dataset
 from secateur.errors import SecateurWarning
 from secateur.experiments.choices import make
-from secateur.experiments.dense import OnEpoch, calibration_batches, dataset_of, dense_network, hash_of
-from secateur.experiments.recipe import Plan, PruneSpec, make_schedule
+from secateur.experiments.dense import (
+    OnEpoch,
+    calibration_batches,
+    dataset_of,
+    dense_network,
+    hash_of,
+    scratch_model,
+)
+from secateur.experiments.recipe import Plan, PruneSpec, ScratchSpec, make_schedule
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
@@ -49,6 +56,18 @@ class Retrain:
     training: Training
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """An action: a new network with other ``options`` takes the pruned one's place, and is trained."""
+
+    step: str
+    options: dict[str, Any]
+    training: Training
+
+
+Action = Cut | Retrain | Scratch
+
+
 @dataclass
 class TrialState:
     """How far a trial has come, all of it on disk after every action."""
@@ -61,6 +80,7 @@ class TrialState:
     seconds: dict[str, float] = field(default_factory=dict)
     retrained: bool = False
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] | None = None
 
 
 def trial_id(plan: Plan, seed: int) -> str:
@@ -68,25 +88,29 @@ def trial_id(plan: Plan, seed: int) -> str:
     return hash_of({"config": plan.config, "method": plan.method, "seed": seed, "threads": plan.threads})
 
 
-def actions(plan: Plan) -> list[Cut | Retrain]:
+def actions(plan: Plan) -> list[Action]:
     """Return the plan's steps laid out: a gradual step is a cut and a training, again and again."""
-    result: list[Cut | Retrain] = []
+    result: list[Action] = []
     for step in plan.steps:
         if isinstance(step.settings, Training):
             result.append(Retrain(step.id, step.settings))
+            continue
+        if isinstance(step.settings, ScratchSpec):
+            assert step.training is not None
+            result.append(Scratch(step.id, step.settings.model, step.training))
             continue
         spec = step.settings
         levels = len(make_schedule(spec))
         for level in range(levels):
             result.append(Cut(step.id, spec, level))
-            if step.between is not None and level < levels - 1:
-                result.append(Retrain(f"{step.id}.{level}", step.between))
+            if step.training is not None and level < levels - 1:
+                result.append(Retrain(f"{step.id}.{level}", step.training))
     return result
 
 
 def count_epochs(plan: Plan) -> int:
     """Return how many epochs a trial trains after the dense network's."""
-    return sum(a.training.epochs for a in actions(plan) if isinstance(a, Retrain))
+    return sum(a.training.epochs for a in actions(plan) if not isinstance(a, Cut))
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -98,7 +122,7 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
     torch.set_num_threads(plan.threads)
     data = dataset_of(plan)
     dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
-    state = _begin(dense, folder, dense_info)
+    state = _begin(plan, seed, dense, folder, dense_info)
     todo = actions(plan)
     for index in range(state.done, len(todo)):
         _act(todo[index], state, plan, seed, data, folder, on_epoch)
@@ -133,7 +157,7 @@ def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
 
 
 def _act(
-    action: Cut | Retrain,
+    action: Action,
     state: TrialState,
     plan: Plan,
     seed: int,
@@ -149,6 +173,9 @@ def _act(
         state.retrained = False
         kind, spent = "prune", time.perf_counter() - start
     else:
+        if isinstance(action, Scratch):
+            state.model, state.options = scratch_model(plan, action.options, seed), action.options
+            state.masks, state.pruned = None, None
         checkpoint = folder / "training.safetensors"
         history = fit(
             state.model,
@@ -251,7 +278,7 @@ def _epochs(state: TrialState) -> int:
     return sum(len(rows) for step, rows in state.curves.items() if step != "dense")
 
 
-def _begin(dense: nn.Module, folder: Path, dense_info: dict[str, Any]) -> TrialState:
+def _begin(plan: Plan, seed: int, dense: nn.Module, folder: Path, dense_info: dict[str, Any]) -> TrialState:
     state = TrialState(copy.deepcopy(dense))
     state.curves["dense"] = dense_info["curve"]
     state.seconds["train"] = dense_info["seconds"]
@@ -263,6 +290,8 @@ def _begin(dense: nn.Module, folder: Path, dense_info: dict[str, Any]) -> TrialS
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         groups[kind][rest] = tensor
+    if saved["options"] is not None:
+        state.model, state.options = scratch_model(plan, saved["options"], seed), saved["options"]
     load_state(state.model, groups["model"], str(path))
     if groups["mask"]:
         kept = {n: unpack_bits(t, tuple(saved["shapes"][n])) for n, t in groups["mask"].items()}
@@ -291,6 +320,7 @@ def _save(state: TrialState, folder: Path) -> None:
         "seconds": state.seconds,
         "retrained": state.retrained,
         "notes": state.notes,
+        "options": state.options,
         "shapes": {} if masks is None else {n: list(m.shape) for n, m in masks.items()},
         "requested": {} if masks is None else masks.requested,
         "requested_overall": None if masks is None else masks.requested_overall,

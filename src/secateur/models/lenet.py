@@ -8,11 +8,12 @@ from torch import Tensor, nn
 class LeNet300100(nn.Module):
     """784-300-100-10 with ReLU and biases, on 28 x 28 images: 266,610 parameters."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, hidden: tuple[int, int] = (300, 100)) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(784, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, classes)
+        first, second = hidden
+        self.fc1 = nn.Linear(784, first)
+        self.fc2 = nn.Linear(first, second)
+        self.fc3 = nn.Linear(second, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x.flatten(1)).relu()
@@ -36,9 +37,9 @@ class LeNet5(nn.Module):
         return self.fc2(self.fc1(x.flatten(1)).relu())
 
 
-def lenet_300_100(classes: int = 10) -> nn.Module:
+def lenet_300_100(classes: int = 10, hidden: tuple[int, int] = (300, 100)) -> nn.Module:
     """784-300-100-10, ReLU, biases: 266,610 parameters (LeCun et al., 1998; S1's network)."""
-    return LeNet300100(classes)
+    return LeNet300100(classes, hidden)
 
 
 def lenet_5(classes: int = 10) -> nn.Module:

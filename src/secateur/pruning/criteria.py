@@ -7,8 +7,9 @@ of rows to their scores; the second form never makes anything of the network's s
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -200,7 +201,8 @@ def scoring(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        # Its import takes a second, and nobody who has not imported it has compiled anything.
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             yield
     finally:
         for module, mode in modes.items():
