@@ -230,6 +230,8 @@ def test_during_resumed_equals_uninterrupted(mlp, tmp_path, stop):
     again = Adam(second.parameters(), lr=0.02)
     again.load_state_dict(optimizer.state_dict())
     masks = sc.Masks.load(tmp_path / "masks", second)
+    with torch.no_grad():
+        second[0].weight += ~masks["0.weight"]  # weights from elsewhere: they are masked on entry
     with sc.during(
         *options(second, again), every=3, start=state.level, steps=state.steps, masks=masks
     ) as resumed:

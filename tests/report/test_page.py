@@ -2,46 +2,9 @@ import json
 import re
 
 import pytest
+from sample import study
 
 from secateur.report.page import page, write_page
-
-
-def study(name="<b>evil</b> & co"):
-    trials = [
-        {
-            "id": f"{s}{seed}",
-            "method": name,
-            "state": "finished",
-            "point": {"prune.budget.sparsity": s, "prune.criterion": "</script><script>alert(1)</script>"},
-            "seed": seed,
-            "requested": {"sparsity": s},
-            "metrics": {
-                "sparsity": s,
-                "compression_rate": 1 / (1 - s),
-                "accuracy_dense": 0.98,
-                "accuracy_pruned": 0.9 - s / 10,
-                "accuracy_retrained": 0.97 - s / 100 + seed / 1000,
-                "nonzero": 1000 * (1 - s),
-            },
-            "layers": [{"name": "fc<1>", "sparsity": s}],
-            "curves": {
-                "dense": [{"validation_accuracy": 0.9}, {"validation_accuracy": 0.95}],
-                "retrain": [{"validation_accuracy": 0.96}],
-            },
-            "notes": ["fc<1> is emptied"],
-        }
-        for s in (0.5, 0.9)
-        for seed in (0, 1)
-    ]
-    return {
-        "recipe": name,
-        "description": "d <i>",
-        "source": "s",
-        "text": "name: <x>",
-        "environment": {"torch": "<2>"},
-        "trials": trials,
-        "reference": [{"prune.budget.sparsity": 0.5, "accuracy_retrained": 0.961}],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +25,8 @@ def body_of(text):
 
 def test_every_section_is_there(text):
     for title in ("Results", "Accuracy against sparsity", "Pareto front", "Sparsity by layer", "Training curves",
-                  "Beside the quoted figures", "Environment", "Recipe"):  # fmt: skip
+                  "Beside the quoted figures",
+        "Twenty points of an honest report", "Environment", "Recipe"):  # fmt: skip
         assert f"<h2>{title}" in text
     assert len(figures_in(text)) == 5
 

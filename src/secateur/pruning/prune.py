@@ -170,7 +170,7 @@ def _requested_overall(budget: Budget) -> float | None:
 
 
 def _notes(kept: dict[str, Tensor], targets: Targets) -> tuple[str, ...]:
-    emptied = [n for n, mask in kept.items() if mask.numel() and not mask.any()]
+    emptied = [n for n, mask in kept.items() if mask.numel() and not mask.count_nonzero()]  # any() is slow
     notes = [f"{name} is emptied: the layer puts out nothing but its bias" for name in emptied]
     for note in notes:
         warnings.warn(note, SecateurWarning, stacklevel=4)

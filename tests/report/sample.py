@@ -1,0 +1,42 @@
+"""A study's results made by hand: two sparsities, two seeds, names that would break a careless page."""
+
+
+def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
+    trials = [
+        {
+            "id": f"{s}{seed}",
+            "method": name,
+            "state": "finished",
+            "point": {"prune.budget.sparsity": s, "prune.criterion": "</script><script>alert(1)</script>"},
+            "seed": seed,
+            "requested": {"sparsity": s},
+            "metrics": {
+                "sparsity": s,
+                "compression_rate": 1 / (1 - s),
+                "accuracy_dense": 0.98,
+                "accuracy_dense_validation": 0.98,
+                "accuracy_pruned": 0.9 - s / 10,
+                "accuracy_retrained": 0.97 - s / 100 + seed / 1000,
+                "parameters": 1000,
+                "nonzero": 1000 * (1 - s),
+            },
+            "layers": [{"name": "fc<1>", "sparsity": s}],
+            "curves": {
+                "dense": [{"validation_accuracy": 0.9}, {"validation_accuracy": 0.95}],
+                "retrain": [{"validation_accuracy": 0.96}],
+            },
+            "epochs": {"dense": 2, "retrain": 1},
+            "notes": ["fc<1> is emptied"],
+        }
+        for s in sparsities
+        for seed in seeds
+    ]
+    return {
+        "recipe": name,
+        "description": "d <i>",
+        "source": "s",
+        "text": "name: <x>\ndata: {name: digits}\n",
+        "environment": {"torch": "<2>", "machine": "m", "commit": "c"},
+        "trials": trials,
+        "reference": [{"prune.budget.sparsity": 0.5, "accuracy_retrained": 0.961}],
+    }
