@@ -29,6 +29,7 @@ PUBLIC = {
     "Threshold": "pruning.budgets",
     "ERK": "pruning.budgets",
     "LAMP": "pruning.budgets",
+    "MagnitudeRatios": "pruning.budgets",
     "NM": "pruning.budgets",
     "Hard": "pruning.shrinkage",
     "Soft": "pruning.shrinkage",
@@ -41,7 +42,17 @@ PUBLIC = {
 if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.measure.summary import profile
     from secateur.methods.layer_sensitivity import sensitivity
-    from secateur.pruning.budgets import ERK, LAMP, NM, Global, PerLayer, Std, Threshold, Uniform
+    from secateur.pruning.budgets import (
+        ERK,
+        LAMP,
+        NM,
+        Global,
+        MagnitudeRatios,
+        PerLayer,
+        Std,
+        Threshold,
+        Uniform,
+    )
     from secateur.pruning.criteria import Magnitude, Random, Taylor, Wanda
     from secateur.pruning.masks import Masks
     from secateur.pruning.prune import Block, prune

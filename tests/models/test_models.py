@@ -49,7 +49,9 @@ def test_options_reach_the_factory():
 
 def test_a_users_own_factory(tmp_path, monkeypatch):
     (tmp_path / "mynets.py").write_text(
-        "from torch import nn\ndef tiny(width=3):\n    return nn.Linear(width, 1)\ndef wrong():\n    return 7\n"
+        "from torch import nn\n"
+        "def tiny(width=3):\n    return nn.Linear(width, 1)\n"
+        "def wrong():\n    return 7\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

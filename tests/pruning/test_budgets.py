@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from unittest.mock import patch
@@ -380,3 +381,17 @@ def test_cut_keeps_what_was_asked_for():
     assert sc.Uniform(0.33)(scores, named)["w0"].requested == 0.33
     assert isinstance(sc.Global(0.5)(scores, named)["w0"], Cut)
     assert sc.Global(0.5)(scores, named)["w0"].requested is None
+
+
+def test_magnitude_ratios_take_magnitudes_counts_by_other_scores():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.1, 0.2, 0.3, 5.0]]))
+        model[1].weight.copy_(torch.tensor([[6.0], [7.0], [0.4], [8.0]]))
+    counts = []
+    for seed in range(5):
+        copied = copy.deepcopy(model)
+        masks = sc.prune(copied, sc.Random(seed), sc.MagnitudeRatios(0.5))
+        assert [int((~mask).sum()) for mask in masks.values()] == [3, 1]  # 0.1, 0.2, 0.3 and 0.4
+        counts.append(tuple(masks["0.weight"][0].tolist()))
+    assert len(set(counts)) > 1, "which of them go is the criterion's choice"

@@ -24,7 +24,7 @@ def body_of(text):
 
 
 def test_every_section_is_there(text):
-    for title in ("Results", "Accuracy against sparsity", "Pareto front", "Sparsity by layer", "Training curves",
+    for title in ("Results", "Accuracy against sparsity", "Pareto front", "Sparsity by layer",
                   "Beside the quoted figures",
         "Twenty points of an honest report", "Environment", "Recipe"):  # fmt: skip
         assert f"<h2>{title}" in text

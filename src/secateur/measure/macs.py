@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.measure.running import run_once
+from secateur.measure.running import as_written, run_once
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its one operator hides the products inside
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # so does a fused attention kernel on the CPU
+        with as_written(), sdpa_kernel(SDPBackend.MATH):  # so does a fused attention kernel on the CPU
             run_once(model, example_inputs, counter)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -31,6 +32,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Run compiled modules as they were written: compiled code skips hooks younger than itself."""
+    # Its import takes a second, and nobody who has not imported it has compiled anything.
+    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        yield
 
 
 def run_once(model: nn.Module, inputs: Any, context: AbstractContextManager[Any] | None = None) -> Any:

@@ -194,6 +194,28 @@ class LAMP:
 
 
 @dataclass(frozen=True)
+class MagnitudeRatios:
+    """From each layer as many as ``Global(sparsity)`` by |w| takes, by the criterion's own scores:
+    criteria compared at equal per-layer ratios (Blalock et al., 2020).
+    """
+
+    sparsity: float
+    amount: ClassVar[str] = "sparsity"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        sizes = [
+            Scores(name, tuple(w.shape), lambda rows, w=w: w.detach()[rows].abs(), scores[name].masked)
+            for name, w in weights.items()
+        ]
+        count = round(self.sparsity * sum(s.numel for s in sizes))
+        cuts = cut_globally(sizes, count)
+        return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in sizes}
+
+
+@dataclass(frozen=True)
 class NM:
     """N:M: ``keep`` of every ``of`` weights along the input dim stay (2:4 is ``NM(2, 4)``).
 

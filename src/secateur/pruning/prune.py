@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, nearest
 from secateur.pruning.budgets import Budget
-from secateur.pruning.criteria import Batches, Criterion, Loss, Magnitude, Rows
+from secateur.pruning.calibration import Batches, Loss
+from secateur.pruning.criteria import Criterion, Magnitude, Rows
 from secateur.pruning.masks import Masks
 from secateur.pruning.selection import Cut, PatternCut, Scores
 from secateur.pruning.shrinkage import Hard, Shrinkage
