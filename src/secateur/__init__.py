@@ -22,6 +22,7 @@ PUBLIC = {
     "Random": "pruning.criteria",
     "Wanda": "pruning.criteria",
     "Taylor": "pruning.criteria",
+    "Fisher": "pruning.criteria",
     "Uniform": "pruning.budgets",
     "Global": "pruning.budgets",
     "PerLayer": "pruning.budgets",
@@ -53,7 +54,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
         Threshold,
         Uniform,
     )
-    from secateur.pruning.criteria import Magnitude, Random, Taylor, Wanda
+    from secateur.pruning.criteria import Fisher, Magnitude, Random, Taylor, Wanda
     from secateur.pruning.masks import Masks
     from secateur.pruning.prune import Block, prune
     from secateur.pruning.schedules import Cubic, Iterative, OneShot, during, gradually

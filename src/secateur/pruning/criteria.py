@@ -81,3 +81,14 @@ class Taylor:
         gradients = mean_gradients(targets, data, loss, "Taylor")
         pairs = {name: (t.weight.detach(), gradients[name]) for name, t in targets.items()}
         return {n: lambda rows, w=w, g=g: (w[rows] * g[rows]).abs() for n, (w, g) in pairs.items()}
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """w^2 x mean squared gradient: Optimal Brain Damage (LeCun et al., 1990) with the empirical Fisher
+    information for the Hessian's diagonal, over the batches of ``data``."""
+
+    def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
+        squares = mean_gradients(targets, data, loss, "Fisher", power=2)
+        pairs = {name: (t.weight.detach(), squares[name]) for name, t in targets.items()}
+        return {n: lambda rows, w=w, f=f: w[rows].square() * f[rows] for n, (w, f) in pairs.items()}
