@@ -126,3 +126,56 @@ def test_foreign_results_are_refused(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(StorageError, match="not valid JSON"):
         read_results(tmp_path)
+
+
+SCRATCH = """\
+name: control
+description: "a small dense network"
+source: "a test"
+data: {name: digits, validation: 200}
+model: {name: digits-mlp, hidden: 32}
+train: {epochs: 2, lr: 2.0e-3}
+methods:
+  small: {steps: [{scratch: {model: {hidden: 8}, train: {epochs: 4}}}]}
+  dense: {steps: []}
+seeds: [0]
+"""
+
+
+def test_a_small_network_from_scratch_takes_the_pruned_ones_place(tmp_path):
+    from secateur.experiments.recipe import load_recipe
+
+    path = tmp_path / "control.yaml"
+    path.write_text(SCRATCH)
+    small, dense = run_study(load_recipe(str(path)), tmp_path / "control")["trials"]
+    parameters = 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
+    assert small["metrics"]["parameters"] == small["metrics"]["nonzero"] == parameters
+    weights, whole = 64 * 8 + 8 * 8 + 8 * 10, 64 * 32 + 32 * 32 + 32 * 10
+    assert small["metrics"]["sparsity"] == pytest.approx(1 - weights / whole)
+    assert len(small["curves"]["scratch"]) == 4
+    assert small["metrics"]["accuracy_retrained"] > 0.3
+    assert small["metrics"]["accuracy_pruned"] is None
+    assert dense["metrics"]["compression_rate"] == 1.0
+    assert dense["metrics"]["accuracy_retrained"] is None
+    again = build_model("digits-mlp", hidden=8)
+    load_weights(tmp_path / "control" / "trials" / small["id"] / "model.safetensors", again)
+
+
+def test_a_control_killed_in_its_training_goes_on(tmp_path):
+    from secateur.experiments.recipe import load_recipe
+
+    path = tmp_path / "control.yaml"
+    path.write_text(SCRATCH)
+    whole = run_study(load_recipe(str(path)), tmp_path / "whole" / "control")
+    heard = 0
+
+    def bomb(text):
+        nonlocal heard
+        heard += "scratch" in text
+        if heard == 3:
+            heard += 100
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_study(load_recipe(str(path)), tmp_path / "cut" / "control", on_epoch=bomb)
+    assert numbers(run_study(load_recipe(str(path)), tmp_path / "cut" / "control")) == numbers(whole)

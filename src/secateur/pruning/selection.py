@@ -8,6 +8,7 @@ passes for 32 bits, one for 16, four for 64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import NamedTuple
@@ -25,6 +26,18 @@ _INTEGERS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
 }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For the many small operations on chunks: to wait for other threads at the end of each gains
+    nothing, and on a busy machine costs a hundred times the work itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +96,7 @@ class Cut:
     tied: int = 0
     requested: float | None = None
 
+    @_one_thread()
     def doomed(self, scores: Scores) -> Tensor:
         """Return the bool tensor of what goes. Ties fall by a fixed hash of their position."""
         out: Tensor | None = None
@@ -141,6 +155,7 @@ class Selected(NamedTuple):
     tied: int
 
 
+@_one_thread()
 def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
     """Return the cuts that take exactly the ``count`` lowest scores of all the tensors together.
 
@@ -199,6 +214,7 @@ def apportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
+@_one_thread()
 def count_below(scores: Scores, cut: Cut) -> int:
     """Return how many entries ``cut`` takes from ``scores``."""
     below = sum(int(torch.count_nonzero(_comparable(s) < cut.value)) for _, s in scores.chunks())

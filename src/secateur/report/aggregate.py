@@ -142,12 +142,17 @@ def _figures(group: Group) -> list[str]:
     sparsity, rate = group.figure("sparsity"), group.figure("compression_rate")
     dense, last, nonzero = group.figure("accuracy_dense"), group.figure(group.final), group.figure("nonzero")
     change = f"{100 * (last.mean - dense.mean):+.2f}" if last and dense else ""
+    first = group.trials[0]
+    requested = first.get("requested", {}).get("sparsity")
+    epochs = first.get("epochs", {}).get("retrain")
     return [
         f"{100 * sparsity.mean:.2f}" if sparsity else "",
+        f"{100 * requested:.2f}" if requested is not None else "",
         f"{rate.mean:.2f}x" if rate else "",
         percent(dense),
         percent(group.figure("accuracy_pruned")),
         percent(group.figure("accuracy_retrained")),
+        str(epochs) if epochs else "",
         change,
         f"{nonzero.mean:,.0f}" if nonzero else "",
         str(len(group.trials)),
