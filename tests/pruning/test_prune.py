@@ -219,6 +219,15 @@ def test_requested_stands_beside_achieved(mlp):
     assert sc.prune(mlp(), sc.Magnitude(), sc.Threshold(0.1)).requested_overall is None
 
 
+def test_the_number_of_threads_comes_back(mlp):
+    torch.set_num_threads(2)
+    sc.prune(mlp(), sc.Magnitude(), sc.Global(0.5))
+    assert torch.get_num_threads() == 2
+    with pytest.raises(BudgetError):
+        sc.prune(mlp(), lambda targets, *_: {n: t.weight.int() for n, t in targets.items()}, sc.Global(0.5))
+    assert torch.get_num_threads() == 2
+
+
 def test_the_models_forward_and_names_stay(mlp):
     net = mlp()
     names = list(net.state_dict())

@@ -15,7 +15,7 @@ from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import Criterion, Magnitude, Rows
 from secateur.pruning.masks import Masks
-from secateur.pruning.selection import Cut, PatternCut, Scores
+from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.targets import Target, Targets, find_targets
 
@@ -97,27 +97,29 @@ def prune(
     _check_shrinkage(shrinkage, cuts)
 
     kept: dict[str, Tensor] = {}
-    for name, target in targets.items():
-        doomed = cuts[name].doomed(entries[name])
-        if granularity is not None:
-            doomed = granularity.spread(doomed, target.weight.shape)
-        if name in gone:
-            _check_room(name, doomed, gone[name], cuts[name])
-        kept[name] = doomed
-    for name, target in targets.items():
-        if name in gone:
-            target.weight.masked_fill_(gone[name], 0)
-        kept[name] = shrinkage(target.weight, kept[name], cuts[name]).logical_not_()
-        if name in gone:
-            kept[name] &= ~gone[name]
-    if masks is not None:
-        kept |= {name: mask for name, mask in masks.items() if name not in kept}
+    with one_thread():
+        for name, target in targets.items():
+            doomed = cuts[name].doomed(entries[name])
+            if granularity is not None:
+                doomed = granularity.spread(doomed, target.weight.shape)
+            if name in gone:
+                _check_room(name, doomed, gone[name], cuts[name])
+            kept[name] = doomed
+        for name, target in targets.items():
+            if name in gone:
+                target.weight.masked_fill_(gone[name], 0)
+            kept[name] = shrinkage(target.weight, kept[name], cuts[name]).logical_not_()
+            if name in gone:
+                kept[name] &= ~gone[name]
+        if masks is not None:
+            kept |= {name: mask for name, mask in masks.items() if name not in kept}
+        notes = _notes(kept, targets)
     return Masks(
         model,
         kept,
         requested={n: c.requested for n, c in cuts.items() if c.requested is not None},
         requested_overall=_requested_overall(budget),
-        notes=_notes(kept, targets),
+        notes=notes,
     )
 
 

@@ -29,9 +29,9 @@ _INTEGERS = {
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """For the many small operations on chunks: to wait for other threads at the end of each gains
-    nothing, and on a busy machine costs a hundred times the work itself."""
+def one_thread() -> Iterator[None]:
+    """Run many small operations on the CPU on one thread: to wait for others at the end of each gains
+    next to nothing, and on a busy machine costs up to a hundred times the work itself."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +96,7 @@ class Cut:
     tied: int = 0
     requested: float | None = None
 
-    @_one_thread()
+    @one_thread()
     def doomed(self, scores: Scores) -> Tensor:
         """Return the bool tensor of what goes. Ties fall by a fixed hash of their position."""
         out: Tensor | None = None
@@ -155,7 +155,7 @@ class Selected(NamedTuple):
     tied: int
 
 
-@_one_thread()
+@one_thread()
 def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
     """Return the cuts that take exactly the ``count`` lowest scores of all the tensors together.
 
@@ -214,7 +214,7 @@ def apportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
-@_one_thread()
+@one_thread()
 def count_below(scores: Scores, cut: Cut) -> int:
     """Return how many entries ``cut`` takes from ``scores``."""
     below = sum(int(torch.count_nonzero(_comparable(s) < cut.value)) for _, s in scores.chunks())

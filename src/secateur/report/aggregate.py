@@ -120,16 +120,8 @@ def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     keys = list(dict.fromkeys(key for group in groups for key in group.point))
     methods = len({group.method for group in groups}) > 1
     header = [*(["method"] if methods else []), *(short(key) for key in keys)]
-    header += [
-        "sparsity %",
-        "compression",
-        "dense %",
-        "pruned %",
-        "retrained %",
-        "change",
-        "non-zero",
-        "seeds",
-    ]
+    header += ["sparsity %", "requested %", "compression", "dense %", "pruned %", "retrained %", "epochs"]
+    header += ["change", "non-zero", "seeds"]
     rows: list[list[str]] = []
     for group in groups:
         cells = [group.method] if methods else []
