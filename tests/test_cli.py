@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import secateur
+from secateur.cli import main
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
 
@@ -115,10 +116,15 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=lambda value: str(value)[:40])
-def test_bad_input_is_one_line_and_status_two(arguments, message, tmp_path):
-    done = secateur_command(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_status_two(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["secateur", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message in printed
+    assert printed.startswith("error: ")
+    assert len(printed.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("result*.json"))
