@@ -15,8 +15,8 @@ from pathlib import Path
 import optuna
 import pytest
 from numbers_of import numbers
+from tiny_recipe import TINY
 
-from conftest import TINY
 from secateur.errors import RecipeError
 from secateur.experiments.queue import finished_rows, open_study, release_dead
 from secateur.experiments.recipe import load_recipe

@@ -17,7 +17,8 @@ from secateur.training.checkpoint import load_weights
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    from conftest import TINY
+    from tiny_recipe import TINY
+
     from secateur.experiments.recipe import load_recipe
 
     folder = tmp_path_factory.mktemp("study")
