@@ -1,4 +1,4 @@
-"""secateur: prune PyTorch networks and get ones that are really smaller and faster, with an honest report."""
+"""secateur: prune PyTorch networks, hold the zeros through any training, and say honestly what it cost."""
 
 from __future__ import annotations
 

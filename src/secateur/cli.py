@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="secateur",
-    help="Prune PyTorch networks and get ones that are really smaller and faster, with an honest report.",
+    help="Prune PyTorch networks, hold the zeros through any training, and say honestly what it cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,12 +31,9 @@ def main() -> None:
     """Run the command line; an error of secateur's is one line and exit status 2."""
     try:
         app()
-    except SecateurError as error:
+    except (SecateurError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
-        sys.exit(130)
 
 
 def _version(value: bool) -> None:
@@ -96,21 +93,28 @@ def run(
         typer.echo(describe(loaded, folder))
         return
     console = _console()
-    with progress(console, quiet) as reporter:
-        results = run_study(
-            loaded,
-            folder,
-            workers=workers,
-            storage=storage,
-            on_trial=reporter.trial,
-            on_epoch=reporter.epoch,
-        )
+    try:
+        with progress(console, quiet) as reporter:
+            results = run_study(
+                loaded,
+                folder,
+                workers=workers,
+                storage=storage,
+                on_trial=reporter.trial,
+                on_epoch=reporter.epoch,
+            )
+    except KeyboardInterrupt as interrupt:
+        typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+        raise typer.Exit(130) from interrupt
     page = write_page([results], folder / "report.html")
     if not quiet:
         print_table(results, console)
-        console.print(
-            f"results: {folder}/results.json, {folder}/results.csv; report: {page}", highlight=False
-        )
+        files = f"{folder}/results.json, {folder}/results.csv"
+        console.print(f"results: {files}; report: {page}", highlight=False)
+    failed = sum(row["state"] == "failed" for row in results["trials"])
+    if failed:
+        typer.echo(f"error: {failed} of {len(results['trials'])} trials failed (see the notes)", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -124,8 +128,9 @@ def report(
     """Write one report over one or several studies."""
     from secateur.experiments.results import read_results
     from secateur.report.page import write_page
-    from secateur.report.pictures import write_pictures
+    from secateur.report.pictures import check_format, write_pictures
 
+    check_format(pictures)
     studies = [read_results(folder) for folder in folders]
     page = write_page(studies, out or folders[0] / "report.html")
     typer.echo(f"report: {page}")
@@ -216,7 +221,10 @@ def _seeds(text: str | None) -> list[int] | None:
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
-    return None if text is None else tuple(_integers("--input-shape", text))
+    shape = None if text is None else tuple(_integers("--input-shape", text))
+    if shape is not None and min(shape) < 1:
+        raise RecipeError(f"--input-shape {text}: sizes count from 1")
+    return shape
 
 
 def _integers(option: str, text: str) -> list[int]:

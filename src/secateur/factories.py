@@ -18,6 +18,8 @@ def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:
     the part that does not exist.
     """
     module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise error(f"{path!r} is not of the form package.module:function")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -118,7 +118,35 @@ def test_names_in_recipes():
     assert make("budget", {"name": "erk", "sparsity": 0.5}) == ERK(0.5)
 
 
+def test_set_reaches_every_method_with_a_step_of_that_name():
+    recipe = load_recipe("mnist", {"retrain.epochs": 5})
+    assert [plan.steps[-1].settings.epochs for plan in recipe.plans] == [5, 5]
+
+
 BAD = {
+    "a point twice": (RECIPE.replace("[0.5, 0.9]", "[0.5, 0.5]"), r"line 8: the point .* stands twice"),
+    "an empty sweep": (RECIPE.replace("[0.5, 0.9]", "[]"), r"line 8: the sweep of mine has no point"),
+    "soft with another criterion": (
+        RECIPE.replace("criterion: magnitude, budget", "shrinkage: soft, budget"),
+        r"line 6: soft goes with the criterion magnitude alone",
+    ),
+    "trimmed with a count": (
+        RECIPE.replace("criterion: magnitude, budget", "shrinkage: trimmed, budget").replace(
+            ", prune.criterion: [magnitude, random]", ""
+        ),
+        r"line 6: trimmed goes with a value budget",
+    ),
+    "std with another criterion": (
+        RECIPE.replace("name: global, sparsity", "name: std, sensitivity").replace(
+            "prune.budget.sparsity: [0.5, 0.9]", "prune.budget.sensitivity: [0.5]"
+        ),
+        r"line 6: std goes with the criterion magnitude alone",
+    ),
+    "a schedule without training": (
+        RECIPE.replace("sparsity: 0.9}}", "sparsity: 0.9}, schedule: {name: cubic, steps: 3}}"),
+        r"line 6: lacks 'retrain'",
+    ),
+    "momentum over one": (RECIPE.replace("batch_size: 64", "momentum: 4"), r"line 4: momentum is 4"),
     "unknown top-level key": (
         RECIPE + "sedes: [1]\n",
         r"mine.yaml line 10: unknown key 'sedes'; did you mean 'seeds'",
@@ -184,7 +212,8 @@ BAD = {
     "schedule past the budget": (
         RECIPE.replace(
             "budget: {name: global, sparsity: 0.9}}",
-            "budget: {name: global, sparsity: 0.9}, schedule: {name: cubic, steps: 3, initial: 0.95}}",
+            "budget: {name: global, sparsity: 0.9}, "
+            "schedule: {name: cubic, steps: 3, initial: 0.95, retrain: {epochs: 1}}}",
         ),
         r"begins at 0.95, past the budget",
     ),

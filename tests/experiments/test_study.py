@@ -180,3 +180,24 @@ def test_a_control_killed_in_its_training_goes_on(tmp_path):
     with pytest.raises(Killed):
         run_study(load_recipe(str(path)), tmp_path / "cut" / "control", on_epoch=bomb)
     assert numbers(run_study(load_recipe(str(path)), tmp_path / "cut" / "control")) == numbers(whole)
+
+
+def test_a_trials_name_follows_the_content_of_what_it_reads(tiny, tmp_path, done):
+    _, out, _ = done
+    first, second = sorted((out.parent / "dense").glob("*.safetensors"))[:2]
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(first.read_bytes())
+    plan = tiny({"model.weights": str(own)}).plans[0]
+    before = trial_id(plan, 0)
+    own.write_bytes(second.read_bytes())
+    assert trial_id(plan, 0) != before
+    own.write_bytes(first.read_bytes())
+    assert trial_id(plan, 0) == before
+
+
+def test_what_ran_is_recorded(done):
+    _, _, results = done
+    assert results["settings"] == {}
+    row = results["trials"][0]
+    assert row["config"]["steps"][0]["prune"]["budget"] == {"name": "global", "sparsity": 0.5}
+    assert row["classes"] == 10

@@ -26,6 +26,11 @@ def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
                 "retrain": [{"validation_accuracy": 0.96}],
             },
             "epochs": {"dense": 2, "retrain": 1},
+            "classes": 10,
+            "config": {
+                "data": {"name": "digits"},
+                "steps": [{"prune": {"criterion": "magnitude", "budget": {"name": "global", "sparsity": s}}}],
+            },
             "notes": ["fc<1> is emptied"],
         }
         for s in sparsities

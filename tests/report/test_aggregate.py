@@ -1,6 +1,17 @@
 import pytest
 
-from secateur.report.aggregate import Figure, figure_of, front, groups_of, percent, series_of, short, table_of
+from secateur.report.aggregate import (
+    Figure,
+    all_groups,
+    figure_of,
+    front,
+    groups_of,
+    percent,
+    references_of,
+    series_of,
+    short,
+    table_of,
+)
 
 
 def trial(method="m", point=None, seed=0, **metrics):
@@ -54,6 +65,24 @@ def test_curves_are_split_by_settings_that_are_not_numbers():
         "m, budget global": 2,
     }
     assert short("prune.budget.sparsity") == "sparsity"
+
+
+def test_numbers_that_are_not_the_amount_pruned_make_curves_of_their_own():
+    rows = [
+        trial(point={"train.l1": l1, "prune.budget.sparsity": s})
+        for l1 in (1e-5, 1e-4)
+        for s in (0.5, 0.9, 0.95)
+    ]
+    series = series_of(groups_of({"recipe": "r", "trials": rows}))
+    assert {name: len(groups) for name, groups in series.items()} == {"m, l1 1e-05": 3, "m, l1 0.0001": 3}
+
+
+def test_studies_of_one_name_are_told_apart_and_references_stay_with_theirs():
+    one = {"recipe": "r", "trials": [trial(sparsity=0.5)], "reference": [{"a.b": 1, "accuracy_pruned": 0.5}]}
+    assert [group.study for group in all_groups([one, one])] == ["r 1", "r 2"]
+    assert [group.study for group in all_groups([one, one | {"recipe": "s"}])] == ["r", "s"]
+    assert references_of([one])[0]["study"] == "r"
+    assert table_of(all_groups([one, one]))[0][0] == "study"
 
 
 def test_the_front_is_what_nothing_beats():

@@ -31,9 +31,14 @@ def test_changing_the_data_changes_the_answer():
     for trial in many["trials"]:
         trial["metrics"]["latency_ms"] = 1.0
         trial["metrics"]["accuracy_retrained"] -= trial["metrics"]["sparsity"] / 2
-    many["text"] += "criterion: random\ncriterion: magnitude\nmagnitude_ratios\n- scratch: {}\n"
+    steps = many["trials"][0]["config"]["steps"]
+    steps.append({"prune": {"criterion": {"name": "random"}, "budget": {"name": "magnitude_ratios"}}})
+    control = dict(many["trials"][1], config={"data": {"name": "digits"}, "steps": [{"scratch": {}}]})
+    many["trials"].append(control | {"layers": [], "epochs": {"dense": 2, "retrain": 3}})
     points = check(many)
     assert all(points[number].kept for number in (6, 8, 9, 10, 11))
+    many["trials"][-1]["epochs"] = {"dense": 2, "retrain": 9}
+    assert check(many)[11].kept is False  # three times the training is no control
     many["trials"][0]["metrics"]["accuracy_dense"] = 0.5  # another dense network for one method
     assert check(many)[2].kept is False
     many["environment"]["commit"] = None

@@ -249,3 +249,20 @@ def test_seeds_depend_on_every_part():
     seeds = {seed_of(0, "a", 1), seed_of(0, "a", 2), seed_of(1, "a", 1), seed_of(0, "b", 1)}
     assert len(seeds) == 4
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_the_processor_is_left_as_it_was(digits):
+    smallest = float("5e-324")
+    fit(build_model("digits-mlp"), digits.train, digits.validation, Training(epochs=1))
+    evaluate_on(build_model("digits-mlp"), digits.test)
+    assert smallest * 1.0 > 0, "denormals are flushed while training, and no longer"
+
+
+def test_clipping_does_not_count_the_gradients_of_dead_weights():
+    model = nn.Linear(2, 2, bias=False)
+    masks = sc.prune(model, sc.Magnitude(), sc.Uniform(0.5))
+    data = Split(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), torch.tensor([0, 1]))
+    before = model.weight.detach().clone()
+    settings = Training(epochs=1, optimizer="sgd", momentum=0.0, lr=1.0, clip=0.01, batch_size=None)
+    fit(model, data, data, settings, masks=masks)
+    assert float((model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-3)

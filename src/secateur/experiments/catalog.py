@@ -44,7 +44,7 @@ def _first_line(module: str, attribute: str) -> str:
     """Return the first sentence, at most, of a class's or function's docstring."""
     doc = _docstrings(module).get(attribute, "")
     paragraph = " ".join(doc.split("\n\n")[0].split())
-    return paragraph if len(paragraph) <= 110 else re.split(r"(?<=[a-z)])[.:;] ", paragraph)[0]
+    return paragraph if len(paragraph) <= 110 else re.split(r"(?<=[a-z)])[.;] ", paragraph)[0]
 
 
 @functools.cache

@@ -43,6 +43,8 @@ def prune_checkpoint(
     masks_out: Path | None,
 ) -> str:
     """Prune the checkpoint ``weights`` of ``model`` into ``out`` and return the table of masks."""
+    if not isinstance(budget, (str, Mapping)):
+        raise RecipeError(f"--budget {budget}: a budget's name, or a mapping with a name")
     budget = {"name": budget} if isinstance(budget, str) else dict(budget)
     if sparsity is not None:
         budget["sparsity"] = sparsity
@@ -53,6 +55,8 @@ def prune_checkpoint(
     chosen = make("budget", budget)
     batches = None
     if data is not None:
+        if not isinstance(data, str) and not (isinstance(data, Mapping) and "name" in data):
+            raise RecipeError(f"--data {data}: a data set's name, or a mapping with a name")
         spec = DataSpec.model_validate({"name": data} if isinstance(data, str) else dict(data))
         batches = calibration_batches(load_dataset(spec).train, 1024, seed=0)
     network = build_model(model)

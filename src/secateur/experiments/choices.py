@@ -36,6 +36,8 @@ def make(kind: str, spec: str | Mapping[str, Any]) -> Any:
 
     Raises RecipeError naming the unknown name or setting, or the value that does not fit.
     """
+    if not isinstance(spec, (str, Mapping)):
+        raise RecipeError(f"{kind}: {spec!r} is neither a name nor a mapping with one")
     settings = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
     if name is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 import time
@@ -18,8 +19,9 @@ from torch import nn
 
 from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
-from secateur.errors import RecipeError
+from secateur.errors import ModelError, RecipeError, StorageError
 from secateur.experiments.recipe import DataSpec, ModelSpec, Plan
+from secateur.factories import find_factory
 from secateur.models import build_model
 from secateur.storage import load_json, save_json
 from secateur.training.batches import seed_of
@@ -44,24 +46,49 @@ def dense_network(
     if plan.model.weights is not None:
         load_weights(plan.model.weights, model)
         return model, {"curve": [], "seconds": 0.0}
-    name = hash_of(
-        {
-            "data": data.fingerprint,
-            "model": plan.model.model_dump(),
-            "train": asdict(plan.train),
-            "seed": seed,
-            "threads": plan.threads,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "device": str(pick_device(plan.device)),
-        }
-    )
+    name = hash_of({"train": asdict(plan.train)} | what_determines(plan, seed))
     weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
     with _locked(folder / f"{name}.lock"):  # of several workers one trains it, the others wait
         if not info.exists():
             _train_dense(model, plan, seed, data, folder, name, on_epoch)
     load_weights(weights, model)
     return model, load_json(info)
+
+
+def what_determines(plan: Plan, seed: int) -> dict[str, Any]:
+    """Return what a network's training depends on, besides its settings: the data's own content, the
+    network with the content of the weights it starts from and of the user's module it comes from,
+    the seed, and the machine."""
+    return {
+        "data": _fingerprint(_spec_text(plan)),
+        "model": plan.model.model_dump(),
+        "weights": None if plan.model.weights is None else _file_hash(plan.model.weights),
+        "source": _source_hash(plan.model.name),
+        "seed": seed,
+        "threads": plan.threads,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": str(pick_device(plan.device)),
+    }
+
+
+def _source_hash(name: str) -> str | None:
+    if ":" not in name:
+        return None
+    module = inspect.getmodule(find_factory(name, ModelError))
+    file = getattr(module, "__file__", None)
+    return None if file is None else _file_hash(file)
+
+
+def _file_hash(path: str) -> str:
+    if not Path(path).is_file():
+        raise StorageError(f"{path}: no such file")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(spec: str) -> str:
+    return _loaded(spec).fingerprint
 
 
 def _train_dense(
@@ -133,7 +160,11 @@ def load_dataset(spec: DataSpec) -> Dataset:
 
 def dataset_of(plan: Plan) -> Dataset:
     """Load the plan's data set, or return the one loaded last where it is the same."""
-    return _loaded(json.dumps(plan.data.model_dump(), sort_keys=True))
+    return _loaded(_spec_text(plan))
+
+
+def _spec_text(plan: Plan) -> str:
+    return json.dumps(plan.data.model_dump(), sort_keys=True)
 
 
 @lru_cache(maxsize=1)

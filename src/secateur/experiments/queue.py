@@ -103,8 +103,15 @@ def search(
     while True:
         release_dead(study)
         trials = study.get_trials(deepcopy=False)
-        if sum(trial.state == TrialState.COMPLETE for trial in trials) >= number:
+        complete, running = (
+            sum(trial.state == state for trial in trials)
+            for state in (TrialState.COMPLETE, TrialState.RUNNING)
+        )
+        if complete >= number:
             return
+        if complete + running >= number:
+            time.sleep(0.5)  # others are at the last ones; should they die, somebody has to go on
+            continue
         # A sampler of its own for each trial, seeded by how many there were: resumed or not, the same.
         study.sampler = optuna.samplers.TPESampler(seed=(seed + len(trials)) % 2**32)
         _run_one(study, objective)

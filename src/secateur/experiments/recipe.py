@@ -45,9 +45,9 @@ class ScheduleSpec(Strict):
     """A schedule by name, and the training after each of its steps but the last."""
 
     name: str
-    steps: Annotated[int, Field(ge=1)] = 1
+    steps: Annotated[int, Field(ge=2)]
     initial: float = 0.0
-    retrain: dict[str, Any] = {}
+    retrain: dict[str, Any]
 
 
 class PruneSpec(Strict):
@@ -209,7 +209,12 @@ def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[
             for name, method in spec.methods.items()
         }
     for method, (steps, sweep, place) in methods.items():
-        for point in _grid(sweep):
+        points = list(_grid(sweep))
+        if not points:
+            raise RecipeError(f"{located.where((*place, 'sweep'))}: the sweep of {method} has no point")
+        for index, point in enumerate(points):
+            if point in points[:index]:
+                raise RecipeError(f"{located.where((*place, 'sweep'))}: the point {point} stands twice")
             yield _plan_at(method, steps, point, raw, spec, located, place)
 
 
@@ -276,14 +281,31 @@ def _prune_step(
             make(kind, getattr(spec, kind))
         except SecateurError as error:
             raise RecipeError(f"{located.where((*place, kind))}: {error}") from error
+    _check_combination(spec, located.where(place))
     if spec.schedule is None:
         return spec, None
+    if spec.schedule.name == "one_shot":
+        raise RecipeError(f"{located.where((*place, 'schedule'))}: one_shot has no steps; leave schedule out")
     try:
         make_schedule(spec)
     except SecateurError as error:
         raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
     retrain = spec.schedule.retrain
     return spec, _training(retrain, train, located, (*place, "schedule", "retrain")) if retrain else None
+
+
+def _check_combination(spec: PruneSpec, where: str) -> None:
+    """Refuse, before anything is trained, what ``prune`` would refuse after it."""
+    budget, shrinkage = spec.budget["name"], make("shrinkage", spec.shrinkage)
+    hard = type(shrinkage).__name__ == "Hard"
+    magnitude = type(make("criterion", spec.criterion)).__name__ == "Magnitude"
+    if not magnitude and (not hard or budget == "std"):
+        what = "std" if hard else type(shrinkage).__name__.lower()
+        raise RecipeError(f"{where}: {what} goes with the criterion magnitude alone")
+    if type(shrinkage).__name__ == "Trimmed" and budget not in ("threshold", "std"):
+        raise RecipeError(f"{where}: trimmed goes with a value budget (threshold, std), not with {budget}")
+    if not hard and (spec.schedule is not None or spec.block is not None):
+        raise RecipeError(f"{where}: a shrinkage other than hard goes with neither a schedule nor a block")
 
 
 def _retrain_step(
@@ -304,7 +326,7 @@ def make_schedule(spec: PruneSpec) -> list[Any]:
     from secateur.pruning.schedules import OneShot, budgets_along
 
     budget = make("budget", spec.budget)
-    if spec.schedule is None or spec.schedule.name == "one_shot":
+    if spec.schedule is None:
         return budgets_along(budget, OneShot())
     settings = {"name": spec.schedule.name, "steps": spec.schedule.steps, "initial": spec.schedule.initial}
     return budgets_along(budget, make("schedule", settings))
@@ -330,10 +352,11 @@ def _validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = (
     """Validate ``raw`` as ``kind``; the first thing wrong becomes one line with its place."""
     try:
         return _adapter(kind).validate_python(raw)
-    except RecipeError as error:
-        raise RecipeError(f"{located.where(place)}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # a check of our own: its message says all
+            message = first["msg"].removeprefix("Value error, ")
+            raise RecipeError(f"{located.where(place)}: {message}") from error
         loc = tuple(part for part in first["loc"] if isinstance(part, int) or "[" not in part)
         where, key = located.where((*place, *loc)), loc[-1] if loc else "recipe"
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -349,17 +372,18 @@ def _validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = (
 def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Put ``value`` at the dotted ``key``; its first part is a top-level key or a step's id."""
     first, *rest = key.split(".")
-    steps = {
-        str(step.get("id", next((k for k in step if k != "id"), ""))): step
-        for group in _step_lists(raw)
-        for step in group
-        if isinstance(step, dict)
-    }
+    steps: dict[str, list[dict[str, Any]]] = {}
+    for group in _step_lists(raw):
+        for step in group:
+            if isinstance(step, dict):
+                steps.setdefault(str(step.get("id", next((k for k in step if k != "id"), ""))), []).append(
+                    step
+                )
     if first in steps and rest:
-        step = steps[first]
-        kind = next(k for k in step if k != "id")
-        step[kind] = step[kind] or {}
-        _set_in(step[kind], rest, value, where)
+        for step in steps[first]:
+            kind = next(k for k in step if k != "id")
+            step[kind] = step[kind] or {}
+            _set_in(step[kind], rest, value, where)
     elif first in RecipeSpec.model_fields and first not in ("steps", "methods"):
         _set_in(raw, [first, *rest], value, where)
     else:

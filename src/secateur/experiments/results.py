@@ -26,6 +26,7 @@ def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict
         "description": recipe.spec.description,
         "source": recipe.spec.source,
         "text": recipe.text,
+        "settings": recipe.settings,
         "environment": environment(recipe),
         "trials": rows,
         "reference": recipe.spec.reference,

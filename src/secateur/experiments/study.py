@@ -14,7 +14,7 @@ from typing import Any
 
 from secateur.errors import NonFiniteError, RecipeError, SecateurError
 from secateur.experiments import queue
-from secateur.experiments.dense import seconds_an_epoch
+from secateur.experiments.dense import hash_of, seconds_an_epoch
 from secateur.experiments.recipe import Plan, Recipe, load_recipe
 from secateur.experiments.results import write_results
 from secateur.experiments.trial import count_epochs, failed_row, run_trial, trial_id
@@ -49,7 +49,7 @@ def run_study(
     """
     if workers < 1:
         raise RecipeError(f"--workers {workers}: it counts processes, from 1")
-    study = queue.open_study(recipe.name, storage, out)
+    study = queue.open_study(study_name(recipe), storage, out)
     total = count_trials(recipe)
     if workers == 1:
         _work(recipe, out, study, on_trial, on_epoch)
@@ -57,6 +57,15 @@ def run_study(
         _run_processes(recipe, out, workers, storage, lambda done, label: on_trial(done, total, label))
     on_trial(total, total, "done")
     return write_results(recipe, _ordered(recipe, queue.finished_rows(study)), out)
+
+
+def study_name(recipe: Recipe) -> str:
+    """Return the queue's name: a grid's trials tell themselves apart, a search is one of its own for
+    every configuration and set of seeds."""
+    if recipe.spec.sampler == "grid":
+        return recipe.name
+    configs = [plan.config for plan in recipe.plans]
+    return f"{recipe.name}-tpe-{hash_of([configs, recipe.ranges, recipe.seeds])}"
 
 
 def count_trials(recipe: Recipe) -> int:
@@ -165,12 +174,15 @@ def _run_processes(
     processes = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
-    study = queue.open_study(recipe.name, storage, out)
+    study = queue.open_study(study_name(recipe), storage, out)
+    done = -1
     try:
         while any(process.is_alive() for process in processes):
             if not errors.empty():
                 raise SecateurError(errors.get())
-            on_done(len(queue.finished_rows(study)), f"{workers} workers")
+            if len(queue.finished_rows(study)) != done:  # a line in a log each time it changes
+                done = len(queue.finished_rows(study))
+                on_done(done, f"{workers} workers")
             time.sleep(0.3)
         if not errors.empty():
             raise SecateurError(errors.get())
@@ -194,10 +206,13 @@ def _worker(
     _die_with(parent)
     try:
         recipe = load_recipe(path, settings, seeds)
-        study = queue.open_study(recipe.name, storage, out)
+        study = queue.open_study(study_name(recipe), storage, out)
         _work(recipe, out, study, lambda index, total, label: None, lambda text: None)
     except SecateurError as error:
         errors.put(str(error))
+    except Exception as error:
+        errors.put(f"a worker failed: {type(error).__name__}: {error}")
+        raise
 
 
 def _die_with(parent: int) -> None:

@@ -22,6 +22,7 @@ from secateur.experiments.dense import (
     dense_network,
     hash_of,
     scratch_model,
+    what_determines,
 )
 from secateur.experiments.recipe import Plan, PruneSpec, ScratchSpec, make_schedule
 from secateur.measure.latency import time_inference
@@ -85,7 +86,7 @@ class TrialState:
 
 def trial_id(plan: Plan, seed: int) -> str:
     """Return the hash of everything that determines the trial: its name in any study."""
-    return hash_of({"config": plan.config, "method": plan.method, "seed": seed, "threads": plan.threads})
+    return hash_of({"config": plan.config, "method": plan.method} | what_determines(plan, seed))
 
 
 def actions(plan: Plan) -> list[Action]:
@@ -170,7 +171,6 @@ def _act(
         state.masks = _cut(action, state, data, seed)
         state.notes = list(state.masks.notes)
         state.pruned = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
-        state.retrained = False
         kind, spent = "prune", time.perf_counter() - start
     else:
         if isinstance(action, Scratch):
@@ -228,7 +228,9 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "curves": state.curves,
         "seconds": state.seconds,
         "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
-        "notes": state.notes,
+        "notes": [*([data.note] if data.note else []), *state.notes],
+        "config": plan.config,
+        "classes": len(data.classes),
     }
 
 

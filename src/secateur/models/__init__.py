@@ -36,7 +36,10 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     _check_options(name, factory, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = factory(**options)
+        try:
+            model = factory(**options)
+        except Exception as error:  # a user's own code: whatever it raises, this line names it
+            raise ModelError(f"{name}: its factory failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}; a factory returns a torch.nn.Module")
     return model

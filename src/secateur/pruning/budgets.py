@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import ClassVar, Protocol
 
 import torch
@@ -242,12 +243,12 @@ class NM:
 
 
 def check_share(what: str, share: float) -> None:
-    if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+    if not (isinstance(share, Real) and 0 <= share <= 1):
         raise BudgetError(f"{what} is {share!r}; it is a share between 0 and 1")
 
 
 def check_value(what: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
         raise BudgetError(f"{what} is {value!r}; it is a finite number from 0")
 
 

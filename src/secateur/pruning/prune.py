@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, nearest
-from secateur.pruning.budgets import Budget
+from secateur.pruning.budgets import NM, Budget, MagnitudeRatios, Std
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import Criterion, Magnitude, Rows
 from secateur.pruning.masks import Masks
@@ -82,6 +82,7 @@ def prune(
     >>> masks = prune(model, Magnitude(), Global(0.9))      # doctest: +SKIP
     """
     shrinkage = shrinkage or Hard()
+    _check_choices(criterion, budget, granularity)
     if not isinstance(shrinkage, Hard) and not isinstance(criterion, Magnitude):
         raise BudgetError(
             f"{type(shrinkage).__name__} reads the size of the weights, so it goes with Magnitude "
@@ -121,6 +122,21 @@ def prune(
         requested_overall=_requested_overall(budget),
         notes=notes,
     )
+
+
+def _check_choices(criterion: Any, budget: Any, granularity: Any) -> None:
+    for what, choice, example in (("criterion", criterion, "Magnitude()"), ("budget", budget, "Global(0.9)")):
+        if isinstance(choice, type) or not callable(choice):
+            raise BudgetError(f"{what} is {choice!r}; it is an instance, like {example}")
+    if granularity is not None and not isinstance(granularity, Block):
+        raise BudgetError(f"granularity is {granularity!r}; it is a Block, like Block(4, 4)")
+    if granularity is not None and isinstance(budget, (NM, MagnitudeRatios)):
+        raise BudgetError(f"{type(budget).__name__} counts single weights, so it does not go with blocks")
+    if isinstance(budget, Std) and not isinstance(criterion, Magnitude):
+        raise BudgetError(
+            f"Std compares scores with the deviation of the weights, so it goes with Magnitude alone, "
+            f"not with {type(criterion).__name__}"
+        )
 
 
 def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> dict[str, Tensor]:
@@ -177,6 +193,8 @@ def _notes(kept: dict[str, Tensor], targets: Targets) -> tuple[str, ...]:
     notes = [f"{name} is emptied: the layer puts out nothing but its bias" for name in emptied]
     for note in notes:
         warnings.warn(note, SecateurWarning, stacklevel=4)
+    frozen = [name for name, target in targets.items() if not target.weight.requires_grad]
+    notes += [f"{name} is pruned though it is frozen: retraining cannot make up for it" for name in frozen]
     by_reason: dict[str, list[str]] = {}
     for name, reason in targets.protected.items():
         by_reason.setdefault(reason, []).append(name)

@@ -11,11 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from secateur.errors import BudgetError, SecateurWarning
+from secateur.errors import BudgetError, MaskError, SecateurWarning, nearest
 from secateur.pruning.budgets import Budget
 from secateur.pruning.criteria import Criterion
 from secateur.pruning.masks import Holder, Masks
 from secateur.pruning.prune import prune
+from secateur.pruning.shrinkage import Hard
+from secateur.pruning.targets import find_targets
+
+_OPTIONS = ("shrinkage", "granularity", "data", "loss", "include", "exclude")
 
 
 class Schedule(Protocol):
@@ -91,6 +95,7 @@ def gradually(
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way), masks)
+    _check_options(options, len(way))
     return _steps(way[start:], model, criterion, masks, options)
 
 
@@ -137,8 +142,10 @@ def during(
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do
+    _check_options(options, len(way))
     if every < 1:
         raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
+    _check_optimizer(optimizer, model, options)  # before the first weight goes
     state = GradualPruning(way, every, start, steps, masks)
 
     def tighten() -> Holder:
@@ -195,6 +202,31 @@ def budgets_along(budget: Budget, schedule: Schedule) -> list[Budget]:
     else:
         levels = list(schedule(final))
     return [replace(budget, **{amount: level}) for level in levels]  # type: ignore[type-var]
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, options: dict[str, Any]) -> None:
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    targets = find_targets(model, options.get("include"), options.get("exclude"))
+    if not any(id(target.weight) in mine for target in targets.values()):
+        raise MaskError(
+            f"the optimizer updates none of what would be pruned; make it from this {type(model).__name__}'s "
+            "parameters()"
+        )
+
+
+def _check_options(options: dict[str, Any], steps: int) -> None:
+    for name in options:
+        if name not in _OPTIONS:
+            raise BudgetError(f"prune has no option {name!r}{nearest(name, _OPTIONS)}")
+    if steps > 1 and not isinstance(options.get("shrinkage") or Hard(), Hard):
+        name = type(options["shrinkage"]).__name__
+        raise BudgetError(
+            f"{name} would shrink the same weights at each of {steps} steps; use Hard, or OneShot()"
+        )
+    if steps > 1 and isinstance(options.get("data"), Iterator):
+        raise BudgetError(
+            f"data is an iterator, which gives its batches once, not {steps} times; pass a list"
+        )
 
 
 def _check_steps(schedule: Iterative | Cubic) -> None:

@@ -180,14 +180,26 @@ def _matching(
 ) -> set[str] | None:
     if patterns is None:
         return None
+    names = _all_names(model, parameters)
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = {n for n in parameters if matches(n, pattern)}
+        hits = {n for n in parameters if any(matches(alias, pattern) for alias in names[n])}
         if not hits:
-            known = list(parameters) + [n for n, _ in canonical_modules(model) if n]
+            known = [*parameters, *(n for n, _ in canonical_modules(model) if n)]
             raise TargetError(f"{which} pattern {pattern!r} matches nothing{nearest(pattern, known)}")
         matched |= _meant(pattern, hits, model) if which == "include" else hits
     return matched
+
+
+def _all_names(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:
+    """Return, by the name each parameter stands under, all its names: a tied one has several."""
+    first = {id(parameter): name for name, parameter in parameters.items()}
+    names: dict[str, list[str]] = {name: [] for name in parameters}
+    for module_name, module in canonical_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names[first[id(parameter)]].append(f"{module_name}.{name}" if module_name else name)
+    return names
 
 
 def _meant(pattern: str, hits: set[str], model: nn.Module) -> set[str]:

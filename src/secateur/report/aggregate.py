@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,30 +52,61 @@ def figure_of(values: Iterable[float | None]) -> Figure | None:
     return Figure(statistics.fmean(known), std, len(known))
 
 
-def groups_of(results: Mapping[str, Any]) -> list[Group]:
+def all_groups(studies: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Return the points of several studies; studies of one name are told apart by a number."""
+    names = [str(study["recipe"]) for study in studies]
+    return [
+        group
+        for index, study in enumerate(studies)
+        for group in groups_of(
+            study, f"{names[index]} {index + 1}" if names.count(names[index]) > 1 else None
+        )
+    ]
+
+
+def _told_apart(names: Sequence[str], index: int) -> str | None:
+    return f"{names[index]} {index + 1}" if names.count(names[index]) > 1 else None
+
+
+def references_of(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the quoted figures of all studies, each with the ``study`` it belongs to."""
+    return [
+        {"study": str(study["recipe"]), **entry} for study in studies for entry in study.get("reference", [])
+    ]
+
+
+def groups_of(results: Mapping[str, Any], name: str | None = None) -> list[Group]:
     """Return the points of a study in the order of its sweep."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for trial in results["trials"]:
         key = json.dumps([trial["method"], trial["point"]], sort_keys=True, default=str)
         found.setdefault(key, []).append(trial)
     return [
-        Group(results["recipe"], trials[0]["method"], trials[0]["point"], tuple(trials))
+        Group(name or results["recipe"], trials[0]["method"], trials[0]["point"], tuple(trials))
         for trials in found.values()
     ]
 
 
 def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    """Split groups into curves: one for each study, method and setting that is not a number."""
+    """Split groups into curves: one for each study, method and setting but the amount pruned."""
     series: dict[str, list[Group]] = {}
     groups = list(groups)
     several = len({group.study for group in groups}) > 1
     for group in groups:
-        words = [f"{short(k)} {value_text(v)}" for k, v in group.point.items() if not is_number(v)]
-        name = ", ".join([group.method, *words])
+        plotted = amount_of(group.point)
+        words = [f"{short(k)} {value_text(v)}" for k, v in group.point.items() if k != plotted]
+        name = ", ".join(dict.fromkeys([group.method, *words]))
         if several and group.method != group.study:
             name = f"{group.study}: {name}"
         series.setdefault(name, []).append(group)
     return series
+
+
+def amount_of(point: Mapping[str, Any]) -> str | None:
+    """Return the setting that a curve runs along: the last number of a budget or shrinkage."""
+    numbers = [key for key, value in point.items() if is_number(value)]
+    amounts = [key for key in numbers if ".budget." in key or ".shrinkage." in key]
+    return (amounts or [None])[-1]
 
 
 def front(points: list[tuple[float, float]]) -> list[int]:
@@ -119,12 +150,17 @@ def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows) of the result table: one row a point, accuracies in percent."""
     keys = list(dict.fromkeys(key for group in groups for key in group.point))
     methods = len({group.method for group in groups}) > 1
-    header = [*(["method"] if methods else []), *(short(key) for key in keys)]
+    studies = len({group.study for group in groups}) > 1
+    header = [
+        *(["study"] if studies else []),
+        *(["method"] if methods else []),
+        *(short(key) for key in keys),
+    ]
     header += ["sparsity %", "requested %", "compression", "dense %", "pruned %", "retrained %", "epochs"]
     header += ["change", "non-zero", "seeds"]
     rows: list[list[str]] = []
     for group in groups:
-        cells = [group.method] if methods else []
+        cells = [*([group.study] if studies else []), *([group.method] if methods else [])]
         cells += [value_text(group.point[key]) if key in group.point else "" for key in keys]
         rows.append(cells + _figures(group))
     return header, rows
@@ -147,5 +183,5 @@ def _figures(group: Group) -> list[str]:
         str(epochs) if epochs else "",
         change,
         f"{nonzero.mean:,.0f}" if nonzero else "",
-        str(len(group.trials)),
+        str(dense.number if dense else 0),
     ]

@@ -40,13 +40,13 @@ def checklist(studies: Sequence[Study], groups: Sequence[Group]) -> list[Point]:
         ("Bytes with the cost of indices", _has(trials, "bytes_sparse")),
         ("At least five operating points, on to collapse, log axis", _operating_points(groups)),
         ("At least three seeds, mean and deviation, n shown", _seeds(groups)),
-        ("Baselines: random and magnitude, at the same per-layer ratios", _baselines(studies)),
-        ("A dense small network trained from scratch, at equal training", _scratch(studies)),
+        ("Baselines: random and magnitude, at the same per-layer ratios", _baselines(trials)),
+        ("A dense small network trained from scratch, at equal training", _scratch(trials)),
         ("Selection on validation, test reported once", _has(trials, "accuracy_dense_validation")),
         ("Accuracy before and after recovery; its epochs and rates counted", _recovery(trials)),
         ("Achieved beside requested sparsity, per layer; emptied and protected layers", _requested(trials)),
         ("Whether the classifier was pruned", _classifier(trials)),
-        ("Claims limited to the data sets run", _named(studies, "data set", "data")),
+        ("Claims limited to the data sets run", _data(trials)),
         ("Top-1 accuracy (and Top-5 from 100 classes on)", _top(trials)),
         ("Library versions, hardware, commit, configuration hash", _environment(studies, trials)),
         ("The Pareto front of seed means, dominated points shown", _front(groups)),
@@ -90,21 +90,31 @@ def _operating_points(groups: Sequence[Group]) -> Answer:
 
 
 def _seeds(groups: Sequence[Group]) -> Answer:
-    fewest = min((len(group.trials) for group in groups), default=0)
+    fewest = min((f.number if (f := g.figure("accuracy_dense")) else 0 for g in groups), default=0)
     return fewest >= 3, f"{fewest} seeds at the least"
 
 
-def _baselines(studies: Sequence[Study]) -> Answer:
-    texts = " ".join(study.get("text", "") for study in studies)
-    words = {"random": "criterion: random" in texts, "magnitude": "criterion: magnitude" in texts}
-    ratios = "magnitude_ratios" in texts
-    missing = [word for word, there in words.items() if not there] + ([] if ratios else ["equal ratios"])
+def _baselines(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    cuts = [step["prune"] for t in trials for step in t["config"]["steps"] if "prune" in step]
+    criteria = {_name(cut.get("criterion", "magnitude")) for cut in cuts}
+    ratios = any(_name(cut["budget"]) == "magnitude_ratios" for cut in cuts)
+    missing = [word for word in ("random", "magnitude") if word not in criteria]
+    missing += [] if ratios else ["equal per-layer ratios"]
     return not missing, "all there" if not missing else f"missing: {', '.join(missing)}"
 
 
-def _scratch(studies: Sequence[Study]) -> Answer:
-    there = any("scratch:" in study.get("text", "") for study in studies)
-    return there, "a step trains one" if there else "no step trains one"
+def _name(spec: Any) -> str:
+    return str(spec["name"] if isinstance(spec, Mapping) else spec)
+
+
+def _scratch(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    """At equal training: a control's epochs are as many as some pruned trial's, dense ones included."""
+    controls = [t for t in trials if any("scratch" in step for step in t["config"]["steps"])]
+    if not controls:
+        return False, "no trial trains one"
+    pruned = {sum(t["epochs"].values()) for t in trials if t["layers"]}
+    equal = sum(t["epochs"]["retrain"] in pruned for t in controls)
+    return equal == len(controls), f"{equal} of {len(controls)} controls train as long as a pruned network"
 
 
 def _recovery(trials: Sequence[Mapping[str, Any]]) -> Answer:
@@ -131,15 +141,14 @@ def _classifier(trials: Sequence[Mapping[str, Any]]) -> Answer:
     return True, protected[0] if protected else f"{last['name']} was pruned, to {last['sparsity']:.1%}"
 
 
-def _named(studies: Sequence[Study], what: str, key: str) -> Answer:
-    names = sorted(
-        {line.strip() for s in studies for line in s.get("text", "").splitlines() if line.startswith(key)}
-    )
-    return bool(names), f"{what}: {'; '.join(names)}" if names else f"no {what} named"
+def _data(trials: Sequence[Mapping[str, Any]]) -> Answer:
+    names = sorted({str(t["config"]["data"]["name"]) for t in trials})
+    return bool(names), f"run on {', '.join(names)}, and on nothing else"
 
 
 def _top(trials: Sequence[Mapping[str, Any]]) -> Answer:
-    return bool(trials), "top-1; every data set here has fewer than 100 classes"
+    most = max((t["classes"] for t in trials), default=0)
+    return 0 < most < 100, f"top-1 alone, and {most} classes at the most"
 
 
 def _environment(studies: Sequence[Study], trials: Sequence[Mapping[str, Any]]) -> Answer:

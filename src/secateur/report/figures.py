@@ -37,23 +37,50 @@ def accuracy_plot(
             words = "retrained" if dash == "solid" else "pruned"
             traces += _curve(members, against, metric, f"{name}, {words}", colour, dash)
     traces += _quoted(groups, reference, against)
-    dense = [f.mean for g in groups if (f := g.figure("accuracy_dense"))]
-    if not traces or not dense:
+    levels = _dense_levels(groups)
+    if not traces or not levels:
         return None
-    level = 100 * statistics.fmean(dense)
     title = "sparsity, %" if against == "sparsity" else "compression rate, log scale"
     layout = _layout(title, "test accuracy, %")
     if against != "sparsity":
         layout["xaxis"]["type"] = "log"
     layout["shapes"] = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level,
-         "line": {"color": "#444", "width": 1, "dash": "dash"}}
-    ]  # fmt: skip
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": level,
+            "y1": level,
+            "line": {"color": "#444", "width": 1, "dash": "dash"},
+        }
+        for level in levels.values()
+    ]
     layout["annotations"] = [
-        {"xref": "paper", "x": 0.01, "y": level, "text": f"dense {level:.2f}", "showarrow": False,
-         "yshift": 9, "xanchor": "left", "font": {"size": 11, "color": "#444"}}
-    ]  # fmt: skip
+        {
+            "xref": "paper",
+            "x": 0.01,
+            "y": level,
+            "text": f"{name} {level:.2f}",
+            "showarrow": False,
+            "yshift": 9,
+            "xanchor": "left",
+            "font": {"size": 11, "color": "#444"},
+        }
+        for name, level in levels.items()
+    ]
     return {"data": traces, "layout": layout}
+
+
+def _dense_levels(groups: Sequence[Group]) -> dict[str, float]:
+    """The dense accuracy of each study, in percent: where a study trains several, their mean."""
+    by_study: dict[str, list[float]] = {}
+    for group in groups:
+        dense = group.figure("accuracy_dense")
+        if dense:
+            by_study.setdefault(group.study, []).append(100 * dense.mean)
+    names = {study: f"dense, {study}" if len(by_study) > 1 else "dense" for study in by_study}
+    return {names[study]: statistics.fmean(values) for study, values in by_study.items()}
 
 
 def _curve(
@@ -123,6 +150,8 @@ def match(groups: Sequence[Group], entry: Mapping[str, Any]) -> Group | None:
     wanted = {key: value for key, value in entry.items() if "." in key}
     for group in groups:
         if entry.get("method", group.method) != group.method:
+            continue
+        if not group.study.startswith(entry.get("study", "")):
             continue
         if wanted and all(_equal(group.point.get(key), value) for key, value in wanted.items()):
             return group

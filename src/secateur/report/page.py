@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, groups_of, percent, table_of
+from secateur.report.aggregate import Figure, Group, all_groups, percent, references_of, table_of
 from secateur.report.checklist import Point, checklist
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.storage import replacing
@@ -50,8 +50,8 @@ def write_page(studies: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 def page(studies: Sequence[Mapping[str, Any]]) -> str:
     """Return the page's HTML; everything that a user named is escaped."""
-    groups = [group for study in studies for group in groups_of(study)]
-    reference = [entry for study in studies for entry in study.get("reference", [])]
+    groups = all_groups(studies)
+    reference = references_of(studies)
     plots = plots_of(groups, reference)
     figures = {f"plot{index}": plot for index, plot in enumerate(plots.values())}
     title = " + ".join(str(study["recipe"]) for study in studies)
@@ -69,7 +69,9 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
     for study in studies:
         rows = [[str(key), str(value)] for key, value in study["environment"].items()]
         parts.append(_section(f"Environment of {study['recipe']}", _table(["what", "value"], rows)))
-        parts.append(_section(f"Recipe {study['recipe']}", f"<pre>{_text(study.get('text', ''))}</pre>"))
+        settings = "".join(f"\n# --set {k}={v}" for k, v in study.get("settings", {}).items())
+        recipe = _text(study.get("text", "") + settings)
+        parts.append(_section(f"Recipe {study['recipe']}", f"<pre>{recipe}</pre>"))
     script = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
@@ -98,7 +100,7 @@ def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, A
     for entry in reference:
         group = match(groups, entry)
         for metric, quoted in entry.items():
-            if "." in metric or metric in ("method", "note") or group is None:
+            if "." in metric or metric in ("method", "note", "study") or group is None:
                 continue
             ours = group.figure(metric)
             if ours is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import MissingExtraError, RecipeError
-from secateur.report.aggregate import groups_of
+from secateur.report.aggregate import all_groups, references_of
 from secateur.report.figures import Plot, plots_of
 from secateur.storage import replacing
 
@@ -19,15 +19,14 @@ _MARKERS = {"x": "x", "x-open": "+", "circle": "o"}
 
 def write_pictures(studies: Sequence[Mapping[str, Any]], folder: Path, kind: str) -> list[Path]:
     """Draw every plot of the page of ``studies`` into ``folder`` as ``kind`` (png, svg or pdf)."""
-    if kind not in FORMATS:
-        raise RecipeError(f"--pictures {kind}: one of {', '.join(FORMATS)}")
+    check_format(kind)
     try:
         import matplotlib
     except ImportError as error:
         raise MissingExtraError("matplotlib", "lab") from error
     matplotlib.use("Agg")
-    groups = [group for study in studies for group in groups_of(study)]
-    reference = [entry for study in studies for entry in study.get("reference", [])]
+    groups = all_groups(studies)
+    reference = references_of(studies)
     paths: list[Path] = []
     for title, plot in plots_of(groups, reference).items():
         name = re.sub(r"\W+", "-", title.lower())
@@ -36,6 +35,11 @@ def write_pictures(studies: Sequence[Mapping[str, Any]], folder: Path, kind: str
             _draw(plot, temporary, kind)
         paths.append(path)
     return paths
+
+
+def check_format(kind: str | None) -> None:
+    if kind is not None and kind not in FORMATS:
+        raise RecipeError(f"--pictures {kind}: one of {', '.join(FORMATS)}")
 
 
 def _draw(plot: Plot, path: Path, kind: str) -> None:

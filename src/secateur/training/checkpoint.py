@@ -35,6 +35,11 @@ def load_state(model: nn.Module, tensors: State, where: str) -> None:
                 f"{where}: {name} has shape {tuple(tensors[name].shape)} there and "
                 f"{tuple(expected[name].shape)} in {type(model).__name__}"
             )
+        if tensors[name].dtype != expected[name].dtype:
+            raise StorageError(
+                f"{where}: {name} is {tensors[name].dtype} there and {expected[name].dtype} in "
+                f"{type(model).__name__}; convert one of them first"
+            )
     extra = next((name for name in tensors if name not in expected), None)
     if extra is not None:
         raise StorageError(f"{where}: holds {extra!r}, which {type(model).__name__} does not have")

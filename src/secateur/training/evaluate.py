@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError
-from secateur.measure.running import evaluating
+from secateur.measure.running import denormals_flushed, evaluating
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,10 @@ class Evaluation:
 
 def evaluate_on(model: nn.Module, split: Split, batch_size: int = 1000) -> Evaluation:
     """Evaluate ``model`` in eval mode on ``split``, on the model's device."""
-    torch.set_flush_denormal(True)
     device = device_of(model)
     channels_last = prefers_channels_last(model)
     right, loss = 0, 0.0
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), denormals_flushed(), torch.inference_mode():
         for inputs, labels in zip(
             split.inputs.split(batch_size), split.labels.split(batch_size), strict=True
         ):

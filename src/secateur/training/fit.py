@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError, NonFiniteError
+from secateur.measure.running import denormals_flushed
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
@@ -77,7 +78,6 @@ def fit(
     """
     if settings.epochs == 0:
         return History()
-    torch.set_flush_denormal(True)  # pruned nets make denormals, which cost a hundred times more
     device = device_of(model)
     if prefers_channels_last(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -87,10 +87,10 @@ def fit(
         best, progress = load_run(checkpoint, model, optimizer)
         history = History([Epoch(**row) for row in progress["epochs"]], progress["best_epoch"])
         best_score, first = tuple(progress["best_score"]), len(history.epochs) + 1
-    loop = _Loop(model, optimizer, settings, device, count_batches(train, settings))
+    loop = _Loop(model, optimizer, settings, device, count_batches(train, settings), masks)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
     devices = [device] if device.type == "cuda" else []
-    with held, torch.random.fork_rng(devices=devices):
+    with held, denormals_flushed(), torch.random.fork_rng(devices=devices):
         for epoch in range(first, settings.epochs + 1):
             if _out_of_patience(history, epoch, settings.patience):
                 break
@@ -128,9 +128,11 @@ class _Loop:
         settings: Training,
         device: torch.device,
         batches: int,
+        masks: Masks | None,
     ) -> None:
         self.model, self.optimizer, self.settings, self.device = model, optimizer, settings, device
         self.batches = batches
+        self.masks = masks
         self.lr = settings.lr
         self.channels_last = prefers_channels_last(model)
         self.shrunk = [t.weight for t in find_targets(model).values()] if settings.l1 else []
@@ -173,6 +175,8 @@ class _Loop:
         if self.shrunk:
             self._add_l1()
         if self.settings.clip is not None:
+            if self.masks is not None:
+                self.masks.mask_grads()  # gradients of dead weights are no part of the norm
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()

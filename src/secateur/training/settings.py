@@ -48,6 +48,12 @@ class Training:
                 raise RecipeError(f"{name} is {value}; it is a finite number from {low}")
         if self.batch_size is not None and self.batch_size < 1:
             raise RecipeError(f"batch_size is {self.batch_size}; it counts from 1 (null: full batch)")
+        if not 0 <= self.momentum < 1:
+            raise RecipeError(f"momentum is {self.momentum}; it is a share under 1")
+        if self.clip is not None and not self.clip > 0:
+            raise RecipeError(f"clip is {self.clip}; it is the largest norm, above 0 (null: no limit)")
+        if self.patience is not None and self.patience < 1:
+            raise RecipeError(f"patience is {self.patience}; it counts epochs from 1 (null: no limit)")
         if not 0 <= self.label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {self.label_smoothing}; it is a share under 1")
 
