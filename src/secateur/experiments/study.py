@@ -90,9 +90,10 @@ def describe(recipe: Recipe, out: Path) -> str:
     training, retraining, seconds, size = 0, 0, 0.0, 0.0
     for plans in by_dense.values():
         each, network = seconds_an_epoch(plans[0])
-        training += plans[0].train.epochs * len(recipe.seeds)
+        own = 0 if plans[0].model.weights is not None else plans[0].train.epochs  # nothing is left to train
+        training += own * len(recipe.seeds)
         retraining += round(sum(map(count_epochs, plans)) * share * len(recipe.seeds))
-        seconds += each * (plans[0].train.epochs + sum(map(count_epochs, plans)) * share) * len(recipe.seeds)
+        seconds += each * (own + sum(map(count_epochs, plans)) * share) * len(recipe.seeds)
         # a network and its masks for each trial, one dense network for each seed
         size += (len(plans) * share * 33 / 32 + 1) * bytes_dense(network) * len(recipe.seeds)
     lines += [

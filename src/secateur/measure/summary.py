@@ -126,12 +126,20 @@ def format_layers(layers: Sequence[LayerProfile]) -> str:
     for layer in layers:
         counts = (f"{layer.parameters:,}", f"{layer.nonzero:,}", f"{layer.sparsity:.2%}", f"{layer.macs:,}")
         rows.append((layer.name, layer.kind, "x".join(map(str, layer.shape)), *counts))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row[:3], widths[:3], strict=True))
-        + "".join("  " + c.rjust(w) for c, w in zip(row[3:], widths[3:], strict=True))
-        for row in rows
-    ]
+    lines = aligned(rows, words=3)
     parameters, nonzero = sum(x.parameters for x in layers), sum(x.nonzero for x in layers)
     rate = parameters / max(1, nonzero)
     return "\n".join([*lines, f"parameters {parameters:,}, non-zero {nonzero:,} (compression {rate:.2f}x)"])
+
+
+def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Return the rows as lines with columns of one width: the first ``words`` to the left, as text
+    is, the others to the right, as numbers are."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < words else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from secateur.errors import MaskError, NonFiniteError, StorageError, nearest
+from secateur.measure.summary import aligned
 from secateur.pruning.targets import canonical_modules, canonical_parameters
 from secateur.storage import load_tensors, pack_bits, save_tensors, unpack_bits
 
@@ -104,14 +105,7 @@ class Masks(Mapping[str, Tensor]):
         kept = sum(_count(m) for m in self.kept.values())
         asked = "" if self.requested_overall is None else f"{self.requested_overall:.2%}"
         rows.append(("all", "", f"{total:,}", f"{kept:,}", f"{self.sparsity:.2%}", asked))
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        lines = [
-            "  ".join(
-                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join([line.rstrip() for line in lines] + [f"note: {note}" for note in self.notes])
+        return "\n".join([*aligned(rows, words=2), *(f"note: {note}" for note in self.notes)])
 
     # -- holding -----------------------------------------------------------------------------
 
