@@ -18,6 +18,7 @@ from numbers_of import numbers
 from tiny_recipe import TINY
 
 from secateur.errors import RecipeError
+from secateur.experiments import queue
 from secateur.experiments.queue import finished_rows, open_study, release_dead
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.study import run_study
@@ -140,12 +141,28 @@ def test_a_dead_process_loses_its_lease_at_once_and_a_living_one_does_not(tmp_pa
     ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
     trial = study.ask()
     trial.set_user_attr("owner", f"{socket.gethostname()}/{child.pid}/{ticks}")
-    release_dead(study)
+    release_dead(study, {})
     assert study.trials[0].state == optuna.trial.TrialState.RUNNING
     child.kill()
     child.wait()
-    release_dead(study)
+    release_dead(study, {})
     assert study.trials[0].state == optuna.trial.TrialState.FAIL
+
+
+def test_a_process_killed_before_it_signed_blocks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "_SIGNED_WITHIN", 0.2)
+    study = open_study("s", None, tmp_path)
+    study.enqueue_trial({}, user_attrs={"id": "job"})
+    study.ask()  # taken, and then nothing: no owner, no heartbeat
+    ran = []
+
+    def run(job):
+        ran.append(job)
+        return {"id": job, "metrics": {}}
+
+    queue.run_jobs(study, {"job": None}, run)
+    assert ran == ["job"]
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 def test_a_search_stays_in_the_sweeps_ranges_and_resumes(tmp_path):

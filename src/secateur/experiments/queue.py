@@ -29,6 +29,7 @@ Row = dict[str, Any]
 Point = dict[str, Any]
 HEARTBEAT, GRACE = 10, 30  # seconds
 _ATTEMPTS = 6
+_SIGNED_WITHIN = 5.0  # seconds; it takes milliseconds
 _OPEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 
@@ -70,8 +71,9 @@ def _unusable(url: str, error: Exception) -> RecipeError:
 
 def run_jobs(study: Study, jobs: Mapping[str, Any], run: Callable[[str], Row]) -> None:
     """Run every job (by hash) that has not been finished, until all are, by whomever."""
+    unsigned: dict[int, float] = {}
     while True:
-        release_dead(study)
+        release_dead(study, unsigned)
         entries = entries_by_id(study)
         for job in jobs:
             if not any(entry.state in _OPEN for entry in entries.get(job, [])):
@@ -100,8 +102,9 @@ def search(
         trial.set_user_attr("rows", rows)
         return _values(rows)
 
+    unsigned: dict[int, float] = {}
     while True:
-        release_dead(study)
+        release_dead(study, unsigned)
         trials = study.get_trials(deepcopy=False)
         complete, running = (
             sum(trial.state == state for trial in trials)
@@ -130,14 +133,25 @@ def entries_by_id(study: Study) -> dict[str, list[FrozenTrial]]:
     return entries
 
 
-def release_dead(study: Study) -> None:
-    """Fail the trials whose process is gone, and put a search's points back into the queue."""
+def release_dead(study: Study, unsigned: dict[int, float]) -> None:
+    """Fail the trials whose process is gone, and put a search's points back into the queue.
+
+    A process killed in the moment between taking a trial and signing it leaves one with neither an
+    owner nor a heartbeat. ``unsigned`` is the caller's memory of when it first saw each of those: one
+    that stays so is dead.
+    """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
     for trial in running:
-        if _is_dead(trial.user_attrs.get("owner", "")) and _release(study, trial._trial_id) and trial.params:
+        owner = trial.user_attrs.get("owner")
+        if owner is None:
+            first_seen = unsigned.setdefault(trial.number, time.monotonic())
+            dead = time.monotonic() - first_seen > _SIGNED_WITHIN
+        else:
+            dead = _is_dead(owner)
+        if dead and _release(study, trial._trial_id) and trial.params:
             study.enqueue_trial(trial.params)
 
 
