@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from secateur.errors import RecipeError, SecateurError, nearest
 from secateur.experiments.choices import make
+from secateur.experiments.overrides import set_value
 from secateur.experiments.yaml_lines import Located, read_yaml
 from secateur.training.settings import Training
 
@@ -97,6 +98,9 @@ class RecipeSpec(Strict):
     measure: list[Literal["latency", "memory"]] = ["latency", "memory"]
     sampler: Literal["grid", "tpe"] = "grid"
     trials: Annotated[int, Field(ge=1)] = 20
+
+
+_SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def load_recipe(
         raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
     raw = copy.deepcopy(located.value)
     for key, value in (settings or {}).items():
-        _set(raw, key, value, f"--set {key}")
+        set_value(raw, key, value, f"--set {key}", _SETTABLE)
     if seeds is not None:
         raw["seeds"] = list(seeds)
     spec = _validated(RecipeSpec, raw, located)
@@ -236,7 +240,8 @@ def _plan_at(
     config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
     config["steps"] = copy.deepcopy(steps_raw)
     for key, value in point.items():
-        _set(config, key, value, located.where((*place, "sweep", key)) + f": sweep {key}")
+        where = located.where((*place, "sweep", key)) + f": sweep {key}"
+        set_value(config, key, value, where, _SETTABLE)
     train = _training(config["train"] or {}, Training(), located, ("train",))
     steps: list[Step] = []
     for index, raw in enumerate(config["steps"]):
@@ -367,50 +372,3 @@ def _validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = (
         raise RecipeError(
             f"{where}: {'.'.join(map(str, loc))} is {first['input']!r}: {first['msg']}"
         ) from error
-
-
-def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Put ``value`` at the dotted ``key``; its first part is a top-level key or a step's id."""
-    first, *rest = key.split(".")
-    steps: dict[str, list[dict[str, Any]]] = {}
-    for group in _step_lists(raw):
-        for step in group:
-            if isinstance(step, dict):
-                steps.setdefault(str(step.get("id", next((k for k in step if k != "id"), ""))), []).append(
-                    step
-                )
-    if first in steps and rest:
-        for step in steps[first]:
-            kind = next(k for k in step if k != "id")
-            step[kind] = step[kind] or {}
-            _set_in(step[kind], rest, value, where)
-    elif first in RecipeSpec.model_fields and first not in ("steps", "methods"):
-        _set_in(raw, [first, *rest], value, where)
-    else:
-        known = [*steps, "train", "model", "data", "threads", "device"]
-        raise RecipeError(
-            f"{where}: {first!r} is neither a step nor a key of the recipe{nearest(first, known)}"
-        )
-
-
-def _step_lists(raw: dict[str, Any]) -> list[list[Any]]:
-    lists = [raw["steps"]] if isinstance(raw.get("steps"), list) else []
-    methods = raw.get("methods")
-    if isinstance(methods, dict):
-        lists += [
-            m["steps"] for m in methods.values() if isinstance(m, dict) and isinstance(m.get("steps"), list)
-        ]
-    return lists
-
-
-def _set_in(raw: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
-    for key in keys[:-1]:
-        inner = raw.get(key)
-        if isinstance(inner, str):  # "criterion: magnitude" is short for {name: magnitude}
-            inner = raw[key] = {"name": inner}
-        if inner is None:
-            inner = raw[key] = {}
-        if not isinstance(inner, dict):
-            raise RecipeError(f"{where}: {key!r} is {inner!r}, which has no parts")
-        raw = inner
-    raw[keys[-1]] = value
