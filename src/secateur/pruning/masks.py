@@ -12,8 +12,8 @@ from torch import Tensor, nn, optim
 
 from secateur.errors import MaskError, NonFiniteError, StorageError, nearest
 from secateur.measure.summary import aligned
-from secateur.pruning.targets import canonical_modules, canonical_parameters
 from secateur.storage import load_tensors, pack_bits, save_tensors, unpack_bits
+from secateur.structure.names import canonical_modules, canonical_parameters
 
 _CHECK_EVERY = 64
 # These move every weight by its own gradient and state alone, so that masking the weights is enough.

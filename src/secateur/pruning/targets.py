@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import TargetError, nearest
+from secateur.structure.names import canonical_modules, canonical_parameters
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRUNABLE = (nn.Linear, *_CONVS, *_TRANSPOSED)
-_WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
 
 
 @dataclass(frozen=True)
@@ -49,39 +47,6 @@ class Targets(Mapping[str, Target]):
 
     def __len__(self) -> int:
         return len(self.found)
-
-
-def canonical_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (canonical name, module), each module once; DDP, AveragedModel and torch.compile
-    leave no trace."""
-    seen: set[nn.Module] = set()
-
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        if module in seen:
-            return
-        seen.add(module)
-        if isinstance(module, _WRAPPERS):
-            yield from walk(name, module.module)
-        elif "_orig_mod" in module._modules:
-            yield from walk(name, module._modules["_orig_mod"])  # type: ignore[arg-type]
-        else:
-            yield name, module
-            for child_name, child in module.named_children():
-                yield from walk(f"{name}.{child_name}" if name else child_name, child)
-
-    return walk("", model)
-
-
-def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters by canonical name; a shared one stands under its first name alone."""
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for module_name, module in canonical_modules(model):
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[f"{module_name}.{name}" if module_name else name] = parameter
-    return found
 
 
 def find_targets(

@@ -56,11 +56,7 @@ def all_groups(studies: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Return the points of several studies; studies of one name are told apart by a number."""
     names = [str(study["recipe"]) for study in studies]
     return [
-        group
-        for index, study in enumerate(studies)
-        for group in groups_of(
-            study, f"{names[index]} {index + 1}" if names.count(names[index]) > 1 else None
-        )
+        group for index, study in enumerate(studies) for group in groups_of(study, _told_apart(names, index))
     ]
 
 

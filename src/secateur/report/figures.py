@@ -19,6 +19,7 @@ def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) ->
         "Accuracy against sparsity": accuracy_plot(groups, reference, "sparsity"),
         "Accuracy against compression rate": accuracy_plot(groups, reference, "compression_rate"),
         "Pareto front": pareto_plot(groups, "sparsity"),
+        "Parameters and non-zeros": counts_plot(groups),
         "Sparsity by layer": layers_plot(groups),
         "Training curves": curves_plot(groups),
     }
@@ -106,6 +107,39 @@ def _curve(
             "marker": {"size": 6},
         }
     ]
+
+
+def counts_plot(groups: Sequence[Group]) -> Plot | None:
+    """Parameters and non-zeros left against sparsity: zeros alone leave the parameters as many."""
+    traces: list[Plot] = []
+    for index, (name, members) in enumerate(series_of(groups).items()):
+        points = [
+            (100 * s.mean, p, n)
+            for g in members
+            if (s := g.figure("sparsity")) and (p := g.figure("parameters")) and (n := g.figure("nonzero"))
+        ]
+        points.sort(key=lambda point: point[0])
+        colour = COLOURS[index % len(COLOURS)]
+        xs = [x for x, _, _ in points]
+        traces += [
+            _count_line(f"{name}, non-zero", xs, [n for _, _, n in points], colour, "solid"),
+            _count_line(f"{name}, parameters", xs, [p for _, p, _ in points], colour, "dot"),
+        ]
+    traces = [trace for trace in traces if trace["x"]]
+    return {"data": traces, "layout": _layout("sparsity, %", "count")} if traces else None
+
+
+def _count_line(name: str, xs: list[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": xs,
+        "y": [count.mean for count in counts],
+        "error_y": {"type": "data", "array": [count.std for count in counts], "thickness": 1},
+        "line": {"color": colour, "dash": dash, "width": 1.5},
+        "marker": {"size": 5},
+    }
 
 
 def _scaled(figure: Figure, against: str) -> float:

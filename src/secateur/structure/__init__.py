@@ -1,0 +1,1 @@
+"""Coupled channels: which neurons, filters, heads can only go together, and their physical removal."""

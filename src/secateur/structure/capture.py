@@ -1,0 +1,128 @@
+"""The graph of a network: its ``forward`` as ``torch.export`` records it, before decomposition."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from secateur.errors import ModelError
+from secateur.measure.running import evaluating
+from secateur.structure.names import unwrapped
+
+
+@dataclass(frozen=True)
+class Captured:
+    """An exported graph and what its placeholders stand for.
+
+    ``tensors``: parameter or buffer by placeholder name, under its first name in the model;
+    ``constants``: the tensors written into the forward; ``inputs``: the placeholders of the caller.
+    """
+
+    model: nn.Module
+    program: ExportedProgram
+    tensors: dict[str, str]
+    buffers: frozenset[str]
+    constants: dict[str, Tensor]
+    inputs: tuple[str, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.program.graph_module.graph
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the model's parameter or buffer ``name``."""
+        return tensor_of(self.model, name)
+
+
+def arguments(example_inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return (args, kwargs): a tensor is one argument, a tuple or list several, a dict keywords."""
+    named = dict(kwargs or {})
+    if isinstance(example_inputs, Mapping):
+        return (), {**example_inputs, **named}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), named
+    return (() if example_inputs is None else (example_inputs,)), named
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Captured:
+    """Export ``model`` in eval mode on example inputs; raises ModelError where that fails."""
+    model = unwrapped(model)
+    args, named = arguments(example_inputs, kwargs)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model, args, named or None, dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:  # export raises anything that the forward does, and its own kinds
+        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelError(
+            f"{type(model).__name__} cannot be captured by torch.export on these example inputs: {lines[0]}"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    first = first_names(model)
+    tensors: dict[str, str] = {}
+    constants: dict[str, Tensor] = {}
+    inputs: list[str] = []
+    buffers: set[str] = set()
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
+            tensors[name] = first.get(spec.target, spec.target)
+            if spec.kind == InputKind.BUFFER:
+                buffers.add(tensors[name])
+        elif spec.kind == InputKind.CONSTANT_TENSOR and spec.target is not None:
+            constants[name] = program.constants[spec.target]
+        elif spec.kind == InputKind.USER_INPUT:
+            inputs.append(name)
+    return Captured(
+        model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named
+    )
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return, for every name of a parameter or buffer, the first name of the same tensor."""
+    first: dict[Any, str] = {}
+    names: dict[str, str] = {}
+    everything = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in everything:
+        names[name] = first.setdefault(_identity(tensor), name)
+    return names
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """Return the parameter or buffer called ``name``."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    found = module._parameters.get(leaf)
+    found = module._buffers.get(leaf) if found is None else found
+    if found is None:
+        raise ModelError(f"{type(model).__name__} has no parameter or buffer {name!r}")
+    return found
+
+
+def _identity(tensor: Tensor) -> Any:
+    if tensor.device.type == "meta" or not tensor.numel():
+        return id(tensor)
+    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())

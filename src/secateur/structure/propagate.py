@@ -1,0 +1,225 @@
+"""Walk a captured graph and give every dim of every tensor its labels.
+
+One rule an operator (:mod:`operators`), one generic rule for everything that only moves data
+(:mod:`movement`), a numerical probe for what neither knows, and a frozen dim for the rest.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from secateur.structure.capture import Captured
+from secateur.structure.labels import Array, Labels
+
+OUTPUT = "model output"
+UNPRUNABLE = "combined with an unprunable tensor"
+
+
+@dataclass
+class Value:
+    """A tensor of the graph: per dim its labels (None: never prunable), and per dim whether the
+    entries that go hold exactly zero in the masked network."""
+
+    shape: tuple[int, ...]
+    dims: list[Array | None]
+    zero: list[bool]
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def plain(cls, shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Value:
+        """A tensor without labels: an input, or a result whose dims all stay."""
+        shape = tuple(shape)
+        return cls(shape, [None] * len(shape), [False] * len(shape), dtype)
+
+    def copy(self) -> Value:
+        return Value(self.shape, list(self.dims), list(self.zero), self.dtype)
+
+    def labelled(self) -> list[int]:
+        return [d for d, labels in enumerate(self.dims) if labels is not None]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A place where a parameter is contracted with an activation: ``operand``'s dim ``dim`` with
+    the dim ``weight_dim`` of the parameter ``weight``. ``padded``: zeros of padding are read too."""
+
+    node: fx.Node
+    operand: fx.Node
+    dim: int
+    weight: str
+    weight_dim: int
+    bias: str | None
+    padded: bool
+
+
+@dataclass
+class Walk:
+    """One walk over a graph: the labels, the value of each node, and what was noted on the way."""
+
+    captured: Captured
+    labels: Labels = field(default_factory=Labels)
+    parameters: dict[str, Value] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    constants: dict[fx.Node, Tensor] = field(default_factory=dict)
+    named: dict[fx.Node, str] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    macs: dict[str, float] = field(default_factory=dict)
+    unmasked: set[tuple[str, int]] = field(default_factory=set)
+    parts: dict[tuple[fx.Node, int], list[tuple[int, Array]]] = field(default_factory=dict)
+    contracted: set[tuple[str, int]] = field(default_factory=set)
+    owner: dict[int, str] = field(default_factory=dict)
+
+    # -- relations ---------------------------------------------------------------------------
+
+    def fresh(self, number: int) -> Array:
+        return self.labels.fresh(number)
+
+    def freeze(self, value: Value, dims: Iterable[int], reason: str) -> None:
+        """Freeze the labels of some dims of a value."""
+        for dim in dims:
+            labels = value.dims[dim]
+            if labels is not None:
+                self.labels.freeze(labels, reason)
+
+    def freeze_all(self, values: Iterable[Value], reason: str) -> None:
+        for value in values:
+            self.freeze(value, range(len(value.dims)), reason)
+
+    def join(self, parts: list[tuple[Value, int]], reason: str = UNPRUNABLE) -> Array | None:
+        """Tie the given dims of several values; one without labels freezes the others."""
+        known = [v.dims[d] for v, d in parts if v.dims[d] is not None]
+        sizes = {v.shape[d] for v, d in parts}
+        if len(known) < len(parts) or len(sizes) > 1:
+            for labels in known:
+                self.labels.freeze(labels, reason)  # type: ignore[arg-type]
+        if not known or len(sizes) > 1:
+            return None
+        for labels in known[1:]:
+            self.labels.tie(known[0], labels)  # type: ignore[arg-type]
+        return known[0]
+
+    def contract(self, a: Value, dim_a: int, b: Value, dim_b: int) -> None:
+        """Sum over a dim that both values have: exact if what goes is zero in one of them."""
+        if a.shape[dim_a] == 1 and b.shape[dim_b] == 1:
+            return
+        for value, dim in ((a, dim_a), (b, dim_b)):
+            if id(value) in self.owner:
+                self.contracted.add((self.owner[id(value)], dim))
+        self.join([(a, dim_a), (b, dim_b)])
+        if not (a.zero[dim_a] or b.zero[dim_b]):
+            self.freeze(a, [dim_a], "summed where what goes is not zero")
+            self.freeze(b, [dim_b], "summed where what goes is not zero")
+
+    # -- walking -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Walk the whole graph."""
+        captured = self.captured
+        for node in captured.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in captured.tensors:
+                name = captured.tensors[node.name]
+                self.named[node] = name
+                self.values[node] = self._parameter(name, captured.tensor(name))
+                tensor = captured.tensor(name)
+            elif node.name in captured.constants:
+                tensor = captured.constants[node.name]
+                self.values[node] = Value.plain(tensor.shape, tensor.dtype)
+            else:
+                self.values[node] = plain_of(node.meta.get("val"))
+                continue
+            if not tensor.is_floating_point() and tensor.device.type != "meta":
+                self.constants[node] = tensor
+        self.walk(captured.graph)
+
+    def walk(self, graph: fx.Graph) -> Any:
+        """Walk the nodes of a graph (or of one inside it) after its placeholders."""
+        from secateur.structure.operators import apply
+
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self._fold(node)
+                self.values[node] = apply(self, node)
+            elif node.op == "output":
+                return self._output(node, graph)
+        return None
+
+    def _output(self, node: fx.Node, graph: fx.Graph) -> Any:
+        if graph is self.captured.graph:
+            for used in node.all_input_nodes:
+                self.freeze_all(values_in(self.values.get(used)), OUTPUT)
+        return node.args[0]
+
+    def _parameter(self, name: str, tensor: Tensor) -> Value:
+        if name not in self.parameters:
+            floating = tensor.is_floating_point()
+            dims = [self.fresh(n) if n > 1 and floating else None for n in tensor.shape]
+            masked = floating and name not in self.captured.buffers
+            self.parameters[name] = Value(tuple(tensor.shape), dims, [masked] * len(dims), tensor.dtype)
+            self.owner[id(self.parameters[name])] = name
+        return self.parameters[name]
+
+    def _fold(self, node: fx.Node) -> None:
+        """Compute integer tensors that depend on constants alone: indices, masks, positions."""
+        out = node.meta.get("val")
+        if not isinstance(out, Tensor) or out.is_floating_point() or out.numel() > 10_000_000:
+            return
+        used = node.all_input_nodes
+        if any(n not in self.constants and isinstance(self.values.get(n), (Value, list, tuple)) for n in used):
+            return
+        try:
+            with torch.no_grad():
+                result = node.target(*self._real(node.args), **self._real(node.kwargs))  # type: ignore[operator]
+        except Exception:
+            return
+        if isinstance(result, Tensor) and result.device.type != "meta":
+            self.constants[node] = result
+
+    def _real(self, args: Any) -> Any:
+        return fx.map_arg(args, lambda n: self.constants[n] if n in self.constants else self.values.get(n))
+
+    # -- looking things up --------------------------------------------------------------------
+
+    def argument(self, arg: Any) -> Any:
+        """Return an argument with nodes replaced by their values."""
+        return fx.map_arg(arg, lambda n: self.values.get(n))
+
+    def concrete(self, arg: Any, stand_in: Callable[[fx.Node], Any]) -> Any:
+        """Return an argument with nodes replaced by real tensors."""
+        return fx.map_arg(arg, stand_in)
+
+
+def values_in(value: Any) -> list[Value]:
+    """Return the Values in a nested list or tuple."""
+    if isinstance(value, Value):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [v for part in value for v in values_in(part)]
+    if isinstance(value, dict):
+        return [v for part in value.values() for v in values_in(part)]
+    return []
+
+
+def shapes_of(node: fx.Node) -> Any:
+    """Return the example outputs of a node: a fake tensor, or a list of them."""
+    return node.meta.get("val")
+
+
+def plain_of(example: Any) -> Any:
+    if isinstance(example, Tensor):
+        return Value.plain([int(n) for n in example.shape], example.dtype)
+    if isinstance(example, (list, tuple)):
+        return [plain_of(part) for part in example]
+    if isinstance(example, (torch.SymInt, torch.SymFloat)):
+        return int(example) if isinstance(example, torch.SymInt) else float(example)
+    return example
+
+
+getitem = operator.getitem

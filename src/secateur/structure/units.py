@@ -1,0 +1,216 @@
+"""``trace``: the units of a network, what each consists of, and what is protected and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur.measure.summary import aligned
+from secateur.structure.capture import Captured, capture
+from secateur.structure.labels import Array, Classes
+from secateur.structure.propagate import Walk
+
+TOGETHER = "all of its indices can only go together"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the units of a group have in one dim of one tensor: row i of ``indices`` is unit i's.
+
+    ``reads``: the dim runs over inputs (columns of a consumer), not over what is made. ``masked``:
+    masking a unit zeroes it (the direction of a weight-normed layer and buffers keep their values).
+    """
+
+    name: str
+    dim: int
+    indices: Array
+    reads: bool = False
+    masked: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one kind, which can go one by one: the channels that two layers share, say.
+
+    ``parameters`` and ``macs`` are what one unit carries (MACs on the example inputs); units that
+    share an entry (a row and a column of one weight) both count it.
+    """
+
+    name: str
+    slices: tuple[Slice, ...]
+    parameters: int
+    macs: float
+
+    def __len__(self) -> int:
+        return len(self.slices[0].indices)
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A dim of which some indices stay whatever is pruned, and why."""
+
+    name: str
+    dim: int
+    kept: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The dependency groups of a model and its protected dims; made by :func:`trace`."""
+
+    model: nn.Module
+    groups: Mapping[str, Group]
+    protected: tuple[Protected, ...]
+    captured: Captured = field(repr=False)
+    walk: Walk = field(repr=False)
+    classes: Classes = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __repr__(self) -> str:
+        rows = [("group", "units", "parameters a unit", "MACs a unit", "in")]
+        for group in self.groups.values():
+            parts = len({s.name for s in group.slices})
+            rows.append(
+                (group.name, f"{len(group):,}", f"{group.parameters:,}", f"{group.macs:,.0f}", f"{parts} tensors")
+            )
+        lines = list(aligned(rows, words=1))
+        if self.protected:
+            lines.append("protected:")
+            stay = [("", "dim", "stays", "because")]
+            stay += [(p.name, str(p.dim), f"{p.kept} of {p.size}", p.reason) for p in self.protected]
+            lines += aligned(stay, words=1)
+        return "\n".join(lines)
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    heads: str = "whole",
+) -> Structure:
+    """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
+
+    The model is exported in eval mode on ``example_inputs`` (a tensor, a tuple of arguments or a dict
+    of keywords; ``kwargs`` for more), so units are those of that forward. Weights are not read: a
+    model on the meta device will do. ``heads``: "whole" attention heads are units, or "dims", the
+    same position of every head. ``dynamic_shapes`` is passed on to ``torch.export``.
+
+    Raises ModelError where the model cannot be captured. An operator that is not understood freezes
+    what it touches and is named in ``protected``.
+    """
+    if heads not in ("whole", "dims"):
+        raise ValueError(f"heads is {heads!r}; it is 'whole' or 'dims'")
+    captured = capture(model, example_inputs, kwargs, dynamic_shapes)
+    walk = Walk(captured)
+    walk.run()
+    classes = walk.labels.solve(inner=heads == "dims")
+    groups, alone = _groups(walk, classes)
+    return Structure(captured.model, groups, _protected(walk, classes, alone), captured, walk, classes)
+
+
+def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
+    """Return the groups by name, and the classes that are protected because they are a whole dim."""
+    entries: list[tuple[int, int, int]] = []
+    places: list[tuple[str, int]] = []
+    parts: list[tuple[Array, Array, Array]] = []
+    for name, value in walk.parameters.items():
+        for dim in value.labelled():
+            labels = value.dims[dim]
+            assert labels is not None
+            own = classes.of[labels]
+            live = ~classes.frozen[own]
+            if live.any():
+                places.append((name, dim))
+                number = int(live.sum())
+                parts.append((own[live], np.full(number, len(places) - 1), np.flatnonzero(live)))
+    del entries
+    if not parts:
+        return {}, set()
+    own, place, index = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((index, place, own))
+    own, place, index = own[order], place[order], index[order]
+    starts = np.flatnonzero(np.r_[True, (own[1:] != own[:-1])])
+    ends = np.r_[starts[1:], len(own)]
+    by_signature: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        used, counts = np.unique(place[start:end], return_counts=True)
+        by_signature.setdefault((*used.tolist(), -1, *counts.tolist()), []).append((start, end))
+    groups: dict[str, Group] = {}
+    alone: set[int] = set()
+    for signature, units in by_signature.items():
+        number = signature.index(-1)
+        used, counts = signature[:number], signature[number + 1 :]
+        sizes = [walk.parameters[places[p][0]].shape[places[p][1]] for p in used]
+        if any(count == size for count, size in zip(counts, sizes, strict=True)):
+            alone |= {int(own[start]) for start, _ in units}
+            continue
+        rows = np.stack([index[start:end] for start, end in units])
+        rows = rows[np.lexsort(rows.T[::-1])]
+        group = _group(walk, [places[p] for p in used], counts, rows)
+        name = group.name
+        while name in groups:
+            name += "'"
+        groups[name] = Group(name, group.slices, group.parameters, group.macs)
+    return groups, alone
+
+
+def _group(walk: Walk, places: list[tuple[str, int]], counts: tuple[int, ...], rows: Array) -> Group:
+    slices = []
+    parameters, macs, at = 0, 0.0, 0
+    for (name, dim), count in zip(places, counts, strict=True):
+        value = walk.parameters[name]
+        buffer = name in walk.captured.buffers
+        masked = not buffer and (name, dim) not in walk.unmasked
+        reads = (name, dim) in walk.contracted
+        slices.append(Slice(name, dim, rows[:, at : at + count], reads, masked))
+        at += count
+        share = count / value.shape[dim]
+        parameters += 0 if buffer else round(share * float(np.prod(value.shape)))
+        macs += share * walk.macs.get(name, 0.0)
+    return Group(_name(walk, slices), tuple(slices), parameters, macs)
+
+
+def _name(walk: Walk, slices: list[Slice]) -> str:
+    matrices = [s for s in slices if len(walk.parameters[s.name].shape) > 1] or slices
+    makers = list(dict.fromkeys(_module(s.name) for s in matrices if not s.reads))
+    readers = list(dict.fromkeys(_module(s.name) for s in matrices if s.reads))
+    text = _some(makers or [_module(s.name) for s in slices if not s.reads])
+    return f"{text} -> {_some(readers)}" if readers else text
+
+
+def _module(name: str) -> str:
+    path, _, leaf = name.rpartition(".")
+    return path if leaf in ("weight", "bias") and path else name
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "")
+
+
+def _protected(walk: Walk, classes: Classes, alone: set[int]) -> tuple[Protected, ...]:
+    found = []
+    for name, value in walk.parameters.items():
+        if name in walk.captured.buffers or len(value.shape) < 2:
+            continue
+        for dim in value.labelled():
+            labels = value.dims[dim]
+            assert labels is not None
+            own = classes.of[labels]
+            stays = classes.frozen[own] | np.isin(own, list(alone))
+            if not stays.any():
+                continue
+            first = int(own[stays][0])
+            reason = classes.reasons.get(first, TOGETHER if first in alone else "")
+            if reason:
+                found.append(Protected(name, dim, int(stays.sum()), value.shape[dim], reason))
+    return tuple(found)
