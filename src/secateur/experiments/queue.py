@@ -21,6 +21,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from secateur.errors import RecipeError
@@ -29,6 +30,7 @@ Row = dict[str, Any]
 Point = dict[str, Any]
 HEARTBEAT, GRACE = 10, 30  # seconds
 _ATTEMPTS = 6
+_AHEAD = 16  # jobs in the queue at once: every unfinished entry is read again at each look
 _SIGNED_WITHIN = 5.0  # seconds; it takes milliseconds
 _OPEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
@@ -57,11 +59,32 @@ def open_study(name: str, storage: str | None, out: Path) -> Study:
 def _open(name: str, url: str) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        backend = RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        backend = RDBStorage(url, _engine_settings(url), heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        if url.startswith("sqlite"):
+            _take_turns(backend.engine)
         # Accuracy on validation goes up, non-zeros go down: what a searching sampler weighs.
         return optuna.create_study(
             study_name=name, storage=backend, directions=["maximize", "minimize"], load_if_exists=True
         )
+
+
+def _engine_settings(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
+
+
+def _take_turns(engine: Engine) -> None:
+    """Let every SQLite transaction lock the file when it begins: SQLite knows no row locks, and two
+    processes that both read a trial as waiting would both take it."""
+
+    @event.listens_for(engine, "connect")
+    def no_implicit_begin(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin_immediate(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections opened before these rules
 
 
 def _unusable(url: str, error: Exception) -> RecipeError:
@@ -75,10 +98,12 @@ def run_jobs(study: Study, jobs: Mapping[str, Any], run: Callable[[str], Row]) -
     while True:
         release_dead(study, unsigned)
         entries = entries_by_id(study)
-        for job in jobs:
-            if not any(entry.state in _OPEN for entry in entries.get(job, [])):
-                study.enqueue_trial({}, user_attrs={"id": job})
-        states = {entry.state for job in jobs for entry in entries_by_id(study).get(job, [])}
+        missing = [job for job in jobs if not any(entry.state in _OPEN for entry in entries.get(job, []))]
+        waiting = sum(entry.state == TrialState.WAITING for job in jobs for entry in entries.get(job, []))
+        for job in missing[: max(0, _AHEAD - waiting)]:
+            study.enqueue_trial({}, user_attrs={"id": job})
+        entries = entries_by_id(study)
+        states = {entry.state for job in jobs for entry in entries.get(job, [])}
         if TrialState.WAITING in states:
             _run_one(study, lambda trial: _objective(study, trial, jobs, run))
         elif TrialState.RUNNING in states:

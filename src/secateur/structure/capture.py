@@ -43,7 +43,9 @@ class Captured:
         return tensor_of(self.model, name)
 
 
-def arguments(example_inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(
+    example_inputs: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return (args, kwargs): a tensor is one argument, a tuple or list several, a dict keywords."""
     named = dict(kwargs or {})
     if isinstance(example_inputs, Mapping):
@@ -93,9 +95,7 @@ def capture(
             constants[name] = program.constants[spec.target]
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
-    return Captured(
-        model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named
-    )
+    return Captured(model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

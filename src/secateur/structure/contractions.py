@@ -25,7 +25,14 @@ def _raw(node: fx.Node, index: int) -> Any:
 
 
 def _note(
-    walk: Walk, node: fx.Node, operand: Any, dim: int, weight: Any, weight_dim: int, bias: Any, padded: bool = False
+    walk: Walk,
+    node: fx.Node,
+    operand: Any,
+    dim: int,
+    weight: Any,
+    weight_dim: int,
+    bias: Any,
+    padded: bool = False,
 ) -> None:
     """Write down that a parameter reads an activation, and the multiplications that takes."""
     name = walk.named.get(weight)
@@ -73,9 +80,7 @@ def _product(walk: Walk, node: fx.Node, x: Value, y: Value, nx: Any, ny: Any, ou
         out.dims[at], out.zero[at] = x.dims[-2], x.zero[len(x.shape) - 2]
     for back in range(1, at + 1):
         dim = at - back
-        meet = [
-            (v, len(v.shape) - 2 - back) for v in (x, y) if len(v.shape) - 2 - back >= 0
-        ]
+        meet = [(v, len(v.shape) - 2 - back) for v in (x, y) if len(v.shape) - 2 - back >= 0]
         meet = [(v, d) for v, d in meet if v.shape[d] == out.shape[dim] and out.shape[dim] > 1]
         if any(v.dims[d] is not None for v, d in meet):
             out.dims[dim] = walk.join(meet)
@@ -117,8 +122,7 @@ def _conv(walk: Walk, node: fx.Node, a: Arguments) -> Value:
         reads, makes = (0, 1) if transposed else (1, 0)
         walk.contract(x, channel, w, reads)
         labels = w.dims[makes]
-        padding = a.get("padding")
-        padded = transposed or (padding != "valid" and any(p != 0 for p in ([padding] if isinstance(padding, (int, str)) else padding)))
+        padded = transposed or _pads(a.get("padding"))
         _note(walk, node, _raw(node, 0), channel, _raw(node, 1), reads, _raw(node, 2), padded)
     else:
         labels = _grouped(walk, x, channel, w, groups, transposed)
@@ -135,15 +139,19 @@ def _conv(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     return out
 
 
+def _pads(padding: Any) -> bool:
+    if isinstance(padding, str):
+        return padding != "valid"
+    return any(p != 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
+
+
 def _conv_macs(x: Value, w: Value, out: Value, channel: int, transposed: bool) -> float:
     positions = (x if transposed else out).shape[channel + 1 :]
     batch = out.shape[0] if channel else 1
     return float(batch * math.prod(positions) * math.prod(w.shape))
 
 
-def _grouped(
-    walk: Walk, x: Value, channel: int, w: Value, groups: int, transposed: bool
-) -> Array | None:
+def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transposed: bool) -> Array | None:
     """Channels of a grouped convolution: whole groups, or the same position of every group.
 
     Returns the labels of the output channels.
@@ -243,7 +251,7 @@ def _recurrent(gates: int) -> Any:
                 part = params[start : start + per]
                 walk.contract(value, axis, part[0], 1)
                 if layer == 0:
-                    weights = node.args[2] if gates == 4 else node.args[2]
+                    weights = node.args[2]
                     _note(walk, node, _raw(node, 0), axis, weights[start], 1, None, True)  # type: ignore[index]
                 walk.contract(state, 0, part[1], 1)
                 for tensor in (part[0], part[1], *part[2:]):
@@ -318,6 +326,9 @@ def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
             continue
         labels = walk.join(meet)
         if letter not in target:
+            owned = [(walk.owner[id(v)], d) for v, d in meet if id(v) in walk.owner]
+            walk.contracted |= set(owned)
+            walk.consumed += [v.dims[d] for v, d in meet if v.dims[d] is not None and not owned]  # type: ignore[misc]
             if not any(v.zero[d] for v, d in meet):
                 for v, d in meet:
                     walk.freeze(v, [d], "summed where what goes is not zero")
@@ -328,8 +339,14 @@ def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
                 walk.labels.outer(labels)
     names = node.args[1]
     for index, term in enumerate(terms.split(",")):
-        _count(walk, names[index], math.prod(out.shape) * math.prod(  # type: ignore[index]
-            operands[index].shape[d] for d, letter in enumerate(term) if letter not in target))
+        _count(
+            walk,
+            names[index],
+            math.prod(out.shape)
+            * math.prod(  # type: ignore[index]
+                operands[index].shape[d] for d, letter in enumerate(term) if letter not in target
+            ),
+        )
     return out
 
 
@@ -349,7 +366,16 @@ RULES = {
     **dict.fromkeys(["matmul", "mm", "bmm", "mv", "dot", "vdot", "inner_none"], _matmul),
     **dict.fromkeys(["addmm", "baddbmm"], _addmm),
     **dict.fromkeys(
-        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution".split(),
+        [
+            "conv1d",
+            "conv2d",
+            "conv3d",
+            "conv_transpose1d",
+            "conv_transpose2d",
+            "conv_transpose3d",
+            "convolution",
+            "_convolution",
+        ],
         _conv,
     ),
     "scaled_dot_product_attention": _sdpa,

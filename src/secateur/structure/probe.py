@@ -63,7 +63,11 @@ def carries(walk: Walk, node: fx.Node, source: Value, dim: int) -> bool | None:
             return walk.constants[n]
         if n not in others:
             drawn = torch.randn(value.shape, generator=generator)
-            others[n] = drawn.to(value.dtype) if value.dtype.is_floating_point else torch.zeros(value.shape).to(value.dtype)
+            others[n] = (
+                drawn.to(value.dtype)
+                if value.dtype.is_floating_point
+                else torch.zeros(value.shape).to(value.dtype)
+            )
         return others[n]
 
     def run(x: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ def carries(walk: Walk, node: fx.Node, source: Value, dim: int) -> bool | None:
 
     try:
         x = torch.randn(source.shape, generator=generator).to(source.dtype)
-        kept = torch.arange(source.shape[dim])[:: 2]
+        kept = torch.arange(source.shape[dim])[::2]
         whole, part = run(x), run(x.index_select(dim, kept))
         if part.shape != whole.index_select(dim, kept).shape:
             return None

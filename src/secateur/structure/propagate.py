@@ -60,7 +60,12 @@ class Read:
 
 @dataclass
 class Walk:
-    """One walk over a graph: the labels, the value of each node, and what was noted on the way."""
+    """One walk over a graph: the labels, the value of each node, and what was noted on the way.
+
+    ``named``: parameters by node; ``owner``: by value; ``reads`` and ``contracted``: where parameters
+    sum over activations; ``consumed``: labels summed over in any other way; ``macs`` by weight;
+    ``unmasked``: dims of parameters that masking leaves alone; ``parts``: pieces cut from a dim.
+    """
 
     captured: Captured
     labels: Labels = field(default_factory=Labels)
@@ -74,6 +79,7 @@ class Walk:
     parts: dict[tuple[fx.Node, int], list[tuple[int, Array]]] = field(default_factory=dict)
     contracted: set[tuple[str, int]] = field(default_factory=set)
     owner: dict[int, str] = field(default_factory=dict)
+    consumed: list[Array] = field(default_factory=list)
 
     # -- relations ---------------------------------------------------------------------------
 
@@ -108,9 +114,11 @@ class Walk:
         """Sum over a dim that both values have: exact if what goes is zero in one of them."""
         if a.shape[dim_a] == 1 and b.shape[dim_b] == 1:
             return
+        owned = [(self.owner[id(v)], d) for v, d in ((a, dim_a), (b, dim_b)) if id(v) in self.owner]
+        self.contracted |= set(owned)
         for value, dim in ((a, dim_a), (b, dim_b)):
-            if id(value) in self.owner:
-                self.contracted.add((self.owner[id(value)], dim))
+            if not owned and value.dims[dim] is not None:
+                self.consumed.append(value.dims[dim])  # type: ignore[arg-type]
         self.join([(a, dim_a), (b, dim_b)])
         if not (a.zero[dim_a] or b.zero[dim_b]):
             self.freeze(a, [dim_a], "summed where what goes is not zero")
@@ -172,7 +180,9 @@ class Walk:
         if not isinstance(out, Tensor) or out.is_floating_point() or out.numel() > 10_000_000:
             return
         used = node.all_input_nodes
-        if any(n not in self.constants and isinstance(self.values.get(n), (Value, list, tuple)) for n in used):
+        if any(
+            n not in self.constants and isinstance(self.values.get(n), (Value, list, tuple)) for n in used
+        ):
             return
         try:
             with torch.no_grad():

@@ -79,7 +79,13 @@ class Structure:
         for group in self.groups.values():
             parts = len({s.name for s in group.slices})
             rows.append(
-                (group.name, f"{len(group):,}", f"{group.parameters:,}", f"{group.macs:,.0f}", f"{parts} tensors")
+                (
+                    group.name,
+                    f"{len(group):,}",
+                    f"{group.parameters:,}",
+                    f"{group.macs:,.0f}",
+                    f"{parts} tensors",
+                )
             )
         lines = list(aligned(rows, words=1))
         if self.protected:

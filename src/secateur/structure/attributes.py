@@ -1,0 +1,260 @@
+"""Sizes that a module keeps as plain attributes: find which must change, and prove it by running.
+
+``forward`` methods read ``self.num_heads`` or ``self.split_size``. Candidates are the integer
+attributes (also inside configurations) that equal a size which the graph says has changed in that
+module; a set of them is taken only when the forward then gives what the masked network gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.structure.propagate import values_in
+from secateur.structure.surgery import Removed
+from secateur.structure.units import Structure
+
+_MOST_RUNS = 150
+Sizes = dict[int, set[int]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A new value for one attribute of the module at ``path``, or of the object ``inner`` it holds."""
+
+    path: str
+    inner: str | None
+    attribute: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        place = ".".join(part for part in (self.path, self.inner, self.attribute) if part)
+        return f"{place}: {self.old} -> {self.new}"
+
+    def holder(self, model: nn.Module) -> Any:
+        module = model.get_submodule(self.path)
+        return module if self.inner is None else getattr(module, self.inner)
+
+    def apply(self, model: nn.Module) -> None:
+        self.holder(model).__dict__[self.attribute] = self.new
+
+    def undo(self, model: nn.Module) -> None:
+        self.holder(model).__dict__[self.attribute] = self.old
+
+
+Choice = tuple[Change, ...]
+
+
+@dataclass
+class Attempt:
+    """How far a forward came: calls finished, the module that failed, the error; or its outputs."""
+
+    finished: int = 0
+    stack: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    outputs: Any = None
+
+
+def changed_sizes(structure: Structure, removed: Removed) -> dict[str, Sizes]:
+    """Return by module path the sizes that change in it, old -> new, innermost and around."""
+    classes = structure.classes
+    gone = np.zeros(len(classes.frozen), dtype=bool)
+    for (name, dim), indices in removed.items():
+        labels = structure.walk.parameters[name].dims[dim]
+        if labels is not None:
+            gone[classes.of[labels[indices]]] = True
+    found: dict[str, Sizes] = {}
+    for node, value in structure.walk.values.items():
+        stack = node.meta.get("nn_module_stack")
+        paths = [path for path, _ in stack.values()] if stack else [""]
+        for part in values_in(value):
+            for labels in part.dims:
+                if labels is None:
+                    continue
+                left = int((~gone[classes.of[labels]]).sum())
+                if left != len(labels):
+                    for path in paths:
+                        found.setdefault(path, {}).setdefault(len(labels), set()).add(left)
+    for (name, dim), indices in removed.items():
+        path = name.rpartition(".")[0]
+        size = structure.walk.parameters[name].shape[dim]
+        found.setdefault(path, {}).setdefault(size, set()).add(size - len(indices))
+    return found
+
+
+def adjust(
+    model: nn.Module, sizes: dict[str, Sizes], run: Callable[[], Any], same: Callable[[Any], bool]
+) -> tuple[list[Change], Attempt]:
+    """Change attributes of ``model`` in place until ``run`` gives outputs that are ``same``.
+
+    Sets of up to three attributes are tried, those near the module that failed first; one that lets
+    the forward come further is kept and the search goes on from there. Returns (the changes made, the
+    last attempt); where no set was found the attempt has an error or other outputs, and no attribute
+    is changed.
+    """
+    attempt = tried(model, run)
+    if attempt.error is None and same(attempt.outputs):
+        return [], attempt
+    options = _options(model, sizes)
+    chosen: list[Choice] = []
+    runs = 0
+    while True:
+        near = [c for c in options if _around(c, attempt.stack, model)] if attempt.error else options
+        best: tuple[int, tuple[Choice, ...], Attempt] | None = None
+        for extra in _sets([c for c in near if c not in chosen] or [c for c in options if c not in chosen]):
+            runs += 1
+            if runs > _MOST_RUNS:
+                break
+            with _applied(extra, model):
+                result = tried(model, run)
+            if result.error is None and same(result.outputs):
+                for choice in extra:
+                    _apply(choice, model)
+                return [change for choice in (*chosen, *extra) for change in choice], result
+            further = attempt.error is not None and (
+                result.error is None or result.finished > attempt.finished
+            )
+            reach = result.finished if result.error is not None else 1 << 60
+            if further and (best is None or reach > best[0]):
+                best = (reach, extra, result)
+        if best is None or runs > _MOST_RUNS:
+            for choice in reversed(chosen):
+                for change in choice:
+                    change.undo(model)
+            return [], attempt
+        for choice in best[1]:
+            _apply(choice, model)
+        chosen += best[1]
+        attempt = best[2]
+
+
+def _sets(options: list[Choice]) -> Iterator[tuple[Choice, ...]]:
+    """Sets of one, two and three choices, no attribute twice in one."""
+    for number in (1, 2, 3):
+        for extra in itertools.combinations(options, number):
+            places = {(c.path, c.inner, c.attribute) for choice in extra for c in choice}
+            if len(places) == sum(map(len, extra)):
+                yield extra
+
+
+def tried(model: nn.Module, run: Callable[[], Any]) -> Attempt:
+    """Run a forward and say how far it came."""
+    attempt = Attempt()
+    paths = {module: path for path, module in model.named_modules()}
+    stack: list[str] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        stack.append(paths.get(module, ""))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if stack:
+            stack.pop()
+        attempt.finished += 1
+
+    handles = [
+        torch.nn.modules.module.register_module_forward_pre_hook(before),
+        torch.nn.modules.module.register_module_forward_hook(after),
+    ]
+    try:
+        with torch.no_grad():
+            attempt.outputs = run()
+    except Exception as error:  # whatever somebody's forward raises on sizes it did not expect
+        attempt.error = error
+        attempt.stack = list(stack)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return attempt
+
+
+@contextmanager
+def _applied(choices: tuple[Choice, ...], model: nn.Module) -> Iterator[None]:
+    try:
+        for choice in choices:
+            _apply(choice, model)
+        yield
+    finally:
+        for choice in reversed(choices):
+            for change in choice:
+                change.undo(model)
+
+
+def _apply(choice: Choice, model: nn.Module) -> None:
+    for change in choice:
+        change.apply(model)
+
+
+def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:
+    """Return the changes to try: an attribute of all modules of a class at once."""
+    found: dict[tuple[str, str, int], list[Change]] = {}
+    seen: set[tuple[int, str]] = set()
+    for path, module in model.named_modules():
+        own = sizes.get(path)
+        if not own:
+            continue
+        for inner, holder, attribute, value in _integers(module):
+            if (id(holder), attribute) in seen:
+                continue
+            news = _replacements(value, own)
+            if news:
+                seen.add((id(holder), attribute))
+            for which, new in enumerate(news):
+                key = (type(holder).__name__, attribute, which)
+                found.setdefault(key, []).append(Change(path, inner, attribute, value, new))
+    return [tuple(changes) for changes in found.values()]
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str | None, Any, str, Any]]:
+    standard = type(module).__module__.startswith("torch.nn")
+    for name, value in vars(module).items():
+        if _is_sizes(value) and not standard:
+            yield None, module, name, value
+        elif not name.startswith("_") and _is_settings(value):
+            for key, inner in vars(value).items():
+                if _is_sizes(inner):
+                    yield name, value, key, inner
+
+
+def _is_sizes(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, (list, tuple)):
+        return (
+            bool(value)
+            and len(value) < 16
+            and all(_is_sizes(v) for v in value)
+            and type(value) in (list, tuple)
+        )
+    return isinstance(value, int) and value > 1
+
+
+def _is_settings(value: Any) -> bool:
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (nn.Module, torch.Tensor, type))
+        and not callable(value)
+        and type(value).__module__ not in ("builtins", "torch")
+    )
+
+
+def _replacements(value: Any, sizes: Sizes) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        parts = [sorted(sizes.get(v, {v})) for v in value] if all(isinstance(v, int) for v in value) else []
+        news = [type(value)(combination) for combination in itertools.islice(itertools.product(*parts), 8)]
+        return [new for new in news if new != value] if parts else []
+    return sorted(sizes.get(value, ()))[:4]
+
+
+def _around(choice: Choice, failing: list[str], model: nn.Module) -> bool:
+    """Whether a choice changes something of a module that was running when the forward failed."""
+    near = {id(model.get_submodule(path)) for path in failing}
+    held = {id(v) for path in failing for v in vars(model.get_submodule(path)).values()}
+    return any(id(change.holder(model)) in near | held for change in choice)

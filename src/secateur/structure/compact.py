@@ -1,0 +1,247 @@
+"""``compact``: a new, really smaller model, proved equal to the one given."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.measure.macs import count_macs
+from secateur.structure.attributes import Change, adjust, changed_sizes
+from secateur.structure.capture import arguments
+from secateur.structure.dead import find_dead
+from secateur.structure.labels import Array
+from secateur.structure.names import unwrapped
+from secateur.structure.surgery import Removed, copied, cut, mask_units, removed_by, sliced
+from secateur.structure.units import Structure, trace
+from secateur.structure.verify import TOLERANCE, Proof, as_dtype, call, difference, randomise, redrawn
+
+
+def compact(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    masks: Any = None,
+    structure: Structure | None = None,
+) -> tuple[nn.Module, Proof]:
+    """Remove every unit that is dead, unread or constant, and prove that nothing else changed.
+
+    Units are dead whatever made them so: structured masks, unstructured ones that emptied a row or
+    all columns of a neuron, or training. Constant outputs are folded into the next bias where that is
+    exact. Returns (a new model of the same class, a :class:`Proof`); the given model never changes.
+
+    ``optimizer``: one that trains ``model``; its like for the small model, with momentum and Adam's
+    moments cut to size, is ``proof.optimizer``. ``masks``: masks held on ``model``; the same for the
+    small model is ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time.
+
+    Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay
+    (their zeros too) and ``proof.kept`` says so. Raises ModelError where the model cannot be captured,
+    copied or run, or where the small one is not equal and no such withdrawal mends it.
+    """
+    model = unwrapped(model)
+    args, named = arguments(example_inputs, kwargs)
+    structure = structure or trace(model, args, kwargs=named)
+    work = copied(model)
+    found = find_dead(work, structure)
+    trial = _Trial(model, work, structure, args, named)
+    doomed, changes, small, withdrawn, error = trial.search(found.doomed)
+    found.kept.update(withdrawn)
+    removed = removed_by(structure, doomed)
+    randomised, dtype = trial.prove_randomised(doomed, changes)
+    proof = Proof(
+        inputs=2,
+        dtype=str(dtype).removeprefix("torch."),
+        max_error=error,
+        max_error_randomised=randomised,
+        removed={n: (int(g.sum()), len(g)) for n, g in doomed.items() if g.any()},
+        parameters=(_count(model), _count(small)),
+        macs=(_macs(model, args, named), _macs(small, args, named)),
+        kept=found.kept,
+        folded=found.folded,
+        changed=tuple(map(str, changes)),
+        optimizer=None if optimizer is None else _migrated(optimizer, model, small, removed),
+        masks=None if masks is None else _rebound(masks, small, removed),
+    )
+    return small, proof
+
+
+class _Trial:
+    """The search for what can really be cut: everything that is dead, less what a forward refuses."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        work: nn.Module,
+        structure: Structure,
+        args: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> None:
+        self.model, self.work, self.structure = model, work, structure
+        generator = torch.Generator().manual_seed(0)
+        self.draws = [(args, named), (redrawn(args, generator), redrawn(named, generator))]
+        self.dtype = self._widest()
+        self.wanted = [self._expected(draw) for draw in self.draws]
+
+    def _widest(self) -> torch.dtype:
+        """float64 where the model runs in it, else float32."""
+        try:
+            wide = copied(self.model).double()
+            args, named = as_dtype(self.draws[0], torch.float64)
+            call(wide, args, named)
+        except (RuntimeError, TypeError, ValueError):
+            return torch.float32
+        return torch.float64
+
+    def _expected(self, draw: Any) -> Any:
+        wide = copied(self.model).to(self.dtype)
+        return call(wide, *as_dtype(draw, self.dtype))
+
+    def tolerance(self) -> float:
+        return TOLERANCE[self.dtype]
+
+    def search(
+        self, doomed: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], list[Change], nn.Module, dict[str, str], float]:
+        withdrawn: dict[str, str] = {}
+        current = {name: gone.copy() for name, gone in doomed.items() if gone.any()}
+        while True:
+            small, changes, error, failure, stack = self.attempt(current)
+            if error <= self.tolerance():
+                return current, changes, small, withdrawn, error
+            if not current:
+                raise ModelError(
+                    f"{type(self.model).__name__} is not equal to its own copy (relative error {error:.1e}): "
+                    f"is its forward random in eval mode? {failure}"
+                )
+            blamed = self._blamed(current, stack) or self._halved(current)
+            for name in blamed:
+                withdrawn[name] = (
+                    f"its removal breaks the forward: {failure or f'outputs off by {error:.1e}'}"
+                )
+                del current[name]
+
+    def attempt(self, doomed: Mapping[str, Array]) -> tuple[nn.Module, list[Change], float, str, list[str]]:
+        """Cut a copy, adjust its attributes, and compare; returns what came of it."""
+        removed = removed_by(self.structure, doomed)
+        small = copied(self.work)
+        cut(small, removed)
+        wide = copied(small).to(self.dtype)
+        sizes = changed_sizes(self.structure, removed)
+
+        def run() -> list[Any]:
+            return [call(wide, *as_dtype(draw, self.dtype)) for draw in self.draws]
+
+        changes, attempt = adjust(
+            wide, sizes, run, lambda outputs: difference(self.wanted, outputs) <= self.tolerance()
+        )
+        if attempt.error is not None:
+            where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
+            message = f"{type(attempt.error).__name__}{where}: {str(attempt.error).strip().splitlines()[:1]}"
+            return small, [], float("inf"), message, attempt.stack
+        for change in changes:
+            change.apply(small)
+        return small, changes, difference(self.wanted, attempt.outputs), "", []
+
+    def prove_randomised(
+        self, doomed: Mapping[str, Array], changes: list[Change]
+    ) -> tuple[float, torch.dtype]:
+        """Compare again with the surviving weights randomised under the same masks."""
+        worst = 0.0
+        masked = copied(self.work).to(self.dtype)
+        mask_units(masked, self.structure, doomed)
+        randomise(masked)
+        small = copied(masked)
+        cut(small, removed_by(self.structure, doomed))
+        for change in changes:
+            change.apply(small)
+        for draw in self.draws:
+            wide = as_dtype(draw, self.dtype)
+            worst = max(worst, difference(call(masked, *wide), call(small, *wide)))
+        if worst > self.tolerance():
+            raise ModelError(
+                f"{type(self.model).__name__}: the small network equals the masked one on these weights and "
+                f"not on others (relative error {worst:.1e}); nothing was changed"
+            )
+        return worst, self.dtype
+
+    def _blamed(self, current: Mapping[str, Array], stack: list[str]) -> list[str]:
+        """The groups with a tensor in the module that failed, innermost first."""
+        for path in reversed(stack):
+            prefix = f"{path}." if path else ""
+            inside = [
+                name
+                for name in current
+                if path and any(part.name.startswith(prefix) for part in self.structure.groups[name].slices)
+            ]
+            if inside:
+                return inside
+        return []
+
+    def _halved(self, current: dict[str, Array]) -> list[str]:
+        """Find one group to blame by halves: the smallest leading part of the list that fails."""
+        names = list(current)
+        low, high = 0, len(names)
+        while high - low > 1:
+            middle = (low + high) // 2
+            error = self.attempt({name: current[name] for name in names[:middle]})[2]
+            low, high = (middle, high) if error <= self.tolerance() else (low, middle)
+        return names[low:high]
+
+
+def _migrated(
+    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, removed: Removed
+) -> torch.optim.Optimizer:
+    """Return the optimizer's like for the small model: same settings, its state cut to size."""
+    pairs = zip(model.named_parameters(), small.parameters(), strict=True)
+    new_of = {id(old): (name, new) for (name, old), new in pairs}
+    strange = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in new_of]
+    if strange:
+        raise ModelError(
+            "the optimizer holds parameters that are not the model's; make it from model.parameters()"
+        )
+    moved = copy.copy(optimizer)
+    moved._optimizer_step_pre_hooks = OrderedDict()
+    moved._optimizer_step_post_hooks = OrderedDict()
+    moved.param_groups = [
+        {**group, "params": [new_of[id(p)][1] for p in group["params"]]} for group in optimizer.param_groups
+    ]
+    moved.state = defaultdict(dict)
+    for old, state in optimizer.state.items():
+        name, new = new_of[id(old)]
+        moved.state[new] = {
+            key: sliced(value, name, removed).clone()
+            if isinstance(value, torch.Tensor) and value.shape == old.shape
+            else copy.deepcopy(value)
+            for key, value in state.items()
+        }
+    return moved
+
+
+def _rebound(masks: Any, small: nn.Module, removed: Removed) -> Any:
+    return type(masks)(small, {n: sliced(m, n, removed) for n, m in masks.items()}, notes=masks.notes)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+class _Bound(nn.Module):
+    """A model with its keyword arguments filled in."""
+
+    def __init__(self, inner: nn.Module, named: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.inner, self.named = inner, named
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args, **self.named)
+
+
+def _macs(model: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> float:
+    return float(count_macs(_Bound(model, named), args).dense)

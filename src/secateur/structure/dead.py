@@ -1,0 +1,212 @@
+"""Which units can go without a change of the function: dead ones, unread ones, constant ones.
+
+A unit whose slices are all zero is masked. One that nobody reads (all columns zero) or that is
+always zero (its rows are zero, whatever the gates beside it) is dead: the rest of its slices can be
+zeroed, which may kill others, so this runs to a fixpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.structure.capture import tensor_of
+from secateur.structure.labels import Array
+from secateur.structure.propagate import Read
+from secateur.structure.surgery import copied, mask_units
+from secateur.structure.units import Group, Structure
+from secateur.structure.verify import randomise, redrawn
+
+_DRAWS = 6
+
+
+@dataclass
+class Found:
+    """The units that go, by group; how many constants were folded; which dead ones stay, and why."""
+
+    doomed: dict[str, Array]
+    folded: int = 0
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def find_dead(work: nn.Module, structure: Structure) -> Found:
+    """Find every unit of ``work`` (a copy, changed in place) that can go, zero all its slices and fold
+    constant outputs into the biases that read them."""
+    found = Found({name: np.zeros(len(group), dtype=bool) for name, group in structure.groups.items()})
+    readers = _readers(structure)
+    while True:
+        before = sum(int(gone.sum()) for gone in found.doomed.values())
+        for name, group in structure.groups.items():
+            masked = ~_alive(work, group, lambda part: part.masked)
+            unread = ~_alive(work, group, lambda part: part.reads) if readers[name] else False
+            found.doomed[name] |= masked | unread
+        mask_units(work, structure, found.doomed)
+        if sum(int(gone.sum()) for gone in found.doomed.values()) == before:
+            if not _constants(work, structure, readers, found):
+                break
+            mask_units(work, structure, found.doomed)
+    for name, gone in found.doomed.items():
+        if gone.all():
+            gone[0] = False
+            found.kept[name] = "every unit is dead; one stays, so that no dim is empty"
+    return found
+
+
+def _alive(work: nn.Module, group: Group, wanted) -> Array:  # type: ignore[no-untyped-def]
+    """Return by unit whether any entry of the wanted slices is not zero."""
+    alive = np.zeros(len(group), dtype=bool)
+    for part in group.slices:
+        if not wanted(part):
+            continue
+        tensor = tensor_of(work, part.name).detach()
+        rest = [d for d in range(tensor.dim()) if d != part.dim]
+        nonzero = (tensor != 0).sum(dim=rest) if rest else (tensor != 0)
+        alive |= (nonzero.cpu().numpy() > 0)[part.indices].any(1)
+    return alive
+
+
+def _readers(structure: Structure) -> dict[str, list[Read]]:
+    """Return by group the places that read its units, where those are all that read them."""
+    walk, classes = structure.walk, structure.classes
+    elsewhere = np.zeros(len(classes.frozen), dtype=bool)
+    for labels in walk.consumed:
+        elsewhere[classes.of[labels]] = True
+    by_place: dict[tuple[str, int], list[Read]] = {}
+    for read in walk.reads:
+        by_place.setdefault((read.weight, read.weight_dim), []).append(read)
+    readers: dict[str, list[Read]] = {}
+    for name, group in structure.groups.items():
+        parts = [part for part in group.slices if part.reads]
+        known = all((part.name, part.dim) in by_place for part in parts)
+        first = group.slices[0]
+        labels = walk.parameters[first.name].dims[first.dim]
+        assert labels is not None
+        own = classes.of[labels[first.indices[:, 0]]]
+        if known and parts and not elsewhere[own].any():
+            readers[name] = [read for part in parts for read in by_place[(part.name, part.dim)]]
+        else:
+            readers[name] = []
+    return readers
+
+
+def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Read]], found: Found) -> bool:
+    """Find units whose output is constant, fold what is not zero, and mark them; say if any."""
+    candidates: dict[str, Array] = {}
+    for name, group in structure.groups.items():
+        some = np.zeros(len(group), dtype=bool)
+        for part in group.slices:
+            if not part.reads and part.masked and readers[name]:
+                some |= ~_alive(work, group, lambda p, part=part: p is part)
+        some &= ~found.doomed[name]
+        if some.any():
+            candidates[name] = some
+    if not candidates:
+        return False
+    reads = {read for name in candidates for read in readers[name]}
+    values, constant = _observed(work, structure, reads)
+    changed = False
+    for name, some in candidates.items():
+        group = structure.groups[name]
+        fit = some.copy()
+        level = False
+        for read in readers[name]:
+            part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+            fit &= constant[read][part.indices].all(1)
+        fit_zero = fit.copy()
+        for read in readers[name]:
+            part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+            zero = (values[read].numpy()[part.indices] == 0).all(1)
+            fit_zero &= zero
+            foldable = read.bias is not None and not read.padded
+            level |= bool((fit & ~zero).any()) and not foldable
+            if not foldable:
+                fit &= zero
+        if level:
+            found.kept[name] = "constant units that no bias can take up (padding, or no bias)"
+        for unit in np.flatnonzero(fit & ~fit_zero):
+            for read in readers[name]:
+                part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+                _fold(work, read, part.indices[unit], values[read])
+            found.folded += 1
+        if fit.any():
+            found.doomed[name] |= fit
+            changed = True
+    return changed
+
+
+@torch.no_grad()
+def _fold(work: nn.Module, read: Read, indices: Array, values: Tensor) -> None:
+    weight, bias = tensor_of(work, read.weight), tensor_of(work, str(read.bias))
+    index = torch.from_numpy(indices)
+    columns = weight.index_select(read.weight_dim, index.to(weight.device)).movedim(read.weight_dim, 0)
+    other = columns.shape[1]
+    sums = columns.double().reshape(len(indices), other, -1).sum(-1)
+    bias += (values[index].to(sums) @ sums).to(bias)
+
+
+@torch.no_grad()
+def _observed(
+    work: nn.Module, structure: Structure, reads: set[Read]
+) -> tuple[dict[Read, Tensor], dict[Read, Array]]:
+    """Run the graph with the weights as they are and with surviving ones randomised, and return for
+    each read its operand's value by channel, and whether it was the same everywhere in every run."""
+    values: dict[Read, Tensor] = {}
+    constant: dict[Read, Array] = {}
+    generator = torch.Generator().manual_seed(1)
+    state = copied(work)
+    for draw in range(_DRAWS + 1):
+        if draw > 1:
+            state = copied(work)
+            randomise(state, draw)
+        args = structure.captured.args, structure.captured.kwargs
+        args = args if draw == 0 else (redrawn(args[0], generator), redrawn(args[1], generator))
+        watcher = _Watcher(structure, state, {read.operand for read in reads})
+        seen = watcher.run_on(*args)
+        for read in reads:
+            operand = seen[read.operand].movedim(read.dim, 0)
+            flat = operand.reshape(operand.shape[0], -1)
+            same = (flat == flat[:, :1]).all(1).cpu().numpy()
+            if draw == 0:
+                values[read] = flat[:, 0].double().cpu()
+                constant[read] = same
+            else:
+                constant[read] &= same
+                if draw == 1:
+                    constant[read] &= (flat[:, 0].double().cpu() == values[read]).numpy()
+    return values, constant
+
+
+class _Watcher(fx.Interpreter):
+    """Runs the captured graph with a model's own tensors and keeps the values of some nodes."""
+
+    def __init__(self, structure: Structure, model: nn.Module, wanted: set[fx.Node]) -> None:
+        super().__init__(structure.captured.program.graph_module)
+        self.structure, self.model, self.wanted = structure, model, wanted
+        self.seen: dict[fx.Node, Tensor] = {}
+
+    def run_on(self, args: tuple, kwargs: dict) -> dict[fx.Node, Tensor]:
+        captured = self.structure.captured
+        given = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
+        inputs = []
+        for node in captured.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in captured.tensors:
+                inputs.append(tensor_of(self.model, captured.tensors[node.name]))
+            elif node.name in captured.constants:
+                inputs.append(captured.constants[node.name])
+            else:
+                inputs.append(next(given))
+        self.run(*inputs)
+        return self.seen
+
+    def run_node(self, n: fx.Node):
+        if n.op == "call_function" and "_assert_tensor_metadata" in str(n.target):
+            return None
+        result = super().run_node(n)
+        if n in self.wanted:
+            self.seen[n] = result
+        return result

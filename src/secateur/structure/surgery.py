@@ -1,0 +1,151 @@
+"""Cut the indices that go out of a copy of a model, and set what its modules say about sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.structure.capture import first_names
+from secateur.structure.labels import Array
+from secateur.structure.units import Structure
+
+Removed = dict[tuple[str, int], Array]
+"""By (parameter or buffer, dim): the sorted indices that go."""
+
+_CONVS = (nn.modules.conv._ConvNd,)
+
+
+def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
+    """Return what goes from each tensor when the units ``doomed`` (a bool a unit, by group) go."""
+    found: dict[tuple[str, int], list[Array]] = {}
+    for name, gone in doomed.items():
+        for part in structure.groups[name].slices:
+            found.setdefault((part.name, part.dim), []).append(part.indices[gone].reshape(-1))
+    return {
+        place: np.unique(np.concatenate(parts))
+        for place, parts in found.items()
+        if sum(len(part) for part in parts)
+    }
+
+
+@torch.no_grad()
+def mask_units(model: nn.Module, structure: Structure, doomed: Mapping[str, Array]) -> None:
+    """Zero every slice of the units ``doomed`` in place: rows, biases, norm affines and columns."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for name, gone in doomed.items():
+        if not gone.any():
+            continue
+        for part in structure.groups[name].slices:
+            if part.masked:
+                index = torch.from_numpy(part.indices[gone].reshape(-1))
+                tensor = tensors[part.name]
+                tensor.index_fill_(part.dim, index.to(tensor.device), 0)
+
+
+def kept_index(size: int, gone: Array) -> Tensor:
+    """Return the indices of a dim of ``size`` that stay."""
+    keep = np.ones(size, dtype=bool)
+    keep[gone] = False
+    return torch.from_numpy(np.flatnonzero(keep))
+
+
+def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
+    """Return a tensor of the shape of parameter ``name`` without the indices that go."""
+    for dim in range(tensor.dim()):
+        gone = removed.get((name, dim))
+        if gone is not None:
+            tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], gone).to(tensor.device))
+    return tensor
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy; raises ModelError where a module holds something that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+@torch.no_grad()
+def cut(model: nn.Module, removed: Removed) -> None:
+    """Cut ``removed`` out of ``model`` in place, ties and ``requires_grad`` kept.
+
+    Attributes of torch's own modules follow; those of others are :mod:`attributes`' to find.
+    """
+    names = first_names(model)
+    touched = {name for name, _ in removed}
+    fresh: dict[int, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for store in (module._parameters, module._buffers):
+            for leaf, tensor in list(store.items()):
+                full = f"{path}.{leaf}" if path else leaf
+                first = names.get(full, full)
+                if tensor is None or first not in touched:
+                    continue
+                if id(tensor) not in fresh:
+                    new = sliced(tensor, first, removed).clone()
+                    if isinstance(tensor, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+                    fresh[id(tensor)] = new
+                    fresh[id(new)] = new
+                new = fresh[id(tensor)]
+                if new is not tensor:
+                    setattr(module, leaf, new)  # RNN modules follow their parameters only through this
+    for path, module in model.named_modules():
+        _set_attributes(module, path, removed, names)
+
+
+def _set_attributes(module: nn.Module, path: str, removed: Removed, names: Mapping[str, str]) -> None:
+    """Set the sizes that torch's own modules keep as attributes."""
+
+    def gone(leaf: str, dim: int) -> Array | None:
+        full = f"{path}.{leaf}" if path else leaf
+        return removed.get((names.get(full, full), dim))
+
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear):
+        weight = module.weight
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, _CONVS):
+        _set_conv(module, module.weight, gone("weight", 0), gone("weight", 1))
+    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+        some = weight if weight is not None else module._buffers.get("running_mean")
+        if some is not None:
+            module.num_features = len(some)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        per = module.num_channels // module.num_groups
+        module.num_channels, module.num_groups = len(weight), len(weight) // per
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        module.num_parameters = weight.numel()
+    elif isinstance(module, nn.RNNBase):
+        module.hidden_size = module.weight_hh_l0.shape[1]
+        module.input_size = module.weight_ih_l0.shape[1]
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
+def _set_conv(module: Any, weight: Tensor, rows: Array | None, columns: Array | None) -> None:
+    """Channels and groups of a convolution; whole groups went where all rows of a group did."""
+    before = (module.in_channels if module.transposed else module.out_channels) // module.groups
+    groups = module.groups
+    if groups > 1 and rows is not None:
+        gone = np.bincount(rows // before, minlength=groups)
+        if ((gone == 0) | (gone == before)).all():
+            groups = int((gone == 0).sum())
+    module.groups = groups
+    if module.transposed:
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * groups
+    else:
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * groups

@@ -1,0 +1,137 @@
+"""The proof that a small network computes what the masked one does: outputs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.measure.running import evaluating
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What :func:`secateur.compact` did and how far the small network's outputs are off.
+
+    ``max_error`` and ``max_error_randomised`` are relative to the largest |output|, in ``dtype``: with
+    the weights as they are, and with the surviving ones randomised under the same masks. ``removed``:
+    by group the units that went, of how many. ``kept``: units that are dead and stay, and why.
+    ``folded``: units whose constant output went into the next bias. ``changed``: attributes set.
+    """
+
+    inputs: int
+    dtype: str
+    max_error: float
+    max_error_randomised: float
+    removed: Mapping[str, tuple[int, int]]
+    parameters: tuple[int, int]
+    macs: tuple[float, float]
+    kept: Mapping[str, str] = field(default_factory=dict)
+    folded: int = 0
+    changed: tuple[str, ...] = ()
+    optimizer: Any = None
+    masks: Any = None
+
+    def __repr__(self) -> str:
+        units = sum(count for count, _ in self.removed.values())
+        of = sum(total for _, total in self.removed.values())
+        before, after = self.parameters
+        macs = "" if not self.macs[0] else f", {self.macs[0]:,.0f} -> {self.macs[1]:,.0f} MACs"
+        lines = [
+            f"{units} of {of} units of {len(self.removed)} groups removed: "
+            f"{before:,} -> {after:,} parameters ({before / max(1, after):.2f}x fewer){macs}",
+            f"equal to the masked network to {self.max_error:.1e} (surviving weights randomised: "
+            f"{self.max_error_randomised:.1e}), {self.dtype}, {self.inputs} inputs",
+        ]
+        if self.folded:
+            lines.append(f"{self.folded} constant units folded into the next layer's bias")
+        lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
+        return "\n".join(lines)
+
+
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """Return the floating-point tensors of nested outputs, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, Mapping):
+        return [t for part in outputs.values() for t in tensors_in(part)]
+    if isinstance(outputs, (list, tuple)):
+        return [t for part in outputs for t in tensors_in(part)]
+    if hasattr(outputs, "__dict__"):
+        return [t for part in vars(outputs).values() for t in tensors_in(part)]
+    return []
+
+
+def difference(expected: Any, found: Any) -> float:
+    """Return the largest difference over all outputs, relative to the largest |expected| of each;
+    infinite where they do not even have the same shapes."""
+    wanted, given = tensors_in(expected), tensors_in(found)
+    if len(wanted) != len(given) or any(a.shape != b.shape for a, b in zip(wanted, given, strict=True)):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(wanted, given, strict=True):
+        if not a.numel():
+            continue
+        a, b = a.double(), b.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        off = torch.where(same, 0.0, (a - b).abs())
+        if not torch.isfinite(off).all():
+            return float("inf")
+        finite = a[torch.isfinite(a)]
+        scale = float(finite.abs().max()) if finite.numel() else 1.0
+        worst = max(worst, float(off.max()) / max(scale, 1e-30))
+    return worst
+
+
+def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run a model in eval mode without gradients."""
+    with evaluating(model), torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """Return nested arguments with their floating-point tensors in ``dtype``."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(as_dtype(part, dtype) for part in value)
+    if isinstance(value, dict):
+        return {key: as_dtype(part, dtype) for key, part in value.items()}
+    return value
+
+
+def redrawn(value: Any, generator: torch.Generator) -> Any:
+    """Return nested arguments with their floating-point tensors replaced by others of their scale."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or not value.numel():
+            return value
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        deviation = value.std() if value.numel() > 1 else value.abs().mean()
+        return value.mean() + noise * deviation.clamp(min=1e-3)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(redrawn(part, generator) for part in value)
+    if isinstance(value, dict):
+        return {key: redrawn(part, generator) for key, part in value.items()}
+    return value
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Multiply every parameter by random numbers of both signs and every running variance by
+    positive ones, in place: zeros stay zeros, and nothing else stays what it was."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            factor = torch.rand(parameter.shape, generator=generator) + 0.5
+            sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+            if parameter.dim() < 2:
+                sign = sign.abs()  # scales of norms keep their sign, as a variance must
+            parameter.mul_((factor * sign).to(parameter))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")) and buffer.is_floating_point():
+            buffer.mul_((torch.rand(buffer.shape, generator=generator) + 0.5).to(buffer))
