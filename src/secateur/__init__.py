@@ -23,6 +23,15 @@ PUBLIC = {
     "Wanda": "pruning.criteria",
     "Taylor": "pruning.criteria",
     "Fisher": "pruning.criteria",
+    "L1Norm": "pruning.unit_criteria",
+    "L2Norm": "pruning.unit_criteria",
+    "BNScale": "pruning.unit_criteria",
+    "ActivationNorm": "pruning.unit_criteria",
+    "ParameterShare": "pruning.structured",
+    "trace": "structure.units",
+    "Structure": "structure.units",
+    "compact": "structure.compact",
+    "Proof": "structure.verify",
     "Uniform": "pruning.budgets",
     "Global": "pruning.budgets",
     "PerLayer": "pruning.budgets",
@@ -59,7 +68,12 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.pruning.prune import Block, prune
     from secateur.pruning.schedules import Cubic, Iterative, OneShot, during, gradually
     from secateur.pruning.shrinkage import Hard, Smooth, Soft, Trimmed
+    from secateur.pruning.structured import ParameterShare
     from secateur.pruning.targets import find_targets, sparsity
+    from secateur.pruning.unit_criteria import ActivationNorm, BNScale, L1Norm, L2Norm
+    from secateur.structure.compact import compact
+    from secateur.structure.units import Structure, trace
+    from secateur.structure.verify import Proof
 
 __all__ = ["PUBLIC", "__version__", *PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import CriterionError
 from secateur.measure.running import as_written, call_model, evaluating
 from secateur.pruning.targets import Target, Targets
+from secateur.structure.units import Structure
 
 Batches = Iterable[Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -65,6 +66,47 @@ def _over_weight(target: Target, rms: Tensor) -> Tensor:
         return rms.reshape(1, -1, *ones)
     by_group = rms.reshape(groups, -1)
     return by_group.repeat_interleave(weight.shape[0] // groups, 0).reshape(*weight.shape[:2], *ones)
+
+
+def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tuple[str, int], Tensor]:
+    """Return, for each (weight, dim) that reads activations, the rms of each of its inputs.
+
+    Only weights of modules that are called with the activation they read are watched.
+    """
+    sums: dict[tuple[str, int], Tensor] = {}
+    counts: dict[tuple[str, int], int] = {}
+    modules = dict(structure.model.named_modules())
+    places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
+
+    def watch(place: tuple[str, int], module: nn.Module, size: int, convolves: bool) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            weight = getattr(module, "weight", None)
+            dim = given.dim() - (weight.dim() - 1) if convolves else given.dim() - 1  # type: ignore[union-attr]
+            if given.shape[dim] == size:
+                inputs = given.detach().double()
+                total = inputs.square().sum([d for d in range(inputs.dim()) if d != dim]).cpu()
+                sums[place] = sums[place] + total if place in sums else total
+                counts[place] = counts.get(place, 0) + inputs.numel() // size
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = []
+    for name, dim in places:
+        path, _, leaf = name.rpartition(".")
+        module, weight = modules.get(path), dict(structure.model.named_parameters()).get(name)
+        if module is not None and weight is not None and leaf in ("weight", "weight_ih_l0", "weight_ih"):
+            convolves = isinstance(module, nn.modules.conv._ConvNd)
+            size = weight.shape[dim] * (module.groups if convolves and not module.transposed else 1)  # type: ignore[union-attr]
+            handles.append(watch((name, dim), module, size, convolves))
+    try:
+        with evaluating(structure.model), as_written(), torch.no_grad():
+            for inputs, _ in batches(data, who, structure.model):
+                call_model(structure.model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {place: (total / counts[place]).sqrt() for place, total in sums.items()}
 
 
 def mean_gradients(

@@ -17,7 +17,9 @@ from secateur.pruning.criteria import Criterion, Magnitude, Rows
 from secateur.pruning.masks import Masks
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
+from secateur.pruning.structured import prune_units
 from secateur.pruning.targets import Target, Targets, find_targets
+from secateur.structure.units import Structure
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ def prune(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     masks: Masks | None = None,
+    structure: Structure | None = None,
+    round_to: int = 1,
+    min_kept: int = 1,
 ) -> Masks:
     """Zero the least important weights of ``model`` in place and return what was zeroed.
 
@@ -79,8 +84,27 @@ def prune(
     for criteria that read them. Every cut is decided before the first weight changes, so an
     error leaves the model as it was.
 
+    ``structure``: a :func:`secateur.trace` of this model; then whole units (neurons, filters, heads) go:
+    the criterion ranks units (L2Norm, ActivationNorm, ..., or the sum of single weights' scores), the
+    budget counts them (ParameterShare counts their parameters), ``include`` and ``exclude`` choose
+    groups, every group keeps ``min_kept`` units, and a multiple of ``round_to`` where it is pruned.
+
     >>> masks = prune(model, Magnitude(), Global(0.9))      # doctest: +SKIP
     """
+    if structure is not None:
+        _check_choices(criterion, budget, None)
+        if shrinkage is not None or granularity is not None:
+            raise BudgetError(
+                "neither a shrinkage nor a granularity goes with structure=: whole units are masked"
+            )
+        return prune_units(
+            structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
+            masks=masks, round_to=round_to, min_kept=min_kept,
+        )  # fmt: skip
+    if getattr(criterion, "whole_units", False):
+        raise CriterionError(
+            f"{type(criterion).__name__} ranks whole units: pass structure=trace(model, example_inputs)"
+        )
     shrinkage = shrinkage or Hard()
     _check_choices(criterion, budget, granularity)
     if not isinstance(shrinkage, Hard) and not isinstance(criterion, Magnitude):

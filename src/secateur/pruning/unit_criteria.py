@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CriterionError
-from secateur.pruning.calibration import Batches, Loss
+from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.targets import find_targets
-from secateur.structure.activations import operand_rms
 from secateur.structure.capture import tensor_of
 from secateur.structure.units import Group, Slice, Structure
 
@@ -84,7 +83,7 @@ class ActivationNorm:
     whole_units: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Batches | None = None, loss: Any = None) -> UnitScores:
-        rms = operand_rms(structure, data)
+        rms = operand_rms(structure, data, "ActivationNorm")
 
         def score(group: Group) -> Tensor:
             total = torch.zeros(len(group), dtype=torch.float64)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from secateur.errors import CriterionError
 from secateur.structure.capture import tensor_of
 from secateur.structure.units import Structure
 
@@ -50,16 +48,3 @@ class Watcher(fx.Interpreter):
         if n in self.wanted:
             self.look(n, result)
         return result
-
-
-@torch.no_grad()
-def operand_rms(structure: Structure, data: Any) -> dict[tuple[str, int], Tensor]:
-    """Return, for each (weight, dim) that reads activations, the rms of each of its inputs over ``data``
-    (batches like the example inputs, or (inputs, labels) pairs).
-
-    The captured graph has the shapes of its example inputs, so batches run through the model itself
-    where a module owns the read, and hooks see its input.
-    """
-    if data is None:
-        raise CriterionError("this criterion reads activations: give it data, batches of inputs")
-    raise NotImplementedError

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.structure.activations import Watcher
 from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
@@ -163,8 +164,8 @@ def _observed(
             randomise(state, draw)
         args = structure.captured.args, structure.captured.kwargs
         args = args if draw == 0 else (redrawn(args[0], generator), redrawn(args[1], generator))
-        watcher = _Watcher(structure, state, {read.operand for read in reads})
-        seen = watcher.run_on(*args)
+        seen: dict[fx.Node, Tensor] = {}
+        Watcher(structure, state, {read.operand for read in reads}, seen.__setitem__).run_on(*args)
         for read in reads:
             operand = seen[read.operand].movedim(read.dim, 0)
             flat = operand.reshape(operand.shape[0], -1)
@@ -177,36 +178,3 @@ def _observed(
                 if draw == 1:
                     constant[read] &= (flat[:, 0].double().cpu() == values[read]).numpy()
     return values, constant
-
-
-class _Watcher(fx.Interpreter):
-    """Runs the captured graph with a model's own tensors and keeps the values of some nodes."""
-
-    def __init__(self, structure: Structure, model: nn.Module, wanted: set[fx.Node]) -> None:
-        super().__init__(structure.captured.program.graph_module)
-        self.structure, self.model, self.wanted = structure, model, wanted
-        self.seen: dict[fx.Node, Tensor] = {}
-
-    def run_on(self, args: tuple, kwargs: dict) -> dict[fx.Node, Tensor]:
-        captured = self.structure.captured
-        given = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
-        inputs = []
-        for node in captured.graph.nodes:
-            if node.op != "placeholder":
-                continue
-            if node.name in captured.tensors:
-                inputs.append(tensor_of(self.model, captured.tensors[node.name]))
-            elif node.name in captured.constants:
-                inputs.append(captured.constants[node.name])
-            else:
-                inputs.append(next(given))
-        self.run(*inputs)
-        return self.seen
-
-    def run_node(self, n: fx.Node):
-        if n.op == "call_function" and "_assert_tensor_metadata" in str(n.target):
-            return None
-        result = super().run_node(n)
-        if n in self.wanted:
-            self.seen[n] = result
-        return result
