@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,11 @@ def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its one operator hides the products inside
     try:
-        with as_written(), sdpa_kernel(SDPBackend.MATH):  # so does a fused attention kernel on the CPU
+        with (
+            as_written(),
+            _no_gradients(model),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # so does a fused attention kernel on the CPU
             run_once(model, example_inputs, counter)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -52,3 +58,16 @@ def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
             layers[name] = macs
             saved += macs * (1 - int(torch.count_nonzero(weight.detach())) / weight.numel())
     return Macs(dense, round(dense - saved), layers)
+
+
+@contextmanager
+def _no_gradients(model: nn.Module) -> Iterator[None]:
+    """torch's counter fails on a parameter that is itself the input of a module and wants a gradient."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure.propagate import values_in
 from secateur.structure.surgery import Removed
@@ -55,7 +56,7 @@ Choice = tuple[Change, ...]
 
 @dataclass
 class Attempt:
-    """How far a forward came: calls finished, the module that failed, the error; or its outputs."""
+    """How far a forward came: operators run, the modules it failed in, the error; or its outputs."""
 
     finished: int = 0
     stack: list[str] = field(default_factory=list)
@@ -105,12 +106,9 @@ def adjust(
         return [], attempt
     options = _options(model, sizes)
     chosen: list[Choice] = []
-    runs = 0
     while True:
-        near = [c for c in options if _around(c, attempt.stack, model)] if attempt.error else options
         best: tuple[int, tuple[Choice, ...], Attempt] | None = None
-        for extra in _sets([c for c in near if c not in chosen] or [c for c in options if c not in chosen]):
-            runs += 1
+        for runs, extra in enumerate(_sets(_nearest(options, chosen, attempt, model))):
             if runs > _MOST_RUNS:
                 break
             with _applied(extra, model):
@@ -119,13 +117,13 @@ def adjust(
                 for choice in extra:
                     _apply(choice, model)
                 return [change for choice in (*chosen, *extra) for change in choice], result
-            further = attempt.error is not None and (
-                result.error is None or result.finished > attempt.finished
-            )
+            further = result.error is None or result.finished > attempt.finished
             reach = result.finished if result.error is not None else 1 << 60
-            if further and (best is None or reach > best[0]):
+            if attempt.error is not None and further and (best is None or reach > best[0]):
                 best = (reach, extra, result)
-        if best is None or runs > _MOST_RUNS:
+            if best is not None and len(extra) > len(best[1]):
+                break
+        if best is None:
             for choice in reversed(chosen):
                 for change in choice:
                     change.undo(model)
@@ -134,6 +132,18 @@ def adjust(
             _apply(choice, model)
         chosen += best[1]
         attempt = best[2]
+
+
+def _nearest(options: list[Choice], chosen: list[Choice], attempt: Attempt, model: nn.Module) -> list[Choice]:
+    """Order what may be tried: what the innermost module that failed holds, then what those around
+    it hold, then, where nothing failed, everything."""
+    done = {(c.path, c.inner, c.attribute) for choice in chosen for c in choice}
+    left = [o for o in options if not any((c.path, c.inner, c.attribute) in done for c in o)]
+    if attempt.error is None:
+        return left
+    inner = [o for o in left if _around(o, attempt.stack[-1:], model)]
+    around = [o for o in left if _around(o, attempt.stack, model)]
+    return inner + [o for o in around if o not in inner]
 
 
 def _sets(options: list[Choice]) -> Iterator[tuple[Choice, ...]]:
@@ -157,14 +167,14 @@ def tried(model: nn.Module, run: Callable[[], Any]) -> Attempt:
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if stack:
             stack.pop()
-        attempt.finished += 1
 
     handles = [
         torch.nn.modules.module.register_module_forward_pre_hook(before),
         torch.nn.modules.module.register_module_forward_hook(after),
     ]
+    counter = _Counter()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), counter:
             attempt.outputs = run()
     except Exception as error:  # whatever somebody's forward raises on sizes it did not expect
         attempt.error = error
@@ -172,7 +182,21 @@ def tried(model: nn.Module, run: Callable[[], Any]) -> Attempt:
     finally:
         for handle in handles:
             handle.remove()
+        attempt.finished = counter.number
     return attempt
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.number += 1
+        return result
 
 
 @contextmanager
@@ -193,7 +217,7 @@ def _apply(choice: Choice, model: nn.Module) -> None:
 
 
 def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:
-    """Return the changes to try: an attribute of all modules of a class at once."""
+    """Return the changes to try: an attribute of all modules of a class at once, or of one alone."""
     found: dict[tuple[str, str, int], list[Change]] = {}
     seen: set[tuple[int, str]] = set()
     for path, module in model.named_modules():
@@ -209,7 +233,8 @@ def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:
             for which, new in enumerate(news):
                 key = (type(holder).__name__, attribute, which)
                 found.setdefault(key, []).append(Change(path, inner, attribute, value, new))
-    return [tuple(changes) for changes in found.values()]
+    alone = [(change,) for changes in found.values() for change in changes if len(changes) > 1]
+    return [*(tuple(changes) for changes in found.values()), *alone]
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str | None, Any, str, Any]]:

@@ -290,9 +290,17 @@ def _moved(walk: Walk, node: fx.Node, name: str, arguments: Arguments) -> Any:
         walk.freeze(source, [node.args[1]], "indexed by a tensor")  # type: ignore[list-item]
     elif name == "select":
         walk.freeze(source, [arguments["dim"]], "a fixed index is picked from it")
+    elif name == "roll":
+        walk.freeze(source, _rolled(source, arguments), "it is rolled by a fixed number")
     elif name == "unbind":
         walk.freeze(source, [arguments["dim"]], "it is unbound, one tensor an index")
     return move(walk, node, source, source_node)  # type: ignore[arg-type]
+
+
+def _rolled(source: Value, arguments: Arguments) -> list[int]:
+    dims = arguments["dims"]
+    dims = [dims] if isinstance(dims, int) else dims
+    return [d % len(source.shape) for d in dims] if dims else list(range(len(source.shape)))
 
 
 def _freeze_indexed(walk: Walk, source: Value, indices: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.structure.attention import pruned
 from secateur.structure.capture import first_names
 from secateur.structure.labels import Array
 from secateur.structure.units import Structure
@@ -66,8 +67,15 @@ def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
 
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy; raises ModelError where a module holds something that cannot be copied."""
+    # Results that modules keep (weight_norm's weight, say) cannot be copied with their history.
+    memo = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
 
@@ -99,6 +107,13 @@ def cut(model: nn.Module, removed: Removed) -> None:
                     setattr(module, leaf, new)  # RNN modules follow their parameters only through this
     for path, module in model.named_modules():
         _set_attributes(module, path, removed, names)
+        if isinstance(module, nn.MultiheadAttention) and _touched(module, path, touched, names):
+            pruned(module)
+
+
+def _touched(module: nn.Module, path: str, touched: set[str], names: Mapping[str, str]) -> bool:
+    own = (f"{path}.{name}" if path else name for name, _ in module.named_parameters())
+    return any(names.get(name, name) in touched for name in own)
 
 
 def _set_attributes(module: nn.Module, path: str, removed: Removed, names: Mapping[str, str]) -> None:

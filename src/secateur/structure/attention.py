@@ -1,0 +1,94 @@
+"""Multi-head attention with fewer heads: torch's own asserts that its width is its inputs'."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PrunedAttention(nn.MultiheadAttention):
+    """An ``nn.MultiheadAttention`` after heads or input channels have gone: same parameters by name,
+    same call, same results; widths are read from the weights. Made by :func:`pruned`, not built."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = self._projected(query, key, value)
+        mask = self._mask(attn_mask, key_padding_mask, q, k, is_causal)
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
+            weights = torch.softmax(scores if mask is None else scores + mask, -1)
+            mixed = F.dropout(weights, self.dropout, self.training) @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            weights = None
+        out = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if not batched:
+            out = out.squeeze(0)
+        elif not self.batch_first:
+            out = out.transpose(0, 1)
+        return out, weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        if self.in_proj_weight is not None:
+            weights = self.in_proj_weight.chunk(3)
+        else:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None,) * 3
+        projected = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        return [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected]
+
+    def _mask(
+        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, is_causal: bool
+    ) -> Tensor | None:
+        """Join the two masks into one that is added to the scores."""
+        del is_causal  # a hint about attn_mask, as in the parent
+        mask = None
+        if attn_mask is not None:
+            mask = _additive(attn_mask, q.dtype)
+            mask = mask.view(q.shape[0], -1, *mask.shape[1:]) if mask.dim() == 3 else mask
+            if mask.dim() == 4 and mask.shape[1] != self.num_heads:
+                raise ValueError(
+                    f"attn_mask has {mask.shape[1]} heads and {self.num_heads} are left after pruning; "
+                    "give one mask for all heads"
+                )
+        if padding is not None:
+            extra = _additive(padding, q.dtype)[:, None, None, :]
+            mask = extra if mask is None else mask + extra
+        return mask
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
+    return mask.to(dtype)
+
+
+def pruned(module: nn.MultiheadAttention) -> None:
+    """Turn a module whose tensors have been cut into a :class:`PrunedAttention`, in place."""
+    if module.bias_k is not None or module.add_zero_attn:
+        raise NotImplementedError("nn.MultiheadAttention with bias_k, bias_v or add_zero_attn")
+    inner = module.out_proj.weight.shape[1]
+    module.__class__ = PrunedAttention
+    module.num_heads = inner // module.head_dim
+    module.embed_dim = module.out_proj.weight.shape[0]
+    # torch's fused layers look at this one, and leave modules alone that say no.
+    module._qkv_same_embed_dim = False
