@@ -18,6 +18,7 @@ from secateur.structure.capture import Captured
 from secateur.structure.labels import Array, Labels
 
 OUTPUT = "model output"
+UNUSED = "this forward does not use it"
 UNPRUNABLE = "combined with an unprunable tensor"
 
 
@@ -129,6 +130,7 @@ class Walk:
     def run(self) -> None:
         """Walk the whole graph."""
         captured = self.captured
+        unused: list[str] = []
         for node in captured.graph.nodes:
             if node.op != "placeholder":
                 continue
@@ -136,6 +138,8 @@ class Walk:
                 name = captured.tensors[node.name]
                 self.named[node] = name
                 self.values[node] = self._parameter(name, captured.tensor(name))
+                if not node.users:
+                    unused.append(name)
                 tensor = captured.tensor(name)
             elif node.name in captured.constants:
                 tensor = captured.constants[node.name]
@@ -146,6 +150,9 @@ class Walk:
             if not tensor.is_floating_point() and tensor.device.type != "meta":
                 self.constants[node] = tensor
         self.walk(captured.graph)
+        used = {self.named[node] for node in self.named if node.users}
+        for name in set(unused) - used:
+            self.freeze_all([self.parameters[name]], UNUSED)
 
     def walk(self, graph: fx.Graph) -> Any:
         """Walk the nodes of a graph (or of one inside it) after its placeholders."""
@@ -228,7 +235,8 @@ def plain_of(example: Any) -> Any:
     if isinstance(example, (list, tuple)):
         return [plain_of(part) for part in example]
     if isinstance(example, (torch.SymInt, torch.SymFloat)):
-        return int(example) if isinstance(example, torch.SymInt) else float(example)
+        hint = example.node.hint
+        return example if hint is None else hint
     return example
 
 
