@@ -8,6 +8,7 @@ module; a set of them is taken only when the forward then gives what the masked 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -217,8 +218,9 @@ def _apply(choice: Choice, model: nn.Module) -> None:
 
 
 def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:
-    """Return the changes to try: an attribute of all modules of a class at once, or of one alone."""
-    found: dict[tuple[str, str, int], list[Change]] = {}
+    """Return the changes to try: an attribute of all modules of a class and place at once (the same
+    one of every layer), or of one alone."""
+    found: dict[tuple[str, str, str, int], list[Change]] = {}
     seen: set[tuple[int, str]] = set()
     for path, module in model.named_modules():
         own = sizes.get(path)
@@ -231,7 +233,7 @@ def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:
             if news:
                 seen.add((id(holder), attribute))
             for which, new in enumerate(news):
-                key = (type(holder).__name__, attribute, which)
+                key = (type(holder).__name__, re.sub(r"\d+", "*", path), attribute, which)
                 found.setdefault(key, []).append(Change(path, inner, attribute, value, new))
     alone = [(change,) for changes in found.values() for change in changes if len(changes) > 1]
     return [*(tuple(changes) for changes in found.values()), *alone]
