@@ -32,6 +32,8 @@ PUBLIC = {
     "Structure": "structure.units",
     "compact": "structure.compact",
     "Proof": "structure.verify",
+    "save": "structure.saved",
+    "load": "structure.saved",
     "Uniform": "pruning.budgets",
     "Global": "pruning.budgets",
     "PerLayer": "pruning.budgets",
@@ -46,12 +48,20 @@ PUBLIC = {
     "Trimmed": "pruning.shrinkage",
     "Smooth": "pruning.shrinkage",
     "sensitivity": "methods.layer_sensitivity",
+    "prune_to": "methods.constraints",
+    "reconstruct": "methods.reconstruction",
+    "Refit": "methods.reconstruction",
+    "prune_to": "methods.constraints",
+    "reconstruct": "methods.reconstruction",
+    "Refit": "methods.reconstruction",
     "profile": "measure.summary",
 }
 
 if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.measure.summary import profile
+    from secateur.methods.constraints import prune_to
     from secateur.methods.layer_sensitivity import sensitivity
+    from secateur.methods.reconstruction import Refit, reconstruct
     from secateur.pruning.budgets import (
         ERK,
         LAMP,
@@ -72,6 +82,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.pruning.targets import find_targets, sparsity
     from secateur.pruning.unit_criteria import ActivationNorm, BNScale, L1Norm, L2Norm
     from secateur.structure.compact import compact
+    from secateur.structure.saved import load, save
     from secateur.structure.units import Structure, trace
     from secateur.structure.verify import Proof
 

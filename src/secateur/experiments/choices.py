@@ -12,22 +12,22 @@ import secateur
 from secateur.errors import RecipeError, SecateurError, nearest
 
 MODULES = {
-    "criterion": "pruning.criteria",
-    "budget": "pruning.budgets",
-    "shrinkage": "pruning.shrinkage",
-    "schedule": "pruning.schedules",
+    "criterion": ("pruning.criteria", "pruning.unit_criteria"),
+    "budget": ("pruning.budgets", "pruning.structured"),
+    "shrinkage": ("pruning.shrinkage",),
+    "schedule": ("pruning.schedules",),
 }
 
 
 def spelled(name: str) -> str:
     """Return how a recipe spells a public name: PerLayer is per_layer, ERK is erk."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=BN)(?=[A-Z])", "_", name).lower()
 
 
 @functools.cache
 def choices(kind: str) -> dict[str, str]:
     """Return the public names of one kind by their spelling in recipes."""
-    names = [n for n, module in secateur.PUBLIC.items() if module == MODULES[kind] and n[0].isupper()]
+    names = [n for n, module in secateur.PUBLIC.items() if module in MODULES[kind] and n[0].isupper()]
     return {spelled(name): name for name in names}
 
 

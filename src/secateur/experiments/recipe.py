@@ -9,97 +9,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from secateur.errors import RecipeError, SecateurError, nearest
 from secateur.experiments.choices import make
 from secateur.experiments.overrides import set_value
+from secateur.experiments.specs import (
+    CompactSpec,
+    DataSpec,
+    ModelSpec,
+    PruneSpec,
+    RecipeSpec,
+    RefitSpec,
+    ScratchSpec,
+)
 from secateur.experiments.yaml_lines import Located, read_yaml
 from secateur.training.settings import Training
 
 Point = dict[str, Any]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(BaseModel):
-    """``name`` of a data set, the ``validation`` share or number, and the data set's own options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-    validation: int | float = 0.1
-
-
-class ModelSpec(BaseModel):
-    """``name`` of a network or ``package.module:factory``, its options, and ``weights`` to start from."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-    weights: str | None = None
-
-
-class ScheduleSpec(Strict):
-    """A schedule by name, and the training after each of its steps but the last."""
-
-    name: str
-    steps: Annotated[int, Field(ge=2)]
-    initial: float = 0.0
-    retrain: dict[str, Any]
-
-
-class PruneSpec(Strict):
-    """One ``prune`` step. ``calibration``: training examples that criteria with data read."""
-
-    criterion: str | dict[str, Any] = "magnitude"
-    budget: dict[str, Any]
-    shrinkage: str | dict[str, Any] = "hard"
-    schedule: ScheduleSpec | None = None
-    block: tuple[int, int] | None = None
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    calibration: Annotated[int, Field(ge=1)] = 1024
-
-
-class ScratchSpec(Strict):
-    """One ``scratch`` step: instead of the pruned network, a new one of the same kind with other
-    ``model`` options, trained from its initial weights: the control that pruning has to beat."""
-
-    model: dict[str, Any]
-    train: dict[str, Any] = {}
-
-
-class MethodSpec(Strict):
-    """Steps and a sweep of their settings: a grid, or a list of grids one after the other."""
-
-    steps: list[dict[str, Any]]
-    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
-
-
-class RecipeSpec(Strict):
-    """The whole file, before its sweep is laid out."""
-
-    name: str
-    description: str = ""
-    source: str = ""
-    data: DataSpec
-    model: ModelSpec
-    train: dict[str, Any] = {}
-    steps: list[dict[str, Any]] | None = None
-    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
-    methods: dict[str, MethodSpec] | None = None
-    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
-    reference: list[dict[str, Any]] = []
-    threads: Annotated[int, Field(ge=1)] = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    measure: list[Literal["latency", "memory"]] = ["latency", "memory"]
-    sampler: Literal["grid", "tpe"] = "grid"
-    trials: Annotated[int, Field(ge=1)] = 20
-
-
+UNIT_BUDGETS = ("uniform", "global", "per_layer", "threshold", "lamp", "parameter_share")
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
 
 
@@ -110,7 +42,7 @@ class Step:
 
     kind: str
     id: str
-    settings: PruneSpec | ScratchSpec | Training
+    settings: PruneSpec | RefitSpec | CompactSpec | ScratchSpec | Training
     training: Training | None = None
 
 
@@ -302,6 +234,15 @@ def _prune_step(
 def _check_combination(spec: PruneSpec, where: str) -> None:
     """Refuse, before anything is trained, what ``prune`` would refuse after it."""
     budget, shrinkage = spec.budget["name"], make("shrinkage", spec.shrinkage)
+    whole = getattr(make("criterion", spec.criterion), "whole_units", False) or budget == "parameter_share"
+    if whole and not spec.units:
+        raise RecipeError(f"{where}: its criterion or budget is for whole units: set units: true")
+    if not spec.units and (spec.round_to, spec.min_kept) != (1, 1):
+        raise RecipeError(f"{where}: round_to and min_kept count units: set units: true")
+    if spec.units and budget not in UNIT_BUDGETS:
+        raise RecipeError(f"{where}: {budget} does not go with whole units; one of {', '.join(UNIT_BUDGETS)}")
+    if spec.units and (spec.block is not None or type(shrinkage).__name__ != "Hard"):
+        raise RecipeError(f"{where}: whole units go with neither a block nor a shrinkage")
     hard = type(shrinkage).__name__ == "Hard"
     magnitude = type(make("criterion", spec.criterion)).__name__ == "Magnitude"
     if not magnitude and (not hard or budget == "std"):
@@ -345,7 +286,20 @@ def _training(raw: Any, base: Training, located: Located, place: tuple[Any, ...]
     return _validated(Training, merged, located, place)
 
 
-_STEPS = {"prune": _prune_step, "retrain": _retrain_step, "scratch": _scratch_step}
+def _plain_step(kind: type) -> Any:
+    def step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[Any, None]:
+        return _validated(kind, raw, located, place), None
+
+    return step
+
+
+_STEPS = {
+    "prune": _prune_step,
+    "refit": _plain_step(RefitSpec),
+    "compact": _plain_step(CompactSpec),
+    "retrain": _retrain_step,
+    "scratch": _scratch_step,
+}
 
 
 @functools.cache

@@ -24,7 +24,9 @@ from secateur.experiments.dense import (
     scratch_model,
     what_determines,
 )
-from secateur.experiments.recipe import Plan, PruneSpec, ScratchSpec, make_schedule
+from secateur.experiments.recipe import Plan, make_schedule
+from secateur.experiments.specs import CompactSpec, PruneSpec, RefitSpec, ScratchSpec
+from secateur.experiments.structural import compacted, layer_rows, refit, traced
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
@@ -33,6 +35,7 @@ from secateur.pruning.masks import Masks
 from secateur.pruning.prune import Block, prune
 from secateur.pruning.targets import sparsity
 from secateur.storage import load_tensors, pack_bits, save_json, save_tensors, unpack_bits
+from secateur.structure.saved import load, save
 from secateur.training.batches import seed_of
 from secateur.training.checkpoint import State, load_state, save_weights
 from secateur.training.evaluate import evaluate_on
@@ -47,6 +50,21 @@ class Cut:
     step: str
     spec: PruneSpec
     level: int
+
+
+@dataclass(frozen=True)
+class Refit:
+    """An action: the layers that read removed units fitted to the dense network's outputs."""
+
+    step: str
+    spec: RefitSpec
+
+
+@dataclass(frozen=True)
+class Compact:
+    """An action: a really smaller network takes the masked one's place."""
+
+    step: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Scratch:
     training: Training
 
 
-Action = Cut | Retrain | Scratch
+Action = Cut | Refit | Compact | Retrain | Scratch
 
 
 @dataclass
@@ -82,6 +100,8 @@ class TrialState:
     retrained: bool = False
     notes: list[str] = field(default_factory=list)
     options: dict[str, Any] | None = None
+    structured: bool = False
+    compacted: bool = False
 
 
 def trial_id(plan: Plan, seed: int) -> str:
@@ -100,6 +120,12 @@ def actions(plan: Plan) -> list[Action]:
             assert step.training is not None
             result.append(Scratch(step.id, step.settings.model, step.training))
             continue
+        if isinstance(step.settings, RefitSpec):
+            result.append(Refit(step.id, step.settings))
+            continue
+        if isinstance(step.settings, CompactSpec):
+            result.append(Compact(step.id))
+            continue
         spec = step.settings
         levels = len(make_schedule(spec))
         for level in range(levels):
@@ -111,7 +137,7 @@ def actions(plan: Plan) -> list[Action]:
 
 def count_epochs(plan: Plan) -> int:
     """Return how many epochs a trial trains after the dense network's."""
-    return sum(a.training.epochs for a in actions(plan) if not isinstance(a, Cut))
+    return sum(a.training.epochs for a in actions(plan) if isinstance(a, (Retrain, Scratch)))
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -126,15 +152,18 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
     state = _begin(plan, seed, dense, folder, dense_info)
     todo = actions(plan)
     for index in range(state.done, len(todo)):
-        _act(todo[index], state, plan, seed, data, folder, on_epoch)
+        _act(todo[index], state, plan, seed, data, dense, folder, on_epoch)
         state.done = index + 1
         _save(state, folder)
     result = _result(plan, seed, data, dense, state)
-    save_weights(folder / "model.safetensors", state.model)
+    if state.compacted:
+        save(state.model, folder / "model.safetensors")
+    else:
+        save_weights(folder / "model.safetensors", state.model)
     if state.masks is not None:
         state.masks.save(folder / "masks.safetensors")
     save_json(folder / "result.json", result)
-    for leftover in ("state.safetensors", "training.safetensors"):
+    for leftover in ("state.safetensors", "training.safetensors", "compact.safetensors"):
         (folder / leftover).unlink(missing_ok=True)
     return result
 
@@ -163,15 +192,26 @@ def _act(
     plan: Plan,
     seed: int,
     data: Dataset,
+    dense: nn.Module,
     folder: Path,
     on_epoch: OnEpoch,
 ) -> None:
     start = time.perf_counter()
     if isinstance(action, Cut):
         state.masks = _cut(action, state, data, seed)
+        state.structured = state.structured or action.spec.units
         state.notes = list(state.masks.notes)
-        state.pruned = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
+        state.pruned = _snapshot(state.model)
         kind, spent = "prune", time.perf_counter() - start
+    elif isinstance(action, Refit):
+        state.notes += refit(state.model, dense, state.masks, data, action.spec, seed)
+        state.pruned = _snapshot(state.model)
+        kind, spent = "refit", time.perf_counter() - start
+    elif isinstance(action, Compact):
+        state.model, state.masks, note = compacted(state.model, state.masks, data)
+        state.notes.append(note)
+        state.structured = state.compacted = True
+        kind, spent = "compact", time.perf_counter() - start
     else:
         if isinstance(action, Scratch):
             state.model, state.options = scratch_model(plan, action.options, seed), action.options
@@ -194,6 +234,10 @@ def _act(
     state.seconds[kind] = state.seconds.get(kind, 0.0) + spent
 
 
+def _snapshot(model: nn.Module) -> State:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
 def _cut(action: Cut, state: TrialState, data: Dataset, seed: int) -> Masks:
     spec = action.spec
     with warnings.catch_warnings():
@@ -208,6 +252,9 @@ def _cut(action: Cut, state: TrialState, data: Dataset, seed: int) -> Masks:
             include=spec.include,
             exclude=spec.exclude,
             masks=state.masks,
+            structure=traced(state.model, data) if spec.units else None,
+            round_to=spec.round_to,
+            min_kept=spec.min_kept,
         )
 
 
@@ -224,7 +271,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "seed": seed,
         "requested": {"sparsity": None if masks is None else masks.requested_overall},
         "metrics": metrics,
-        "layers": [] if masks is None else masks.layers(),
+        "layers": layer_rows(state.model, dense) if state.structured else masks.layers() if masks else [],
         "curves": state.curves,
         "seconds": state.seconds,
         "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
@@ -237,7 +284,9 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
 def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
     parameters, nonzero = count_parameters(state.model), count_nonzero(state.model)
     return {
-        "sparsity": sparsity(state.model, dense) if state.masks is None else state.masks.sparsity,
+        "sparsity": sparsity(state.model, dense)
+        if state.masks is None or state.structured
+        else state.masks.sparsity,
         "compression_rate": count_parameters(dense) / max(1, nonzero),
         "parameters": parameters,
         "nonzero": nonzero,
@@ -249,7 +298,7 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
 def _accuracies(data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
     networks: dict[str, nn.Module | None] = {"dense": dense, "pruned": None, "retrained": None}
     if state.pruned is not None:
-        networks["pruned"] = copy.deepcopy(state.model)
+        networks["pruned"] = copy.deepcopy(dense if state.compacted else state.model)
         networks["pruned"].load_state_dict(state.pruned)
     if state.retrained:
         networks["retrained"] = state.model
@@ -294,6 +343,8 @@ def _begin(plan: Plan, seed: int, dense: nn.Module, folder: Path, dense_info: di
         groups[kind][rest] = tensor
     if saved["options"] is not None:
         state.model, state.options = scratch_model(plan, saved["options"], seed), saved["options"]
+    if saved["compacted"]:
+        state.model = load(state.model, folder / "compact.safetensors")
     load_state(state.model, groups["model"], str(path))
     if groups["mask"]:
         kept = {n: unpack_bits(t, tuple(saved["shapes"][n])) for n, t in groups["mask"].items()}
@@ -307,10 +358,13 @@ def _begin(plan: Plan, seed: int, dense: nn.Module, folder: Path, dense_info: di
     state.pruned = groups["pruned"] or None
     state.done, state.curves, state.seconds = saved["done"], saved["curves"], saved["seconds"]
     state.retrained, state.notes = saved["retrained"], saved["notes"]
+    state.structured, state.compacted = saved["structured"], saved["compacted"]
     return state
 
 
 def _save(state: TrialState, folder: Path) -> None:
+    if state.compacted:
+        save(state.model, folder / "compact.safetensors")
     tensors = {f"model/{n}": t for n, t in state.model.state_dict().items()}
     tensors |= {f"pruned/{n}": t for n, t in (state.pruned or {}).items()}
     masks = state.masks
@@ -323,6 +377,8 @@ def _save(state: TrialState, folder: Path) -> None:
         "retrained": state.retrained,
         "notes": state.notes,
         "options": state.options,
+        "structured": state.structured,
+        "compacted": state.compacted,
         "shapes": {} if masks is None else {n: list(m.shape) for n, m in masks.items()},
         "requested": {} if masks is None else masks.requested,
         "requested_overall": None if masks is None else masks.requested_overall,

@@ -244,10 +244,17 @@ def _integers(module: nn.Module) -> Iterator[tuple[str | None, Any, str, Any]]:
     for name, value in vars(module).items():
         if _is_sizes(value) and not standard:
             yield None, module, name, value
-        elif not name.startswith("_") and _is_settings(value):
-            for key, inner in vars(value).items():
-                if _is_sizes(inner):
-                    yield name, value, key, inner
+    for name, holder in settings_of(module):
+        for key, inner in vars(holder).items():
+            if _is_sizes(inner):
+                yield name, holder, key, inner
+
+
+def settings_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the plain objects, configurations say, that a module holds by name."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and _is_settings(value):
+            yield name, value
 
 
 def _is_sizes(value: Any) -> bool:

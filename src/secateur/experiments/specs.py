@@ -1,0 +1,102 @@
+"""The parts of a recipe as it is written, each validated by pydantic: unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(BaseModel):
+    """``name`` of a data set, the ``validation`` share or number, and the data set's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    validation: int | float = 0.1
+
+
+class ModelSpec(BaseModel):
+    """``name`` of a network or ``package.module:factory``, its options, and ``weights`` to start from."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    weights: str | None = None
+
+
+class ScheduleSpec(Strict):
+    """A schedule by name, and the training after each of its steps but the last."""
+
+    name: str
+    steps: Annotated[int, Field(ge=2)]
+    initial: float = 0.0
+    retrain: dict[str, Any]
+
+
+class PruneSpec(Strict):
+    """One ``prune`` step. ``units``: whole neurons, filters or heads, of which each group keeps
+    ``min_kept`` and a multiple of ``round_to``. ``calibration``: training examples that criteria with
+    data read."""
+
+    criterion: str | dict[str, Any] = "magnitude"
+    budget: dict[str, Any]
+    shrinkage: str | dict[str, Any] = "hard"
+    schedule: ScheduleSpec | None = None
+    block: tuple[int, int] | None = None
+    units: bool = False
+    round_to: Annotated[int, Field(ge=1)] = 1
+    min_kept: Annotated[int, Field(ge=1)] = 1
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    calibration: Annotated[int, Field(ge=1)] = 1024
+
+
+class RefitSpec(Strict):
+    """One ``refit`` step: the layers that read removed units fitted to the dense network's outputs on
+    ``calibration`` training examples, by least squares with a ``ridge``."""
+
+    calibration: Annotated[int, Field(ge=1)] = 10_000
+    ridge: Annotated[float, Field(ge=0)] = 1e-3
+
+
+class CompactSpec(Strict):
+    """One ``compact`` step: dead units are removed for real, and the result is proved equal."""
+
+
+class ScratchSpec(Strict):
+    """One ``scratch`` step: instead of the pruned network, a new one of the same kind with other
+    ``model`` options, trained from its initial weights: the control that pruning has to beat."""
+
+    model: dict[str, Any]
+    train: dict[str, Any] = {}
+
+
+class MethodSpec(Strict):
+    """Steps and a sweep of their settings: a grid, or a list of grids one after the other."""
+
+    steps: list[dict[str, Any]]
+    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
+
+
+class RecipeSpec(Strict):
+    """The whole file, before its sweep is laid out."""
+
+    name: str
+    description: str = ""
+    source: str = ""
+    data: DataSpec
+    model: ModelSpec
+    train: dict[str, Any] = {}
+    steps: list[dict[str, Any]] | None = None
+    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
+    methods: dict[str, MethodSpec] | None = None
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    reference: list[dict[str, Any]] = []
+    threads: Annotated[int, Field(ge=1)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    measure: list[Literal["latency", "memory"]] = ["latency", "memory"]
+    sampler: Literal["grid", "tpe"] = "grid"
+    trials: Annotated[int, Field(ge=1)] = 20

@@ -1,0 +1,126 @@
+"""Prune to a constraint on the network that is left: its MACs, parameters or measured latency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import BudgetError
+from secateur.measure.latency import time_inference
+from secateur.pruning.budgets import Global, check_share
+from secateur.pruning.calibration import Batches, Loss
+from secateur.pruning.prune import prune
+from secateur.pruning.structured import select_groups
+from secateur.pruning.unit_criteria import L2Norm, UnitCriterion, unit_scores
+from secateur.structure.compact import compact
+from secateur.structure.names import unwrapped
+from secateur.structure.surgery import copied
+from secateur.structure.units import trace
+from secateur.structure.verify import Proof
+
+_PROBES = 12
+
+
+def prune_to(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    latency_ms: float | None = None,
+    criterion: UnitCriterion | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    data: Batches | None = None,
+    loss: Loss | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    round_to: int = 1,
+    min_kept: int = 1,
+) -> tuple[nn.Module, Proof]:
+    """Remove as few of the least important units as meet one constraint; return (small model, proof).
+
+    ``macs``, ``parameters``: the share of the given model's that may be left, between 0 and 1 (0.6 is
+    40 % fewer). ``latency_ms``: the median of one forward on ``example_inputs``, measured here and
+    now. ``criterion`` (default ``L2Norm(normalise=True)``) ranks units of all groups together, once; the
+    rest is as in :func:`secateur.prune`. The number of units is found by bisection, each try compacted
+    and proved. The given model is not changed.
+
+    Raises BudgetError where the constraint is not one of these, or cannot be met.
+    """
+    wanted = {"macs": macs, "parameters": parameters, "latency_ms": latency_ms}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if len(given) != 1:
+        raise BudgetError("prune_to takes exactly one of macs=, parameters= and latency_ms=")
+    (name, limit), *_ = given.items()
+    if name == "latency_ms":
+        if not (math.isfinite(limit) and limit > 0):
+            raise BudgetError(f"latency_ms is {limit!r}; it is a positive number of milliseconds")
+    else:
+        check_share(name, limit)
+    model = unwrapped(model)
+    measure = _measure(name, model, example_inputs, kwargs)
+    scored = _Scored(criterion or L2Norm(normalise=True))
+
+    def attempt(share: float) -> tuple[nn.Module, Proof, float]:
+        masked = copied(model)
+        structure = trace(masked, example_inputs, kwargs=kwargs)
+        prune(
+            masked, scored, Global(share), structure=structure, data=data, loss=loss, include=include,
+            exclude=exclude, round_to=round_to, min_kept=min_kept,
+        )  # fmt: skip
+        small, proof = compact(masked, example_inputs, kwargs=kwargs, structure=structure)
+        return small, proof, measure(small, proof)
+
+    groups = select_groups(trace(model, example_inputs, kwargs=kwargs), include, exclude).values()
+    low, high = 0.0, sum(max(0, len(g) - min_kept) for g in groups) / sum(map(len, groups))
+    best: tuple[nn.Module, Proof] | None = None
+    least = math.inf
+    for probe in range(_PROBES):
+        share = high if probe == 0 else (low + high) / 2
+        small, proof, cost = attempt(share)
+        least = min(least, cost)
+        if cost <= limit:
+            best, high = (small, proof), share
+        elif probe == 0:
+            break
+        else:
+            low = share
+    if best is None:
+        raise BudgetError(
+            f"{name}={limit:g} cannot be met: with {min_kept} units left in each group it is {least:.3g}"
+        )
+    return best
+
+
+class _Scored:
+    """A criterion that is asked once: its first scores serve every try."""
+
+    whole_units = True
+
+    def __init__(self, criterion: UnitCriterion) -> None:
+        self.criterion = criterion
+        self.scores: dict[str, torch.Tensor] = {}
+
+    def __call__(self, structure: Any, data: Any = None, loss: Any = None) -> dict[str, torch.Tensor]:
+        if not self.scores:
+            self.scores = unit_scores(structure, self.criterion, data, loss)
+        return self.scores
+
+
+def _measure(
+    name: str, model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None
+) -> Callable[[nn.Module, Proof], float]:
+    """Return what gives the cost of a small network, in the constraint's unit."""
+    if name == "latency_ms":
+        if kwargs:
+            raise BudgetError(
+                "latency_ms is measured on example_inputs alone; pass a dict instead of kwargs="
+            )
+        return lambda small, proof: time_inference({"small": small}, example_inputs)["small"].median * 1e3
+    if name == "macs":
+        return lambda small, proof: proof.macs[1] / max(1.0, proof.macs[0])
+    return lambda small, proof: proof.parameters[1] / proof.parameters[0]

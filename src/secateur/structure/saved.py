@@ -1,0 +1,178 @@
+"""Save a reshaped model and load it into a fresh one of its class: safetensors and JSON, no pickle.
+
+What a file holds: every parameter and buffer (tied ones once), and for every module its class and the
+integer attributes that say how large it is. Loading builds nothing and runs nothing from the file: the
+caller makes the original, full-size model, and it is given the saved shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError, StorageError, nearest
+from secateur.storage import load_tensors, save_tensors
+from secateur.structure.attention import PrunedAttention, pruned
+from secateur.structure.attributes import settings_of
+from secateur.structure.capture import first_names
+from secateur.structure.names import unwrapped
+
+FORMAT = "model 1"
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a model, reshaped or not, to a safetensors file that :func:`load` reads."""
+    model = unwrapped(model)
+    names = first_names(model)
+    tensors = {name: tensor.detach() for name, tensor in _tensors(model) if names[name] == name}
+    metadata = {
+        "secateur": FORMAT,
+        "class": _class_of(model),
+        "tied": {name: first for name, first in names.items() if first != name},
+        "modules": {path: [_class_of(module), _sizes(module)] for path, module in model.named_modules()},
+        "sha256": _digest(tensors),
+    }
+    save_tensors(path, tensors, metadata)
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """Give ``model``, fresh and of the class that was saved, the shapes and values of a saved one.
+
+    The model is changed in place and returned. Every name, shape and value is checked before the
+    first change. Raises StorageError for a file that is damaged, changed or of another kind, ModelError
+    for a model of another class or with other modules.
+    """
+    model = unwrapped(model)
+    tensors, metadata = load_tensors(path)
+    if metadata.get("secateur") != FORMAT:
+        raise StorageError(f"{path}: not a model saved by secateur (its metadata lack 'secateur: {FORMAT}')")
+    if metadata.get("sha256") != _digest(tensors):
+        raise StorageError(f"{path}: its tensors are not those that were saved: changed or damaged since")
+    _check_modules(model, metadata, path)
+    _check_names(model, tensors, metadata["tied"], path)
+    _fill(model, tensors, metadata["tied"])
+    for place, module in list(model.named_modules()):
+        kind, sizes = metadata["modules"][place]
+        if kind.endswith(f".{PrunedAttention.__name__}") and not isinstance(module, PrunedAttention):
+            pruned(module)  # type: ignore[arg-type]
+        _set_sizes(module, sizes)
+    return model
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _sizes(module: nn.Module) -> dict[str, Any]:
+    """Return the integers (and tuples of them) that a module, or a configuration it holds, keeps."""
+    sizes = {name: value for name, value in vars(module).items() if _is_size(value)}
+    for name, holder in settings_of(module):
+        inner = {key: value for key, value in vars(holder).items() if _is_size(value)}
+        sizes |= {f"{name}.{key}": value for key, value in inner.items()}
+    return sizes
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and len(value) < 64 and all(_is_size(v) for v in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _set_sizes(module: nn.Module, sizes: Mapping[str, Any]) -> None:
+    now = _sizes(module)
+    for name, value in sizes.items():
+        if (
+            name not in now
+            or now[name] == value
+            or list(now[name] if _many(now[name]) else [now[name]]) == value
+        ):
+            continue
+        inner, _, attribute = name.rpartition(".")
+        holder = vars(module)[inner] if inner else module
+        kind = type(now[name])
+        vars(holder)[attribute] = kind(value) if _many(value) else value
+
+
+def _many(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_modules(model: nn.Module, metadata: Mapping[str, Any], path: str | Path) -> None:
+    saved = metadata.get("modules")
+    if not isinstance(saved, dict) or not isinstance(metadata.get("tied"), dict):
+        raise StorageError(f"{path}: its metadata name no modules")
+    own = {place: _class_of(module) for place, module in model.named_modules()}
+    for place in saved.keys() ^ own.keys():
+        here, there = ("the file", "the model") if place in saved else ("the model", "the file")
+        raise ModelError(
+            f"{path}: {here} has a module {place!r} and {there} has not; load it into a {metadata['class']}"
+        )
+    attention = _class_of_type(PrunedAttention)
+    for place, (kind, _) in saved.items():
+        expected = {kind, _class_of_type(nn.MultiheadAttention)} if kind == attention else {kind}
+        # A module written in a script is __main__'s when it saves, and another's when it is imported.
+        if own[place].rpartition(".")[2] not in {name.rpartition(".")[2] for name in expected}:
+            raise ModelError(
+                f"{path}: module {place or 'itself'!r} was a {kind} and is a {own[place]} here; "
+                f"load it into a fresh {metadata['class']}"
+            )
+
+
+def _class_of_type(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check_names(
+    model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], path: str | Path
+) -> None:
+    own = dict(_tensors(model))
+    saved = {*tensors, *tied}
+    for name in sorted(saved - own.keys()):
+        raise ModelError(f"{path}: holds a tensor {name!r} that the model has not{nearest(name, own)}")
+    for name in sorted(own.keys() - saved):
+        raise ModelError(f"{path}: has no tensor {name!r}, which the model needs{nearest(name, saved)}")
+    for name, tensor in tensors.items():
+        if tensor.dim() != own[name].dim():
+            raise ModelError(
+                f"{path}: {name} has {tensor.dim()} dims there and {own[name].dim()} in the model"
+            )
+        if any(a > b for a, b in zip(tensor.shape, own[name].shape, strict=True)):
+            raise ModelError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, more than the model's "
+                f"{tuple(own[name].shape)}; load it into the model at its full size"
+            )
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+    made: dict[str, Tensor] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        for leaf, old in [*module._parameters.items(), *module._buffers.items()]:
+            if old is None:
+                continue
+            name = f"{place}.{leaf}" if place else leaf
+            first = tied.get(name, name)
+            if first not in made:
+                new = tensors[first].to(old.device)
+                if isinstance(old, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=old.requires_grad)
+                made[first] = new
+            setattr(module, leaf, made[first])
