@@ -51,9 +51,6 @@ PUBLIC = {
     "prune_to": "methods.constraints",
     "reconstruct": "methods.reconstruction",
     "Refit": "methods.reconstruction",
-    "prune_to": "methods.constraints",
-    "reconstruct": "methods.reconstruction",
-    "Refit": "methods.reconstruction",
     "profile": "measure.summary",
 }
 

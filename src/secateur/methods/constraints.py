@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -99,7 +99,7 @@ def prune_to(
 class _Scored:
     """A criterion that is asked once: its first scores serve every try."""
 
-    whole_units = True
+    whole_units: ClassVar[bool] = True
 
     def __init__(self, criterion: UnitCriterion) -> None:
         self.criterion = criterion

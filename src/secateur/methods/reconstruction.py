@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +20,13 @@ from secateur.measure.summary import aligned
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.structure.capture import tensor_of
+from secateur.structure.labels import Array
 from secateur.structure.names import canonical_modules, unwrapped
 from secateur.structure.units import Structure
 
-POSITIONS = 64
-"""Output positions of a convolution that one example gives; where it has more, they are drawn."""
-
+POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
-_APART = "it does not run on the same examples in both networks"
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class Refit:
     def __repr__(self) -> str:
         rows = [("layer refitted", "error before", "after")]
         rows += [(name, f"{old:.3%}", f"{new:.3%}") for name, (old, new) in self.layers.items()]
-        return "\n".join(
-            [*aligned(rows, words=1), *(f"skipped {n}: {why}" for n, why in self.skipped.items())]
-        )
+        left = [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join([*aligned(rows, words=1), *left])
 
 
 @torch.no_grad()
@@ -61,12 +61,12 @@ def reconstruct(
     the outputs it had in ``dense``: a copy of the model taken before it was pruned. ``ridge`` pulls
     the weights towards the old ones, in units of the mean square of an input; whatever it is, no
     layer's error grows. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
-    is skipped. ``data``: batches of inputs or (inputs, labels) from the training split, iterated over
-    once a layer. Convolutions read at most :data:`POSITIONS` positions an example, drawn with a fixed
-    seed. An error leaves the model as it was.
+    is skipped. ``data``: batches of inputs or (inputs, labels) from the training split, iterated
+    over once a layer. A convolution reads at most :data:`POSITIONS` positions an example, drawn with
+    a fixed seed. An error leaves the model as it was.
 
-    Raises TargetError, ModelError, MaskError, CriterionError and BudgetError for a structure, a dense
-    network, masks, data and a ridge that do not fit, NonFiniteError for activations that overflow.
+    Raises TargetError, ModelError, MaskError, CriterionError or BudgetError where the structure, the
+    dense network, the masks, the data or the ridge do not fit; NonFiniteError for a NaN inside.
     """
     model, dense = unwrapped(model), unwrapped(dense)
     if model is not structure.model:
@@ -76,40 +76,35 @@ def reconstruct(
     if isinstance(data, Iterator):
         raise CriterionError("reconstruct reads data several times; pass a list of batches or a DataLoader")
     _check_dense(model, dense)
-    layers, skipped = _consumers(structure, model, dense, {} if masks is None else masks.bind(model).kept)
+    layers, skipped = _readers(structure, model, dense, {} if masks is None else masks.bind(model).kept)
     found: dict[str, tuple[float, float]] = {}
-    originals = {p: p.clone() for layer in layers.values() for p in layer.parameters}
+    again = "reconstruct (which reads data several times)"
+    originals = {p: p.clone() for layer in layers.values() for p in layer.module.parameters()}
     try:
         with evaluating(model), evaluating(dense), as_written():
             calls = _calls(model, layers, data) if layers else {}
             for name, number in calls.items():
-                if _observe(layers[name], number, model, dense, data):
-                    found[name] = layers[name].refit(name, ridge)
+                layer = layers.pop(name)  # its sums are large
+                if all(layer.see(model, dense, batch, number) for batch, _ in batches(data, again, model)):
+                    found[name] = layer.refit(name, ridge)
                 else:
-                    skipped[name] = _APART
+                    skipped[name] = "it does not run on the same examples in both networks"
     except BaseException:
         for parameter, original in originals.items():
             parameter.copy_(original)
         raise
-    return Refit(found, skipped | {n: "it never runs on the data given" for n in layers if n not in calls})
-
-
-# -- which layers --------------------------------------------------------------------------------
+    return Refit(found, skipped | dict.fromkeys(layers, "it never runs on the data given"))
 
 
 def _check_dense(model: nn.Module, dense: nn.Module) -> None:
-    if dense is model:
-        raise ModelError("dense= is the pruned model itself; give a copy taken before it was pruned")
-    ours, theirs = (
-        {n: f"{tuple(p.shape)} on {p.device}" for n, p in m.named_parameters()} for m in (model, dense)
-    )
-    for name in [*ours, *theirs]:
-        here, there = ours.get(name, "absent"), theirs.get(name, "absent")
+    both = [{n: (p.shape, p.device) for n, p in m.named_parameters()} for m in (model, dense)]
+    for name in both[0] | both[1]:
+        here, there = (f"{[*p[0]]} on {p[1]}" if p else "absent" for p in (m.get(name) for m in both))
         if here != there:
             raise ModelError(f"{name} is {there} in dense= and {here} in the model; give a copy of it")
 
 
-def _consumers(
+def _readers(
     structure: Structure, model: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor]
 ) -> tuple[dict[str, _Layer], dict[str, str]]:
     """Return the layers that read units lost since ``dense``, and why others that do are skipped."""
@@ -117,94 +112,69 @@ def _consumers(
     lost = [name for name, units in gone.items() if (units & ~before[name]).any()]
     if not lost and any(units.any() for units in gone.values()):
         raise ModelError("dense= lacks the same units as the model; give a copy taken before it was pruned")
-    owners: dict[Tensor | None, list[str]] = {}
-    for path, module in canonical_modules(model):
-        for parameter in module._parameters.values():
-            owners.setdefault(parameter, []).append(path)
+    uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
     layers: dict[str, _Layer] = {}
     skipped: dict[str, str] = {}
-    for name, dim in {(p.name, p.dim) for group in lost for p in structure.groups[group].slices if p.reads}:
+    reads = {part.name for group in lost for part in structure.groups[group].slices if part.reads}
+    for name in sorted(reads):
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
+        shared = any(uses[parameter] > 1 for parameter in module.parameters())
         if leaf != "weight" or not _plain(module):
             skipped[name] = f"a parameter of {type(module).__name__}, not of a plain Linear or Conv layer"
         elif getattr(module, "groups", 1) > 1:
             skipped[path] = f"a convolution in {module.groups} groups"
-        elif others := [o for p in module._parameters.values() if p is not None for o in owners[p][1:]]:
-            skipped[path] = f"it shares a parameter with {others[0]}"
+        elif shared or (name, int(_turned(module))) in structure.walk.contracted:
+            skipped[path] = "its parameters are used elsewhere too"
+        elif (layer := _Layer(module, dense.get_submodule(path))).thinned(masks, f"{path}.".lstrip(".")):
+            skipped[path] = "masks zero single weights too in its living rows and columns"
+        elif not len(layer.rows):
+            skipped[path] = "nothing of its weight is left"
         else:
-            layer = _Layer(module, dense.get_submodule(path))
-            reason = layer.refusal(dim, masks.get(name), masks.get(f"{path}.bias".lstrip(".")))
-            if reason:
-                skipped[path] = reason
-            else:
-                layers[path] = layer
+            layers[path] = layer
     return layers, skipped
 
 
-def _gone(structure: Structure, model: nn.Module) -> dict[str, Any]:
+def _gone(structure: Structure, model: nn.Module) -> dict[str, Array]:
     """Return by group the units of which only zeros are left."""
-    found: dict[str, Any] = {}
+    found: dict[str, Array] = {}
     for name, group in structure.groups.items():
         alive = np.zeros(len(group), dtype=bool)
-        for part in group.slices:
-            if part.masked:
-                nonzero = tensor_of(model, part.name).movedim(part.dim, 0) != 0
-                alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
+        for part in (part for part in group.slices if part.masked):
+            nonzero = tensor_of(model, part.name).movedim(part.dim, 0) != 0
+            alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
         found[name] = ~alive
     return found
 
 
 def _plain(module: nn.Module) -> bool:
-    kind = type(module)
-    own = any(kind.forward is known.forward for known in (nn.Linear, *_CONVS))
-    return own or (kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."))
+    own = any(type(module).forward is known.forward for known in (nn.Linear, *_CONVS))
+    return own or (_turned(module) and type(module).__module__.startswith("transformers."))
 
 
-# -- what they see -------------------------------------------------------------------------------
+def _turned(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # transformers': a Linear with weight (inputs, outputs)
 
 
 class _Enough(BaseException):
     """Ends a forward that has shown what was wanted; no ``except Exception`` in it is in the way."""
 
 
-def _calls(model: nn.Module, layers: Mapping[str, _Layer], data: Batches) -> dict[str, int]:
+def _calls(model: nn.Module, layers: Mapping[str, _Layer], data: Batches) -> Mapping[str, int]:
     """Return how often each layer runs in a forward, in the order in which they run."""
-    most: dict[str, int] = {}
-    now: dict[str, int] = {}
-
-    def count(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            now[name] = now.get(name, 0) + 1
-            most[name] = max(most.get(name, 0), now[name])
-
-        return layers[name].module.register_forward_pre_hook(hook)
-
-    handles = [count(name) for name in layers]
-    try:
+    most: Counter[str] = Counter()
+    now: Counter[str] = Counter()
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hook = partial(lambda name, *_: now.update([name]), name)
+            hooks.enter_context(layer.module.register_forward_pre_hook(hook))
         for inputs, _ in batches(data, "reconstruct", model):
             now.clear()
             call_model(model, inputs)
+            most |= now
             if len(most) == len(layers):
                 break
-    finally:
-        for handle in handles:
-            handle.remove()
     return most
-
-
-def _observe(layer: _Layer, number: int, model: nn.Module, dense: nn.Module, data: Batches) -> bool:
-    """Show the layer its inputs now and its outputs in the dense network; False where they differ
-    in number."""
-    for batch, _ in batches(data, "reconstruct (which reads data several times)", model):
-        inputs = _shown(model, layer.module, batch, number, outputs=False)
-        targets = _shown(dense, layer.dense, batch, number, outputs=True)
-        if len(inputs) != len(targets):
-            return False
-        for x, y in zip(inputs, targets, strict=True):
-            if not layer.add(x, y):
-                return False
-    return layer.number > 0
 
 
 def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs: bool) -> list[Tensor]:
@@ -217,56 +187,39 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
         if len(seen) == number:
             raise _Enough
 
-    register = module.register_forward_hook if outputs else module.register_forward_pre_hook
-    handle = register(hook, with_kwargs=True)
-    try:
+    register: Any = module.register_forward_hook if outputs else module.register_forward_pre_hook
+    with register(hook, with_kwargs=True), suppress(_Enough):
         call_model(model, batch)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
     return seen
 
 
-# -- the least squares ---------------------------------------------------------------------------
-
-
 class _Layer:
-    """A layer as a matrix (outputs, flattened inputs), the ``rows`` and ``columns`` of it that live,
-    and sums over examples of x xᵀ, x yᵀ, x, y and y² for living inputs x and outputs y."""
+    """A layer as a matrix (outputs, flattened inputs) of which some rows and columns live; a bias is
+    one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for living x and y."""
 
     def __init__(self, module: Any, dense: Any) -> None:
         self.module, self.dense = module, dense
-        self.parameters: list[Tensor] = [p for p in (module.weight, module.bias) if p is not None]
         alive = self._matrix(module.weight) != 0
         self.rows, self.columns = (alive.any(dim).nonzero().flatten() for dim in (1, 0))
-        size = {"dtype": torch.float64, "device": module.weight.device}
-        self.xx = torch.zeros(len(self.columns), len(self.columns), **size)
-        self.xy = torch.zeros(len(self.columns), len(self.rows), **size)
-        self.x, self.y = self.xx.new_zeros(len(self.columns)), self.xx.new_zeros(len(self.rows))
-        self.yy, self.number = 0.0, 0
+        self.xx = self.xy = self.yy = torch.zeros((), dtype=torch.float64, device=module.weight.device)
         self.draw = torch.Generator().manual_seed(0)
 
-    @property
-    def _turned(self) -> bool:
-        return not isinstance(self.module, (nn.Linear, *_CONVS))  # transformers' Conv1D: inputs first
-
     def _matrix(self, tensor: Tensor) -> Tensor:
-        return tensor.T if self._turned else tensor.flatten(1)
+        return tensor.T if _turned(self.module) else tensor.flatten(1)
 
-    def refusal(self, dim: int, mask: Tensor | None, bias_mask: Tensor | None) -> str:
-        """Return why this layer cannot be refitted, or nothing."""
-        if dim != 1 - self._turned:
-            return "its weight is read transposed"
-        if not len(self.rows):
-            return "nothing is left of its weight"
-        inside = mask is not None and not self._matrix(mask)[self.rows.cpu()][:, self.columns.cpu()].all()
-        if inside or (bias_mask is not None and not bias_mask[self.rows.cpu()].all()):
-            return "masks also zero single weights inside its living rows and columns"
-        return ""
+    def thinned(self, masks: Mapping[str, Tensor], path: str) -> bool:
+        """Whether masks zero any entry of the living rows and columns."""
+        weight, bias = (masks.get(path + leaf) for leaf in ("weight", "bias"))
+        inside = weight is None or self._matrix(weight)[self.rows][:, self.columns].all()
+        return not (inside and (bias is None or bias[self.rows].all()))
 
-    def add(self, x: Tensor, y: Tensor) -> bool:
-        """Add the inputs and outputs of one call; False where they do not go together."""
+    def see(self, model: nn.Module, dense: nn.Module, batch: Any, number: int) -> bool:
+        """Add the inputs now and the dense outputs of a batch; False where they do not go together."""
+        inputs = _shown(model, self.module, batch, number, outputs=False)
+        targets = _shown(dense, self.dense, batch, number, outputs=True)
+        return len(inputs) == len(targets) and all(map(self._add, inputs, targets))
+
+    def _add(self, x: Tensor, y: Tensor) -> bool:
         if isinstance(self.module, _CONVS):
             batched = len(self.module.kernel_size) + 2
             x, y = (t if t.dim() == batched else t[None] for t in (x, y))
@@ -276,55 +229,51 @@ class _Layer:
         spatial = y.shape[1:-1]
         if x.shape[: y.dim() - 1] != y.shape[:-1]:
             return False
-        step = max(1, _CHUNK // (min(POSITIONS, spatial.numel()) * x[0].numel()))
+        width = x.shape[y.dim() - 1 :].numel()
+        step = max(1, _CHUNK // (width * min(POSITIONS, spatial.numel())))
         for part, target in zip(x.split(step), y.split(step), strict=True):
-            at = self._positions(len(part), spatial) if spatial else (slice(None),)
-            target = target[at].reshape(-1, y.shape[-1])[:, self.rows].double()
-            part = part[at].reshape(len(target), -1)[:, self.columns].double()
-            self.xx += part.T @ part
-            self.xy += part.T @ target
-            self.x += part.sum(0)
-            self.y += target.sum(0)
-            self.yy += float(target.square().sum())
-            self.number += len(part)
+            if spatial.numel() > POSITIONS:
+                chosen = torch.randint(spatial.numel(), (len(part), POSITIONS), generator=self.draw)
+                at = torch.arange(len(part))[:, None], *torch.unravel_index(chosen, spatial)
+                part, target = part[at], target[at]
+            part = part.reshape(-1, width)[:, self.columns].double()
+            target = target.reshape(-1, y.shape[-1])[:, self.rows].double()
+            if self.module.bias is not None:
+                part = F.pad(part, (0, 1), value=1.0)
+            self.xx, self.xy = self.xx + part.T @ part, self.xy + part.T @ target
+            self.yy = self.yy + target.square().sum()
         return True
-
-    def _positions(self, examples: int, spatial: torch.Size) -> tuple[Tensor, ...]:
-        """Return indices (examples, positions) of every position, or of some drawn for each example."""
-        chosen = torch.arange(spatial.numel()).expand(examples, -1)
-        if spatial.numel() > POSITIONS:
-            chosen = torch.randint(spatial.numel(), (examples, POSITIONS), generator=self.draw)
-        return torch.arange(examples)[:, None], *torch.unravel_index(chosen, spatial)
 
     def refit(self, name: str, ridge: float) -> tuple[float, float]:
         """Write the best weights and bias; return the relative error before and after."""
-        if not (torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
+        if not (self.xx.isfinite().all() and self.xy.isfinite().all()):
             raise NonFiniteError(f"{name}: what it reads or puts out holds a NaN or an infinity")
-        weight, bias = self._living()
-        before = self._error(weight, bias)
-        xx, xy = self.xx, self.xy
-        if self.module.bias is not None:
-            mean = self.x[:, None] / self.number
-            xx, xy = xx - mean * self.x, xy - mean * self.y
-        weight += _solved(xx, xy - xx @ weight.T, ridge).T
-        matrix = self._matrix(self.module.weight).clone()
-        matrix[self.rows[:, None], self.columns] = weight.to(matrix.dtype)
-        self.module.weight.copy_((matrix.T if self._turned else matrix).reshape(self.module.weight.shape))
-        if self.module.bias is not None:
-            bias = (self.y - weight @ self.x) / self.number
-            self.module.bias[self.rows] = bias.to(self.module.bias.dtype)
-        return before, self._error(*self._living())
+        weight, bias, old = self.module.weight, self.module.bias, self._living()
+        rest = self.xy - self.xx @ old
+        if bias is None:
+            change = _solved(self.xx, rest, ridge)
+        else:  # the best bias for any weights, put in: that centres x and y
+            number = self.xx[-1, -1].clamp_min(1)
+            mean = self.xx[:-1, -1:] / number
+            change = _solved(self.xx[:-1, :-1] - mean * self.xx[-1, :-1], rest[:-1] - mean * rest[-1], ridge)
+            change = torch.cat([change, rest[-1] / number - mean.T @ change])
+        new = (old + change).to(weight.dtype)
+        matrix = self._matrix(weight).clone()
+        matrix[self.rows[:, None], self.columns] = new[: len(self.columns)].T
+        weight.copy_((matrix.T if _turned(self.module) else matrix).reshape(weight.shape))
+        if bias is not None:
+            bias[self.rows] = new[-1].to(bias.dtype)
+        return self._error(old), self._error(self._living())
 
-    def _living(self) -> tuple[Tensor, Tensor]:
-        weight = self._matrix(self.module.weight)[self.rows][:, self.columns].double()
-        bias = self.module.bias
-        return weight, self.y.new_zeros(len(self.y)) if bias is None else bias[self.rows].double()
+    def _living(self) -> Tensor:
+        """Return the living part, turned: (columns, rows)."""
+        weight = self._matrix(self.module.weight)[self.rows][:, self.columns].T
+        bias = () if self.module.bias is None else (self.module.bias[None, self.rows],)
+        return torch.cat([weight, *bias]).double()
 
-    def _error(self, weight: Tensor, bias: Tensor) -> float:
-        """Return |x weightᵀ + bias - y|² over |y|²."""
-        squares = ((weight @ self.xx) * weight).sum() - 2 * (weight * self.xy.T).sum() + self.yy
-        squares += (bias * (2 * (weight @ self.x - self.y) + self.number * bias)).sum()
-        return max(0.0, float(squares)) / self.yy if self.yy else 0.0
+    def _error(self, living: Tensor) -> float:
+        squares = self.yy + (living * (self.xx @ living - 2 * self.xy)).sum()
+        return max(0.0, float(squares / self.yy)) if self.yy else 0.0
 
 
 def _solved(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
@@ -340,13 +289,9 @@ def _solved(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
 
 def _windows(conv: Any, x: Tensor) -> Tensor:
     """Return a view (batch, *positions, channels, *kernel) of what a convolution reads."""
-    x = F.pad(
-        x,
-        conv._reversed_padding_repeated_twice,
-        "constant" if conv.padding_mode == "zeros" else conv.padding_mode,
-    )
-    for dim, (size, stride, apart) in enumerate(
-        zip(conv.kernel_size, conv.stride, conv.dilation, strict=True), 2
-    ):
-        x = x.unfold(dim, apart * (size - 1) + 1, stride)[..., ::apart]
-    return x.movedim(1, x.dim() - len(conv.kernel_size) - 1)
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
+    for dim, size in enumerate(conv.kernel_size):
+        apart = conv.dilation[dim]
+        x = x.unfold(dim + 2, apart * (size - 1) + 1, conv.stride[dim])[..., ::apart]
+    return x.movedim(1, len(conv.kernel_size) + 1)

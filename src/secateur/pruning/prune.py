@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import prune_units
 from secateur.pruning.targets import Target, Targets, find_targets
+from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.structure.units import Structure
 
 
@@ -63,7 +64,7 @@ class Block:
 @torch.no_grad()
 def prune(
     model: nn.Module,
-    criterion: Criterion,
+    criterion: Criterion | UnitCriterion,
     budget: Budget,
     *,
     shrinkage: Shrinkage | None = None,
@@ -116,7 +117,7 @@ def prune(
         raise BudgetError(f"{type(shrinkage).__name__} works on single weights, not on blocks")
     targets = find_targets(model, include, exclude)
     gone = _already_masked(masks, targets, model)
-    scores = _scored(criterion, targets, data, loss, gone)
+    scores = _scored(cast(Criterion, criterion), targets, data, loss, gone)
     entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
     cuts = budget(entries, {name: t.weight for name, t in targets.items()})
     _check_shrinkage(shrinkage, cuts)

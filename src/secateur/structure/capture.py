@@ -92,7 +92,7 @@ def capture(
             if spec.kind == InputKind.BUFFER:
                 buffers.add(tensors[name])
         elif spec.kind == InputKind.CONSTANT_TENSOR and spec.target is not None:
-            constants[name] = program.constants[spec.target]
+            constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
     return Captured(model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named)

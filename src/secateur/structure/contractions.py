@@ -63,7 +63,8 @@ def _count(walk: Walk, weight: Any, macs: float) -> None:
 
 
 def _matmul(walk: Walk, node: fx.Node, a: Arguments) -> Value:
-    x, y = a["self"], a.get("other") or a.get("mat2") or a.get("vec") or a.get("tensor")
+    x: Value = a["self"]
+    y: Value = next(a[k] for k in ("other", "mat2", "vec", "tensor") if a.get(k) is not None)
     return _product(walk, node, x, y, _raw(node, 0), _raw(node, 1), _result(node))
 
 
@@ -94,7 +95,8 @@ def _product(walk: Walk, node: fx.Node, x: Value, y: Value, nx: Any, ny: Any, ou
 
 
 def _addmm(walk: Walk, node: fx.Node, a: Arguments) -> Value:
-    b, x, w = a["self"], a.get("mat1") or a.get("batch1"), a.get("mat2") or a.get("batch2")
+    b, first = a["self"], "mat1" if "mat1" in a else "batch1"
+    x, w = a[first], a[first.replace("1", "2")]
     out = _product(walk, node, x, w, _raw(node, 1), _raw(node, 2), _result(node))
     last = len(out.shape) - 1
     if b.shape and b.shape[-1] == out.shape[-1] and out.shape[-1] > 1:
@@ -337,7 +339,7 @@ def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
             out.dims[to], out.zero[to] = labels, any(v.zero[d] for v, d in meet)
             if len(meet) > 1:
                 walk.labels.outer(labels)
-    names = node.args[1]
+    names: Any = node.args[1]
     for index, term in enumerate(terms.split(",")):
         _count(
             walk,

@@ -143,8 +143,8 @@ def _set_attributes(module: nn.Module, path: str, removed: Removed, names: Mappi
     elif isinstance(module, nn.PReLU) and weight is not None:
         module.num_parameters = weight.numel()
     elif isinstance(module, nn.RNNBase):
-        module.hidden_size = module.weight_hh_l0.shape[1]
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.hidden_size = int(module._parameters["weight_hh_l0"].shape[1])  # type: ignore[union-attr]
+        module.input_size = int(module._parameters["weight_ih_l0"].shape[1])  # type: ignore[union-attr]
     elif isinstance(module, nn.RNNCellBase):
         module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
     elif isinstance(module, nn.Bilinear):
