@@ -3,9 +3,10 @@ import textwrap
 import pytest
 
 from secateur.errors import RecipeError
+from secateur.experiments.actions import Cut, Retrain, actions, count_epochs
 from secateur.experiments.choices import choices, make, spelled
 from secateur.experiments.recipe import load_recipe, packaged_recipes
-from secateur.experiments.trial import Cut, Retrain, actions, count_epochs, trial_id
+from secateur.experiments.trial import trial_id
 from secateur.pruning.budgets import ERK, Global, PerLayer, Std
 from secateur.training.settings import Training
 

@@ -21,6 +21,7 @@ from secateur.experiments.specs import (
     DataSpec,
     ModelSpec,
     PruneSpec,
+    PruneToSpec,
     RecipeSpec,
     RefitSpec,
     ScratchSpec,
@@ -42,7 +43,7 @@ class Step:
 
     kind: str
     id: str
-    settings: PruneSpec | RefitSpec | CompactSpec | ScratchSpec | Training
+    settings: PruneSpec | PruneToSpec | RefitSpec | CompactSpec | ScratchSpec | Training
     training: Training | None = None
 
 
@@ -286,6 +287,21 @@ def _training(raw: Any, base: Training, located: Located, place: tuple[Any, ...]
     return _validated(Training, merged, located, place)
 
 
+def _prune_to_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[PruneToSpec, None]:
+    spec = _validated(PruneToSpec, raw, located, place)
+    if sum(limit is not None for limit in (spec.macs, spec.parameters, spec.latency_ms)) != 1:
+        raise RecipeError(f"{located.where(place)}: give exactly one of macs, parameters and latency_ms")
+    try:
+        criterion = make("criterion", spec.criterion)
+    except SecateurError as error:
+        raise RecipeError(f"{located.where((*place, 'criterion'))}: {error}") from error
+    if not getattr(criterion, "whole_units", False):
+        raise RecipeError(f"{located.where(place)}: its criterion ranks single weights; l2_norm ranks units")
+    return spec, None
+
+
 def _plain_step(kind: type) -> Any:
     def step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[Any, None]:
         return _validated(kind, raw, located, place), None
@@ -295,6 +311,7 @@ def _plain_step(kind: type) -> Any:
 
 _STEPS = {
     "prune": _prune_step,
+    "prune_to": _prune_to_step,
     "refit": _plain_step(RefitSpec),
     "compact": _plain_step(CompactSpec),
     "retrain": _retrain_step,

@@ -62,6 +62,23 @@ class RefitSpec(Strict):
     ridge: Annotated[float, Field(ge=0)] = 1e-3
 
 
+class PruneToSpec(Strict):
+    """One ``prune_to`` step: units go until one constraint is met, and are removed for real.
+
+    ``macs``, ``parameters``: the share of the network's that is left; ``latency_ms``: of one example.
+    """
+
+    criterion: str | dict[str, Any] = "l2_norm"
+    macs: float | None = None
+    parameters: float | None = None
+    latency_ms: float | None = None
+    round_to: Annotated[int, Field(ge=1)] = 1
+    min_kept: Annotated[int, Field(ge=1)] = 1
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    calibration: Annotated[int, Field(ge=1)] = 1024
+
+
 class CompactSpec(Strict):
     """One ``compact`` step: dead units are removed for real, and the result is proved equal."""
 

@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 from secateur.data.dataset import Dataset
+from secateur.experiments.choices import make
 from secateur.experiments.dense import calibration_batches
-from secateur.experiments.specs import RefitSpec
+from secateur.experiments.specs import PruneToSpec, RefitSpec
+from secateur.methods.constraints import prune_to
 from secateur.methods.reconstruction import reconstruct
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import count_nonzero, find_targets
@@ -28,6 +30,25 @@ def refit(
     batches = list(calibration_batches(data.train, spec.calibration, seed))
     done = reconstruct(model, dense, traced(model, data), batches, ridge=spec.ridge, masks=masks)
     return [f"not refitted: {name} ({reason})" for name, reason in done.skipped.items()]
+
+
+def pruned_to(model: nn.Module, data: Dataset, spec: PruneToSpec, seed: int) -> tuple[nn.Module, str]:
+    """Return the small network that meets the constraint, and what the proof says."""
+    example = _example(model, data)
+    small, proof = prune_to(
+        model,
+        example[:1] if spec.latency_ms is not None else example,
+        macs=spec.macs,
+        parameters=spec.parameters,
+        latency_ms=spec.latency_ms,
+        criterion=make("criterion", spec.criterion),
+        data=list(calibration_batches(data.train, spec.calibration, seed)),
+        include=spec.include,
+        exclude=spec.exclude,
+        round_to=spec.round_to,
+        min_kept=spec.min_kept,
+    )
+    return small, "; ".join(repr(proof).splitlines())
 
 
 def compacted(model: nn.Module, masks: Masks | None, data: Dataset) -> tuple[nn.Module, Masks | None, str]:

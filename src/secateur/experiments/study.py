@@ -14,10 +14,11 @@ from typing import Any
 
 from secateur.errors import NonFiniteError, RecipeError, SecateurError
 from secateur.experiments import queue
+from secateur.experiments.actions import count_epochs
 from secateur.experiments.dense import hash_of, seconds_an_epoch
 from secateur.experiments.recipe import Plan, Recipe, load_recipe
 from secateur.experiments.results import write_results
-from secateur.experiments.trial import count_epochs, failed_row, run_trial, trial_id
+from secateur.experiments.trial import failed_row, run_trial, trial_id
 from secateur.measure.size import bytes_dense
 from secateur.storage import load_json, save_json
 from secateur.training.fit import Epoch

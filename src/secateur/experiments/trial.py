@@ -14,6 +14,7 @@ from torch import nn
 
 from secateur.data.dataset import Dataset
 from secateur.errors import SecateurWarning
+from secateur.experiments.actions import Action, Compact, Cut, CutTo, Refit, Scratch, actions
 from secateur.experiments.choices import make
 from secateur.experiments.dense import (
     OnEpoch,
@@ -25,8 +26,7 @@ from secateur.experiments.dense import (
     what_determines,
 )
 from secateur.experiments.recipe import Plan, make_schedule
-from secateur.experiments.specs import CompactSpec, PruneSpec, RefitSpec, ScratchSpec
-from secateur.experiments.structural import compacted, layer_rows, refit, traced
+from secateur.experiments.structural import compacted, layer_rows, pruned_to, refit, traced
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
@@ -40,51 +40,6 @@ from secateur.training.batches import seed_of
 from secateur.training.checkpoint import State, load_state, save_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import fit
-from secateur.training.settings import Training
-
-
-@dataclass(frozen=True)
-class Cut:
-    """An action: one pruning of a ``prune`` step, at the step's budget ``level``."""
-
-    step: str
-    spec: PruneSpec
-    level: int
-
-
-@dataclass(frozen=True)
-class Refit:
-    """An action: the layers that read removed units fitted to the dense network's outputs."""
-
-    step: str
-    spec: RefitSpec
-
-
-@dataclass(frozen=True)
-class Compact:
-    """An action: a really smaller network takes the masked one's place."""
-
-    step: str
-
-
-@dataclass(frozen=True)
-class Retrain:
-    """An action: one training run with the zeros held."""
-
-    step: str
-    training: Training
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """An action: a new network with other ``options`` takes the pruned one's place, and is trained."""
-
-    step: str
-    options: dict[str, Any]
-    training: Training
-
-
-Action = Cut | Refit | Compact | Retrain | Scratch
 
 
 @dataclass
@@ -107,37 +62,6 @@ class TrialState:
 def trial_id(plan: Plan, seed: int) -> str:
     """Return the hash of everything that determines the trial: its name in any study."""
     return hash_of({"config": plan.config, "method": plan.method} | what_determines(plan, seed))
-
-
-def actions(plan: Plan) -> list[Action]:
-    """Return the plan's steps laid out: a gradual step is a cut and a training, again and again."""
-    result: list[Action] = []
-    for step in plan.steps:
-        if isinstance(step.settings, Training):
-            result.append(Retrain(step.id, step.settings))
-            continue
-        if isinstance(step.settings, ScratchSpec):
-            assert step.training is not None
-            result.append(Scratch(step.id, step.settings.model, step.training))
-            continue
-        if isinstance(step.settings, RefitSpec):
-            result.append(Refit(step.id, step.settings))
-            continue
-        if isinstance(step.settings, CompactSpec):
-            result.append(Compact(step.id))
-            continue
-        spec = step.settings
-        levels = len(make_schedule(spec))
-        for level in range(levels):
-            result.append(Cut(step.id, spec, level))
-            if step.training is not None and level < levels - 1:
-                result.append(Retrain(f"{step.id}.{level}", step.training))
-    return result
-
-
-def count_epochs(plan: Plan) -> int:
-    """Return how many epochs a trial trains after the dense network's."""
-    return sum(a.training.epochs for a in actions(plan) if isinstance(a, (Retrain, Scratch)))
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -207,6 +131,12 @@ def _act(
         state.notes += refit(state.model, dense, state.masks, data, action.spec, seed)
         state.pruned = _snapshot(state.model)
         kind, spent = "refit", time.perf_counter() - start
+    elif isinstance(action, CutTo):
+        state.model, note = pruned_to(state.model, data, action.spec, seed)
+        state.masks, state.pruned = None, _snapshot(state.model)
+        state.notes.append(note)
+        state.structured = state.compacted = True
+        kind, spent = "prune", time.perf_counter() - start
     elif isinstance(action, Compact):
         state.model, state.masks, note = compacted(state.model, state.masks, data)
         state.notes.append(note)
@@ -232,6 +162,10 @@ def _act(
         state.retrained = state.retrained or action.training.epochs > 0
         kind, spent = "retrain", history.seconds
     state.seconds[kind] = state.seconds.get(kind, 0.0) + spent
+
+
+def _fits(model: nn.Module, state: State) -> bool:
+    return all(tensor.shape == state[name].shape for name, tensor in model.state_dict().items())
 
 
 def _snapshot(model: nn.Module) -> State:
@@ -298,7 +232,8 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
 def _accuracies(data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
     networks: dict[str, nn.Module | None] = {"dense": dense, "pruned": None, "retrained": None}
     if state.pruned is not None:
-        networks["pruned"] = copy.deepcopy(dense if state.compacted else state.model)
+        full_size = state.compacted and not _fits(state.model, state.pruned)
+        networks["pruned"] = copy.deepcopy(dense if full_size else state.model)
         networks["pruned"].load_state_dict(state.pruned)
     if state.retrained:
         networks["retrained"] = state.model

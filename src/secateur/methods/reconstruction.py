@@ -16,16 +16,16 @@ from torch.nn import functional as F
 
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
 from secateur.measure.running import as_written, call_model, evaluating
-from secateur.measure.summary import aligned
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.names import canonical_modules, unwrapped
-from secateur.structure.units import Structure
+from secateur.structure.units import Slice, Structure
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PRODUCTS = {"linear", "addmm", "conv1d", "conv2d", "conv3d"}  # what these layers call
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
 
@@ -39,10 +39,8 @@ class Refit:
     skipped: Mapping[str, str]
 
     def __repr__(self) -> str:
-        rows = [("layer refitted", "error before", "after")]
-        rows += [(name, f"{old:.3%}", f"{new:.3%}") for name, (old, new) in self.layers.items()]
-        left = [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
-        return "\n".join([*aligned(rows, words=1), *left])
+        lines = [f"{name}: error {old:.3%} -> {new:.3%}" for name, (old, new) in self.layers.items()]
+        return "\n".join([*lines, *(f"skipped {name}: {reason}" for name, reason in self.skipped.items())])
 
 
 @torch.no_grad()
@@ -75,17 +73,16 @@ def reconstruct(
         raise BudgetError(f"ridge is {ridge}; a number from 0 is right")
     if isinstance(data, Iterator):
         raise CriterionError("reconstruct reads data several times; pass a list of batches or a DataLoader")
-    _check_dense(model, dense)
     layers, skipped = _readers(structure, model, dense, {} if masks is None else masks.bind(model).kept)
     found: dict[str, tuple[float, float]] = {}
-    again = "reconstruct (which reads data several times)"
     originals = {p: p.clone() for layer in layers.values() for p in layer.module.parameters()}
     try:
         with evaluating(model), evaluating(dense), as_written():
             calls = _calls(model, layers, data) if layers else {}
             for name, number in calls.items():
                 layer = layers.pop(name)  # its sums are large
-                if all(layer.see(model, dense, batch, number) for batch, _ in batches(data, again, model)):
+                pairs = batches(data, "reconstruct (which reads data several times)", model)
+                if all(layer.see(model, dense, inputs, number) for inputs, _ in pairs):
                     found[name] = layer.refit(name, ridge)
                 else:
                     skipped[name] = "it does not run on the same examples in both networks"
@@ -93,21 +90,18 @@ def reconstruct(
         for parameter, original in originals.items():
             parameter.copy_(original)
         raise
-    return Refit(found, skipped | dict.fromkeys(layers, "it never runs on the data given"))
-
-
-def _check_dense(model: nn.Module, dense: nn.Module) -> None:
-    both = [{n: (p.shape, p.device) for n, p in m.named_parameters()} for m in (model, dense)]
-    for name in both[0] | both[1]:
-        here, there = (f"{[*p[0]]} on {p[1]}" if p else "absent" for p in (m.get(name) for m in both))
-        if here != there:
-            raise ModelError(f"{name} is {there} in dense= and {here} in the model; give a copy of it")
+    return Refit(found, skipped | dict.fromkeys(layers, "its module is never called on the data given"))
 
 
 def _readers(
     structure: Structure, model: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor]
 ) -> tuple[dict[str, _Layer], dict[str, str]]:
     """Return the layers that read units lost since ``dense``, and why others that do are skipped."""
+    both = [{n: f"{[*p.shape]} on {p.device}" for n, p in m.named_parameters()} for m in (model, dense)]
+    for name in both[0] | both[1]:
+        here, there = (one.get(name, "absent") for one in both)
+        if here != there:
+            raise ModelError(f"{name} is {there} in dense= and {here} in the model; give a copy of it")
     gone, before = _gone(structure, model), _gone(structure, dense)
     lost = [name for name, units in gone.items() if (units & ~before[name]).any()]
     if not lost and any(units.any() for units in gone.values()):
@@ -115,16 +109,17 @@ def _readers(
     uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
     layers: dict[str, _Layer] = {}
     skipped: dict[str, str] = {}
-    reads = {part.name for group in lost for part in structure.groups[group].slices if part.reads}
-    for name in sorted(reads):
+    parts = [part for group in lost for part in structure.groups[group].slices]
+    for name in sorted({part.name for part in parts if part.reads or _columns(model, part)}):
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        shared = any(uses[parameter] > 1 for parameter in module.parameters())
+        users = {user for node, own in structure.walk.named.items() if own == name for user in node.users}
+        other = {str(user.target).removeprefix("aten.").partition(".")[0] for user in users} - _PRODUCTS
         if leaf != "weight" or not _plain(module):
             skipped[name] = f"a parameter of {type(module).__name__}, not of a plain Linear or Conv layer"
         elif getattr(module, "groups", 1) > 1:
             skipped[path] = f"a convolution in {module.groups} groups"
-        elif shared or (name, int(_turned(module))) in structure.walk.contracted:
+        elif other or any(uses[parameter] > 1 for parameter in module.parameters()):
             skipped[path] = "its parameters are used elsewhere too"
         elif (layer := _Layer(module, dense.get_submodule(path))).thinned(masks, f"{path}.".lstrip(".")):
             skipped[path] = "masks zero single weights too in its living rows and columns"
@@ -145,6 +140,12 @@ def _gone(structure: Structure, model: nn.Module) -> dict[str, Array]:
             alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
         found[name] = ~alive
     return found
+
+
+def _columns(model: nn.Module, part: Slice) -> bool:
+    """Whether a part is inputs of a layer that is not a plain product: grouped, or weight-normed."""
+    path = part.name.rpartition(".")[0].partition(".parametrizations")[0]
+    return part.dim == 1 and isinstance(model.get_submodule(path), (nn.Linear, *_CONVS))
 
 
 def _plain(module: nn.Module) -> bool:
