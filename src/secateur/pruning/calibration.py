@@ -75,7 +75,6 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
     """
     sums: dict[tuple[str, int], Tensor] = {}
     counts: dict[tuple[str, int], int] = {}
-    modules = dict(structure.model.named_modules())
     places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
 
     def watch(place: tuple[str, int], module: nn.Module, size: int, convolves: bool) -> Any:
@@ -92,9 +91,16 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     handles = []
+    parameters = dict(structure.model.named_parameters())
+    owners = {
+        id(parameter): (module, leaf)
+        for module in structure.model.modules()
+        for leaf, parameter in module._parameters.items()
+        if not isinstance(module, nn.Embedding)  # a tied one looks its rows up, it does not sum
+    }
     for name, dim in places:
-        path, _, leaf = name.rpartition(".")
-        module, weight = modules.get(path), dict(structure.model.named_parameters()).get(name)
+        weight = parameters.get(name)
+        module, leaf = owners.get(id(weight), (None, ""))
         if module is not None and weight is not None and leaf in ("weight", "weight_ih_l0", "weight_ih"):
             convolves = isinstance(module, nn.modules.conv._ConvNd)
             size = weight.shape[dim] * (module.groups if convolves and not module.transposed else 1)  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from secateur.pruning.criteria import Criterion, Magnitude, Rows
 from secateur.pruning.masks import Masks
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
-from secateur.pruning.structured import prune_units
+from secateur.pruning.structured import ParameterShare, prune_units
 from secateur.pruning.targets import Target, Targets, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.structure.units import Structure
@@ -65,7 +65,7 @@ class Block:
 def prune(
     model: nn.Module,
     criterion: Criterion | UnitCriterion,
-    budget: Budget,
+    budget: Budget | ParameterShare,
     *,
     shrinkage: Shrinkage | None = None,
     granularity: Block | None = None,
@@ -106,6 +106,8 @@ def prune(
         raise CriterionError(
             f"{type(criterion).__name__} ranks whole units: pass structure=trace(model, example_inputs)"
         )
+    if isinstance(budget, ParameterShare):
+        raise BudgetError("ParameterShare counts whole units: pass structure=; Global does it for weights")
     shrinkage = shrinkage or Hard()
     _check_choices(criterion, budget, granularity)
     if not isinstance(shrinkage, Hard) and not isinstance(criterion, Magnitude):

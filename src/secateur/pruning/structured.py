@@ -15,7 +15,7 @@ from secateur.errors import BudgetError, CriterionError, SecateurWarning, Target
 from secateur.pruning.budgets import LAMP, Budget, Global, PerLayer, Threshold, Uniform, check_share
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.masks import Masks
-from secateur.pruning.selection import Cut, Scores
+from secateur.pruning.selection import Cut, Scores, cut_globally
 from secateur.pruning.targets import matches
 from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
@@ -43,11 +43,9 @@ class ParameterShare:
     def __call__(self, scores: Mapping[str, Scores], weights: Mapping[str, Tensor]) -> dict[str, Cut]:
         values = torch.cat([scores[name].whole().double() for name in scores])
         sizes = torch.cat([weights[name].double() for name in scores])
-        order = values.argsort(stable=True)
-        reached = sizes[order].cumsum(0)
+        reached = sizes[values.argsort(stable=True)].cumsum(0)
         number = int((reached < self.sparsity * sizes.sum()).sum()) + (self.sparsity > 0)
-        limit = torch.inf if number >= len(values) else float(values[order[number]])
-        return {name: Cut(limit) for name in scores}
+        return cut_globally(list(scores.values()), min(number, len(values)))
 
 
 def prune_units(
@@ -75,6 +73,8 @@ def prune_units(
     if round_to < 1 or min_kept < 1:
         raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
     chosen = select_groups(structure, include, exclude)
+    if masks is not None and masks.model is not model:
+        masks = masks.bind(model)
     part = replace(structure, groups=chosen)
     raw = unit_scores(part, criterion, data, loss)
     gone = _already(part, masks)
@@ -82,6 +82,9 @@ def prune_units(
     if isinstance(budget, Global):
         # A smaller group keeps what it has; the budget takes more elsewhere.
         budget = replace(budget, min_kept=max(budget.min_kept, min(min_kept, *map(len, chosen.values()))))
+    if isinstance(budget, PerLayer):
+        shares = [(name, share) for p, share in budget.sparsity.items() for name in _named(part, p)]
+        budget = PerLayer(dict(reversed(shares)))
     sizes = {name: torch.full((len(g),), float(g.parameters)) for name, g in chosen.items()}
     cuts = budget(scores, sizes)
     doomed: dict[str, Array] = {}
@@ -94,6 +97,8 @@ def prune_units(
             notes.append(f"{name}: {back} units stay that the budget would take, to keep {min_kept}")
     for note in notes:
         warnings.warn(note, SecateurWarning, stacklevel=4)
+    if masks is not None:
+        masks.apply()
     mask_units(structure.model, structure, doomed)
     notes += [f"{name}: {int(g.sum())} of {len(g)} units masked" for name, g in doomed.items() if g.any()]
     return Masks(
@@ -135,6 +140,15 @@ def select_groups(
             )
         )
     return chosen
+
+
+def _named(structure: Structure, pattern: str) -> list[str]:
+    """Return the groups that a pattern of a PerLayer budget names."""
+    try:
+        return list(select_groups(structure, pattern, None))
+    except TargetError as error:
+        known = ", ".join(structure.groups)
+        raise BudgetError(f"PerLayer: {pattern!r} matches none of the targets: {known}") from error
 
 
 def _made(group: Group) -> list[Any]:

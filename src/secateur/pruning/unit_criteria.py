@@ -15,6 +15,7 @@ from torch import Tensor
 
 from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, operand_rms
+from secateur.pruning.criteria import Wanda
 from secateur.pruning.targets import find_targets
 from secateur.structure.capture import tensor_of
 from secateur.structure.units import Group, Slice, Structure
@@ -106,8 +107,14 @@ def unit_scores(
     """Return the scores of a criterion on units, or the sums of one on single weights."""
     if getattr(criterion, "whole_units", False):
         return dict(criterion(structure, data, loss))
-    names = {part.name for group in structure.groups.values() for part in group.slices if part.masked}
-    targets = find_targets(structure.model, include=sorted(names)) if names else {}
+    names = {
+        part.name
+        for group in structure.groups.values()
+        for part in group.slices
+        # What multiplies inputs has Wanda scores: a bias has none.
+        if part.masked and not (isinstance(criterion, Wanda) and _is_vector(structure, part))
+    }
+    targets = find_targets(structure.model, include=sorted(names))
     scores = criterion(targets, data, loss)
     found: dict[str, Tensor] = {}
     for name, group in structure.groups.items():
@@ -119,6 +126,10 @@ def unit_scores(
                 total += _gathered(whole.double().cpu(), part)
         found[name] = total
     return found
+
+
+def _is_vector(structure: Structure, part: Slice) -> bool:
+    return tensor_of(structure.model, part.name).dim() < 2
 
 
 def _by_group(structure: Structure, score: Any, normalise: bool) -> UnitScores:

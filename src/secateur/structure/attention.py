@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.errors import ModelError
+
 
 class PrunedAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` after heads or input channels have gone: same parameters by name,
@@ -85,7 +87,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def pruned(module: nn.MultiheadAttention) -> None:
     """Turn a module whose tensors have been cut into a :class:`PrunedAttention`, in place."""
     if module.bias_k is not None or module.add_zero_attn:
-        raise NotImplementedError("nn.MultiheadAttention with bias_k, bias_v or add_zero_attn")
+        raise ModelError("nn.MultiheadAttention with bias_k, bias_v or add_zero_attn cannot lose heads")
     inner = module.out_proj.weight.shape[1]
     module.__class__ = PrunedAttention
     module.num_heads = inner // module.head_dim

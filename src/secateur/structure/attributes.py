@@ -264,7 +264,8 @@ def _is_sizes(value: Any) -> bool:
         return (
             bool(value)
             and len(value) < 16
-            and all(_is_sizes(v) for v in value)
+            and any(map(_is_sizes, value))
+            and all(isinstance(v, int) for v in value)
             and type(value) in (list, tuple)
         )
     return isinstance(value, int) and value > 1

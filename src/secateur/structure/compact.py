@@ -50,7 +50,7 @@ def compact(
     structure = structure or trace(model, args, kwargs=named)
     work = copied(model)
     found = find_dead(work, structure)
-    trial = _Trial(model, work, structure, args, named)
+    trial = _Trial(model, work, structure, args, named, found.folded)
     doomed, changes, small, withdrawn, error = trial.search(found.doomed)
     found.kept.update(withdrawn)
     removed = removed_by(structure, doomed)
@@ -82,11 +82,14 @@ class _Trial:
         structure: Structure,
         args: tuple[Any, ...],
         named: dict[str, Any],
+        folded: int,
     ) -> None:
         self.model, self.work, self.structure = model, work, structure
         generator = torch.Generator().manual_seed(0)
         self.draws = [(args, named), (redrawn(args, generator), redrawn(named, generator))]
-        self.dtype = self._widest()
+        self.dtype, self.folded = self._widest(), folded
+        floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
+        self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
         self.wanted = [self._expected(draw) for draw in self.draws]
 
     def _widest(self) -> torch.dtype:
@@ -104,7 +107,9 @@ class _Trial:
         return call(wide, *as_dtype(draw, self.dtype))
 
     def tolerance(self) -> float:
-        return TOLERANCE[self.dtype]
+        """How far off outputs may be: rounding, and that of biases that took up a constant."""
+        rounding = 32 * torch.finfo(self.narrowest).eps if self.folded else 0.0
+        return max(TOLERANCE[self.dtype], rounding)
 
     def search(
         self, doomed: Mapping[str, Array]
@@ -117,21 +122,23 @@ class _Trial:
                 return current, changes, small, withdrawn, error
             if not current:
                 raise ModelError(
-                    f"{type(self.model).__name__} is not equal to its own copy (relative error {error:.1e}): "
-                    f"is its forward random in eval mode? {failure}"
+                    f"{type(self.model).__name__} with its dead units zeroed is not equal to the model "
+                    f"itself (relative error {error:.1e}); is its forward random in eval mode? {failure}"
                 )
             blamed = self._blamed(current, stack) or self._halved(current)
             for name in blamed:
-                withdrawn[name] = (
-                    f"its removal breaks the forward: {failure or f'outputs off by {error:.1e}'}"
-                )
+                why = failure or f"outputs off by {error:.1e}"
+                withdrawn[name] = f"its removal breaks the forward: {why}"
                 del current[name]
 
     def attempt(self, doomed: Mapping[str, Array]) -> tuple[nn.Module, list[Change], float, str, list[str]]:
         """Cut a copy, adjust its attributes, and compare; returns what came of it."""
         removed = removed_by(self.structure, doomed)
         small = copied(self.work)
-        cut(small, removed)
+        try:
+            cut(small, removed)
+        except ModelError as error:
+            return small, [], float("inf"), str(error), []
         wide = copied(small).to(self.dtype)
         sizes = changed_sizes(self.structure, removed)
 
@@ -206,7 +213,11 @@ def _migrated(
         raise ModelError(
             "the optimizer holds parameters that are not the model's; make it from model.parameters()"
         )
-    moved = copy.copy(optimizer)
+    moved = object.__new__(type(optimizer))  # copy.copy would drop what a subclass keeps of its own
+    moved.__dict__.update(optimizer.__dict__)
+    for name, value in vars(optimizer).items():
+        if isinstance(value, list) and value and all(id(part) in new_of for part in value):
+            moved.__dict__[name] = [new_of[id(part)][1] for part in value]  # LBFGS's own list
     moved._optimizer_step_pre_hooks = OrderedDict()
     moved._optimizer_step_post_hooks = OrderedDict()
     moved.param_groups = [
@@ -215,6 +226,8 @@ def _migrated(
     moved.state = defaultdict(dict)
     for old, state in optimizer.state.items():
         name, new = new_of[id(old)]
+        if any(isinstance(v, torch.Tensor) and v.dim() and v.shape != old.shape for v in state.values()):
+            continue  # LBFGS's history of the whole network: it starts anew
         moved.state[new] = {
             key: sliced(value, name, removed).clone()
             if isinstance(value, torch.Tensor) and value.shape == old.shape
@@ -225,7 +238,10 @@ def _migrated(
 
 
 def _rebound(masks: Any, small: nn.Module, removed: Removed) -> Any:
-    return type(masks)(small, {n: sliced(m, n, removed) for n, m in masks.items()}, notes=masks.notes)
+    parameters = dict(small.named_parameters())
+    # A bias entry that took up a constant is needed, masked or not.
+    kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in masks.items()}
+    return type(masks)(small, kept, notes=masks.notes)
 
 
 def _count(model: nn.Module) -> int:

@@ -174,6 +174,7 @@ def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transpos
     if per_in == 1:
         walk.labels.tie(inputs, group)
     else:
+        walk.consumed.append(inputs)
         inside = walk.fresh(per_in) if transposed or w.dims[1] is None else w.dims[1]
         walk.labels.cell([inputs], [np.repeat(group, per_in), np.tile(inside, groups)])
     made = walk.fresh(groups * per_out) if transposed else rows

@@ -21,7 +21,7 @@ from secateur.structure.surgery import copied, mask_units
 from secateur.structure.units import Group, Structure
 from secateur.structure.verify import randomise, redrawn
 
-_DRAWS = 6
+_DRAWS, _LOOKS = 6, 40
 
 
 @dataclass
@@ -69,6 +69,13 @@ def _alive(work: nn.Module, group: Group, wanted) -> Array:  # type: ignore[no-u
     return alive
 
 
+def _scales(work: nn.Module, name: str) -> bool:
+    """Whether zeros in a tensor can make a unit constant: weights and norms' scales, not biases."""
+    return tensor_of(work, name).dim() > 1 or name.endswith(
+        ("weight", "weight_g", "original0", "scale", "gamma")
+    )
+
+
 def _readers(structure: Structure) -> dict[str, list[Read]]:
     """Return by group the places that read its units, where those are all that read them."""
     walk, classes = structure.walk, structure.classes
@@ -99,7 +106,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
     for name, group in structure.groups.items():
         some = np.zeros(len(group), dtype=bool)
         for part in group.slices:
-            if not part.reads and part.masked and readers[name]:
+            if not part.reads and part.masked and readers[name] and _scales(work, part.name):
                 some |= ~_alive(work, group, lambda p, part=part: p is part)
         some &= ~found.doomed[name]
         if some.any():
@@ -108,6 +115,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         return False
     reads = {read for name in candidates for read in readers[name]}
     values, constant = _observed(work, structure, reads)
+    once = {read.weight: sum(r.weight == read.weight for r in structure.walk.reads) == 1 for read in reads}
     changed = False
     for name, some in candidates.items():
         group = structure.groups[name]
@@ -121,7 +129,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
             part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
             zero = (values[read].numpy()[part.indices] == 0).all(1)
             fit_zero &= zero
-            foldable = read.bias is not None and not read.padded
+            foldable = read.bias is not None and not read.padded and once[read.weight]
             level |= bool((fit & ~zero).any()) and not foldable
             if not foldable:
                 fit &= zero
@@ -157,24 +165,31 @@ def _observed(
     values: dict[Read, Tensor] = {}
     constant: dict[Read, Array] = {}
     generator = torch.Generator().manual_seed(1)
-    state = copied(work)
-    for draw in range(_DRAWS + 1):
-        if draw > 1:
-            state = copied(work)
+    example = structure.captured.args, structure.captured.kwargs
+    before: dict[Read, Tensor] = {}
+    draws = _DRAWS
+    draw = 0
+    while draw < draws:
+        state = copied(work)
+        if draw:
             randomise(state, draw)
-        args = structure.captured.args, structure.captured.kwargs
-        args = args if draw == 0 else (redrawn(args[0], generator), redrawn(args[1], generator))
-        seen: dict[fx.Node, Tensor] = {}
-        Watcher(structure, state, {read.operand for read in reads}, seen.__setitem__).run_on(*args)
-        for read in reads:
-            operand = seen[read.operand].movedim(read.dim, 0)
-            flat = operand.reshape(operand.shape[0], -1)
-            same = (flat == flat[:, :1]).all(1).cpu().numpy()
-            if draw == 0:
-                values[read] = flat[:, 0].double().cpu()
-                constant[read] = same
-            else:
-                constant[read] &= same
-                if draw == 1:
-                    constant[read] &= (flat[:, 0].double().cpu() == values[read]).numpy()
+        # The same weights on two inputs: one position alone is the same everywhere.
+        for look in range(2):
+            args, named = example if draw == look == 0 else redrawn(example, generator)
+            seen: dict[fx.Node, Tensor] = {}
+            Watcher(structure, state, {read.operand for read in reads}, seen.__setitem__).run_on(args, named)
+            for read in reads:
+                operand = seen[read.operand].movedim(read.dim, 0)
+                flat = operand.reshape(operand.shape[0], -1).double().cpu()
+                first = flat[:, 0] if look == 0 else before[read]
+                same = (flat == first[:, None]).all(1).numpy()
+                if draw == look == 0:
+                    values[read], constant[read] = first, same
+                    if flat.shape[1] < _LOOKS // _DRAWS:
+                        draws = _LOOKS  # a relu may be at rest by chance on a few positions
+                # What is zero must stay zero whatever the surviving weights are.
+                zero = (values[read] != 0) | (flat == 0).all(1)
+                constant[read] &= same & zero.numpy()
+                before[read] = first
+        draw += 1
     return values, constant

@@ -106,10 +106,13 @@ def as_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 
 def redrawn(value: Any, generator: torch.Generator) -> Any:
-    """Return nested arguments with their floating-point tensors replaced by others of their scale."""
+    """Return nested arguments with other numbers: of the same scale, or integers in the same range."""
     if isinstance(value, Tensor):
-        if not value.is_floating_point() or not value.numel():
+        if not value.numel() or value.dtype == torch.bool or value.is_complex():
             return value
+        if not value.is_floating_point():
+            low, high = min(0, int(value.min())), int(value.max()) + 1
+            return torch.randint(low, high, value.shape, generator=generator).to(value)
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         deviation = value.std() if value.numel() > 1 else value.abs().mean()
         return value.mean() + noise * deviation.clamp(min=1e-3)
