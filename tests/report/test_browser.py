@@ -107,7 +107,7 @@ def test_the_page_works_at_every_width(chromium, tmp_path, width):
     seen = look(chromium, tmp_path, width)
     assert seen["complaints"] == []
     assert [r for r in seen["requests"] if not r.startswith("data:")] == []
-    assert seen["drawn"] == [True] * 5
+    assert seen["drawn"] == [True] * 6
     assert all(marks > 0 for marks in seen["marks"])
     assert seen["inner"] == width
     assert seen["wide"] <= width, "nothing but tables, in boxes of their own, scrolls sideways"

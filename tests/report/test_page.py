@@ -28,7 +28,7 @@ def test_every_section_is_there(text):
                   "Beside the quoted figures",
         "Twenty points of an honest report", "Environment", "Recipe"):  # fmt: skip
         assert f"<h2>{title}" in text
-    assert len(figures_in(text)) == 5
+    assert len(figures_in(text)) == 6
 
 
 def test_what_users_name_is_escaped(text):
@@ -68,3 +68,16 @@ def test_several_studies_share_one_page(tmp_path):
     names = [trace["name"] for trace in figures_in(text)["plot0"]["data"]]
     assert any(name.startswith("first") for name in names)
     assert any(name.startswith("second") for name in names)
+
+
+def test_parameters_and_non_zeros_are_both_drawn():
+    """Zeros alone leave the parameters as many: two curves for each method, one of them flat."""
+    from secateur.report.aggregate import all_groups
+    from secateur.report.figures import counts_plot
+
+    plot = counts_plot(all_groups([study()]))
+    nonzero, parameters = plot["data"][:2]
+    assert nonzero["name"].endswith("non-zero")
+    assert parameters["name"].endswith("parameters")
+    assert len(nonzero["x"]) == len(parameters["x"]) > 1
+    assert nonzero["y"] != parameters["y"]

@@ -12,7 +12,7 @@ def test_every_plot_becomes_a_file(tmp_path, kind, start):
         f"accuracy-against-sparsity.{kind}",
         f"accuracy-against-compression-rate.{kind}",
     ]
-    assert len(paths) == 5
+    assert len(paths) == 6
     for path in paths:
         assert path.read_bytes().startswith(start)
         assert path.stat().st_size > 5000

@@ -28,9 +28,11 @@ def catalog() -> dict[str, dict[str, str]]:
         "shrinkage": "shrinkages",
         "schedule": "schedules",
     }
-    for kind, module in MODULES.items():
-        lines = {name: _first_line(f"secateur.{module}", public) for name, public in choices(kind).items()}
-        found[plural[kind]] = lines
+    for kind in MODULES:
+        found[plural[kind]] = {
+            name: _first_line(f"secateur.{secateur.PUBLIC[public]}", public)
+            for name, public in choices(kind).items()
+        }
     return found
 
 
