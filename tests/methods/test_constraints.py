@@ -1,0 +1,75 @@
+"""prune_to: the constraint is met with as few units as it takes, and the model stays."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import BudgetError, TargetError
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    ).eval()  # fmt: skip
+
+
+X = torch.randn(2, 3, 9, 10)
+
+
+@pytest.mark.parametrize("name", ["macs", "parameters"])
+@pytest.mark.parametrize("left", [0.8, 0.5, 0.2])
+def test_the_share_left_is_met_and_not_by_far(net, name, left):
+    before = copy.deepcopy(net.state_dict())
+    small, proof = sc.prune_to(net, X, **{name: left})
+    old, new = getattr(proof, name)
+    assert new <= left * old
+    assert new > 0.6 * left * old  # one unit more would not have been much
+    assert proof.max_error < 1e-9
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+    assert small(X).shape == (2, 5)
+
+
+def test_one_unit_fewer_removed_would_not_do(net):
+    _, proof = sc.prune_to(net, X, parameters=0.5, criterion=sc.L1Norm())
+    removed = sum(number for number, _ in proof.removed.values())
+    masked = copy.deepcopy(net)
+    structure = sc.trace(masked, X)
+    sc.prune(masked, sc.L1Norm(), sc.Global((removed - 1) / 20), structure=structure)
+    _, less = sc.compact(masked, X)
+    assert less.parameters[1] > 0.5 * less.parameters[0]
+
+
+def test_latency_is_measured(net):
+    _, proof = sc.prune_to(net, X, latency_ms=1000.0)
+    assert proof.parameters[0] == proof.parameters[1]  # met as it is: nothing goes
+    with pytest.raises(BudgetError, match="latency_ms=1e-06 cannot be met"):
+        sc.prune_to(net, X, latency_ms=1e-6)
+
+
+def test_the_rest_is_as_in_prune(net):
+    _, proof = sc.prune_to(net, X, parameters=0.7, include="0", round_to=4, min_kept=3)
+    assert list(proof.removed) == ["0 -> 2"]
+    assert (8 - proof.removed["0 -> 2"][0]) % 4 == 0
+    with pytest.raises(TargetError, match="matches no group"):
+        sc.prune_to(net, X, parameters=0.7, include="nothing")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "exactly one of"),
+        ({"macs": 0.5, "parameters": 0.5}, "exactly one of"),
+        ({"macs": 1.5}, "share between 0 and 1"),
+        ({"latency_ms": -1.0}, "positive number of milliseconds"),
+        ({"parameters": 0.001}, "cannot be met"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(net, limits, message):
+    with pytest.raises(BudgetError, match=message):
+        sc.prune_to(net, X, **limits)
