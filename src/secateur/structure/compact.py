@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,16 @@ from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
 from secateur.structure.surgery import Removed, copied, cut, mask_units, removed_by, sliced
 from secateur.structure.units import Structure, trace
-from secateur.structure.verify import TOLERANCE, Proof, as_dtype, call, difference, randomise, redrawn
+from secateur.structure.verify import (
+    TOLERANCE,
+    Proof,
+    Widened,
+    as_dtype,
+    call,
+    difference,
+    randomise,
+    redrawn,
+)
 
 
 def compact(
@@ -39,7 +49,8 @@ def compact(
 
     ``optimizer``: one that trains ``model``; its like for the small model, with momentum and Adam's
     moments cut to size, is ``proof.optimizer``. ``masks``: masks held on ``model``; the same for the
-    small model is ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time.
+    small model is ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to
+    save time, or because it was made with ``streams=True``.
 
     Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay
     (their zeros too) and ``proof.kept`` says so. Raises ModelError where the model cannot be captured,
@@ -90,7 +101,14 @@ class _Trial:
         self.dtype, self.folded = self._widest(), folded
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-        self.wanted = [self._expected(draw) for draw in self.draws]
+        self.widened = structure.walk.streams and self.dtype == torch.float64
+        try:
+            self.wanted = [self._expected(draw) for draw in self.draws]
+        except (RuntimeError, TypeError, ValueError):
+            if not self.widened:
+                raise
+            self.widened = False
+            self.wanted = [self._expected(draw) for draw in self.draws]
 
     def _widest(self) -> torch.dtype:
         """float64 where the model runs in it, else float32."""
@@ -104,7 +122,13 @@ class _Trial:
 
     def _expected(self, draw: Any) -> Any:
         wide = copied(self.model).to(self.dtype)
-        return call(wide, *as_dtype(draw, self.dtype))
+        return self._call(wide, draw)
+
+    def _call(self, wide: nn.Module, draw: Any) -> Any:
+        """Run a model of the proof's dtype; under streams also what its forward casts to float32 for,
+        norms above all, which do not round the same over fewer channels."""
+        with Widened() if self.widened else nullcontext():
+            return call(wide, *as_dtype(draw, self.dtype))
 
     def tolerance(self) -> float:
         """How far off outputs may be: rounding, and that of biases that took up a constant."""
@@ -119,7 +143,7 @@ class _Trial:
         while True:
             small, changes, error, failure, stack = self.attempt(current)
             if error <= self.tolerance():
-                return current, changes, small, withdrawn, error
+                return current, changes, small, withdrawn, self._stored(small, error)
             if not current:
                 raise ModelError(
                     f"{type(self.model).__name__} with its dead units zeroed is not equal to the model "
@@ -139,11 +163,13 @@ class _Trial:
             cut(small, removed)
         except ModelError as error:
             return small, [], float("inf"), str(error), []
-        wide = copied(small).to(self.dtype)
+        # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
+        wide = copied(self.work).to(self.dtype)
+        cut(wide, removed)
         sizes = changed_sizes(self.structure, removed)
 
         def run() -> list[Any]:
-            return [call(wide, *as_dtype(draw, self.dtype)) for draw in self.draws]
+            return [self._call(wide, draw) for draw in self.draws]
 
         changes, attempt = adjust(
             wide, sizes, run, lambda outputs: difference(self.wanted, outputs) <= self.tolerance()
@@ -155,6 +181,14 @@ class _Trial:
         for change in changes:
             change.apply(small)
         return small, changes, difference(self.wanted, attempt.outputs), "", []
+
+    def _stored(self, small: nn.Module, error: float) -> float:
+        """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
+        if not self.structure.walk.streams:
+            return error
+        wide = copied(small).to(self.dtype)
+        found = [self._call(wide, draw) for draw in self.draws]
+        return max(error, difference(self.wanted, found))
 
     def prove_randomised(
         self, doomed: Mapping[str, Array], changes: list[Change]
@@ -169,8 +203,7 @@ class _Trial:
         for change in changes:
             change.apply(small)
         for draw in self.draws:
-            wide = as_dtype(draw, self.dtype)
-            worst = max(worst, difference(call(masked, *wide), call(small, *wide)))
+            worst = max(worst, difference(self._call(masked, draw), self._call(small, draw)))
         if worst > self.tolerance():
             raise ModelError(
                 f"{type(self.model).__name__}: the small network equals the masked one on these weights and "

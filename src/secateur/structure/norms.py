@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import fx
 
+from secateur.structure.normalisation import LAYER, PrunedLayerNorm
 from secateur.structure.propagate import Value, Walk
 
 NORMALISED = "normalised over"
+STRANGE = f"{NORMALISED}, and not by a plain nn.LayerNorm or nn.RMSNorm with a weight over one dim"
+LEVEL = f"{NORMALISED} where what goes is not zero"
 
 
 def _batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value | list[Value]:
@@ -43,13 +46,68 @@ def _layer_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     value: Value = a["input"]
     number = len(a["normalized_shape"])
     first = len(value.shape) - number
-    walk.freeze(value, range(first, len(value.shape)), NORMALISED)
+    reason = _stays(walk, node, a)
+    if reason is None:
+        return _stream(walk, value, [a[part] for part in ("weight", "bias") if a.get(part) is not None])
+    walk.freeze(value, range(first, len(value.shape)), reason)
     for part in (a.get("weight"), a.get("bias")):
         if isinstance(part, Value):
-            walk.freeze(part, range(number), NORMALISED)
+            walk.freeze(part, range(number), reason)
     out = value.copy()
     out.zero = [False] * len(out.shape)
     return out
+
+
+def _stays(walk: Walk, node: fx.Node, a: dict[str, Any]) -> str | None:
+    """Why a norm's dim stays, or None where surgery keeps it exact."""
+    if not walk.streams:
+        return NORMALISED
+    module, name = walk.module(node), walk.owner.get(id(a.get("weight")))
+    if walk.norm_kind(node) is None or module is None or name is None or len(a["normalized_shape"]) > 1:
+        return STRANGE
+    if walk.captured.tensor(name) is not module._parameters.get("weight"):
+        return STRANGE
+    value: Value = a["input"]
+    return None if value.zero[-1] or value.dims[-1] is None else LEVEL
+
+
+def _stream(walk: Walk, value: Value, affine: list[Value]) -> Value:
+    """A norm over a residual stream: what goes is zero before it, and is masked behind it."""
+    last = len(value.shape) - 1
+    if value.dims[last] is not None:
+        walk.consumed.append(value.dims[last])  # type: ignore[arg-type]
+    out = value.copy()
+    out.dims[last] = walk.join([(value, last), *((part, 0) for part in affine)])
+    out.zero = [False] * len(out.shape)
+    out.zero[last] = all(part.zero[0] for part in affine)
+    return out
+
+
+def repaired(walk: Walk, node: fx.Node, value: Value, dims: list[int]) -> bool:
+    """Whether surgery mends a reduction: the one inside a written-out norm over a residual stream."""
+    if not walk.streams or dims != [len(value.shape) - 1]:
+        return False
+    kind = walk.norm_kind(node)
+    name = node.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
+    square = _squared(node.args[0])
+    if kind == LAYER:
+        # Its first sum, over the stream itself, is not mended: that one freezes what is not zero.
+        return name == "sum" and square and type(walk.module(node)) is PrunedLayerNorm
+    return kind is not None and name == "mean" and square and value.zero[-1]
+
+
+def _squared(node: Any) -> bool:
+    """Whether a node is the square of something."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    name = str(node.target).split(".")[1] if "." in str(node.target) else ""
+    if name in ("to", "_to_copy", "contiguous", "float"):
+        return _squared(node.args[0])
+    if name == "mul":
+        return node.args[0] is node.args[1]
+    return name == "square" or (
+        name == "pow" and isinstance(node.args[1], (int, float)) and node.args[1] == 2
+    )
 
 
 def _group_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:

@@ -17,187 +17,10 @@ from secateur.structure import contractions, norms
 from secateur.structure.movement import move
 from secateur.structure.probe import carries, zeros_stay
 from secateur.structure.propagate import UNPRUNABLE, Value, Walk, getitem, plain_of, values_in
+from secateur.structure.tables import MOVES, POINTWISE, SAME, names
 
 Arguments = dict[str, Any]
 Rule = Callable[[Walk, fx.Node, Arguments], Any]
-
-
-def names(text: str) -> list[str]:
-    """Return the words of a table of operator names."""
-    return text.split()
-
-
-MOVES = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "_reshape_alias",
-        "permute",
-        "transpose",
-        "t",
-        "mT",
-        "adjoint",
-        "numpy_T",
-        "expand",
-        "expand_as",
-        "repeat",
-        "repeat_interleave",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "unsafe_split",
-        "unsafe_chunk",
-        "unbind",
-        "unflatten",
-        "flatten",
-        "squeeze",
-        "unsqueeze",
-        "roll",
-        "flip",
-        "fliplr",
-        "flipud",
-        "pad",
-        "constant_pad_nd",
-        "zero_pad2d",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "replication_pad1d",
-        "replication_pad2d",
-        "reflect_pad",
-        "unfold",
-        "im2col",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "native_channel_shuffle",
-        "index",
-        "index_select",
-        "narrow",
-        "movedim",
-        "moveaxis",
-        "swapaxes",
-        "swapdims",
-        "tile",
-        "rot90",
-        "diagonal",
-        "view_as",
-        "reshape_as",
-        "take_along_dim",
-        "unsafe_split_with_sizes",
-        "split_copy",
-        "squeeze_copy",
-    ]
-)
-SAME = frozenset(
-    [
-        "contiguous",
-        "clone",
-        "alias",
-        "detach",
-        "to",
-        "_to_copy",
-        "type_as",
-        "dropout",
-        "dropout_",
-        "feature_dropout",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "lift_fresh_copy",
-        "lift_fresh",
-        "detach_",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "requires_grad_",
-        "cpu",
-        "cuda",
-        "resolve_conj",
-        "resolve_neg",
-        "native_dropout",
-        "view_dtype",
-    ]
-)
-POINTWISE = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "mish",
-        "selu",
-        "elu",
-        "celu",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "leaky_relu",
-        "softplus",
-        "tanh",
-        "sigmoid",
-        "log_sigmoid",
-        "logsigmoid",
-        "where",
-        "masked_fill",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "lerp",
-        "addcmul",
-        "addcdiv",
-        "threshold",
-        "rsub",
-        "square",
-        "softshrink",
-        "hardshrink",
-        "tanhshrink",
-        "softsign",
-        "pow",
-        "sub",
-        "add",
-        "mul",
-        "div",
-        "true_divide",
-        "floor_divide",
-        "remainder",
-        "maximum",
-        "minimum",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "logical_xor",
-        "__and__",
-        "__or__",
-        "eq",
-        "ne",
-        "lt",
-        "gt",
-        "le",
-        "ge",
-        "rrelu",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_not",
-        "isnan",
-        "isinf",
-        "nan_to_num",
-        "abs",
-        "neg",
-        "exp",
-        "log",
-        "sqrt",
-        "rsqrt",
-        "erf",
-        "sin",
-        "cos",
-    ]
-)
 
 
 def apply(walk: Walk, node: fx.Node) -> Any:
@@ -421,10 +244,11 @@ def _reduce(zero_safe: bool) -> Rule:
         if dims is None or dims == []:
             dims = list(range(len(value.shape)))
         dims = [d % len(value.shape) for d in ([dims] if isinstance(dims, int) else dims)]
+        mended = norms.repaired(walk, node, value, dims)
         for dim in dims:
             if value.dims[dim] is not None:
                 walk.consumed.append(value.dims[dim])  # type: ignore[arg-type]
-            if not (zero_safe and value.zero[dim]):
+            if not (mended or (zero_safe and value.zero[dim])):
                 walk.freeze(value, [dim], f"reduced by {node.target._schema.name.split('::')[-1]}")  # type: ignore[union-attr]
         out = plain_of(node.meta["val"])
         for result in values_in(out):
@@ -514,33 +338,12 @@ RULES: dict[str, Rule] = {
     "prelu": _prelu,
     **dict.fromkeys(["sum", "linalg_vector_norm", "norm"], _reduce(True)),
     **dict.fromkeys(
-        [
-            "mean",
-            "amax",
-            "amin",
-            "max",
-            "min",
-            "var",
-            "std",
-            "var_mean",
-            "std_mean",
-            "prod",
-            "argmax",
-            "argmin",
-            "any",
-            "all",
-            "logsumexp",
-            "median",
-            "nansum",
-            "aminmax",
-            "topk",
-            "count_nonzero",
-            "sort",
-            "argsort",
-            "cumsum",
-            "cumprod",
-            "multinomial",
-        ],
+        names(
+            """
+            mean amax amin max min var std var_mean std_mean prod argmax argmin any all logsumexp
+            median nansum aminmax topk count_nonzero sort argsort cumsum cumprod multinomial
+            """
+        ),
         _reduce(False),
     ),
     **dict.fromkeys(
@@ -548,32 +351,16 @@ RULES: dict[str, Rule] = {
         _along,
     ),
     **dict.fromkeys(
-        [
-            "max_pool1d",
-            "max_pool2d",
-            "max_pool3d",
-            "max_pool2d_with_indices",
-            "avg_pool1d",
-            "avg_pool2d",
-            "avg_pool3d",
-            "adaptive_avg_pool1d",
-            "adaptive_avg_pool2d",
-            "adaptive_avg_pool3d",
-            "_adaptive_avg_pool2d",
-            "adaptive_max_pool1d",
-            "adaptive_max_pool2d",
-            "adaptive_max_pool3d",
-            "upsample_nearest1d",
-            "upsample_nearest2d",
-            "upsample_nearest3d",
-            "upsample_bilinear2d",
-            "upsample_bicubic2d",
-            "upsample_trilinear3d",
-            "upsample_linear1d",
-            "lp_pool2d",
-            "_upsample_bicubic2d_aa",
-            "_upsample_bilinear2d_aa",
-        ],
+        names(
+            """
+            max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d
+            avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+            _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+            upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+            upsample_bicubic2d upsample_trilinear3d upsample_linear1d lp_pool2d
+            _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+            """
+        ),
         _spatial,
     ),
     **dict.fromkeys(["zeros", "new_zeros"], _factory(True)),
@@ -581,23 +368,12 @@ RULES: dict[str, Rule] = {
     "zeros_like": _like(True),
     **dict.fromkeys(["ones_like", "full_like"], _like(False)),
     **dict.fromkeys(
-        [
-            "copy_",
-            "copy",
-            "index_put",
-            "index_put_",
-            "slice_scatter",
-            "select_scatter",
-            "scatter",
-            "scatter_",
-            "scatter_add",
-            "masked_scatter",
-            "fill_",
-            "index_add",
-            "index_add_",
-            "index_copy",
-            "gather",
-        ],
+        names(
+            """
+            copy_ copy index_put index_put_ slice_scatter select_scatter scatter scatter_
+            scatter_add masked_scatter fill_ index_add index_add_ index_copy gather
+            """
+        ),
         _write,
     ),
     "size": _size,

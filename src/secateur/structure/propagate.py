@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from secateur.structure.capture import Captured
 from secateur.structure.labels import Array, Labels
+from secateur.structure.normalisation import kind_of
 
 OUTPUT = "model output"
 UNUSED = "this forward does not use it"
@@ -65,10 +66,13 @@ class Walk:
 
     ``named``: parameters by node; ``owner``: by value; ``reads`` and ``contracted``: where parameters
     sum over activations; ``consumed``: labels summed over in any other way; ``macs`` by weight;
-    ``unmasked``: dims of parameters that masking leaves alone; ``parts``: pieces cut from a dim.
+    ``unmasked``: dims of parameters that masking leaves alone; ``parts``: pieces cut from a dim;
+    ``streams``: norms that surgery keeps exact freeze nothing; ``kinds``: by module path what it
+    normalises like.
     """
 
     captured: Captured
+    streams: bool = False
     labels: Labels = field(default_factory=Labels)
     parameters: dict[str, Value] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
@@ -81,6 +85,7 @@ class Walk:
     contracted: set[tuple[str, int]] = field(default_factory=set)
     owner: dict[int, str] = field(default_factory=dict)
     consumed: list[Array] = field(default_factory=list)
+    kinds: dict[str, str | None] = field(default_factory=dict)
 
     # -- relations ---------------------------------------------------------------------------
 
@@ -203,6 +208,26 @@ class Walk:
         return fx.map_arg(args, lambda n: self.constants[n] if n in self.constants else self.values.get(n))
 
     # -- looking things up --------------------------------------------------------------------
+
+    def innermost(self, node: fx.Node) -> str | None:
+        """Return the path of the module whose forward calls a node."""
+        stack = node.meta.get("nn_module_stack")
+        return str(list(stack.values())[-1][0]).partition("@")[0] if stack else None
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module whose forward calls a node."""
+        path = self.innermost(node)
+        try:
+            return None if path is None else self.captured.model.get_submodule(path)
+        except AttributeError:
+            return None
+
+    def norm_kind(self, node: fx.Node) -> str | None:
+        """Return what the module around a node normalises like, if surgery can keep that exact."""
+        path = self.innermost(node)
+        if path is not None and path not in self.kinds:
+            self.kinds[path] = kind_of(self.module(node))
+        return None if path is None else self.kinds[path]
 
     def argument(self, arg: Any) -> Any:
         """Return an argument with nodes replaced by their values."""

@@ -1,13 +1,14 @@
 """Save a reshaped model and load it into a fresh one of its class: safetensors and JSON, no pickle.
 
-What a file holds: every parameter and buffer (tied ones once), and for every module its class and the
-integer attributes that say how large it is. Loading builds nothing and runs nothing from the file: the
-caller makes the original, full-size model, and it is given the saved shapes.
+What a file holds: every parameter and buffer (tied ones once), and for every module its class, the
+integer attributes that say how large it is, and the eps of an RMSNorm. Loading builds nothing and runs
+nothing from the file: the caller makes the original, full-size model, and it is given the saved shapes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,19 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError, StorageError, nearest
 from secateur.storage import load_tensors, save_tensors
+from secateur.structure import normalisation
 from secateur.structure.attention import PrunedAttention, pruned
 from secateur.structure.attributes import settings_of
 from secateur.structure.capture import first_names
 from secateur.structure.names import unwrapped
+from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
 
-FORMAT = "model 1"
+FORMAT = "model 2"
+# What surgery makes of a module of torch's, by what a fresh model has there.
+_PRUNED: dict[type[nn.Module], type[nn.Module]] = {
+    PrunedAttention: nn.MultiheadAttention,
+    PrunedLayerNorm: nn.LayerNorm,
+}
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -35,9 +43,8 @@ def save(model: nn.Module, path: str | Path) -> None:
         "class": _class_of(model),
         "tied": {name: first for name, first in names.items() if first != name},
         "modules": {path: [_class_of(module), _sizes(module)] for path, module in model.named_modules()},
-        "sha256": _digest(tensors),
     }
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -51,15 +58,18 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") != FORMAT:
         raise StorageError(f"{path}: not a model saved by secateur (its metadata lack 'secateur: {FORMAT}')")
-    if metadata.get("sha256") != _digest(tensors):
-        raise StorageError(f"{path}: its tensors are not those that were saved: changed or damaged since")
+    digest = metadata.pop("sha256", None)
+    if digest != _digest(tensors, metadata):
+        raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
     _check_modules(model, metadata, path)
     _check_names(model, tensors, metadata["tied"], path)
     _fill(model, tensors, metadata["tied"])
     for place, module in list(model.named_modules()):
         kind, sizes = metadata["modules"][place]
-        if kind.endswith(f".{PrunedAttention.__name__}") and not isinstance(module, PrunedAttention):
+        if kind == _class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
             pruned(module)  # type: ignore[arg-type]
+        elif kind == _class_of_type(PrunedLayerNorm):
+            normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
         _set_sizes(module, sizes)
     return model
 
@@ -74,8 +84,12 @@ def _class_of(module: nn.Module) -> str:
 
 
 def _sizes(module: nn.Module) -> dict[str, Any]:
-    """Return the integers (and tuples of them) that a module, or a configuration it holds, keeps."""
+    """Return the integers (and tuples of them) that a module, or a configuration it holds, keeps, and
+    the eps of an RMSNorm, which follows its size."""
     sizes = {name: value for name, value in vars(module).items() if _is_size(value)}
+    eps = eps_name(module)
+    if eps is not None:
+        sizes[eps] = vars(module)[eps]
     for name, holder in settings_of(module):
         inner = {key: value for key, value in vars(holder).items() if _is_size(value)}
         sizes |= {f"{name}.{key}": value for key, value in inner.items()}
@@ -107,8 +121,8 @@ def _many(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -126,14 +140,34 @@ def _check_modules(model: nn.Module, metadata: Mapping[str, Any], path: str | Pa
         raise ModelError(
             f"{path}: {here} has a module {place!r} and {there} has not; load it into a {metadata['class']}"
         )
-    attention = _class_of_type(PrunedAttention)
-    for place, (kind, _) in saved.items():
-        expected = {kind, _class_of_type(nn.MultiheadAttention)} if kind == attention else {kind}
+    before = {_class_of_type(new): _class_of_type(old) for new, old in _PRUNED.items()}
+    for place, (kind, sizes) in saved.items():
+        expected = {kind, before.get(kind, kind)}
         # A module written in a script is __main__'s when it saves, and another's when it is imported.
         if own[place].rpartition(".")[2] not in {name.rpartition(".")[2] for name in expected}:
             raise ModelError(
                 f"{path}: module {place or 'itself'!r} was a {kind} and is a {own[place]} here; "
                 f"load it into a fresh {metadata['class']}"
+            )
+        _check_sizes(model.get_submodule(place), place, kind, sizes, path)
+
+
+def _check_sizes(
+    module: nn.Module, place: str, kind: str, sizes: Mapping[str, Any], path: str | Path
+) -> None:
+    """Sizes are integers; the one other number is the eps of a norm."""
+    eps = eps_name(module)
+    for name, value in sizes.items():
+        good = is_eps(value, module) if name == eps else _is_size(value)
+        if not good:
+            raise StorageError(f"{path}: {name!r} of module {place!r} cannot be {value!r}")
+    if kind == _class_of_type(PrunedLayerNorm):
+        full = sizes.get("full_size")
+        own = getattr(module, "full_size", len(module._parameters["weight"]))  # type: ignore[arg-type]
+        if full != own:
+            raise ModelError(
+                f"{path}: module {place!r} was cut from a LayerNorm over {full} channels and has {own} here; "
+                "load it into the model at its full size"
             )
 
 

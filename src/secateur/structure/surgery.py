@@ -14,6 +14,7 @@ from secateur.errors import ModelError
 from secateur.structure.attention import pruned
 from secateur.structure.capture import first_names
 from secateur.structure.labels import Array
+from secateur.structure.normalisation import repair
 from secateur.structure.units import Structure
 
 Removed = dict[tuple[str, int], Array]
@@ -84,7 +85,8 @@ def copied(model: nn.Module) -> nn.Module:
 def cut(model: nn.Module, removed: Removed) -> None:
     """Cut ``removed`` out of ``model`` in place, ties and ``requires_grad`` kept.
 
-    Attributes of torch's own modules follow; those of others are :mod:`attributes`' to find.
+    Attributes of torch's own modules follow; those of others are :mod:`attributes`' to find. Norms
+    over a dim that got smaller are mended (:mod:`normalisation`).
     """
     names = first_names(model)
     touched = {name for name, _ in removed}
@@ -105,8 +107,14 @@ def cut(model: nn.Module, removed: Removed) -> None:
                 new = fresh[id(tensor)]
                 if new is not tensor:
                     setattr(module, leaf, new)  # RNN modules follow their parameters only through this
+    scaled: set[int] = set()
     for path, module in model.named_modules():
         _set_attributes(module, path, removed, names)
+        full = f"{path}.weight" if path else "weight"
+        lost = removed.get((names.get(full, full), 0))
+        weight = module._parameters.get("weight")
+        if lost is not None and weight is not None:
+            repair(module, len(weight) + len(lost), scaled)
         if isinstance(module, nn.MultiheadAttention) and _touched(module, path, touched, names):
             pruned(module)
 

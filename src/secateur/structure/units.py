@@ -103,6 +103,7 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     heads: str = "whole",
+    streams: bool = False,
 ) -> Structure:
     """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
 
@@ -111,13 +112,18 @@ def trace(
     model on the meta device will do. ``heads``: "whole" attention heads are units, or "dims", the
     same position of every head. ``dynamic_shapes`` is passed on to ``torch.export``.
 
+    ``streams``: residual streams under a LayerNorm or an RMSNorm may lose channels too; protected
+    unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
+    eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that nothing
+    changes but the size. Pass this structure to ``prune`` and to ``compact``.
+
     Raises ModelError where the model cannot be captured. An operator that is not understood freezes
     what it touches and is named in ``protected``.
     """
     if heads not in ("whole", "dims"):
         raise ValueError(f"heads is {heads!r}; it is 'whole' or 'dims'")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
-    walk = Walk(captured)
+    walk = Walk(captured, streams=streams)
     walk.run()
     classes = walk.labels.solve(inner=heads == "dims")
     groups, alone = _groups(walk, classes)

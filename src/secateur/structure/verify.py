@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from secateur.measure.running import evaluating
 
@@ -92,6 +93,16 @@ def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     """Run a model in eval mode without gradients."""
     with evaluating(model), torch.no_grad():
         return model(*args, **kwargs)
+
+
+class Widened(TorchFunctionMode):
+    """Where a forward asks for float32 it gets float64: casts inside a model round nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args = tuple(torch.float64 if part is torch.float32 else part for part in args)
+        kwargs = {k: torch.float64 if part is torch.float32 else part for k, part in (kwargs or {}).items()}
+        return func(*args, **kwargs)
 
 
 def as_dtype(value: Any, dtype: torch.dtype) -> Any:

@@ -1,0 +1,196 @@
+"""``save`` and ``load``: the same model in another process, and a clear no to everything else."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saved_models
+import torch
+from saved_models import MODELS, Attention, Normed, Recurrent, inputs
+from torch import nn
+
+import secateur as sc
+from secateur.errors import ModelError, StorageError
+from secateur.storage import load_tensors, save_tensors
+from secateur.structure.saved import _digest
+
+
+def small(name: str) -> nn.Module:
+    """A model that lost half of its units."""
+    if name == "gpt2":
+        pytest.importorskip("transformers")
+    net, x = MODELS[name]().eval(), inputs(name)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    structure = sc.trace(net, x, streams=True)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    return sc.compact(net, x, structure=structure)[0].eval()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    sc.save(small("norms"), tmp_path / "norms.safetensors")
+    return tmp_path / "norms.safetensors"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_another_process_computes_the_same_bit_for_bit(name, tmp_path):
+    net = small(name)
+    sc.save(net, tmp_path / "net.safetensors")
+    command = [sys.executable, str(Path(saved_models.__file__)), name, str(tmp_path / "net.safetensors")]
+    done = subprocess.run([*command, str(tmp_path / "out.pt")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), net(inputs(name)))
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    net = small("gpt2")
+    sc.save(net, tmp_path / "net.safetensors")
+    again: Any = sc.load(MODELS["gpt2"](), tmp_path / "net.safetensors")
+    assert again.inner.lm_head.weight is again.inner.transformer.wte.weight
+    assert again.inner.lm_head.weight.shape == (61, 12)
+
+
+def test_the_eps_of_a_norm_comes_back(file):
+    again: Any = sc.load(Normed(eps=1e-3), file)
+    assert again.last.eps == 0.25 * 11 / again.last.normalized_shape[0]
+    assert again.first.full_size == 11
+    assert sc.load(again, file) is again
+    assert again.first.full_size == 11
+
+
+def test_training_mode_and_requires_grad_are_those_of_the_model_given(file):
+    for training in (True, False):
+        fresh = Normed().train(training)
+        fresh.up.weight.requires_grad_(training)
+        again: Any = sc.load(fresh, file)
+        assert again is fresh
+        assert all(module.training == training for module in again.modules())
+        assert again.up.weight.requires_grad == training
+        assert again.up.bias.requires_grad
+
+
+def refused(path: Path, kind: type[Exception], words: str, model: nn.Module | None = None) -> None:
+    """Loading fails with one line that says why, and changes nothing."""
+    model = model or Normed()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(kind, match=words) as caught:
+        sc.load(model, path)
+    assert type(caught.value) is kind
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_one_byte_of_a_tensor_changed(file):
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    refused(file, StorageError, "changed or damaged since")
+
+
+def test_one_byte_of_the_metadata_changed(file):
+    content = file.read_bytes()
+    assert content.count(rb"\"full_size\": 11") == 1
+    file.write_bytes(content.replace(rb"\"full_size\": 11", rb"\"full_size\": 12"))
+    refused(file, StorageError, "changed or damaged since")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_truncated(file, share):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    refused(file, StorageError, "not a complete safetensors file")
+
+
+def test_other_kinds_of_files(tmp_path):
+    torch.save(Normed().state_dict(), tmp_path / "pickle.pt")
+    refused(tmp_path / "pickle.pt", StorageError, "a pickle checkpoint")
+    (tmp_path / "notes.txt").write_text("nothing of the kind, but long enough for a header\n")
+    refused(tmp_path / "notes.txt", StorageError, "not a complete safetensors file")
+    save_tensors(tmp_path / "state.safetensors", Normed().state_dict())
+    refused(tmp_path / "state.safetensors", StorageError, "not a model saved by secateur")
+    refused(tmp_path / "none.safetensors", StorageError, "no such file")
+    refused(tmp_path, StorageError, "is a folder")
+
+
+def test_another_class(file):
+    refused(file, ModelError, "load it into a", Recurrent())
+    refused(file, ModelError, "has a module", Attention())
+
+
+def test_a_module_of_another_class(file):
+    model = Normed()
+    model.last = nn.LayerNorm(11)  # type: ignore[assignment]
+    refused(file, ModelError, "module 'last' was a torch.nn.modules.normalization.RMSNorm", model)
+
+
+def test_a_missing_and_an_additional_module(file):
+    model: Any = Normed()
+    del model.up
+    refused(file, ModelError, "the file has a module 'up' and the model has not", model)
+    model = Normed()
+    model.more = nn.Linear(2, 2)
+    refused(file, ModelError, "the model has a module 'more' and the file has not", model)
+
+
+def test_missing_and_additional_tensors(file):
+    model = Normed()
+    model.register_buffer("more", torch.zeros(2))
+    refused(file, ModelError, "has no tensor 'more', which the model needs", model)
+    model = Normed()
+    model.up.bias = None  # type: ignore[assignment]
+    refused(file, ModelError, "holds a tensor 'up.bias' that the model has not", model)
+
+
+def test_a_model_that_is_smaller_than_what_was_saved(file):
+    model = Normed()
+    model.up = nn.Linear(11, 2)
+    refused(file, ModelError, "more than the model's", model)
+
+
+def test_a_layer_norm_of_another_full_size(file):
+    model = Normed()
+    model.first = nn.LayerNorm(12)
+    refused(file, ModelError, re.escape("cut from a LayerNorm over 11 channels and has 12 here"), model)
+
+
+def forged(file: Path, place: str, name: str, value: Any) -> None:
+    """Change a size in the metadata, digest and all."""
+    tensors, metadata = load_tensors(file)
+    metadata.pop("sha256")
+    metadata["modules"][place][1][name] = value
+    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("last", "eps", "small"),
+        ("last", "eps", -1.0),
+        ("last", "eps", [1]),
+        ("up", "out_features", 1.5),
+        ("up", "out_features", "seven"),
+        ("first", "eps", 0.1),
+    ],
+)
+def test_a_size_that_is_none(file, place, name, value):
+    forged(file, place, name, value)
+    refused(file, StorageError, f"'{name}' of module '{place}' cannot be")
+
+
+def test_a_header_that_promises_too_much(file):
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert header["__metadata__"]["secateur"] == '"model 2"'
+    file.write_bytes(struct.pack("<Q", 1 << 40) + content[8:])
+    refused(file, StorageError, "not a complete safetensors file")
