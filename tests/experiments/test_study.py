@@ -201,3 +201,9 @@ def test_what_ran_is_recorded(done):
     row = results["trials"][0]
     assert row["config"]["steps"][0]["prune"]["budget"] == {"name": "global", "sparsity": 0.5}
     assert row["classes"] == 10
+
+
+def test_results_of_an_early_version_are_one_clear_error(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 1, "trials": [{"state": "finished", "method": "m"}]}')
+    with pytest.raises(StorageError, match="a trial lacks 'point': written by an early version"):
+        read_results(tmp_path)

@@ -56,10 +56,3 @@ def test_what_does_not_apply():
     assert points[13].kept is None
     assert points[19].kept is None
     assert points[20].kept is None
-
-
-def test_an_early_file_without_configurations_is_read():
-    early = study()
-    for trial in early["trials"]:
-        del trial["config"]
-    assert len(check(early)) == 20

@@ -17,6 +17,8 @@ from secateur.experiments.dense import pick_device
 from secateur.experiments.recipe import Recipe
 from secateur.storage import load_json, replacing, save_json
 
+_TRIAL_KEYS = ("method", "point", "seed", "metrics", "layers", "curves", "epochs", "config", "classes")
+
 
 def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Write ``results.json`` and ``results.csv`` into ``out`` and return the results."""
@@ -42,6 +44,13 @@ def read_results(folder: Path) -> dict[str, Any]:
     results = load_json(folder / "results.json")
     if not isinstance(results, dict) or results.get("schema") != 1:
         raise StorageError(f"{folder}/results.json: not results of schema 1")
+    for trial in results.get("trials", []):
+        lacking = [key for key in _TRIAL_KEYS if key not in trial]
+        if trial.get("state") == "finished" and lacking:
+            raise StorageError(
+                f"{folder}/results.json: a trial lacks {lacking[0]!r}: written by an early version; "
+                "run the study again"
+            )
     return results
 
 

@@ -95,7 +95,7 @@ def _seeds(groups: Sequence[Group]) -> Answer:
 
 
 def _baselines(trials: Sequence[Mapping[str, Any]]) -> Answer:
-    cuts = [step["prune"] for t in trials for step in _steps(t) if "prune" in step]
+    cuts = [step["prune"] for t in trials for step in t["config"]["steps"] if "prune" in step]
     criteria = {_name(cut.get("criterion", "magnitude")) for cut in cuts}
     ratios = any(_name(cut["budget"]) == "magnitude_ratios" for cut in cuts)
     missing = [word for word in ("random", "magnitude") if word not in criteria]
@@ -109,7 +109,7 @@ def _name(spec: Any) -> str:
 
 def _scratch(trials: Sequence[Mapping[str, Any]]) -> Answer:
     """At equal training: a control's epochs are as many as some pruned trial's, dense ones included."""
-    controls = [t for t in trials if any("scratch" in step for step in _steps(t))]
+    controls = [t for t in trials if any("scratch" in step for step in t["config"]["steps"])]
     if not controls:
         return False, "no trial trains one"
     pruned = {sum(t["epochs"].values()) for t in trials if t["layers"]}
@@ -142,7 +142,7 @@ def _classifier(trials: Sequence[Mapping[str, Any]]) -> Answer:
 
 
 def _data(trials: Sequence[Mapping[str, Any]]) -> Answer:
-    names = sorted({str(t.get("config", {}).get("data", {}).get("name", "unknown")) for t in trials})
+    names = sorted({str(t["config"]["data"]["name"]) for t in trials})
     return bool(names), f"run on {', '.join(names)}, and on nothing else"
 
 
@@ -174,8 +174,3 @@ def _quoted(studies: Sequence[Study]) -> Answer:
     return all(
         study.get("source") for study in quoting
     ), f"{figures} quoted figures, each study's source named"
-
-
-def _steps(trial: Mapping[str, Any]) -> list[Any]:
-    """The steps of a trial; none where its file, an early one, does not say."""
-    return trial.get("config", {}).get("steps", [])
