@@ -601,3 +601,9 @@ def test_an_optimizer_with_attributes_of_its_own():
         return loss
 
     proof.optimizer.step(closure)
+
+
+def test_a_structure_of_another_model_is_one_clear_error():
+    first, second = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(3, 4))
+    with pytest.raises(ModelError, match="traced from another model"):
+        sc.compact(second, torch.zeros(1, 3), structure=sc.trace(first, torch.zeros(1, 3)))

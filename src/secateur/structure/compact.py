@@ -58,6 +58,8 @@ def compact(
     """
     model = unwrapped(model)
     args, named = arguments(example_inputs, kwargs)
+    if structure is not None and structure.model is not model:
+        raise ModelError("structure= was traced from another model; trace this one")
     structure = structure or trace(model, args, kwargs=named)
     work = copied(model)
     found = find_dead(work, structure)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from secateur.structure import contractions, norms
 from secateur.structure.movement import move
@@ -379,4 +379,3 @@ RULES: dict[str, Rule] = {
     "size": _size,
     "sym_size": _size,
 }
-Tensors = Tensor

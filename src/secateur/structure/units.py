@@ -132,7 +132,6 @@ def trace(
 
 def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     """Return the groups by name, and the classes that are protected because they are a whole dim."""
-    entries: list[tuple[int, int, int]] = []
     places: list[tuple[str, int]] = []
     parts: list[tuple[Array, Array, Array]] = []
     for name, value in walk.parameters.items():
@@ -145,7 +144,6 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
                 places.append((name, dim))
                 number = int(live.sum())
                 parts.append((own[live], np.full(number, len(places) - 1), np.flatnonzero(live)))
-    del entries
     if not parts:
         return {}, set()
     own, place, index = (np.concatenate(column) for column in zip(*parts, strict=True))
