@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from secateur.pruning.masks import Masks
 from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.names import canonical_modules, unwrapped
-from secateur.structure.units import Slice, Structure
+from secateur.structure.units import Slice, Structure, living
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -132,14 +131,7 @@ def _readers(
 
 def _gone(structure: Structure, model: nn.Module) -> dict[str, Array]:
     """Return by group the units of which only zeros are left."""
-    found: dict[str, Array] = {}
-    for name, group in structure.groups.items():
-        alive = np.zeros(len(group), dtype=bool)
-        for part in (part for part in group.slices if part.masked):
-            nonzero = tensor_of(model, part.name).movedim(part.dim, 0) != 0
-            alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
-        found[name] = ~alive
-    return found
+    return {name: ~living(group, partial(tensor_of, model)) for name, group in structure.groups.items()}
 
 
 def _columns(model: nn.Module, part: Slice) -> bool:

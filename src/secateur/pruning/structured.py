@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
 from secateur.structure.surgery import mask_units
-from secateur.structure.units import Group, Structure
+from secateur.structure.units import Group, Structure, living
 
 _BUDGETS = (Uniform, Global, PerLayer, Threshold, LAMP)
 
@@ -163,20 +162,8 @@ def _scores(name: str, raw: Tensor | None, group: Group, gone: Array) -> Scores:
 
 def _already(structure: Structure, masks: Masks | None) -> dict[str, Array]:
     """Return by group the units of which earlier masks leave nothing."""
-    gone: dict[str, Array] = {}
-    for name, group in structure.groups.items():
-        whole = np.full(len(group), masks is not None)
-        for part in group.slices:
-            if masks is not None and part.masked:
-                mask = masks.kept.get(part.name)
-                if mask is None:
-                    whole[:] = False
-                    break
-                rest = [d for d in range(mask.dim()) if d != part.dim]
-                alive = (mask.sum(dim=rest) if rest else mask.long()).cpu().numpy() > 0
-                whole &= ~alive[part.indices].any(1)
-        gone[name] = whole
-    return gone
+    kept: Mapping[str, Tensor] = {} if masks is None else masks.kept
+    return {name: ~living(group, kept.get) for name, group in structure.groups.items()}
 
 
 def _rounded(wanted: Array, raw: Tensor, gone: Array, round_to: int, min_kept: int) -> Array:

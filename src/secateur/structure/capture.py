@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,15 +98,17 @@ def capture(
     return Captured(model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named)
 
 
+def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer under each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
 def first_names(model: nn.Module) -> dict[str, str]:
     """Return, for every name of a parameter or buffer, the first name of the same tensor."""
     first: dict[Any, str] = {}
     names: dict[str, str] = {}
-    everything = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in everything:
+    for name, tensor in all_tensors(model):
         names[name] = first.setdefault(_identity(tensor), name)
     return names
 

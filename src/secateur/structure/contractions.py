@@ -9,15 +9,9 @@ import numpy as np
 from torch import fx
 
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Read, Value, Walk, plain_of, values_in
+from secateur.structure.propagate import Read, Value, Walk, plain_of, result_of, values_in
 
 Arguments = dict[str, Any]
-
-
-def _result(node: fx.Node) -> Value:
-    value = plain_of(node.meta["val"])
-    assert isinstance(value, Value), node
-    return value
 
 
 def _raw(node: fx.Node, index: int) -> Any:
@@ -44,7 +38,7 @@ def _note(
 
 def _linear(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     x, w, b = a["input"], a["weight"], a["bias"]
-    out = _result(node)
+    out = result_of(node)
     walk.contract(x, len(x.shape) - 1, w, len(w.shape) - 1)
     for dim in range(len(x.shape) - 1):
         out.dims[dim], out.zero[dim] = x.dims[dim], x.zero[dim] and b is None
@@ -65,7 +59,7 @@ def _count(walk: Walk, weight: Any, macs: float) -> None:
 def _matmul(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     x: Value = a["self"]
     y: Value = next(a[k] for k in ("other", "mat2", "vec", "tensor") if a.get(k) is not None)
-    return _product(walk, node, x, y, _raw(node, 0), _raw(node, 1), _result(node))
+    return _product(walk, node, x, y, _raw(node, 0), _raw(node, 1), result_of(node))
 
 
 def _product(walk: Walk, node: fx.Node, x: Value, y: Value, nx: Any, ny: Any, out: Value) -> Value:
@@ -97,7 +91,7 @@ def _product(walk: Walk, node: fx.Node, x: Value, y: Value, nx: Any, ny: Any, ou
 def _addmm(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     b, first = a["self"], "mat1" if "mat1" in a else "batch1"
     x, w = a[first], a[first.replace("1", "2")]
-    out = _product(walk, node, x, w, _raw(node, 1), _raw(node, 2), _result(node))
+    out = _product(walk, node, x, w, _raw(node, 1), _raw(node, 2), result_of(node))
     last = len(out.shape) - 1
     if b.shape and b.shape[-1] == out.shape[-1] and out.shape[-1] > 1:
         product = out.copy()
@@ -114,7 +108,7 @@ def _addmm(walk: Walk, node: fx.Node, a: Arguments) -> Value:
 def _conv(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     x, w, b, groups = a["input"], a["weight"], a["bias"], a["groups"]
     transposed = "transpose" in str(node.target) or bool(a.get("transposed"))
-    out = _result(node)
+    out = result_of(node)
     channel = len(x.shape) - (len(w.shape) - 1)
     walk.freeze(x, range(channel + 1, len(x.shape)), "positions of a convolution")
     walk.freeze(w, range(2, len(w.shape)), "")
@@ -192,7 +186,7 @@ def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transpos
 def _sdpa(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     q, k, v = a["query"], a["key"], a["value"]
     mask = a.get("attn_mask")
-    out = _result(node)
+    out = result_of(node)
     rank = len(q.shape)
     walk.contract(q, rank - 1, k, rank - 1)
     if a.get("scale") is None:
@@ -313,7 +307,7 @@ def _cell(gates: int) -> Any:
 
 def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     operands: list[Value] = a["tensors"]
-    out = _result(node)
+    out = result_of(node)
     equation = a["equation"].replace(" ", "")
     if "." in equation or "->" not in equation:
         walk.freeze_all(operands, "an einsum with an ellipsis")
@@ -355,7 +349,7 @@ def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
 
 def _bilinear(walk: Walk, node: fx.Node, a: Arguments) -> Value:
     x, y, w, b = a["input1"], a["input2"], a["weight"], a["bias"]
-    out = _result(node)
+    out = result_of(node)
     walk.contract(x, len(x.shape) - 1, w, 1)
     walk.contract(y, len(y.shape) - 1, w, 2)
     out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]

@@ -8,6 +8,7 @@ zeroed, which may kill others, so this runs to a fixpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
 from secateur.structure.surgery import copied, mask_units
-from secateur.structure.units import Group, Structure
+from secateur.structure.units import Group, Slice, Structure, living
 from secateur.structure.verify import randomise, redrawn
 
 _DRAWS, _LOOKS = 6, 40
@@ -38,11 +39,12 @@ def find_dead(work: nn.Module, structure: Structure) -> Found:
     constant outputs into the biases that read them."""
     found = Found({name: np.zeros(len(group), dtype=bool) for name, group in structure.groups.items()})
     readers = _readers(structure)
+    tensor = partial(tensor_of, work)
     while True:
         before = sum(int(gone.sum()) for gone in found.doomed.values())
         for name, group in structure.groups.items():
-            masked = ~_alive(work, group, lambda part: part.masked)
-            unread = ~_alive(work, group, lambda part: part.reads) if readers[name] else False
+            masked = ~living(group, tensor)
+            unread = ~living(group, tensor, lambda part: part.reads) if readers[name] else False
             found.doomed[name] |= masked | unread
         mask_units(work, structure, found.doomed)
         if sum(int(gone.sum()) for gone in found.doomed.values()) == before:
@@ -54,19 +56,6 @@ def find_dead(work: nn.Module, structure: Structure) -> Found:
             gone[0] = False
             found.kept[name] = "every unit is dead; one stays, so that no dim is empty"
     return found
-
-
-def _alive(work: nn.Module, group: Group, wanted) -> Array:  # type: ignore[no-untyped-def]
-    """Return by unit whether any entry of the wanted slices is not zero."""
-    alive = np.zeros(len(group), dtype=bool)
-    for part in group.slices:
-        if not wanted(part):
-            continue
-        tensor = tensor_of(work, part.name).detach()
-        rest = [d for d in range(tensor.dim()) if d != part.dim]
-        nonzero = (tensor != 0).sum(dim=rest) if rest else (tensor != 0)
-        alive |= (nonzero.cpu().numpy() > 0)[part.indices].any(1)
-    return alive
 
 
 def _scales(work: nn.Module, name: str) -> bool:
@@ -107,7 +96,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         some = np.zeros(len(group), dtype=bool)
         for part in group.slices:
             if not part.reads and part.masked and readers[name] and _scales(work, part.name):
-                some |= ~_alive(work, group, lambda p, part=part: p is part)
+                some |= ~living(group, partial(tensor_of, work), lambda p, part=part: p is part)
         some &= ~found.doomed[name]
         if some.any():
             candidates[name] = some
@@ -122,11 +111,11 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         fit = some.copy()
         level = False
         for read in readers[name]:
-            part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+            part = _read_by(group, read)
             fit &= constant[read][part.indices].all(1)
         fit_zero = fit.copy()
         for read in readers[name]:
-            part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+            part = _read_by(group, read)
             zero = (values[read].numpy()[part.indices] == 0).all(1)
             fit_zero &= zero
             foldable = read.bias is not None and not read.padded and once[read.weight]
@@ -137,13 +126,17 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
             found.kept[name] = "constant units that no bias can take up (padding, or no bias)"
         for unit in np.flatnonzero(fit & ~fit_zero):
             for read in readers[name]:
-                part = next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+                part = _read_by(group, read)
                 _fold(work, read, part.indices[unit], values[read])
             found.folded += 1
         if fit.any():
             found.doomed[name] |= fit
             changed = True
     return changed
+
+
+def _read_by(group: Group, read: Read) -> Slice:
+    return next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
 
 
 @torch.no_grad()

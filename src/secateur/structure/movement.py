@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Value, Walk, plain_of
+from secateur.structure.propagate import Value, Walk, plain_of, run_on
 
 PADDING = "beside padding"
 _MOST = 40_000_000
@@ -58,9 +58,7 @@ def _tagged(walk: Walk, node: fx.Node, source: Value, source_node: fx.Node, dim:
             return value
 
         try:
-            out = node.target(  # type: ignore[operator]
-                *walk.concrete(node.args, stand_in), **walk.concrete(node.kwargs, stand_in)
-            )
+            out = run_on(node, stand_in)
         except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
             continue
         outs = list(out) if isinstance(out, (list, tuple)) else [out]

@@ -7,6 +7,7 @@ pointwise by its tag, or moves data, or is probed numerically, or freezes what i
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import fx
 from secateur.structure import contractions, norms
 from secateur.structure.movement import move
 from secateur.structure.probe import carries, zeros_stay
-from secateur.structure.propagate import UNPRUNABLE, Value, Walk, getitem, plain_of, values_in
+from secateur.structure.propagate import UNPRUNABLE, Value, Walk, plain_of, result_of, values_in
 from secateur.structure.tables import MOVES, POINTWISE, SAME, names
 
 Arguments = dict[str, Any]
@@ -26,7 +27,7 @@ Rule = Callable[[Walk, fx.Node, Arguments], Any]
 def apply(walk: Walk, node: fx.Node) -> Any:
     """Return the value of a call node."""
     target = node.target
-    if target is getitem:
+    if target is operator.getitem:
         return walk.argument(node.args[0])[node.args[1]]
     if not isinstance(target, torch._ops.OpOverload):
         return _other(walk, node)
@@ -63,21 +64,6 @@ def bound(walk: Walk, node: fx.Node) -> Arguments:
         else:
             found[argument.name] = argument.default_value if argument.has_default_value() else None
     return found
-
-
-def node_of(node: fx.Node, name: str) -> Any:
-    """Return the raw argument of a call (a node, perhaps) by its schema name."""
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == name:
-            return node.args[index] if index < len(node.args) else node.kwargs.get(name)
-    return None
-
-
-def result_of(node: fx.Node) -> Value:
-    """Return a label-free value of the shape of the node's result."""
-    value = plain_of(node.meta["val"])
-    assert isinstance(value, Value), node
-    return value
 
 
 # -- groups of operators ---------------------------------------------------------------------------

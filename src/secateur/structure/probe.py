@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.structure.propagate import Value, Walk
+from secateur.structure.propagate import Value, Walk, run_on
 
 _DRAWS = 3
 
@@ -32,12 +32,7 @@ def zeros_stay(walk: Walk, node: fx.Node, zero: set[int]) -> bool:
         return torch.randn((), generator=generator).to(value.dtype) * 3
 
     try:
-        results = [
-            node.target(  # type: ignore[operator]
-                *walk.concrete(node.args, stand_in), **walk.concrete(node.kwargs, stand_in)
-            )
-            for _ in range(2 * _DRAWS)
-        ]
+        results = [run_on(node, stand_in) for _ in range(2 * _DRAWS)]
     except (RuntimeError, TypeError, ValueError):
         return False
     return all(isinstance(r, Tensor) and bool((r == 0).all()) for r in results)
@@ -73,9 +68,7 @@ def carries(walk: Walk, node: fx.Node, source: Value, dim: int) -> bool | None:
     def run(x: Tensor) -> Tensor:
         holder["x"] = x
         with torch.no_grad():
-            return node.target(  # type: ignore[operator]
-                *walk.concrete(node.args, stand_in), **walk.concrete(node.kwargs, stand_in)
-            )
+            return run_on(node, stand_in)
 
     try:
         x = torch.randn(source.shape, generator=generator).to(source.dtype)

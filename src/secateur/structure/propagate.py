@@ -6,7 +6,6 @@ One rule an operator (:mod:`operators`), one generic rule for everything that on
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,14 +197,11 @@ class Walk:
             return
         try:
             with torch.no_grad():
-                result = node.target(*self._real(node.args), **self._real(node.kwargs))  # type: ignore[operator]
-        except Exception:
+                result = run_on(node, lambda n: self.constants.get(n, self.values.get(n)))
+        except Exception:  # what cannot be computed stays unknown, and what it indexes is frozen and named
             return
         if isinstance(result, Tensor) and result.device.type != "meta":
             self.constants[node] = result
-
-    def _real(self, args: Any) -> Any:
-        return fx.map_arg(args, lambda n: self.constants[n] if n in self.constants else self.values.get(n))
 
     # -- looking things up --------------------------------------------------------------------
 
@@ -233,10 +229,6 @@ class Walk:
         """Return an argument with nodes replaced by their values."""
         return fx.map_arg(arg, lambda n: self.values.get(n))
 
-    def concrete(self, arg: Any, stand_in: Callable[[fx.Node], Any]) -> Any:
-        """Return an argument with nodes replaced by real tensors."""
-        return fx.map_arg(arg, stand_in)
-
 
 def values_in(value: Any) -> list[Value]:
     """Return the Values in a nested list or tuple."""
@@ -249,9 +241,16 @@ def values_in(value: Any) -> list[Value]:
     return []
 
 
-def shapes_of(node: fx.Node) -> Any:
-    """Return the example outputs of a node: a fake tensor, or a list of them."""
-    return node.meta.get("val")
+def result_of(node: fx.Node) -> Value:
+    """Return a label-free value of the shape of the node's result."""
+    value = plain_of(node.meta["val"])
+    assert isinstance(value, Value), node
+    return value
+
+
+def run_on(node: fx.Node, stand_in: Callable[[fx.Node], Any]) -> Any:
+    """Run a node's operator with other tensors in the place of its arguments' nodes."""
+    return node.target(*fx.map_arg(node.args, stand_in), **fx.map_arg(node.kwargs, stand_in))  # type: ignore[operator]
 
 
 def plain_of(example: Any) -> Any:
@@ -263,6 +262,3 @@ def plain_of(example: Any) -> Any:
         hint = example.node.hint
         return example if hint is None else hint
     return example
-
-
-getitem = operator.getitem

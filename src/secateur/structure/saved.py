@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from secateur.storage import load_tensors, save_tensors
 from secateur.structure import normalisation
 from secateur.structure.attention import PrunedAttention, pruned
 from secateur.structure.attributes import settings_of
-from secateur.structure.capture import first_names
+from secateur.structure.capture import all_tensors, first_names
 from secateur.structure.names import unwrapped
 from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
 
@@ -37,7 +37,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write a model, reshaped or not, to a safetensors file that :func:`load` reads."""
     model = unwrapped(model)
     names = first_names(model)
-    tensors = {name: tensor.detach() for name, tensor in _tensors(model) if names[name] == name}
+    tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
     metadata = {
         "secateur": FORMAT,
         "class": _class_of(model),
@@ -72,11 +72,6 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
             normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
         _set_sizes(module, sizes)
     return model
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _class_of(module: nn.Module) -> str:
@@ -178,7 +173,7 @@ def _class_of_type(kind: type) -> str:
 def _check_names(
     model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], path: str | Path
 ) -> None:
-    own = dict(_tensors(model))
+    own = dict(all_tensors(model))
     saved = {*tensors, *tied}
     for name in sorted(saved - own.keys()):
         raise ModelError(f"{path}: holds a tensor {name!r} that the model has not{nearest(name, own)}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.measure.summary import aligned
 from secateur.structure.capture import Captured, capture
@@ -47,6 +47,23 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.slices[0].indices)
+
+
+def living(
+    group: Group, tensor: Callable[[str], Tensor | None], wanted: Callable[[Slice], bool] | None = None
+) -> Array:
+    """Return by unit whether any entry of its wanted slices (default: the masked ones) is not zero in
+    the tensors by name; a tensor that is None is alive."""
+    alive = np.zeros(len(group), dtype=bool)
+    for part in group.slices:
+        if not (part.masked if wanted is None else wanted(part)):
+            continue
+        entries = tensor(part.name)
+        if entries is None:
+            return np.ones(len(group), dtype=bool)
+        nonzero = entries.detach().movedim(part.dim, 0) != 0
+        alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
+    return alive
 
 
 @dataclass(frozen=True)
