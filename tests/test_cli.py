@@ -1,3 +1,4 @@
+import contextlib
 import json
 import subprocess
 import sys
@@ -7,8 +8,11 @@ import torch
 
 import secateur
 from secateur.cli import main
+from secateur.data import load_data
+from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
+from secateur.training.evaluate import evaluate_on
 
 
 def secateur_command(*arguments, cwd=None):
@@ -50,7 +54,7 @@ def test_quick_answers_import_no_torch():
 
 def test_version_and_help():
     assert secateur_command("--version").stdout.strip() == f"secateur {secateur.__version__}"
-    for command in ("run", "list", "inspect", "prune"):
+    for command in ("run", "report", "choose", "list", "inspect", "prune"):
         assert command in secateur_command("--help").stdout
 
 
@@ -96,6 +100,49 @@ def test_other_budgets_and_shrinkages(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+CHOICE = """
+name: sizes
+data: {name: digits, validation: 200}
+model: {name: digits-mlp, hidden: 64}
+train: {epochs: 6, optimizer: adam, lr: 3.0e-3, batch_size: 64}
+methods:
+  zeros: {steps: [prune: {budget: {name: global, sparsity: 0.95}}]}
+  smaller:
+    steps: [prune_to: {macs: 0.5}, retrain: {epochs: 2, lr: 2.0e-3}]
+    sweep: {prune_to.macs: [0.6, 0.4]}
+seeds: [0, 1]
+"""
+
+
+def test_choosing_a_network_and_loading_it(tmp_path):
+    """A study run, a network chosen on validation, its file loaded by the lines that are printed."""
+    (tmp_path / "sizes.yaml").write_text(CHOICE)
+    done = secateur_command("run", "sizes.yaml", "--quiet", "--out", "sizes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cases = (
+        (("--minimise", "macs", "--out", "one.safetensors"), "one.safetensors", "sc.load("),
+        ((), "sizes/chosen.safetensors", "load_weights("),
+    )
+    for options, file, loader in cases:
+        done = secateur_command("choose", "sizes", "--accuracy-drop", "90", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert loader in done.stdout
+        code = "\n".join(line.strip() for line in done.stdout.partition("load it with\n")[2].splitlines())
+        found: dict = {}
+        with contextlib.chdir(tmp_path):
+            exec(code, found)
+        chosen = (tmp_path / file).read_bytes()
+        rows = json.loads((tmp_path / "sizes" / "results.json").read_text())["trials"]
+        folder = tmp_path / "sizes" / "trials"
+        row = next(r for r in rows if (folder / r["id"] / "model.safetensors").read_bytes() == chosen)
+        assert count_parameters(found["model"]) == row["metrics"]["parameters"]
+        assert f"seed {row['seed']}: the best of its 2 on validation" in done.stdout
+        data = load_data("digits", validation=200)
+        accuracy = evaluate_on(found["model"], data.validation).accuracy
+        final = "pruned" if row["method"] == "zeros" else "retrained"
+        assert accuracy == row["metrics"][f"accuracy_{final}_validation"]
+
+
 ERRORS = [
     (("run", "quikstart"), "error: unknown recipe 'quikstart'; did you mean 'quickstart'"),
     (("run", "quickstart", "--set", "retrain"), "error: --set retrain: write it as key=value"),
@@ -106,6 +153,12 @@ ERRORS = [
     (("run", "quickstart", "--set", "model.name=lenet"), "unknown network 'lenet'"),
     (("run", "quickstart", "--set", "model.weights=no.safetensors"), "no.safetensors: no such file"),
     (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),
+    (("choose", "no", "--accuracy-drop", "1"), "error: no/results.json: no such file"),
+    (("choose", "no", "--accuracy-drop", "-1"), "error: --accuracy-drop -1: it is in percentage points"),
+    (
+        ("choose", "no", "--accuracy-drop", "1", "--minimise", "size"),
+        "error: --minimise size: one of bytes, latency, macs, parameters",
+    ),
     (("prune", "--model", "lenet-5", "--weights", "w", "--out", "o"), "how much should go? give --sparsity"),
     (("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "0.5"), "w: no such file"),
     (

@@ -139,6 +139,26 @@ def report(
 
 
 @app.command()
+def choose(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")],
+    accuracy_drop: Annotated[
+        float, typer.Option(help="How far validation accuracy may lie below dense, in percentage points.")
+    ],
+    minimise: Annotated[str, typer.Option(help="bytes, latency, macs or parameters.")] = "bytes",
+    out: Annotated[
+        Path | None, typer.Option(help="The network's file [chosen.safetensors in the first folder].")
+    ] = None,
+) -> None:
+    """Take the smallest network whose validation accuracy holds, and only then say its test figures."""
+    from secateur.report.choice import choose, write_choice
+    from secateur.report.terminal import print_choice
+
+    choice = choose(folders, accuracy_drop, minimise)
+    files = write_choice(choice, out or folders[0] / "chosen.safetensors")
+    print_choice(choice, files, _console())
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Option(help="A network's name or package.module:factory.")],
     weights: Annotated[Path | None, typer.Option(help="A safetensors state dict.")] = None,

@@ -1,6 +1,22 @@
 """A study's results made by hand: two sparsities, two seeds, names that would break a careless page."""
 
 
+def compacted(name="compacted", sparsities=(0.3, 0.6, 0.9), seeds=(0, 1)):
+    """A study whose networks are really smaller: their MACs fall with the sparsity, their latency half as
+    fast, and their accuracy the faster the more is gone."""
+    results = study(name, sparsities, seeds)
+    for trial in results["trials"]:
+        left = 1 - trial["requested"]["sparsity"]
+        trial["metrics"] |= {
+            "macs": round(50_000 * left),
+            "macs_dense": 50_000,
+            "latency_ms": (2 + trial["seed"]) * (0.5 + left / 2),
+            "latency_dense_ms": 2.0 + trial["seed"],
+            "accuracy_retrained": 0.99 - 0.02 / left / 10,
+        }
+    return results
+
+
 def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
     trials = [
         {

@@ -77,6 +77,24 @@ def test_numbers_that_are_not_the_amount_pruned_make_curves_of_their_own():
     assert {name: len(groups) for name, groups in series.items()} == {"m, l1 1e-05": 3, "m, l1 0.0001": 3}
 
 
+def test_the_constraint_of_prune_to_is_an_amount_too():
+    rows = [trial(point={"prune_to.macs": m, "train.lr": 0.1}) for m in (0.7, 0.5)]
+    assert list(series_of(groups_of({"recipe": "r", "trials": rows}))) == ["m, lr 0.1"]
+    rows = [trial(point={"model.parameters": n}) for n in (7, 5)]
+    assert len(series_of(groups_of({"recipe": "r", "trials": rows}))) == 2
+
+
+def test_ratios_are_each_trials_own():
+    rows = [
+        trial(latency_ms=1.0, latency_dense_ms=2.0),
+        trial(seed=1, latency_ms=3.0, latency_dense_ms=4.0),
+        trial(seed=2, latency_ms=3.0),
+    ]
+    (group,) = groups_of({"recipe": "r", "trials": rows})
+    assert group.ratio("latency_ms", "latency_dense_ms").mean == pytest.approx(0.625)
+    assert group.ratio("latency_ms", "macs") is None
+
+
 def test_studies_of_one_name_are_told_apart_and_references_stay_with_theirs():
     one = {"recipe": "r", "trials": [trial(sparsity=0.5)], "reference": [{"a.b": 1, "accuracy_pruned": 0.5}]}
     assert [group.study for group in all_groups([one, one])] == ["r 1", "r 2"]

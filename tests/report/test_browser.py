@@ -12,7 +12,7 @@ import subprocess
 import threading
 
 import pytest
-from sample import study
+from sample import compacted, study
 
 from secateur.report.page import write_page
 
@@ -78,13 +78,13 @@ def chromium():
     return found
 
 
-def look(chromium, folder, width):
-    """Open the page with its probes and return what they saw at a window of ``width``.
+def look(chromium, folder, width, *studies):
+    """Open the page of ``studies`` with its probes and return what they saw at a window of ``width``.
 
     Headless Chromium's own window is never narrower than 500 pixels, so the page is looked at
     through a frame of the width wanted.
     """
-    page = write_page([study()], folder / "report.html")
+    page = write_page(studies, folder / "report.html")
     text = page.read_text().replace("<head>", f"<head>{PROBE}", 1).replace("</body>", f"{ANSWER}</body>", 1)
     page.write_text(text)
     (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
@@ -102,12 +102,20 @@ def look(chromium, folder, width):
     return json.loads(base64.b64decode(answer.group(1)))
 
 
-@pytest.mark.parametrize("width", [1100, 390])
-def test_the_page_works_at_every_width(chromium, tmp_path, width):
-    seen = look(chromium, tmp_path, width)
+def check(seen, width, plots):
     assert seen["complaints"] == []
     assert [r for r in seen["requests"] if not r.startswith("data:")] == []
-    assert seen["drawn"] == [True] * 6
+    assert seen["drawn"] == [True] * plots
     assert all(marks > 0 for marks in seen["marks"])
     assert seen["inner"] == width
     assert seen["wide"] <= width, "nothing but tables, in boxes of their own, scrolls sideways"
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_the_page_works_at_every_width(chromium, tmp_path, width):
+    check(look(chromium, tmp_path, width, study()), width, plots=6)
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_fronts_over_several_studies_work_at_every_width(chromium, tmp_path, width):
+    check(look(chromium, tmp_path, width, study(), compacted(), compacted("an <i>other</i>")), width, plots=8)

@@ -1,5 +1,5 @@
 import pytest
-from sample import study
+from sample import compacted, study
 
 from secateur.errors import RecipeError
 from secateur.report.pictures import write_pictures
@@ -16,6 +16,11 @@ def test_every_plot_becomes_a_file(tmp_path, kind, start):
     for path in paths:
         assert path.read_bytes().startswith(start)
         assert path.stat().st_size > 5000
+
+
+def test_every_front_is_a_picture(tmp_path):
+    names = [path.name for path in write_pictures([compacted("a"), compacted("b")], tmp_path, "png")]
+    assert names[2:5] == [f"pareto-front-by-{axis}.png" for axis in ("sparsity", "macs", "latency")]
 
 
 def test_unknown_formats(tmp_path):

@@ -31,11 +31,26 @@ class Group:
         """Return the mean of a metric over the trials that have it."""
         return figure_of(trial["metrics"].get(metric) for trial in self.trials)
 
+    def ratio(self, metric: str, over: str) -> Figure | None:
+        """Return the mean of ``metric / over``, each trial's own, over the trials that have both."""
+        pairs = [(trial["metrics"].get(metric), trial["metrics"].get(over)) for trial in self.trials]
+        return figure_of(mine / dense for mine, dense in pairs if mine is not None and dense)
+
+    @property
+    def settings(self) -> str:
+        """The settings that the sweep changes, short: "budget global, sparsity 0.9"."""
+        return ", ".join(f"{short(key)} {value_text(value)}" for key, value in self.point.items())
+
     @property
     def label(self) -> str:
         """The method and the settings that the sweep changes, short."""
-        settings = ", ".join(f"{short(key)} {value_text(value)}" for key, value in self.point.items())
-        return f"{self.method}: {settings}" if settings else self.method
+        return f"{self.method}: {self.settings}" if self.settings else self.method
+
+    @property
+    def data(self) -> str:
+        """The name of the data set; empty where no trial says."""
+        names = (trial.get("config", {}).get("data", {}).get("name") for trial in self.trials)
+        return next((str(name) for name in names if name), "")
 
     @property
     def final(self) -> str:
@@ -54,14 +69,17 @@ def figure_of(values: Iterable[float | None]) -> Figure | None:
 
 def all_groups(studies: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Return the points of several studies; studies of one name are told apart by a number."""
-    names = [str(study["recipe"]) for study in studies]
     return [
-        group for index, study in enumerate(studies) for group in groups_of(study, _told_apart(names, index))
+        group
+        for study, name in zip(studies, names_of(studies), strict=True)
+        for group in groups_of(study, name)
     ]
 
 
-def _told_apart(names: Sequence[str], index: int) -> str | None:
-    return f"{names[index]} {index + 1}" if names.count(names[index]) > 1 else None
+def names_of(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the studies' names; those of one name are told apart by a number."""
+    names = [str(study["recipe"]) for study in studies]
+    return [f"{name} {index}" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]
 
 
 def references_of(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -99,10 +117,17 @@ def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def amount_of(point: Mapping[str, Any]) -> str | None:
-    """Return the setting that a curve runs along: the last number of a budget or shrinkage."""
+    """Return the setting that a curve runs along: the last number of a budget, a shrinkage or the
+    constraint of a ``prune_to``."""
     numbers = [key for key, value in point.items() if is_number(value)]
-    amounts = [key for key in numbers if ".budget." in key or ".shrinkage." in key]
+    amounts = [k for k in numbers if ".budget." in k or ".shrinkage." in k or _is_constraint(k)]
     return (amounts or [None])[-1]
+
+
+def _is_constraint(key: str) -> bool:
+    parts = key.split(".")
+    constraint = len(parts) == 2 and parts[1] in ("macs", "parameters", "latency_ms")
+    return constraint and parts[0] not in ("data", "model", "train")
 
 
 def front(points: list[tuple[float, float]]) -> list[int]:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, front, is_number, percent, series_of, short, value_text
+from secateur.report.aggregate import Figure, Group, is_number, percent, series_of, short, value_text
+from secateur.report.pareto import Front, Spot, fronts_of
 
 Plot = dict[str, Any]
 COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
@@ -18,7 +19,7 @@ def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) ->
     plots = {
         "Accuracy against sparsity": accuracy_plot(groups, reference, "sparsity"),
         "Accuracy against compression rate": accuracy_plot(groups, reference, "compression_rate"),
-        "Pareto front": pareto_plot(groups, "sparsity"),
+        **{title: pareto_plot(front, groups) for title, front in fronts_of(groups).items()},
         "Parameters and non-zeros": counts_plot(groups),
         "Sparsity by layer": layers_plot(groups),
         "Training curves": curves_plot(groups),
@@ -38,13 +39,19 @@ def accuracy_plot(
             words = "retrained" if dash == "solid" else "pruned"
             traces += _curve(members, against, metric, f"{name}, {words}", colour, dash)
     traces += _quoted(groups, reference, against)
-    levels = _dense_levels(groups)
-    if not traces or not levels:
+    if not traces or not _dense_levels(groups):
         return None
     title = "sparsity, %" if against == "sparsity" else "compression rate, log scale"
     layout = _layout(title, "test accuracy, %")
     if against != "sparsity":
         layout["xaxis"]["type"] = "log"
+    _add_dense(layout, groups)
+    return {"data": traces, "layout": layout}
+
+
+def _add_dense(layout: Plot, groups: Sequence[Group]) -> None:
+    """Draw the dense accuracies as lines with their names."""
+    levels = _dense_levels(groups)
     layout["shapes"] = [
         {
             "type": "line",
@@ -70,18 +77,22 @@ def accuracy_plot(
         }
         for name, level in levels.items()
     ]
-    return {"data": traces, "layout": layout}
 
 
 def _dense_levels(groups: Sequence[Group]) -> dict[str, float]:
-    """The dense accuracy of each study, in percent: where a study trains several, their mean."""
+    """The dense accuracy of each study, in percent: where a study trains several, their mean. Studies
+    of one dense network have one line."""
     by_study: dict[str, list[float]] = {}
     for group in groups:
         dense = group.figure("accuracy_dense")
         if dense:
             by_study.setdefault(group.study, []).append(100 * dense.mean)
-    names = {study: f"dense, {study}" if len(by_study) > 1 else "dense" for study in by_study}
-    return {names[study]: statistics.fmean(values) for study, values in by_study.items()}
+    levels: dict[float, list[str]] = {}
+    for study, values in by_study.items():
+        levels.setdefault(round(statistics.fmean(values), 2), []).append(study)
+    if len(levels) == 1:
+        return {"dense": next(iter(levels))}
+    return {f"dense, {' and '.join(studies)}": level for level, studies in levels.items()}
 
 
 def _curve(
@@ -202,34 +213,50 @@ def describe_point(entry: Mapping[str, Any]) -> str:
     return ", ".join(f"{short(key)} {value_text(value)}" for key, value in entry.items() if "." in key)
 
 
-def pareto_plot(groups: Sequence[Group], against: str) -> Plot | None:
-    """Seed means of every point, those on the front joined, the dominated ones shown paler."""
-    known = [(g, x, y) for g in groups if (x := g.figure(against)) and (y := g.figure(g.final))]
-    if len(known) < 2:
-        return None
-    best = front([(x.mean, y.mean) for _, x, y in known])
-    traces = [
-        _markers(
-            f"dominated ({len(known) - len(best)})", [p for i, p in enumerate(known) if i not in best], 0.35
-        ),
-        _markers("on the front", [known[i] for i in best], 1.0),
+def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
+    """Seed means of every point, a colour a curve of ``groups``, those on the front joined by the best
+    that is had at each place, the dominated ones paler, the dense network's accuracy as a line, and
+    the knee in a circle."""
+    step = "vh" if front.axis.larger_is_better else "hv"
+    joined = _line("front", [spot.x for spot in front.best], [100 * s.y.mean for s in front.best], "#444444")
+    traces = [joined | {"line": {"color": "#444444", "width": 1, "shape": step}, "hoverinfo": "skip"}]
+    best = {id(spot.group) for spot in front.best}
+    spot_of = {id(spot.group): spot for spot in front.spots}
+    for index, (name, members) in enumerate(series_of(groups).items()):
+        spots = [spot_of[id(group)] for group in members if id(group) in spot_of]
+        marker = {"size": 8, "color": COLOURS[index % len(COLOURS)]}
+        on_front = [spot for spot in spots if id(spot.group) in best]
+        dominated = [spot for spot in spots if id(spot.group) not in best]
+        traces += [_spots(name, front, on_front, marker)] if on_front else []
+        if dominated:
+            paler = {"opacity": 0.35, "showlegend": not on_front}
+            traces.append(_spots(name, front, dominated, marker) | paler)
+    if front.knee is not None:
+        ring = {"symbol": "circle-open", "size": 17, "color": "#b8324f"}
+        knee = _spots(f"knee: {front.knee.group.label}", front, [front.knee], ring)
+        traces.append(knee | {"error_y": {}})
+    layout = _layout(front.axis.title, "test accuracy, %")
+    _add_dense(layout, [spot.group for spot in front.spots])
+    return {"data": traces, "layout": layout}
+
+
+def _spots(name: str, front: Front, spots: Sequence[Spot], marker: Plot) -> Plot:
+    axis = front.axis
+    texts = [
+        f"{s.group.label}<br>{percent(s.y)} % (n = {s.y.number}), {axis.column} {axis.text(s.group)}"
+        for s in spots
     ]
-    traces[1]["mode"] = "lines+markers"
-    traces[1]["line"] = {"shape": "hv", "color": COLOURS[0], "width": 1.5}
-    traces = [trace for trace in traces if trace["x"]]
-    return {"data": traces, "layout": _layout("sparsity, %", "test accuracy, %")}
-
-
-def _markers(name: str, points: Sequence[tuple[Group, Figure, Figure]], opacity: float) -> Plot:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [100 * x.mean for _, x, _ in points],
-        "y": [100 * y.mean for _, _, y in points],
-        "text": [f"{g.label}<br>{percent(y)} % at {100 * x.mean:.2f} %" for g, x, y in points],
+        "legendgroup": name,
+        "x": [spot.x for spot in spots],
+        "y": [100 * spot.y.mean for spot in spots],
+        "error_y": {"type": "data", "array": [100 * spot.y.std for spot in spots], "thickness": 1},
+        "text": texts,
         "hoverinfo": "text",
-        "marker": {"size": 8, "color": COLOURS[0] if opacity == 1 else "#888888", "opacity": opacity},
+        "marker": marker,
     }
 
 
@@ -293,7 +320,7 @@ def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
     ]
 
 
-def _line(name: str, xs: range, ys: list[float], colour: str) -> Plot:
+def _line(name: str, xs: Sequence[float], ys: list[float], colour: str) -> Plot:
     return {
         "type": "scatter",
         "mode": "lines",

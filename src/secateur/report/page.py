@@ -12,6 +12,7 @@ from typing import Any
 from secateur.report.aggregate import Figure, Group, all_groups, percent, references_of, table_of
 from secateur.report.checklist import Point, checklist
 from secateur.report.figures import describe_point, match, plots_of
+from secateur.report.pareto import Front, front_table, fronts_of
 from secateur.storage import replacing
 
 _STYLE = """
@@ -60,8 +61,11 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
         parts += [f"<p>{_text(study.get('description', ''))}</p>"]
         parts += [f"<p class=source>Source: {_text(study['source'])}</p>"] if study.get("source") else []
     parts.append(_section("Results", _note_on_figures(groups) + _table(*table_of(groups))))
-    for (name, _), plot_id in zip(plots.items(), figures, strict=True):
+    fronts = fronts_of(groups)
+    for name, plot_id in zip(plots, figures, strict=True):
         parts.append(_section(name, f'<div class=plot id="{plot_id}"></div>'))
+        if name == next(reversed(fronts), None):
+            parts.append(_note_on_fronts(fronts) + _table(*front_table(fronts)))
     if reference:
         parts.append(_section("Beside the quoted figures", _reference_table(groups, reference)))
     parts += _notes(studies)
@@ -92,6 +96,35 @@ def _note_on_figures(groups: Sequence[Group]) -> str:
         f"standard deviation over {number} seeds. Sparsity and compression have the dense network as "
         "denominator; compression = all its parameters / non-zero parameters left.</p>"
     )
+
+
+def _note_on_fronts(fronts: Mapping[str, Front]) -> str:
+    names = {front.axis.name for front in fronts.values()}
+    lines = [
+        "Points are means over seeds of test accuracy; those joined are the front, which no other point "
+        "beats, and the paler ones are beaten."
+    ]
+    if any(front.knee for front in fronts.values()):
+        lines.append(
+            "The knee is the front's point farthest beyond the straight line between its two ends, both axes "
+            "scaled to 0..1: past it, saving more costs more accuracy."
+        )
+    if "MACs" in names:
+        lines.append("MACs are the multiply-adds of the network left: zeros alone do not lower them.")
+    if "latency" in names:
+        lines.append(
+            "Latency is measured, batch of one, beside the dense network's in the same trial; the figure is "
+            "the mean of the trials' own ratios."
+        )
+    lines += [
+        f"{title}: points without a figure, not shown: {front.missing}."
+        for title, front in fronts.items()
+        if front.missing
+    ]
+    lines.append(
+        "All this is seen on the test set; to choose a network, secateur choose reads validation alone."
+    )
+    return f"<p>{_text(' '.join(lines))}</p>"
 
 
 def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> str:

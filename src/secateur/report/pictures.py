@@ -14,7 +14,8 @@ from secateur.storage import replacing
 
 FORMATS = ("png", "svg", "pdf")
 _DASHES = {"solid": "-", "dot": ":", "dash": "--"}
-_MARKERS = {"x": "x", "x-open": "+", "circle": "o"}
+_MARKERS = {"x": "x", "x-open": "+", "circle": "o", "circle-open": "o"}
+_STEPS = {"linear": "default", "vh": "steps-pre", "hv": "steps-post"}
 
 
 def write_pictures(studies: Sequence[Mapping[str, Any]], folder: Path, kind: str) -> list[Path]:
@@ -61,12 +62,11 @@ def _draw(plot: Plot, path: Path, kind: str) -> None:
         if layout["xaxis"].get("type") == "log":
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")
-        for shape in layout.get("shapes", []):
+        for shape, note in zip(layout.get("shapes", []), layout.get("annotations", []), strict=True):
             axes.axhline(shape["y0"], color="#444444", linewidth=1, linestyle="--")
-            axes.annotate(
-                "dense", (0.01, shape["y0"]), xycoords=("axes fraction", "data"), fontsize=8, va="bottom"
-            )
-        if len(plot["data"]) <= 12:
+            place = {"xy": (0.01, shape["y0"]), "xycoords": ("axes fraction", "data")}
+            axes.annotate(note["text"], **place, fontsize=8, va="bottom")
+        if sum(trace.get("showlegend", True) for trace in plot["data"]) <= 12:
             axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format=kind, dpi=150)
@@ -76,18 +76,20 @@ def _draw(plot: Plot, path: Path, kind: str) -> None:
 def _draw_trace(axes: Any, trace: Plot) -> None:
     line, marker = trace.get("line", {}), trace.get("marker", {})
     lines, markers = "lines" in trace["mode"], "markers" in trace["mode"]
+    symbol = marker.get("symbol", "circle")
     axes.errorbar(
         trace["x"],
         trace["y"],
         yerr=trace.get("error_y", {}).get("array"),
-        label=trace["name"],
+        label=trace["name"] if trace.get("showlegend", True) else None,
         color=line.get("color") or marker.get("color"),
         linestyle=_DASHES[line.get("dash", "solid")] if lines else "none",
         linewidth=line.get("width", 1.5),
-        drawstyle="steps-pre" if line.get("shape") == "hv" else "default",
-        marker=_MARKERS[marker.get("symbol", "circle")] if markers else None,
+        drawstyle=_STEPS[line.get("shape", "linear")],
+        marker=_MARKERS[symbol] if markers else None,
+        markerfacecolor="none" if symbol.endswith("-open") else None,
         markersize=marker.get("size", 6) * 0.7,
-        alpha=marker.get("opacity", 1.0),
+        alpha=trace.get("opacity", 1.0),
         capsize=2,
     )
 

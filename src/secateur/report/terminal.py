@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -11,7 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.aggregate import groups_of, table_of
+from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
+from secateur.report.choice import Choice, Files, Quantity, how_to_load
+
+_SHOWN = 10  # points of a choice
 
 
 class Reporter(Protocol):
@@ -24,17 +27,109 @@ class Reporter(Protocol):
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
     """Print one row a point: means over seeds, the quoted figures labelled as quoted."""
-    header, rows = table_of(groups_of(results))
-    table = Table(
-        title=Text(f"{results['recipe']}: test accuracy, mean ± std over seeds"), title_justify="left"
+    title = f"{results['recipe']}: test accuracy, mean ± std over seeds"
+    _print_rows(title, *table_of(groups_of(results)), console)
+    for note in dict.fromkeys(note for trial in results["trials"] for note in trial.get("notes", [])):
+        console.print(Text(f"note: {note}"), style="yellow" if "emptied" in note else "dim")
+
+
+def print_choice(choice: Choice, files: Files, console: Console) -> None:
+    """Print what was considered, the network chosen on validation, only then its test figures, and the
+    file with the lines that load it."""
+    candidates = [*choice.within, *choice.beyond]
+    several = len({candidate.group.study for candidate in candidates}) > 1
+    share = choice.quantity.over is not None
+    header = ["point", "validation %", "dense %", "drop", f"{choice.quantity.name}{' %' if share else ''}"]
+    rows: list[list[str]] = []
+    for index, candidate in enumerate(candidates[:_SHOWN]):
+        study = _study_of(candidate.group) if several else ""
+        cost = 100 * candidate.cost.mean if share else candidate.cost.mean
+        rows.append(
+            [
+                f"{study}{candidate.group.label}",
+                percent(candidate.validation),
+                percent(candidate.dense),
+                f"{candidate.drop:.2f}",
+                f"{cost:.1f}" if share else f"{cost:,.0f}",
+                str(candidate.validation.number),
+                "yes" if index < len(choice.within) else "no",
+            ]
+        )
+    title = (
+        f"points at most {choice.limit:g} percentage points below the dense network on validation: "
+        f"{len(choice.within)} of {len(candidates)}"
     )
+    _print_rows(title, [*header, "seeds", "within"], rows, console)
+    if len(candidates) > _SHOWN:
+        _say(f"not shown: {len(candidates) - _SHOWN} more", console)
+    if choice.failed:
+        _say(f"note: trials that failed and are not counted: {choice.failed}", console)
+    if choice.ties:
+        _say(f"note: others with exactly as few {choice.quantity.name}: {choice.ties}", console)
+    _print_chosen(choice, several, console)
+    masks = f"; its masks: {files.masks}" if files.masks else ""
+    _say(f"model: {files.model}{masks}; load it with", console)
+    for line in how_to_load(choice, files):
+        _say(f"  {line}", console)
+
+
+def _print_chosen(choice: Choice, several: bool, console: Console) -> None:
+    """Dense beside chosen, mean of its seeds and the one seed: validation, quantity, and last the test."""
+    best, quantity, trial = choice.chosen, choice.quantity, choice.trial
+    group, seed = best.group, f"seed {trial['seed']}"
+    test = best.metric.removesuffix("_validation")
+    of_dense = figure_of(quantity.dense(each["metrics"]) for each in group.trials)
+    rows = [
+        [
+            "validation accuracy %",
+            percent(best.dense),
+            percent(best.validation),
+            _percent_of(trial, best.metric),
+        ],
+        [
+            quantity.words,
+            _number(of_dense, quantity),
+            _number(group.figure(quantity.metric), quantity),
+            _number(figure_of([trial["metrics"][quantity.metric]]), quantity),
+        ],
+        [
+            "test accuracy %, read after the choice",
+            percent(group.figure("accuracy_dense")),
+            percent(group.figure(test)),
+            _percent_of(trial, test),
+        ],
+    ]
+    study = _study_of(group) if several else ""
+    title = f"chosen: {study}{group.label}, {seed}: the best of its {len(group.trials)} on validation"
+    _print_rows(title, ["", "dense", "chosen, mean", seed], rows, console)
+
+
+def _study_of(group: Group) -> str:
+    return "" if group.study == group.method else f"{group.study}: "
+
+
+def _percent_of(trial: Mapping[str, Any], metric: str) -> str:
+    return percent(figure_of([trial["metrics"].get(metric)]))
+
+
+def _number(figure: Figure | None, quantity: Quantity) -> str:
+    if figure is None:
+        return "not recorded"
+    return f"{figure.mean:,.0f}" if quantity.over is None else f"{figure.mean:.3g}"
+
+
+def _say(text: str, console: Console) -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+def _print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    console.print(Text(title, style="italic"), soft_wrap=True)
+    table = Table()
     for index, name in enumerate(header):
         table.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
-    for note in dict.fromkeys(note for trial in results["trials"] for note in trial.get("notes", [])):
-        console.print(Text(f"note: {note}"), style="yellow" if "emptied" in note else "dim")
 
 
 @contextmanager
