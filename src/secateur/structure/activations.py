@@ -8,8 +8,26 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from secateur.structure.capture import tensor_of
+from secateur.structure.capture import Captured, tensor_of
 from secateur.structure.units import Structure
+
+
+def bound(
+    captured: Captured, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[fx.Node, Any]:
+    """Return by placeholder what it stands for: a model's own tensors, and arguments like the example's."""
+    given = iter(_pytree.tree_leaves((args, kwargs)))
+    found: dict[fx.Node, Any] = {}
+    for node in captured.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in captured.tensors:
+            found[node] = tensor_of(model, captured.tensors[node.name])
+        elif node.name in captured.constants:
+            found[node] = captured.constants[node.name]
+        else:
+            found[node] = next(given)
+    return found
 
 
 class Watcher(fx.Interpreter):
@@ -27,19 +45,7 @@ class Watcher(fx.Interpreter):
 
     def run_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run on arguments like the example inputs."""
-        captured = self.structure.captured
-        given = iter(_pytree.tree_leaves((args, kwargs)))
-        inputs = []
-        for node in captured.graph.nodes:
-            if node.op != "placeholder":
-                continue
-            if node.name in captured.tensors:
-                inputs.append(tensor_of(self.model, captured.tensors[node.name]))
-            elif node.name in captured.constants:
-                inputs.append(captured.constants[node.name])
-            else:
-                inputs.append(next(given))
-        return self.run(*inputs)
+        return self.run(*bound(self.structure.captured, self.model, args, kwargs).values())
 
     def run_node(self, n: fx.Node) -> Any:
         if "_assert_tensor_metadata" in str(n.target):

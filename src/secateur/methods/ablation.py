@@ -1,0 +1,334 @@
+"""What a network puts out with one unit removed, for many units fast.
+
+Removing a unit changes nothing before the layers that read it. So a batch runs once up to there; the
+share that a unit has in their outputs is computed from its own channels alone and subtracted (the
+next-layer delta); and what follows runs for many units at once, stacked along the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from secateur.errors import ModelError
+from secateur.structure.activations import bound
+from secateur.structure.capture import Captured, capture
+from secateur.structure.dead import readers_of
+from secateur.structure.labels import Array
+from secateur.structure.propagate import Read, run_on
+from secateur.structure.surgery import mask_units
+from secateur.structure.units import Structure
+from secateur.structure.verify import call, difference
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+Values = dict[int, Any]
+
+_CONVS = ("conv1d", "conv2d", "conv3d")
+_TENSORS, _MOST = 4, 64  # of the largest size at the same time; units in a stack
+_TRIED = 4  # units of a group that the shortcut is checked on
+_CLOSE = 1e-3  # float32 sums in another order stay far under it, a shortcut that is wrong far over
+
+
+class Ablation:
+    """Runs ``model`` with single units of a ``structure`` of it removed, on batches like ``example``.
+
+    What one stack of units takes stays under ``memory`` bytes, beside the values of one batch. ``slow``
+    names the groups whose units do not go this way and why: each unit of theirs takes a whole forward.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure, example: Example, memory: int) -> None:
+        self.model, self.structure, self.memory = model, structure, memory
+        self.batch = _batch(example)
+        readers = readers_of(structure)
+        self.slow: dict[str, str] = {}
+        graph = _Graph(structure.captured, model)
+        self.ways: dict[str, _Way] = {}
+        for name in structure.groups:
+            if readers[name] and all(read.node in graph.at for read in readers[name]):
+                self.ways[name] = _way(graph, readers[name])
+            else:
+                self.slow[name] = "not all that reads it is a plain product"
+        self.stacks = {name: _stack(graph, way, self.batch, memory) for name, way in self.ways.items()}
+        self.graphs: dict[int, _Graph] = {}
+        try:
+            for stack in {1, *self.stacks.values()}:
+                self.graphs[stack] = _Graph(capture(model, *_repeated(example, stack)), model)
+                if self.graphs[stack].operators != graph.operators:
+                    raise ModelError("its operators depend on the size of the batch")
+            self._check(example)
+        except (ModelError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.slow |= dict.fromkeys(self.ways, f"its graph does not run on stacked batches: {reason}")
+            self.ways = {}
+
+    def _check(self, example: Example) -> None:
+        """Hand every group over to ``slow`` of which some units do not give what masking them gives."""
+        sizes = {name: len(self.structure.groups[name]) for name in self.ways}
+        some = {n: np.unique(np.linspace(0, size - 1, _TRIED).astype(int)) for n, size in sizes.items()}
+        for name, units, stacked in list(self.outputs(example, some)):
+            for row, unit in enumerate(units):
+                found = _pytree.tree_map(lambda t, i=row: t[i], stacked)
+                if difference(self._masked(name, int(unit), example), found) > _CLOSE and name in self.ways:
+                    self.slow[name] = "its shortcut gives other outputs than the masked network"
+                    del self.ways[name]
+
+    @torch.no_grad()
+    def outputs(self, example: Example, units: Mapping[str, Array]) -> Iterator[tuple[str, Array, Any]]:
+        """Yield (group, some of its units, outputs): for each of ``units`` removed alone, what the
+        network puts out for a batch, stacked as (unit, example, ...)."""
+        ways = [self.ways[name] for name in units if name in self.ways]
+        before = self._before(example, {index for way in ways for index in way.need})
+        for name, some in units.items():
+            if name not in self.ways:
+                for unit in some:
+                    out = self._masked(name, int(unit), example)
+                    yield name, np.array([unit]), _pytree.tree_map(lambda t: t[None], out)
+                continue
+            stack = self.stacks[name]
+            shared = self._shared(name, before)
+            for start in range(0, len(some), stack):
+                part = some[start : start + stack]
+                yield name, part, self._stacked(name, part, before, shared)
+
+    @torch.no_grad()
+    def changes(self, example: Example, name: str, units: Array) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (reader, outputs, parts), for some examples of a batch at a time: the outputs of a layer
+        that reads a group first, flattened, and what goes of them with each unit, as (unit, output)."""
+        way = self.ways[name]
+        before = self._before(example, way.need)
+        for reader, operand, read in way.first:
+            size = before[reader][0].numel() * before[reader].element_size() * len(units)
+            step = max(1, self.memory // size)
+            for x, y in zip(before[operand].split(step), before[reader].split(step), strict=True):
+                parts = [self._delta(reader, x, self._entries(name, read, unit)) for unit in units]
+                yield reader, y.flatten(), torch.stack([part.flatten() for part in parts])
+
+    def _masked(self, name: str, unit: int, example: Example) -> Any:
+        return masked_outputs(self.model, self.structure, name, unit, example)
+
+    def _before(self, example: Example, need: Set[int]) -> Values:
+        return self.graphs[1].values(example, need) if need else {}
+
+    def _shared(self, name: str, before: Values) -> Values:
+        """What all stacks read of the values before: those of the inputs repeated for each unit."""
+        batched = self.graphs[1].of_inputs
+        return {
+            index: _repeated(before[index], self.stacks[name]) if index in batched else before[index]
+            for index in self.ways[name].shared
+        }
+
+    def _stacked(self, name: str, units: Array, before: Values, shared: Values) -> Any:
+        way, values = self.ways[name], dict(shared)
+        number, graph = self.stacks[name], self.graphs[self.stacks[name]]
+        for index, operand, read in way.first:
+            whole = before[index]
+            rows = _like(whole, number).unflatten(0, (number, -1))
+            rows[len(units) :] = whole
+            for row, unit in zip(rows, units, strict=False):
+                torch.sub(
+                    whole, self._delta(index, before[operand], self._entries(name, read, unit)), out=row
+                )
+            values[index] = rows.flatten(0, 1)
+        for index in way.affected:
+            instead = {
+                at: self._without(name, units, values[at], read) for at, read in way.later.get(index, ())
+            }
+            values[index] = graph.run(index, values, instead)
+            for gone in way.last.get(index, ()):
+                values.pop(gone, None)
+        flat = [t.unflatten(0, (number, -1))[: len(units)] for t in values[way.affected[-1]]]
+        return graph.rebuilt(flat)
+
+    def _without(self, name: str, units: Array, operand: Tensor, read: Read) -> Tensor:
+        """A stacked operand with the entries of each unit zeroed in its own part."""
+        rest = operand.unflatten(0, (-1, self.batch)).clone()
+        for row, unit in zip(rest, units, strict=False):
+            entries = torch.from_numpy(self._entries(name, read, unit)).to(row.device)
+            row.index_fill_(read.dim, entries, 0)
+        return rest.flatten(0, 1)
+
+    def _entries(self, name: str, read: Read, unit: int) -> Array:
+        """The indices of a unit in the dim that a layer reads."""
+        slices = self.structure.groups[name].slices
+        part = next(p for p in slices if (p.name, p.dim) == (read.weight, read.weight_dim))
+        return part.indices[unit]
+
+    def _delta(self, index: int, operand: Tensor, entries: Array) -> Tensor:
+        """What some entries of its operand make of a linear or a convolutional layer's output."""
+        graph = self.graphs[1]
+        node = graph.nodes[index]
+        weight = _some(graph.fixed[graph.at[node.args[1]]], 1, entries)  # type: ignore[index]
+        dim = operand.dim() - 1 if _kind(node) == "linear" else 1
+        return node.target(_some(operand, dim, entries), weight, None, *node.args[3:])  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What follows the removal of a unit, as positions in the graph: (node, operand, read) of the
+    reads whose delta is subtracted (``first``), by node the (operand, read) of those that come
+    ``later``, the nodes ``affected`` after the first ones, what these take of before (``shared``, and
+    ``need`` with the first ones), and by node what nobody reads after it (``last``)."""
+
+    first: tuple[tuple[int, int, Read], ...]
+    later: Mapping[int, list[tuple[int, Read]]]
+    affected: tuple[int, ...]
+    shared: frozenset[int]
+    need: frozenset[int]
+    last: Mapping[int, list[int]]
+
+
+def _way(graph: _Graph, reads: Sequence[Read]) -> _Way:
+    places = [(graph.at[read.node], graph.at[read.operand], read) for read in reads]
+    first: dict[int, tuple[int, int, Read]] = {}
+    later: dict[int, list[tuple[int, Read]]] = {}
+    affected: list[int] = []
+    touched: set[int] = set()
+    for index, node in enumerate(graph.nodes):
+        own = [place for place in places if place[0] == index]
+        if not own and not graph.inputs_of(index) & touched:
+            continue
+        touched.add(index)
+        if len(own) == 1 and not graph.inputs_of(index) & (touched - {index}) and _plain(node, own[0][2]):
+            first[index] = own[0]
+        else:
+            affected.append(index)
+            later[index] = [(operand, read) for _, operand, read in own]
+    last: dict[int, list[int]] = {}
+    for read_at, by in {at: index for index in affected for at in graph.inputs_of(index)}.items():
+        last.setdefault(by, []).append(read_at)
+    shared = {at for index in affected for at in graph.inputs_of(index)} - touched - graph.fixed.keys()
+    need = shared | {at for index, operand, _ in first.values() for at in (index, operand)}
+    return _Way(tuple(first.values()), later, tuple(affected), frozenset(shared), frozenset(need), last)
+
+
+def _kind(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def _plain(node: fx.Node, read: Read) -> bool:
+    """Whether a read is a linear layer or an ungrouped convolution of the parameter itself."""
+    weight = node.args[1] if len(node.args) > 1 else None
+    if read.weight_dim != 1 or node.kwargs or not isinstance(weight, fx.Node) or weight.op != "placeholder":
+        return False
+    if _kind(node) == "linear":
+        return True
+    groups = node.args[6] if len(node.args) > 6 else 1
+    return _kind(node) in _CONVS and read.dim == 1 and groups == 1
+
+
+def _stack(graph: _Graph, way: _Way, batch: int, memory: int) -> int:
+    """Return how many units go at once: a power of two, so that few graphs are captured."""
+    own = _batch((graph.captured.args, graph.captured.kwargs))
+    largest = 1
+    for index in (*way.affected, *(index for index, _, _ in way.first)):
+        value = graph.nodes[index].meta.get("val")
+        if isinstance(value, Tensor):
+            largest = max(largest, value.numel() * value.element_size() // own)
+    return 2 ** int(np.log2(np.clip(memory // (_TENSORS * largest * batch), 1, _MOST)))
+
+
+class _Graph:
+    """A captured graph whose nodes go by their position, bound to a model's tensors (``fixed``)."""
+
+    def __init__(self, captured: Captured, model: nn.Module) -> None:
+        self.captured, self.model = captured, model
+        self.nodes = list(captured.graph.nodes)
+        self.at = {node: index for index, node in enumerate(self.nodes)}
+        self.operators = [(n.op, str(n.target)) for n in self.nodes if n.op != "placeholder"]
+        given = bound(captured, model, captured.args, captured.kwargs)
+        inputs = {self.at[n] for n in given if n.name in captured.inputs}
+        self.fixed: Values = {self.at[n]: t for n, t in given.items() if self.at[n] not in inputs}
+        self.of_inputs = inputs
+        for index in range(len(self.nodes)):
+            if self.inputs_of(index) & self.of_inputs:
+                self.of_inputs.add(index)
+
+    def inputs_of(self, index: int) -> set[int]:
+        return {self.at[node] for node in self.nodes[index].all_input_nodes}
+
+    def values(self, example: Example, need: Set[int]) -> Values:
+        """Run as far as needed; return the values of the nodes in ``need``."""
+        wanted = set(need)
+        for index in range(max(need, default=-1), -1, -1):
+            if index in wanted:
+                wanted |= self.inputs_of(index)
+        last = {at: index for index in sorted(wanted) for at in self.inputs_of(index)}
+        given = bound(self.captured, self.model, *example)
+        values: Values = {self.at[node]: value for node, value in given.items()}
+        for index in sorted(wanted):
+            if self.nodes[index].op != "placeholder":
+                values[index] = self.run(index, values, {})
+            for at in self.inputs_of(index) - need:
+                if last[at] == index:
+                    del values[at]
+        return {index: values[index] for index in need}
+
+    def run(self, index: int, values: Values, instead: Values) -> Any:
+        """Run one node on ``values``, some of them replaced."""
+        node = self.nodes[index]
+
+        def value(used: fx.Node) -> Any:
+            at = self.at[used]
+            return instead.get(at, values.get(at, self.fixed.get(at)))
+
+        if node.op == "get_attr":
+            return getattr(self.captured.program.graph_module, str(node.target))
+        if node.op == "output":
+            return fx.map_arg(node.args[0], value)
+        return None if "_assert_tensor_metadata" in str(node.target) else run_on(node, value)
+
+    def rebuilt(self, flat: list[Any]) -> Any:
+        """Return the outputs as the model gives them."""
+        return _pytree.tree_unflatten(flat, self.captured.program.call_spec.out_spec)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def masked_outputs(model: nn.Module, structure: Structure, name: str, unit: int, example: Example) -> Any:
+    """Return the outputs for a batch with one unit masked: the plain way, one whole forward a unit."""
+    doomed = {name: np.arange(len(structure.groups[name])) == unit}
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    before = {part.name: tensors[part.name].clone() for part in structure.groups[name].slices if part.masked}
+    try:
+        mask_units(model, structure, doomed)
+        return call(model, *example)
+    finally:
+        for place, tensor in before.items():
+            tensors[place].copy_(tensor)
+
+
+def _some(tensor: Tensor, dim: int, entries: Array) -> Tensor:
+    """Return entries of a dim: a view where they follow one another (index_select copies the whole of
+    a channels-last tensor first)."""
+    first, number = int(entries[0]), len(entries)
+    if int(entries[-1]) - first == number - 1 and (np.diff(entries) == 1).all():
+        return tensor.narrow(dim, first, number)
+    return tensor.index_select(dim, torch.from_numpy(entries).to(tensor.device))
+
+
+def _like(tensor: Tensor, times: int) -> Tensor:
+    """Return an empty tensor with ``times`` the batch, in the same memory format."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    size = (times * tensor.shape[0], *tensor.shape[1:])
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(size, dtype=tensor.dtype, device=tensor.device, memory_format=form)
+
+
+def _leaves(example: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+
+
+def _batch(example: Any) -> int:
+    return len(_leaves(example)[0])
+
+
+def _repeated(value: Any, times: int) -> Any:
+    """Repeat every tensor along its first dim, in the memory format that it has."""
+    return _pytree.tree_map(
+        lambda t: torch.cat([t] * times) if isinstance(t, Tensor) and t.dim() else t, value
+    )
