@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.errors import RecipeError
-from secateur.experiments import trial as trials
+from secateur.experiments import work as working
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.trial import run_trial
 
@@ -72,7 +72,7 @@ def test_killed_after_the_removal_it_goes_on_to_the_same_numbers(recipe, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "fit", killed)
+        patch.setattr(working, "fit", killed)
         with pytest.raises(KeyboardInterrupt):
             run(plan, tmp_path / "killed", tmp_path / "dense")
     again = run(plan, tmp_path / "killed", tmp_path / "dense")

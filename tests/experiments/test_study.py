@@ -6,7 +6,7 @@ import torch
 from numbers_of import numbers
 
 from secateur.errors import StorageError
-from secateur.experiments import trial as trial_module
+from secateur.experiments import work as work_module
 from secateur.experiments.results import read_results
 from secateur.experiments.study import describe, run_study
 from secateur.experiments.trial import trial_id
@@ -73,7 +73,7 @@ def test_the_files_of_a_trial_are_the_network_that_was_measured(done):
 
 def test_a_finished_study_runs_nothing_again(done, monkeypatch):
     recipe, out, results = done
-    monkeypatch.setattr(trial_module, "fit", None)
+    monkeypatch.setattr(work_module, "fit", None)
     assert numbers(run_study(recipe, out)) == numbers(results)
 
 

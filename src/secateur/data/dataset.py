@@ -44,6 +44,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, number: int) -> Split:
+        """Return the first ``number`` examples."""
+        return Split(self.inputs[:number], self.labels[:number])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

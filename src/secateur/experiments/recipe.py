@@ -19,12 +19,14 @@ from secateur.experiments.overrides import set_value
 from secateur.experiments.specs import (
     CompactSpec,
     DataSpec,
+    GreedySpec,
     ModelSpec,
     PruneSpec,
     PruneToSpec,
     RecipeSpec,
     RefitSpec,
     ScratchSpec,
+    SelectionSpec,
 )
 from secateur.experiments.yaml_lines import Located, read_yaml
 from secateur.training.settings import Training
@@ -32,6 +34,7 @@ from secateur.training.settings import Training
 Point = dict[str, Any]
 
 
+_REMOVING = ("prune_to", "greedy", "structure_selection", "compact", "scratch")
 UNIT_BUDGETS = ("uniform", "global", "per_layer", "threshold", "lamp", "parameter_share")
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
 
@@ -39,11 +42,20 @@ _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "met
 @dataclass(frozen=True)
 class Step:
     """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
-    its ``training``: between the cuts of a gradual one, or of a network from scratch."""
+    its ``training``: between the cuts of a gradual or greedy one, or of a network from scratch."""
 
     kind: str
     id: str
-    settings: PruneSpec | PruneToSpec | RefitSpec | CompactSpec | ScratchSpec | Training
+    settings: (
+        PruneSpec
+        | PruneToSpec
+        | GreedySpec
+        | SelectionSpec
+        | RefitSpec
+        | CompactSpec
+        | ScratchSpec
+        | Training
+    )
     training: Training | None = None
 
 
@@ -176,12 +188,18 @@ def _plan_at(
         where = located.where((*place, "sweep", key)) + f": sweep {key}"
         set_value(config, key, value, where, _SETTABLE)
     train = _training(config["train"] or {}, Training(), located, ("train",))
+    if train.distill:
+        raise RecipeError(f"{located.where(('train',))}: distill needs a dense network; retraining has one")
     steps: list[Step] = []
     for index, raw in enumerate(config["steps"]):
         steps.append(_step(raw, train, located, (*place, "steps", index)))
         if [s.id for s in steps].count(steps[-1].id) > 1:
             where = located.where((*place, "steps", index))
             raise RecipeError(f"{where}: two steps have the id {steps[-1].id!r}; give one an id of its own")
+        removing = next((s.kind for s in steps if s.kind in _REMOVING), None)
+        if steps[-1].kind == "refit" and removing:
+            where = located.where((*place, "steps", index))
+            raise RecipeError(f"{where}: refit needs the dense network's shapes; put it before {removing}")
     return Plan(
         method=method,
         point=point,
@@ -242,6 +260,8 @@ def _check_combination(spec: PruneSpec, where: str) -> None:
         raise RecipeError(f"{where}: round_to and min_kept count units: set units: true")
     if spec.units and budget not in UNIT_BUDGETS:
         raise RecipeError(f"{where}: {budget} does not go with whole units; one of {', '.join(UNIT_BUDGETS)}")
+    if spec.relative_to == "dense" and (spec.units or budget != "global"):
+        raise RecipeError(f"{where}: relative_to: dense goes with single weights and a global budget")
     if spec.units and (spec.block is not None or type(shrinkage).__name__ != "Hard"):
         raise RecipeError(f"{where}: whole units go with neither a block nor a shrinkage")
     hard = type(shrinkage).__name__ == "Hard"
@@ -291,8 +311,7 @@ def _prune_to_step(
     raw: Any, train: Training, located: Located, place: tuple[Any, ...]
 ) -> tuple[PruneToSpec, None]:
     spec = _validated(PruneToSpec, raw, located, place)
-    if sum(limit is not None for limit in (spec.macs, spec.parameters, spec.latency_ms)) != 1:
-        raise RecipeError(f"{located.where(place)}: give exactly one of macs, parameters and latency_ms")
+    _check_goal(located.where(place), macs=spec.macs, parameters=spec.parameters, latency_ms=spec.latency_ms)
     try:
         criterion = make("criterion", spec.criterion)
     except SecateurError as error:
@@ -300,6 +319,60 @@ def _prune_to_step(
     if not getattr(criterion, "whole_units", False):
         raise RecipeError(f"{located.where(place)}: its criterion ranks single weights; l2_norm ranks units")
     return spec, None
+
+
+def _greedy_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[GreedySpec, Training | None]:
+    spec = _validated(GreedySpec, raw, located, place)
+    where = located.where(place)
+    _check_goal(
+        where,
+        sparsity=spec.sparsity,
+        parameters=spec.parameters,
+        macs=spec.macs,
+        latency_ms=spec.latency_ms,
+        accuracy_drop=spec.accuracy_drop,
+    )
+    retrain = spec.retrain
+    return spec, None if retrain is None else _training(retrain, train, located, (*place, "retrain"))
+
+
+def _check_goal(where: str, **goals: float | None) -> None:
+    """Refuse anything but one goal that can be met."""
+    given = {name: limit for name, limit in goals.items() if limit is not None}
+    if len(given) != 1:
+        names = list(goals)
+        raise RecipeError(f"{where}: give exactly one of {', '.join(names[:-1])} and {names[-1]}")
+    (name, limit), *_ = given.items()
+    if name in ("sparsity", "parameters", "macs") and not 0 < limit < 1:
+        raise RecipeError(
+            f"{where}: {name} is {limit}; it is a share of the dense network's, between 0 and 1"
+        )
+    if (name == "latency_ms" and limit <= 0) or (name == "accuracy_drop" and not 0 <= limit < 100):
+        raise RecipeError(
+            f"{where}: {name} is {limit}; it is "
+            + (
+                "a positive number of milliseconds"
+                if name == "latency_ms"
+                else "in percentage points, from 0"
+            )
+        )
+
+
+def _selection_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[SelectionSpec, Training]:
+    spec = _validated(SelectionSpec, raw, located, place)
+    if not (spec.units or spec.blocks):
+        raise RecipeError(
+            f"{located.where(place)}: units and blocks are both false: nothing is left to select"
+        )
+    # The factors shrink from epoch to epoch: the best epoch on validation would be the first.
+    training = _training({"keep": "last"} | spec.train, train, located, (*place, "train"))
+    if training.epochs == 0 or training.keep != "last":
+        raise RecipeError(f"{located.where((*place, 'train'))}: factors need epochs, and keep: last")
+    return spec, training
 
 
 def _plain_step(kind: type) -> Any:
@@ -312,6 +385,8 @@ def _plain_step(kind: type) -> Any:
 _STEPS = {
     "prune": _prune_step,
     "prune_to": _prune_to_step,
+    "greedy": _greedy_step,
+    "structure_selection": _selection_step,
     "refit": _plain_step(RefitSpec),
     "compact": _plain_step(CompactSpec),
     "retrain": _retrain_step,

@@ -39,7 +39,8 @@ class ScheduleSpec(Strict):
 class PruneSpec(Strict):
     """One ``prune`` step. ``units``: whole neurons, filters or heads, of which each group keeps
     ``min_kept`` and a multiple of ``round_to``. ``calibration``: training examples that criteria with
-    data read."""
+    data read. ``relative_to``: what a global budget's sparsity is a share of, once units are gone: the
+    weights of the network as it is, or of the dense one."""
 
     criterion: str | dict[str, Any] = "magnitude"
     budget: dict[str, Any]
@@ -52,6 +53,7 @@ class PruneSpec(Strict):
     include: list[str] | None = None
     exclude: list[str] | None = None
     calibration: Annotated[int, Field(ge=1)] = 1024
+    relative_to: Literal["network", "dense"] = "network"
 
 
 class RefitSpec(Strict):
@@ -77,6 +79,46 @@ class PruneToSpec(Strict):
     include: list[str] | None = None
     exclude: list[str] | None = None
     calibration: Annotated[int, Field(ge=1)] = 1024
+
+
+class GreedySpec(Strict):
+    """One ``greedy`` step: the unit that is missed least goes, again and again, until a goal is met.
+
+    ``sparsity``: the share of the dense network's weights that is gone; ``parameters``, ``macs``: the share
+    left; ``latency_ms``; or ``accuracy_drop``: percentage points of validation accuracy that may be lost.
+    Chosen on the first ``examples`` of the validation split. ``retrain``: after every so many removals.
+    """
+
+    sparsity: float | None = None
+    parameters: float | None = None
+    macs: float | None = None
+    latency_ms: float | None = None
+    accuracy_drop: float | None = None
+    criterion: Literal["score", "output"] = "score"
+    scope: Literal["layer", "network"] = "layer"
+    every: Annotated[int, Field(ge=1)] = 16
+    at_once: Annotated[int, Field(ge=1)] = 1
+    min_kept: Annotated[int, Field(ge=1)] = 1
+    examples: Annotated[int, Field(ge=1)] = 1000
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    retrain: dict[str, Any] | None = None
+
+
+class SelectionSpec(Strict):
+    """One ``structure_selection`` step: factors on units and residual blocks trained with the weights, by
+    ``train``; those under ``threshold`` in the end are removed for real. ``penalty`` times the sum of
+    |factors| is added to the loss; ``lr`` and ``momentum`` are the factors' own."""
+
+    penalty: Annotated[float, Field(ge=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] | None = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    threshold: Annotated[float, Field(ge=0)] = 1e-4
+    blocks: bool = True
+    units: bool = True
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    train: dict[str, Any] = {}
 
 
 class CompactSpec(Strict):

@@ -56,6 +56,17 @@ def loss_of(outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduc
     return F.cross_entropy(outputs, labels, label_smoothing=label_smoothing, reduction=reduction)
 
 
+def distillation_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of a classifier's outputs from a teacher's, both softened by
+    ``temperature``, times its square (Hinton et al. 2015); (batch, classes), or one logit of two classes."""
+    if outputs.shape != teacher.shape:
+        raise ModelError(f"the teacher gives {tuple(teacher.shape)}, the network {tuple(outputs.shape)}")
+    if outputs.shape[1] == 1:
+        outputs, teacher = (F.pad(logits, (1, 0)) for logits in (outputs, teacher))
+    own, wanted = (F.log_softmax(logits / temperature, 1) for logits in (outputs, teacher))
+    return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+
+
 def predictions(outputs: Tensor) -> Tensor:
     if outputs.shape[1] == 1:
         return (outputs[:, 0] > 0).long()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.dataset import Split
-from secateur.errors import ModelError, NonFiniteError
-from secateur.measure.running import denormals_flushed
+from secateur.errors import ModelError, NonFiniteError, RecipeError
+from secateur.measure.running import denormals_flushed, evaluating
+from secateur.methods.structure_selection import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
@@ -22,6 +23,7 @@ from secateur.training.checkpoint import State, load_run, save_run
 from secateur.training.evaluate import (
     Evaluation,
     device_of,
+    distillation_loss,
     evaluate_on,
     loss_of,
     prefers_channels_last,
@@ -66,18 +68,25 @@ def fit(
     masks: Masks | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    teacher: nn.Module | None = None,
+    holding: Callable[[torch.optim.Optimizer], contextlib.AbstractContextManager[Any]] | None = None,
 ) -> History:
     """Train ``model`` in place, on the device it is on, and leave it with the epoch's weights that
     ``settings.keep`` names.
 
     ``masks`` are held throughout. With ``checkpoint`` (a file), the state is written after every
     epoch, and a run that finds one there goes on from it to the same numbers; the file is the
-    caller's to remove. The global random state is left as it was.
+    caller's to remove. The global random state is left as it was. ``teacher``: the network that
+    ``settings.distill`` learns from. ``holding``: what runs around the steps of the optimizer that it
+    is given, such as :meth:`secateur.StructureSelection.trained`.
 
-    Raises NonFiniteError where the loss stops being a number.
+    Raises RecipeError where there is nothing to distill from, NonFiniteError where the loss stops being
+    a number.
     """
     if settings.epochs == 0:
         return History()
+    if settings.distill and teacher is None:
+        raise RecipeError("distill is set, and there is no teacher: the dense network has none")
     device = device_of(model)
     if prefers_channels_last(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -87,10 +96,12 @@ def fit(
         best, progress = load_run(checkpoint, model, optimizer)
         history = History([Epoch(**row) for row in progress["epochs"]], progress["best_epoch"])
         best_score, first = tuple(progress["best_score"]), len(history.epochs) + 1
-    loop = _Loop(model, optimizer, settings, device, count_batches(train, settings), masks)
+    loop = _Loop(model, optimizer, settings, device, count_batches(train, settings), masks, teacher)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
     devices = [device] if device.type == "cuda" else []
-    with held, denormals_flushed(), torch.random.fork_rng(devices=devices):
+    around = contextlib.nullcontext() if holding is None else holding(optimizer)
+    slim = slimming(optimizer, model, settings.slimming) if settings.slimming else contextlib.nullcontext()
+    with held, around, slim, denormals_flushed(), torch.random.fork_rng(devices=devices):
         for epoch in range(first, settings.epochs + 1):
             if _out_of_patience(history, epoch, settings.patience):
                 break
@@ -129,10 +140,12 @@ class _Loop:
         device: torch.device,
         batches: int,
         masks: Masks | None,
+        teacher: nn.Module | None,
     ) -> None:
         self.model, self.optimizer, self.settings, self.device = model, optimizer, settings, device
         self.batches = batches
         self.masks = masks
+        self.teacher = teacher if settings.distill else None
         self.lr = settings.lr
         self.channels_last = prefers_channels_last(model)
         self.shrunk = [t.weight for t in find_targets(model).values()] if settings.l1 else []
@@ -167,7 +180,14 @@ class _Loop:
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.autocast:
-            loss = loss_of(self.model(inputs), labels, self.settings.label_smoothing)
+            outputs = self.model(inputs)
+            loss = loss_of(outputs, labels, self.settings.label_smoothing)
+            if self.teacher is not None:
+                with evaluating(self.teacher), torch.no_grad():
+                    wanted = self.teacher(inputs)
+                share = self.settings.distill
+                divergence = distillation_loss(outputs, wanted, self.settings.temperature)
+                loss = (1 - share) * loss + share * divergence
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.shrunk or self.settings.clip is not None:

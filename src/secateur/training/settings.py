@@ -20,7 +20,9 @@ class Training:
     to the batch's mean loss; under Adam its gradient is scaled as Adam scales any gradient.
     ``shift`` (pixels) and ``flip`` are drawn for each image. ``keep``: the weights handed back are
     those of the best epoch on validation, or of the last. ``patience``: epochs without a better
-    validation accuracy before it stops. ``clip``: the gradients' largest L2 norm.
+    validation accuracy before it stops. ``clip``: the gradients' largest L2 norm. ``distill``: the share of
+    the loss that is the divergence from a teacher's outputs at ``temperature`` (Hinton et al. 2015).
+    ``slimming`` times the sum of |scale| of all BatchNorm layers is added to the loss.
     """
 
     epochs: int = 10
@@ -38,11 +40,21 @@ class Training:
     clip: float | None = None
     patience: int | None = None
     keep: Literal["best", "last"] = "best"
+    distill: float = 0.0
+    temperature: float = 4.0
+    slimming: float = 0.0
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 0), ("lr", 0), ("weight_decay", 0), ("l1", 0), ("shift", 0)):
+        for name, low in (
+            ("epochs", 0),
+            ("lr", 0),
+            ("weight_decay", 0),
+            ("l1", 0),
+            ("shift", 0),
+            ("slimming", 0),
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= low):
                 raise RecipeError(f"{name} is {value}; it is a finite number from {low}")
@@ -54,6 +66,10 @@ class Training:
             raise RecipeError(f"clip is {self.clip}; it is the largest norm, above 0 (null: no limit)")
         if self.patience is not None and self.patience < 1:
             raise RecipeError(f"patience is {self.patience}; it counts epochs from 1 (null: no limit)")
+        if not 0 <= self.distill <= 1:
+            raise RecipeError(f"distill is {self.distill}; it is a share of the loss, from 0 to 1")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise RecipeError(f"temperature is {self.temperature}; it is a positive number")
         if not 0 <= self.label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {self.label_smoothing}; it is a share under 1")
 

@@ -1,0 +1,76 @@
+"""A trial under way: what its actions work on, and how they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.dataset import Dataset
+from secateur.experiments.dense import OnEpoch, calibration_batches
+from secateur.experiments.recipe import Plan
+from secateur.experiments.state import TrialState, save_state
+from secateur.training.batches import seed_of
+from secateur.training.fit import fit
+from secateur.training.settings import Training
+
+
+@dataclass
+class Work:
+    """A plan with its seed, data, dense network and folder, and the state that its actions change."""
+
+    plan: Plan
+    seed: int
+    data: Dataset
+    dense: nn.Module
+    folder: Path
+    on_epoch: OnEpoch
+    state: TrialState
+
+    def example(self, number: int = 2) -> Tensor:
+        return self.data.validation.inputs[:number].to(next(self.state.model.parameters()).device)
+
+    def calibration(self, number: int) -> list[tuple[Tensor, Tensor]]:
+        return calibration_batches(self.data.train, number, self.seed)
+
+    def train(
+        self,
+        network: nn.Module,
+        step: str,
+        training: Training,
+        holding: Callable[[torch.optim.Optimizer], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        """Train a network with the masks held; its curve goes under the name of the ``step``. A run that
+        was killed in it goes on from its last epoch."""
+        checkpoint = self.folder / "training.safetensors"
+        history = fit(
+            network,
+            self.data.train,
+            self.data.validation,
+            training,
+            seed=seed_of(self.seed, step),
+            masks=self.state.masks,
+            checkpoint=checkpoint,
+            on_epoch=lambda row: self.on_epoch(step, row),
+            teacher=self.dense if training.distill else None,
+            holding=holding,
+        )
+        checkpoint.unlink(missing_ok=True)
+        self.state.curves[step] = history.as_dicts()
+        self.spent("retrain", history.seconds)
+        self.state.retrained = self.state.retrained or training.epochs > 0
+
+    def cut(self, pruned: nn.Module) -> None:
+        """Note that this is the network after a pruning: nothing has been retrained since."""
+        self.state.pruned, self.state.retrained = pruned, False
+
+    def spent(self, kind: str, seconds: float) -> None:
+        self.state.seconds[kind] = self.state.seconds.get(kind, 0.0) + seconds
+
+    def save(self) -> None:
+        save_state(self.state, self.folder)
