@@ -51,14 +51,22 @@ PUBLIC = {
     "prune_to": "methods.constraints",
     "reconstruct": "methods.reconstruction",
     "Refit": "methods.reconstruction",
+    "prune_greedily": "methods.greedy",
+    "Greedy": "methods.greedy",
+    "GreedyRun": "methods.greedy",
+    "StructureSelection": "methods.structure_selection",
+    "Selected": "methods.structure_selection",
+    "slimming": "methods.structure_selection",
     "profile": "measure.summary",
 }
 
 if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.measure.summary import profile
     from secateur.methods.constraints import prune_to
+    from secateur.methods.greedy import Greedy, GreedyRun, prune_greedily
     from secateur.methods.layer_sensitivity import sensitivity
     from secateur.methods.reconstruction import Refit, reconstruct
+    from secateur.methods.structure_selection import Selected, StructureSelection, slimming
     from secateur.pruning.budgets import (
         ERK,
         LAMP,

@@ -85,7 +85,9 @@ def test_what_was_pruned_last_has_not_been_retrained(plan, tmp_path):
     assert metrics["accuracy_pruned"] < metrics["accuracy_dense"]
 
 
-@pytest.mark.parametrize("steps", [TWICE, GREEDY, SELECTION, HYBRID], ids=["twice", "greedy", "selection", "hybrid"])
+@pytest.mark.parametrize(
+    "steps", [TWICE, GREEDY, SELECTION, HYBRID], ids=["twice", "greedy", "selection", "hybrid"]
+)
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monkeypatch, steps):
     """A kill in the middle of every writing of the state, one after the other."""
     whole = run(plan(steps), tmp_path / "whole")
@@ -128,7 +130,9 @@ def test_greedy_in_a_recipe(plan, tmp_path):
 
 
 def test_greedy_stops_at_a_loss_of_accuracy(plan, tmp_path):
-    row = run(plan("\n  - greedy: {accuracy_drop: 2.0, every: 8, at_once: 4, examples: 60}\n"), tmp_path / "a")
+    row = run(
+        plan("\n  - greedy: {accuracy_drop: 2.0, every: 8, at_once: 4, examples: 60}\n"), tmp_path / "a"
+    )
     assert row["metrics"]["accuracy_retrained"] is None
     assert 0 < row["metrics"]["sparsity"] < 1
 

@@ -81,6 +81,18 @@ class Killed(BaseException):
     pass
 
 
+def test_a_trial_that_a_study_beside_has_finished_is_not_run_again(done, monkeypatch):
+    recipe, out, results = done
+    monkeypatch.setattr(work_module, "fit", None)
+    beside = run_study(recipe, out.parent / "beside")
+    assert beside["trials"] == results["trials"]
+    for row in results["trials"]:
+        files = [
+            sorted(p.name for p in (f / "trials" / row["id"]).iterdir()) for f in (out, out.parent / "beside")
+        ]
+        assert files[0] == files[1]
+
+
 @pytest.mark.parametrize("calls", [1, 3, 5, 8, 12])
 def test_a_study_stopped_anywhere_goes_on_to_the_same_numbers(done, tiny, tmp_path, monkeypatch, calls):
     _, _, expected = done

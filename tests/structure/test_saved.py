@@ -14,10 +14,11 @@ import pytest
 import saved_models
 import torch
 from saved_models import MODELS, Attention, Normed, Recurrent, inputs
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import ModelError, StorageError
+from secateur.methods.structure_selection import StructureSelection
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import _digest
 
@@ -194,3 +195,66 @@ def test_a_header_that_promises_too_much(file):
     assert header["__metadata__"]["secateur"] == '"model 2"'
     file.write_bytes(struct.pack("<Q", 1 << 40) + content[8:])
     refused(file, StorageError, "not a complete safetensors file")
+
+
+class Branch(nn.Module):
+    def __init__(self, width: int = 7) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 9), nn.Linear(9, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def stacked(*blocks: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 7), *(blocks or (Branch(), Branch())), nn.Linear(7, 3))
+
+
+def test_a_removed_block_is_removed_again(tmp_path):
+    x = torch.randn(4, 5)
+    chosen = StructureSelection(stacked(), x)
+    with torch.no_grad():
+        chosen.network.factors["x + 2.down"].zero_()
+        chosen.network.factors["1.up -> 1.down"][:4] = 0
+    net, _, selected = chosen.fold()
+    assert selected.identities == ("2",)
+    path = tmp_path / "net.safetensors"
+    sc.save(net, path)
+    for model in (stacked(), sc.load(stacked(), path)):
+        again: Any = sc.load(model, path)
+        assert again is model
+        assert type(again[2]) is nn.Identity
+        assert again[1].up.out_features == 5
+        with torch.no_grad():
+            assert torch.equal(again(x), net(x))
+    sc.save(again, tmp_path / "again.safetensors")
+    assert type(sc.load(stacked(), tmp_path / "again.safetensors")[2]) is nn.Identity  # type: ignore[index]
+
+    for other in (nn.Linear(7, 7), nn.Identity()):
+        words = f"module '2' was a .*Branch .* and is a .*{type(other).__name__}"
+        refused(path, ModelError, words, stacked(Branch(), other))
+    sc.save(stacked(Branch(), nn.Identity()), path)  # an Identity of the user's own stands for nothing
+    refused(path, ModelError, "the model has a module '2.", stacked())
+
+
+@pytest.mark.parametrize(
+    "removed", [{"": "Normed"}, {"up": "torch.nn.modules.linear.Linear"}, {"up": 1}, ["up"]]
+)
+def test_a_removed_block_that_is_none(file, removed):
+    tensors, metadata = load_tensors(file)
+    metadata.pop("sha256")
+    metadata["removed"] = removed
+    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    refused(file, StorageError, "cannot be a block that was removed|name no modules")
+
+
+def test_modules_and_tensors_below_a_removed_block(file):
+    tensors, metadata = load_tensors(file)
+    metadata.pop("sha256")
+    metadata["removed"] = {"up": "torch.nn.modules.linear.Linear"}
+    metadata["modules"]["up"] = ["torch.nn.modules.linear.Identity", {}]
+    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    refused(file, ModelError, "holds a tensor 'up.bias' that the model has not")
+    metadata["modules"]["up.more"] = ["torch.nn.modules.linear.Linear", {}]
+    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    refused(file, ModelError, "the file has a module 'up.more' and the model has not")

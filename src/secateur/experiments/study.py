@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,8 @@ def run_study(
 
     ``workers`` processes share the trials, and so does every machine that runs the same command
     with the same ``storage`` (an SQLAlchemy URL; default: SQLite in ``out``). Dense networks are
-    kept beside the study, in ``dense``, for every study there. A finished trial is never run
-    again, one that was killed goes on from its last checkpoint.
+    kept beside the study, in ``dense``, for every study there. A finished trial is never run again, not
+    even by another study beside; one that was killed goes on from its last checkpoint.
 
     A trial whose training diverges is reported as failed; any other error stops the study, and
     what is finished stays.
@@ -145,6 +147,10 @@ def finished_or_run(plan: Plan, seed: int, out: Path, on_epoch: OnEpoch) -> Row:
     folder = out / "trials" / trial_id(plan, seed)
     if (folder / "result.json").exists():
         return load_json(folder / "result.json")
+    for other in out.parent.glob(f"*/trials/{folder.name}/result.json"):  # a study beside has run it
+        with suppress(OSError):  # it may be removed under our eyes
+            shutil.copytree(other.parent, folder, dirs_exist_ok=True)
+            return load_json(folder / "result.json")
     folder.mkdir(parents=True, exist_ok=True)
 
     def say(step: str, row: Epoch) -> None:

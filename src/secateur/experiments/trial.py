@@ -29,7 +29,8 @@ from secateur.training.evaluate import evaluate_on
 
 def trial_id(plan: Plan, seed: int) -> str:
     """Return the hash of everything that determines the trial: its name in any study."""
-    return hash_of({"config": plan.config, "method": plan.method} | what_determines(plan, seed))
+    own = {"config": plan.config, "method": plan.method, "measure": plan.measure}
+    return hash_of(own | what_determines(plan, seed))
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from secateur.storage import load_tensors, save_tensors
 from secateur.structure import normalisation
 from secateur.structure.attention import PrunedAttention, pruned
 from secateur.structure.attributes import settings_of
+from secateur.structure.blocks import identity_for, replaced_class
 from secateur.structure.capture import all_tensors, first_names
 from secateur.structure.names import unwrapped
 from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
@@ -38,12 +39,15 @@ def save(model: nn.Module, path: str | Path) -> None:
     model = unwrapped(model)
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
-    metadata = {
+    metadata: dict[str, Any] = {
         "secateur": FORMAT,
         "class": _class_of(model),
         "tied": {name: first for name, first in names.items() if first != name},
         "modules": {path: [_class_of(module), _sizes(module)] for path, module in model.named_modules()},
     }
+    removed = {path: replaced_class(module) for path, module in model.named_modules()}
+    if any(removed.values()):
+        metadata["removed"] = {path: kind for path, kind in removed.items() if kind}
     save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
@@ -52,7 +56,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
     The model is changed in place and returned. Every name, shape and value is checked before the
     first change. Raises StorageError for a file that is damaged, changed or of another kind, ModelError
-    for a model of another class or with other modules.
+    for a model of another class or with other modules. Where the saved model has lost a residual block,
+    an ``nn.Identity`` takes its place.
     """
     model = unwrapped(model)
     tensors, metadata = load_tensors(path)
@@ -61,8 +66,12 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     digest = metadata.pop("sha256", None)
     if digest != _digest(tensors, metadata):
         raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
-    _check_modules(model, metadata, path)
-    _check_names(model, tensors, metadata["tied"], path)
+    removed = _removed(model, metadata, path)
+    _check_modules(model, metadata, removed, path)
+    _check_names(model, tensors, metadata["tied"], removed, path)
+    for place in removed:
+        parent, _, leaf = place.rpartition(".")
+        model.get_submodule(parent)._modules[leaf] = identity_for(model.get_submodule(place))
     _fill(model, tensors, metadata["tied"])
     for place, module in list(model.named_modules()):
         kind, sizes = metadata["modules"][place]
@@ -125,11 +134,47 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _check_modules(model: nn.Module, metadata: Mapping[str, Any], path: str | Path) -> None:
+def _removed(model: nn.Module, metadata: Mapping[str, Any], path: str | Path) -> set[str]:
+    """Return the places where the saved model has an ``nn.Identity`` for a block that it lost, and this
+    one still has the block: of the class that is written in the file."""
+    removed, saved = metadata.get("removed", {}), metadata.get("modules")
+    if not isinstance(removed, dict) or not isinstance(saved, dict):
+        raise StorageError(f"{path}: its metadata name no modules")
+    own = dict(model.named_modules())
+    found: set[str] = set()
+    for place, kind in removed.items():
+        if not place or not isinstance(kind, str) or saved.get(place) != [_class_of_type(nn.Identity), {}]:
+            raise StorageError(f"{path}: {place!r} cannot be a block that was removed")
+        if place not in own:
+            continue  # the check of the modules says so
+        stands = replaced_class(own[place])
+        if not _alike(stands or _class_of(own[place]), kind):
+            raise ModelError(
+                f"{path}: module {place!r} was a {kind} before it was removed and is a "
+                f"{_class_of(own[place])} here; load it into a fresh {metadata['class']}"
+            )
+        if stands is None:
+            found.add(place)
+    return found
+
+
+def _alike(one: str, other: str) -> bool:
+    """A module written in a script is __main__'s when it saves, and another's when it is imported."""
+    return one.rpartition(".")[2] == other.rpartition(".")[2]
+
+
+def _below(name: str, removed: Collection[str]) -> bool:
+    return any(name.startswith(f"{place}.") for place in removed)
+
+
+def _check_modules(
+    model: nn.Module, metadata: Mapping[str, Any], removed: Collection[str], path: str | Path
+) -> None:
     saved = metadata.get("modules")
     if not isinstance(saved, dict) or not isinstance(metadata.get("tied"), dict):
         raise StorageError(f"{path}: its metadata name no modules")
-    own = {place: _class_of(module) for place, module in model.named_modules()}
+    modules = dict(model.named_modules()) | {place: nn.Identity() for place in removed}
+    own = {place: _class_of(module) for place, module in modules.items() if not _below(place, removed)}
     for place in saved.keys() ^ own.keys():
         here, there = ("the file", "the model") if place in saved else ("the model", "the file")
         raise ModelError(
@@ -137,14 +182,12 @@ def _check_modules(model: nn.Module, metadata: Mapping[str, Any], path: str | Pa
         )
     before = {_class_of_type(new): _class_of_type(old) for new, old in _PRUNED.items()}
     for place, (kind, sizes) in saved.items():
-        expected = {kind, before.get(kind, kind)}
-        # A module written in a script is __main__'s when it saves, and another's when it is imported.
-        if own[place].rpartition(".")[2] not in {name.rpartition(".")[2] for name in expected}:
+        if not (_alike(own[place], kind) or _alike(own[place], str(before.get(kind)))):
             raise ModelError(
                 f"{path}: module {place or 'itself'!r} was a {kind} and is a {own[place]} here; "
                 f"load it into a fresh {metadata['class']}"
             )
-        _check_sizes(model.get_submodule(place), place, kind, sizes, path)
+        _check_sizes(modules[place], place, kind, sizes, path)
 
 
 def _check_sizes(
@@ -171,9 +214,13 @@ def _class_of_type(kind: type) -> str:
 
 
 def _check_names(
-    model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], path: str | Path
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    removed: Collection[str],
+    path: str | Path,
 ) -> None:
-    own = dict(all_tensors(model))
+    own = {name: tensor for name, tensor in all_tensors(model) if not _below(name, removed)}
     saved = {*tensors, *tied}
     for name in sorted(saved - own.keys()):
         raise ModelError(f"{path}: holds a tensor {name!r} that the model has not{nearest(name, own)}")

@@ -1,0 +1,369 @@
+"""Sparse structure selection: scaling factors on units and residual blocks, trained until many are zero.
+
+Huang & Wang, "Data-Driven Sparse Structure Selection for Deep Neural Networks" (ECCV 2018), and beside
+it network slimming (Liu et al., ICCV 2017), which does the same with the scales of batch norms.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
+from secateur.measure.macs import count_macs
+from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
+from secateur.pruning.structured import select_groups
+from secateur.structure.blocks import Block, find_blocks, remove_blocks
+from secateur.structure.compact import compact
+from secateur.structure.surgery import copied
+from secateur.structure.units import Group, trace
+from secateur.structure.verify import Proof, as_dtype, call, difference, redrawn
+
+_EQUAL = 1e-6  # relative to the largest |output|, in float64
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What :meth:`StructureSelection.fold` removed.
+
+    ``units``: by group, the units that are left, and all. ``blocks``: the residual blocks
+    removed, and ``identities`` the modules that are an ``nn.Identity`` for it. ``removed_error``: the
+    change of the outputs that came of setting small factors to zero. ``max_error``: that of removing
+    what is zero. Both relative to the largest |output|, on the example inputs and another draw.
+    """
+
+    units: Mapping[str, tuple[int, int]]
+    blocks: tuple[str, ...]
+    identities: tuple[str, ...]
+    removed_error: float
+    max_error: float
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        lines = [f"{name}: {kept} of {of} units kept" for name, (kept, of) in self.units.items()]
+        lines += [f"block removed: {name}" for name in self.blocks]
+        lines += [f"now an nn.Identity: {path}" for path in self.identities]
+        lines.append(f"small factors set to zero: outputs off by {self.removed_error:.1e}")
+        lines.append(f"what is zero removed: outputs off by {self.max_error:.1e}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+class StructureSelection:
+    """Scaling factors on the units (and residual blocks) of a network, trained with its weights until
+    many are zero; what they scale is then removed.
+
+    Train ``network`` in any loop, its optimizer stepping inside :meth:`trained`, then :meth:`fold`. It
+    wraps ``model``, whose weights are trained too, and is called the same way. A factor is 1 at first.
+    That of a unit multiplies the unit where the layers behind it read it: the columns of their weights.
+    That of a block x + F(x) multiplies F: the weight and the bias of its last layer. So a factor of any
+    sign folds into the weights exactly. The loss that is minimised is the caller's, plus ``penalty``
+    times the sum of all |factors|, by the paper's accelerated proximal gradient, with eta = ``lr`` and
+    mu = ``momentum`` and S_t(z) = sign(z) max(|z| - t, 0), after each step of the optimizer (its eqs.
+    10-12; g is the gradient of the caller's loss at the factors f):
+
+        z = f - eta g;   v' = S_{eta penalty}(z) - f + mu v;   f' = S_{eta penalty}(z) + mu v'
+
+    A factor stays at zero where |g| < ``penalty``; compare it with a loss that is a mean over examples.
+    Weights want weight decay, as in the paper: without it they grow as much as their factors shrink.
+    (The authors' program also clips factors at zero from below; here negative ones stay.) ``lr`` None:
+    that of the optimizer's first parameter group at each step, which follows its schedule, as in the
+    paper; an optimizer other than SGD has rates of another scale, so there a number is needed, 0.1 say:
+    a factor that no gradient holds needs some (1 - momentum) / (lr penalty) steps to zero.
+
+    ``include``/``exclude`` choose groups as in :func:`secateur.prune`; ``units=False`` or ``blocks=False``
+    leaves out a kind. ``skipped``: the groups and blocks that have no factor, and why. In ``network``'s
+    forward nothing may be recomputed later (activation checkpointing): that would not see the factors.
+
+    Raises BudgetError for impossible settings, TargetError where a pattern matches nothing or nothing is
+    left to scale, ModelError where the model cannot be captured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        penalty: float = 1e-3,
+        lr: float | None = None,
+        momentum: float = 0.9,
+        kwargs: Mapping[str, Any] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        blocks: bool = True,
+        units: bool = True,
+    ) -> None:
+        _check_penalty(penalty)
+        if lr is not None and not (math.isfinite(lr) and lr > 0):
+            raise BudgetError(f"lr is {lr!r}; it is a positive number, or None to follow the optimizer's")
+        if not 0 <= momentum < 1:
+            raise BudgetError(f"momentum is {momentum!r}; it is a number from 0, under 1")
+        if not units and (include is not None or exclude is not None):
+            raise BudgetError("include and exclude choose groups of units, and units=False leaves out all")
+        self.penalty, self.lr, self.momentum = penalty, lr, momentum
+        structure = trace(model, example_inputs, kwargs=kwargs)
+        self._inputs = structure.captured.args, structure.captured.kwargs
+        chosen: dict[str, Group] = {}
+        if units and (structure.groups or include is not None or exclude is not None):
+            chosen = select_groups(structure, include, exclude)
+        sites, skipped = columns(structure, chosen)
+        self.blocks: dict[str, Block] = {}
+        if blocks:
+            self.blocks, unscaled = find_blocks(structure)
+            skipped |= unscaled
+            for name, block in self.blocks.items():
+                sites += [Site(name, parameter) for parameter in block.parameters]
+        self.skipped: Mapping[str, str] = skipped
+        if not sites:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise TargetError(
+                f"{type(structure.model).__name__} has no units or blocks that a factor can scale"
+                + (f" ({reasons})" if reasons else "; secateur.trace shows its groups")
+            )
+        self.network = Scaled(structure.model, sites)
+
+    @property
+    def factors(self) -> Mapping[str, Tensor]:
+        """The factors by name of their group (one a unit) or block (one), as they are now."""
+        return {name: factor.detach() for name, factor in self.network.factors.items()}
+
+    def __repr__(self) -> str:
+        lines = [f"{n}: {int((f != 0).sum())} of {len(f)} factors not zero" for n, f in self.factors.items()]
+        return "\n".join([*lines, *(f"skipped {name}: {reason}" for name, reason in self.skipped.items())])
+
+    # -- training ----------------------------------------------------------------------------
+
+    @contextmanager
+    def trained(self, optimizer: torch.optim.Optimizer) -> Iterator[nn.Module]:
+        """Give the factors one proximal step after each ``optimizer.step()`` inside the block.
+
+        Their gradients come from the same backward passes, add up over those since the last step, and
+        are dropped after it. Clipping and weight decay of the optimizer do not touch them.
+
+        Raises TargetError where the optimizer trains nothing of ``network``; BudgetError where it cannot
+        be followed (LBFGS; no ``lr`` for other than SGD); ModelError where no gradient reaches the
+        factors, or not as it is: under a GradScaler (train in float32 or bfloat16), in several
+        processes, with gradient checkpointing; NonFiniteError for a NaN or an infinity in a gradient or
+        factor, before the step changes any.
+        """
+        self._check_optimizer(optimizer)
+        self._drop_gradients()
+        handles = [optimizer.register_step_post_hook(_refuse_scaler)]
+        handles += [optimizer.register_step_post_hook(self._step)]
+        try:
+            yield self.network
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._drop_gradients()
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        own = {id(p) for p in self.network.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise TargetError("the optimizer trains nothing of it; make it from network.parameters()")
+        kind = type(optimizer).__name__
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise BudgetError(f"{kind} takes the gradient several times a step; factors need one a step")
+        if self.lr is None and not isinstance(optimizer, torch.optim.SGD):
+            raise BudgetError(f"lr=None follows the learning rate of an SGD; with {kind} give lr=0.1, say")
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if several and torch.distributed.get_world_size() > 1:
+            raise ModelError("the factors' gradients are not averaged over processes; train in one")
+        if any(getattr(module, "gradient_checkpointing", False) is True for module in self.network.modules()):
+            raise ModelError("gradient checkpointing recomputes activations without the factors; turn it off")
+
+    def _drop_gradients(self) -> None:
+        for factor in self.network.factors.values():
+            factor.grad = None
+
+    @torch.no_grad()
+    def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        rate = float(optimizer.param_groups[0]["lr"]) if self.lr is None else self.lr
+        moved = {n: (f, f.grad) for n, f in self.network.factors.items() if f.grad is not None}
+        if not moved:
+            raise ModelError("no gradient reached the factors: train .network, not the model in it")
+        for name, (factor, gradient) in moved.items():
+            _check_finite(name, "the gradient of a factor", gradient)
+            _check_finite(name, "a factor", factor)
+        for name, (factor, gradient) in moved.items():
+            proximal_step(factor, self.network.velocity(name), gradient, rate, self.penalty, self.momentum)
+        self._drop_gradients()
+
+    # -- removal -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fold(self, threshold: float = 1e-4) -> tuple[nn.Module, Proof, Selected]:
+        """Return a really small network, the proof of its compaction, and what was :class:`Selected`.
+
+        Factors under ``threshold`` (momentum leaves tiny ones) become zero, the others go into the
+        weights. Units with a zero are removed by :func:`secateur.compact` (``proof.kept``: those that a
+        forward's written-in sizes keep), and a residual block with a zero whole: an ``nn.Identity``
+        takes the place of the smallest module that it leaves without effect; where there is none, its
+        inner units go. A group of zeros keeps its largest factor. The model and the factors are not
+        changed. Outputs change by the threshold alone (``removed_error``): the removal is compared with
+        the network whose small factors are zero.
+
+        Raises NonFiniteError for a NaN or an infinite factor, ModelError where the networks differ.
+        """
+        if not (math.isfinite(threshold) and threshold >= 0):
+            raise BudgetError(f"threshold is {threshold!r}; it is a number from 0")
+        chosen, gone, notes = self._thresholded(threshold)
+        dense = folded(self.network, dict(self.factors))
+        masked = folded(self.network, chosen)
+        device = next(iter(chosen.values())).device
+        args, kwargs = _pytree.tree_map_only(Tensor, lambda t: t.to(device), self._inputs)
+        off = difference(call(self.network, args, kwargs), call(dense, args, kwargs))
+        tolerance = 32 * max(torch.finfo(p.dtype).eps for p in dense.parameters() if p.is_floating_point())
+        if off > tolerance:
+            raise ModelError(f"the factors do not fold: outputs are off by {off:.1e}; exclude groups")
+        work = copied(masked)
+        identities = remove_blocks(work, gone, args, kwargs)
+        small, proof = compact(work, args, kwargs=kwargs)
+        generator = torch.Generator().manual_seed(0)
+        draws = [(args, kwargs), (redrawn(args, generator), redrawn(kwargs, generator))]
+        removed_error = max(_apart(dense, masked, draw) for draw in draws)
+        error = max(_apart(masked, small, draw) for draw in draws)
+        exact = proof.dtype == "float64" and not proof.folded  # a folded constant is rounded once
+        if error > (_EQUAL if exact else tolerance):
+            raise ModelError(
+                f"{type(small).__name__}: without its zero units and blocks it is not equal to the network "
+                f"whose factors are zero there (relative error {error:.1e}); nothing was changed"
+            )
+        before = sum(p.numel() for p in dense.parameters())
+        error = max(error, proof.max_error)
+        proof = replace(proof, parameters=(before, proof.parameters[1]), max_error=error)
+        if identities:
+            proof = replace(proof, macs=(_macs(dense, args, kwargs), proof.macs[1]))
+        within = self._within(gone)
+        units = {
+            name: (0 if name in within else max(1, int((factor != 0).sum())), len(factor))
+            for name, factor in chosen.items()
+            if name not in self.blocks
+        }
+        names = tuple(block.name for block in gone)
+        return small, proof, Selected(units, names, tuple(identities), removed_error, error, tuple(notes))
+
+    def _thresholded(self, threshold: float) -> tuple[dict[str, Tensor], list[Block], list[str]]:
+        """Return the factors with small ones zero, the blocks that go, and what deserves a look."""
+        for name, factor in self.factors.items():
+            _check_finite(name, "a factor", factor)
+        chosen = {n: torch.where(f.abs() < threshold, 0.0, f) for n, f in self.factors.items()}
+        gone = [block for name, block in self.blocks.items() if not chosen[name].any()]
+        notes: list[str] = []
+        for name in chosen.keys() - self.blocks.keys() - self._within(gone):
+            if not chosen[name].any():
+                best = self.factors[name].abs().argmax()
+                chosen[name][best] = self.factors[name][best]
+                notes.append(f"{name}: no factor is {threshold:g} or more; the largest one's unit stays")
+        return chosen, gone, sorted(notes)
+
+    def _within(self, gone: Sequence[Block]) -> set[str]:
+        """Return the groups that nothing but these blocks reads."""
+        inside = {weight for block in gone for weight in (*block.inside, *block.parameters)}
+        sites = self.network.sites
+        read = {site.factor for site in sites if site.factor not in self.blocks}
+        return read - {site.factor for site in sites if site.parameter not in inside}
+
+
+@contextmanager
+def slimming(optimizer: torch.optim.Optimizer, model: nn.Module, penalty: float = 1e-4) -> Iterator[None]:
+    """Add ``penalty`` times sign(weight) to the gradient of every scale of a BatchNorm (or InstanceNorm
+    with one) before each step of ``optimizer``: network slimming's L1 penalty (Liu et al., 2017).
+
+    Their statistics are of one channel alone, so that a scale of zero silences its channel; scales of
+    GroupNorm and LayerNorm are left alone, as channels normalised together cannot go one by one. An
+    adaptive optimizer scales the penalty as it does the gradient. Scales shrink and are not zero: prune
+    by them afterwards (:class:`secateur.BNScale`). A GradScaler's factor is taken into account.
+
+    Raises BudgetError for an impossible penalty, TargetError where the optimizer trains no such scale.
+    """
+    _check_penalty(penalty)
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    weights = [module.weight for module in model.modules() if isinstance(module, _NORMS)]
+    scales = [w for w in dict.fromkeys(weights) if w is not None and id(w) in mine]
+    if not scales:
+        raise TargetError("the optimizer trains no scale of a BatchNorm or InstanceNorm of this model")
+
+    @torch.no_grad()
+    def add(factor: Any) -> None:
+        for scale in scales:
+            if scale.grad is not None:
+                scale.grad += penalty * factor * scale.sign()
+
+    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            scale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
+            add(1.0 if scale is None else scale)
+            return None
+
+        def penalised() -> Any:
+            value = closure()
+            add(1.0)
+            return value
+
+        if rest:
+            return (*own, penalised, *rest[1:]), kwargs
+        return args, {**kwargs, "closure": penalised}
+
+    handle = optimizer.register_step_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# -- small things ------------------------------------------------------------------------------------
+
+
+def _check_penalty(penalty: float) -> None:
+    if not (math.isfinite(penalty) and penalty >= 0):
+        raise BudgetError(f"penalty is {penalty!r}; it is a number from 0")
+
+
+def _check_finite(name: str, what: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteError(f"{name}: {what} is a NaN or an infinity")
+
+
+def _refuse_scaler(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """A GradScaler unscales the optimizer's own gradients and skips steps; neither shows in a hook."""
+    frame = sys._getframe()
+    while frame is not None:
+        inside = frame.f_globals.get("__name__") == "torch.amp.grad_scaler"
+        if inside and frame.f_locals["self"].is_enabled():
+            raise ModelError("a GradScaler does not unscale the factors' gradients: use bfloat16, or none")
+        frame = frame.f_back
+
+
+def _apart(first: nn.Module, second: nn.Module, draw: Any) -> float:
+    """Return the relative difference of two networks' outputs, in float64 where they run in it."""
+    try:
+        outputs = [call(copied(net).double(), *as_dtype(draw, torch.float64)) for net in (first, second)]
+    except (RuntimeError, TypeError, ValueError):
+        outputs = [call(net, *draw) for net in (first, second)]
+    return difference(*outputs)
+
+
+class _Given(nn.Module):
+    """A model with its keyword arguments filled in."""
+
+    def __init__(self, inner: nn.Module, named: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.inner, self.named = inner, named
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args, **self.named)
+
+
+def _macs(model: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> float:
+    return float(count_macs(_Given(model, named), args).dense)
