@@ -73,3 +73,32 @@ def test_the_rest_is_as_in_prune(net):
 def test_what_cannot_be_is_one_clear_error(net, limits, message):
     with pytest.raises(BudgetError, match=message):
         sc.prune_to(net, X, **limits)
+
+
+def test_min_kept_is_a_floor_of_each_group_and_the_rest_is_made_up_elsewhere():
+    """The smaller group keeps all it has; in one of the others little is worth keeping."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 4),
+        nn.ReLU(),
+        nn.Linear(4, 30),
+        nn.ReLU(),
+        nn.Linear(30, 30),
+        nn.ReLU(),
+        nn.Linear(30, 2),
+    )
+    with torch.no_grad():
+        net[2].weight *= 0.1
+    x = torch.randn(5, 3)
+    by_hand = copy.deepcopy(net)
+    structure = sc.trace(by_hand, x)
+    sc.prune(by_hand, sc.L2Norm(), sc.PerLayer({"2": 0.5, "4": 0.5}), structure=structure)
+    possible = sc.compact(by_hand, x)[1].parameters
+    least = possible[1] / possible[0]
+    _, proof = sc.prune_to(net, x, parameters=least, criterion=sc.L2Norm(), min_kept=15)
+    assert proof.removed == {"2 -> 4": (15, 30), "4 -> 6": (15, 30)}
+
+
+@pytest.mark.filterwarnings("error")
+def test_rounding_is_no_reason_to_warn(net):
+    assert sc.prune_to(net, X, parameters=0.7, round_to=4)[1].removed

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import BudgetError
+from secateur.errors import BudgetError, CriterionError
 
 
 def net():
@@ -47,3 +47,9 @@ def test_an_error_loses_nothing():
 def test_no_levels():
     with pytest.raises(BudgetError, match="levels is empty"):
         sc.sensitivity(net(), total, levels=[])
+
+
+@pytest.mark.parametrize("result", [None, (None, 0.1), (), "good"])
+def test_an_evaluation_that_gives_no_score(result):
+    with pytest.raises(CriterionError, match=r"evaluate returned .*; it returns a score, or \(score, loss\)"):
+        sc.sensitivity(net(), lambda model: result)

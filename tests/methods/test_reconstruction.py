@@ -521,7 +521,7 @@ def test_an_error_in_a_later_layer_puts_earlier_ones_back():
             self.passes += 1
             return iter([x] if self.passes < 3 else [x[:, :2]])
 
-    with refused(RuntimeError, "shapes"):
+    with refused(ModelError, "shapes"):
         reconstruct(model, dense, structure, Fails([]))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -561,3 +561,18 @@ def test_fashion_mnist_with_a_fifth_of_the_neurons(need):
     assert accuracy() >= full - 0.06
     assert len(refit.layers) == 4
     masks.check()
+
+
+def test_data_that_the_model_does_not_take():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(8, 4)
+    structure, dense = sc.trace(net, x), copy.deepcopy(net)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    with pytest.raises(ModelError, match=r"does not run on a batch of data= \(8, 3\) of float32"):
+        sc.reconstruct(net, dense, structure, [x[:, :3]])
+    with pytest.raises(CriterionError, match="was given a Tensor as data"):
+        sc.reconstruct(net, dense, structure, x)
+    with pytest.raises(TargetError, match="trace this very model again"):
+        sc.reconstruct(dense, net, structure, [x])
+    with pytest.raises(TargetError, match="structure= is a str"):
+        sc.reconstruct(net, dense, "s", [x])

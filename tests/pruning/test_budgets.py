@@ -395,3 +395,13 @@ def test_magnitude_ratios_take_magnitudes_counts_by_other_scores():
         assert [int((~mask).sum()) for mask in masks.values()] == [3, 1]  # 0.1, 0.2, 0.3 and 0.4
         counts.append(tuple(masks["0.weight"][0].tolist()))
     assert len(set(counts)) > 1, "which of them go is the criterion's choice"
+
+
+def test_per_layer_without_a_layer_is_refused():
+    with pytest.raises(BudgetError, match="names no layer"):
+        sc.PerLayer({})
+
+
+def test_lamp_keeps_what_it_is_told_to():
+    with pytest.raises(BudgetError, match="min_kept is -1"):
+        sc.LAMP(0.5, min_kept=-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.errors import CriterionError
+from secateur.errors import CriterionError, ModelError
 from secateur.pruning.criteria import input_rms
 
 
@@ -180,7 +180,7 @@ def test_wanda_runs_in_eval_mode_and_leaves_everything_as_it_was(convnet):
 def test_hooks_and_modes_come_back_after_an_error(mlp):
     net = mlp()
     for criterion in (sc.Wanda(), sc.Taylor()):
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        with pytest.raises(ModelError, match="shapes cannot be multiplied"):
             scored(criterion, net, [(torch.randn(2, 5), torch.zeros(2, dtype=torch.long))])
         assert all(m.training and not m._forward_pre_hooks for m in net)
 

@@ -296,3 +296,58 @@ def test_during_settings(mlp):
             sc.during(*arguments, **options).__enter__()
     assert sc.sparsity(net) == 0
     assert hooks(optimizer) == 0
+
+
+# -- whole units -------------------------------------------------------------------------------------
+
+BUDGETS = [sc.Uniform(0.5), sc.Global(0.5), sc.LAMP(0.5), sc.ParameterShare(0.5)]
+
+
+def traced(mlp) -> tuple[nn.Sequential, sc.Structure]:
+    net = mlp()
+    return net, sc.trace(net, torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda b: type(b).__name__)
+def test_gradually_prunes_whole_units(mlp, budget):
+    net, structure = traced(mlp)
+    optimizer, before, counts = Adam(net.parameters(), lr=0.02), None, []
+    for masks in sc.gradually(net, sc.L2Norm(), budget, sc.Cubic(3), structure=structure):
+        assert before is None or all((before[n] | ~masks[n]).all() for n in masks)
+        train(net, optimizer, masks)
+        before = masks
+        counts.append(masks.units["0 -> 2"][0])
+    assert counts == sorted(counts, reverse=True)
+    proof = sc.compact(net, torch.zeros(2, 8), structure=structure)[1]
+    if isinstance(budget, sc.ParameterShare):
+        assert proof.parameters[1] <= 0.5 * proof.parameters[0]
+    else:
+        assert proof.removed == {"0 -> 2": (8, 16)}
+
+
+def test_gradually_passes_round_to_and_min_kept_on(mlp):
+    net, structure = traced(mlp)
+    options = {"structure": structure, "round_to": 4, "min_kept": 6}
+    with pytest.warns(SecateurWarning, match="stay that the budget would take"):
+        steps = [
+            m.units["0 -> 2"][0]
+            for m in sc.gradually(net, sc.L2Norm(), sc.Uniform(0.9), sc.Cubic(3), **options)
+        ]
+    assert steps == [8, 8, 8]
+
+
+def test_during_prunes_whole_units(mlp):
+    net, structure = traced(mlp)
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with sc.during(
+        optimizer, net, sc.L2Norm(), sc.Uniform(0.5), sc.Cubic(3), every=2, structure=structure
+    ) as state:
+        for _ in range(6):
+            step(net, optimizer)
+    assert state.masks.units == {"0 -> 2": (8, 16)}
+    with (
+        pytest.raises(MaskError, match="the optimizer updates none of what would be pruned"),
+        sc.during(SGD(mlp().parameters(), lr=0.1), net, sc.L2Norm(), sc.Uniform(0.5), sc.OneShot(), every=1,
+                  structure=structure),
+    ):  # fmt: skip
+        pass

@@ -80,6 +80,14 @@ def test_random_scores_are_repeatable(net):
     assert scores(sc.Random(), net) == scores(sc.Random(), net)
 
 
+def test_random_scores_do_not_rank_by_size():
+    """One score a unit: a sum over many entries would be larger than one over few."""
+    net = nn.Sequential(nn.Linear(2, 300), nn.Linear(300, 40), nn.Linear(40, 300), nn.Linear(300, 2))
+    structure = sc.trace(net, X)
+    found = unit_scores(structure, sc.Random(seed=1), None, None)
+    assert all(float(scores.mean()) == pytest.approx(0.5, abs=0.12) for scores in found.values())
+
+
 def test_taylor_is_summed_too(net):
     data = [(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))]
     found = scores(sc.Taylor(), net, data=data)

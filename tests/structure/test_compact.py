@@ -15,7 +15,7 @@ from nets import After, Concat, FusedHeads, GroupedQuery, Residual, error, mlp, 
 from torch import nn
 
 import secateur as sc
-from secateur.errors import ModelError
+from secateur.errors import ModelError, NonFiniteError
 from secateur.structure.verify import randomise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -607,3 +607,91 @@ def test_a_structure_of_another_model_is_one_clear_error():
     first, second = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(ModelError, match="traced from another model"):
         sc.compact(second, torch.zeros(1, 3), structure=sc.trace(first, torch.zeros(1, 3)))
+
+
+def test_a_structure_of_a_copy_is_named_as_such():
+    net = mlp(3, 6, 2)
+    with pytest.raises(ModelError, match="or one on the meta device, is another"):
+        sc.compact(net, ROWS.float(), structure=sc.trace(copy.deepcopy(net), ROWS.float()))
+    with pytest.raises(ModelError, match="structure= is a Tensor; pass what trace"):
+        sc.compact(net, ROWS.float(), structure=ROWS)
+
+
+# -- proofs that would prove nothing -----------------------------------------------------------------------
+
+
+def test_integer_outputs_are_compared():
+    def op(net, x):
+        h = net.a(x).relu()
+        return net.b(h * (h.shape[-1] - 10)).argmax(-1)  # the sign hangs on the size
+
+    net = After(op, a=nn.Linear(3, 16), b=nn.Linear(16, 30))
+    x = torch.randn(64, 3, dtype=torch.float64)
+    halved(net, x)
+    small, proof = sc.compact(net, x)
+    assert torch.equal(net(x), small(x))
+    assert "outputs off by inf" in proof.kept["a -> b"]
+
+
+def test_outputs_that_cannot_be_compared_are_an_error():
+    net = After(lambda net, x: "nothing", a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    with pytest.raises(ModelError, match="puts out no tensor"):
+        sc.compact(net, ROWS.float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value):
+    net = mlp(3, 6, 2)
+    with torch.no_grad():
+        net[2].bias[1] = value
+    with pytest.raises(NonFiniteError, match=r"2\.bias"):
+        sc.compact(net, ROWS.float())
+
+
+def test_outputs_that_are_nan_throughout_are_an_error():
+    net = After(lambda net, x: net.b(net.a(x).relu()).exp().neg().log(), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    with pytest.raises(NonFiniteError, match="nothing but NaN"):
+        sc.compact(net, ROWS.float())
+
+
+def test_infinities_of_a_mask_are_equal():
+    mask = torch.full((6, 6), -torch.inf).triu(1)
+    net = After(lambda net, x: net.b(net.a(x).relu()) @ net.b(net.a(x).relu()).T + net.m,
+                a=nn.Linear(3, 6), b=nn.Linear(6, 2), m=mask)  # fmt: skip
+    halved(net, ROWS)
+    assert sc.compact(net, ROWS)[1].removed["a -> b"] == (3, 6)
+
+
+def test_redrawn_inputs_that_give_nan_are_left_out():
+    net = After(lambda net, x: net.b(net.a(x.log()).relu()).sum(0), a=nn.Linear(3, 6), b=nn.Linear(6, 2))
+    x = torch.randn(40, 3, dtype=torch.float64).mul(2).exp()  # redrawn from a normal: some are negative
+    halved(net, x)
+    proof = sc.compact(net, x)[1]
+    assert (proof.inputs, proof.removed) == (1, {"a -> b": (3, 6)})
+
+
+def test_inputs_of_the_wrong_dtype_are_one_clear_error():
+    net = mlp(3, 6, 2).double()
+    structure = sc.trace(net, ROWS)
+    with pytest.raises(ModelError, match=r"Sequential does not run on example inputs .*float32"):
+        sc.compact(net, ROWS.float(), structure=structure)
+
+
+def test_the_reason_of_a_failure_is_a_sentence():
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).tanh().reshape(-1, 8))
+
+    net = Literal()
+    halved(net, ROWS)
+    assert "['" not in sc.compact(net, ROWS)[1].kept["a -> b"]
+
+
+def test_the_proof_counts_the_units_of_every_group():
+    net = wide(mlp(3, 6, 4, 2))
+    kill(net, 0, [1])
+    assert repr(sc.compact(net, ROWS)[1]).startswith("1 of 10 units removed, in 1 of 2 groups: ")

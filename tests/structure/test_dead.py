@@ -27,7 +27,7 @@ def found(net: nn.Module, x, *changes) -> tuple[dict[str, list[int]], int, dict[
     dead = find_dead(work, structure)
     assert error(net, work, x, torch.randn_like(x)) < 1e-12
     gone = {name: np.flatnonzero(d).tolist() for name, d in dead.doomed.items() if d.any()}
-    return gone, dead.folded, dead.kept
+    return gone, len(dead.constants), dead.kept
 
 
 def test_nothing_is_dead():
@@ -249,3 +249,121 @@ def test_what_a_grouped_convolution_reads_is_read():
                 a=nn.Conv2d(3, 6, 1), g=nn.Conv2d(6, 4, 1, groups=2), b=nn.Conv2d(6, 5, 1))  # fmt: skip
     assert only(sc.trace(net.double(), IMAGE))
     assert found(net, IMAGE, (net.b.weight, (slice(None), [1, 4]))) == ({}, 0, {})
+
+
+# -- constants that hang on the size of the input ------------------------------------------------------
+
+
+def pooled(how, last: nn.Module) -> nn.Module:
+    return After(lambda net, x: net.b(how(net.a(x).relu())), a=nn.Conv2d(3, 4, 1), b=last)
+
+
+@torch.no_grad()
+def dead_with_bias(net: nn.Module, unit: int = 1) -> nn.Module:
+    net.a.weight[unit], net.a.bias[unit] = 0, 0.7
+    return net
+
+
+POOLS = {
+    "sum": (lambda h: h.sum((2, 3)), nn.Linear(4, 2)),
+    "cumsum": (lambda h: h.cumsum(2).amax((2, 3)), nn.Linear(4, 2)),
+    "sum, kept": (lambda h: h.sum((2, 3), keepdim=True), nn.Conv2d(4, 2, 1)),
+    "norm": (lambda h: h.flatten(2).norm(dim=2), nn.Linear(4, 2)),
+    "var of the size": (lambda h: h.flatten(2).logsumexp(2), nn.Linear(4, 2)),
+    "padded average": (lambda h: nn.functional.avg_pool2d(h, 3, 1, 1).amax((2, 3)), nn.Linear(4, 2)),
+    "matmul": (lambda h: (h.flatten(2) @ h.new_ones(h.shape[2] * h.shape[3], 1))[..., 0], nn.Linear(4, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_constant_of_one_size_alone_stays(kind):
+    how, last = POOLS[kind]
+    net = wide(dead_with_bias(pooled(how, last)))
+    small, proof = sc.compact(net, IMAGE)
+    other = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    assert error(net, small, IMAGE, other) < 1e-12
+    assert proof.folded == 0
+    assert "other sizes of input" in proof.kept["a -> b"]
+
+
+STEADY = {
+    "mean": lambda h: h.mean((2, 3)),
+    "largest": lambda h: h.amax((2, 3)),
+    "average pool": lambda h: nn.functional.avg_pool2d(h, 2).amax((2, 3)),
+    "average of what is there": lambda h: nn.functional.avg_pool2d(h, 3, 1, 1, count_include_pad=False).amax(
+        (2, 3)
+    ),
+    "pool": lambda h: nn.functional.adaptive_max_pool2d(nn.functional.max_pool2d(h, 3, 1, 1), 1).flatten(1),
+    "resized": lambda h: nn.functional.interpolate(h, scale_factor=2).amax((2, 3)),
+    "dropped, turned and scaled": lambda h: (
+        3 * nn.functional.dropout(h, 0.5, False).permute(0, 2, 3, 1)[:, 0, 0]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STEADY)
+def test_a_constant_of_every_size_is_folded(kind):
+    net = wide(dead_with_bias(pooled(STEADY[kind], nn.Linear(4, 2))))
+    small, proof = sc.compact(net, IMAGE)
+    assert (proof.folded, proof.removed) == (1, {"a -> b": (1, 4)})
+    assert error(net, small, IMAGE, torch.randn(2, 3, 9, 7, dtype=torch.float64)) < 1e-12
+
+
+def test_a_sum_of_zeros_goes_all_the_same():
+    net = pooled(*POOLS["sum"])
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0, -0.7
+    assert found(net, IMAGE) == ({"a -> b": [1]}, 0, {})
+
+
+def test_an_even_parameter_is_steady_and_an_uneven_one_is_not():
+    def positions(net, x):
+        return net.b((net.a(x) + net.p[: x.shape[0]]).relu())
+
+    for even in (True, False):
+        net = After(positions, a=nn.Linear(3, 4), b=nn.Linear(4, 2), p=nn.Parameter(torch.ones(12, 4)))
+        with torch.no_grad():
+            net.a.bias[1], net.p[:, 1] = 1.0, 0.0
+            net.p[10, 1] += not even
+        assert found(net, ROWS, (net.a.weight, 1))[1] == even
+
+
+def test_a_number_that_the_forward_takes_from_the_size():
+    net = After(lambda net, x: net.b(net.a(x).relu() * x.shape[1]), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    wide(net)
+    dead_with_bias(net)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    small, proof = sc.compact(net, x)
+    assert error(net, small, x, torch.randn(2, 8, 3, dtype=torch.float64)) < 1e-12
+    assert proof.folded == 0
+
+
+def test_a_constant_beside_one_number_of_the_input_stays():
+    def op(net, x):
+        return net.b(net.a(x).relu() + x.ne(9.0).sum().to(x))
+
+    net = After(op, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    net.a.bias.data[1] = 1.0
+    assert found(net, ROWS, (net.a.weight, 1))[1] == 0
+
+
+def test_a_constant_is_observed_in_float64():
+    net = mlp(3, 4, 2, activation=nn.Tanh)
+    with torch.no_grad():
+        net[0].weight[1], net[0].bias[1] = 0, 0.3
+    small, _ = sc.compact(net, ROWS.float())
+    want = net[2].bias.double() + net[0].bias[1].double().tanh() * net[2].weight[:, 1].double()
+    assert torch.equal(small[2].bias, want.float())
+
+
+def test_constants_are_folded_only_where_their_units_go():
+    def op(net, x):
+        h = net.a(x)
+        return net.b(h) / h.shape[-1] ** 0.5
+
+    net = After(op, a=nn.Linear(3, 5), b=nn.Linear(5, 2))
+    with torch.no_grad():
+        net.a.weight[::2] = 0
+    small, proof = sc.compact(net, ROWS.float())
+    assert (proof.folded, proof.removed) == (0, {})
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), small.parameters(), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, deque, namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +19,7 @@ from secateur.structure.verify import (
     difference,
     randomise,
     redrawn,
+    resized,
     tensors_in,
 )
 
@@ -39,8 +40,48 @@ def test_tensors_in_nested_outputs(outputs):
     assert [t is s for t, s in zip(tensors_in(outputs), (A, B), strict=True)] == [True, True]
 
 
-def test_integers_and_the_rest_are_no_outputs_to_compare():
-    assert tensors_in([torch.tensor([1]), "x", None, 2.0]) == []
+def test_integers_are_outputs_and_the_rest_is_not():
+    number, flag = torch.tensor([1]), torch.tensor([True])
+    assert [t is s for t, s in zip(tensors_in([number, "x", None, 2.0, flag]), (number, flag), strict=True)]
+    assert tensors_in(["x", None, 2.0, torch.float32, nn.Linear(2, 2)]) == []
+
+
+class Slotted:
+    __slots__ = ("a", "b")
+
+    def __init__(self, a, b) -> None:
+        self.a, self.b = a, b
+
+
+class Ring:
+    def __init__(self) -> None:
+        self.a, self.b, self.own = A, deque([B]), self
+
+
+@pytest.mark.parametrize("outputs", [Slotted(A, B), Ring(), deque([A, B]), UserDict(a=A, b=[B])])
+def test_tensors_in_containers_of_other_kinds(outputs):
+    assert [t is s for t, s in zip(tensors_in(outputs), (A, B), strict=True)] == [True, True]
+
+
+def test_integers_are_compared_exactly():
+    ids = torch.tensor([3, 4])
+    assert difference(ids, ids.clone()) == 0
+    assert difference((A, ids), (A, ids + torch.tensor([0, 1]))) == float("inf")
+    assert difference(ids > 3, ids > 2) == float("inf")
+
+
+def test_complex_outputs_are_compared():
+    z = torch.tensor([3 + 4j, 1j])
+    assert difference(z, z.clone()) == 0
+    assert difference(z, z + 0.4j) == pytest.approx(0.1)
+
+
+def test_resized_dims():
+    x, y = torch.arange(12.0).view(3, 4), torch.arange(4)
+    cut, short = resized((x, {"y": y, "n": 4}), 4, 2)[0], resized((x, {"y": y, "n": 4}), 4, 2)[1]
+    assert torch.equal(cut, x[:, :2])
+    assert (short["y"].tolist(), short["n"]) == ([0, 1], 4)
+    assert torch.equal(resized(x, 3, 6), torch.cat([x, x]))
 
 
 def test_difference_is_relative_to_the_largest_of_each_tensor():
@@ -131,9 +172,10 @@ def test_a_proof_prints_what_was_done():
         inputs=2, dtype="float64", max_error=1.5e-16, max_error_randomised=2e-16,
         removed={"a -> b": (3, 10), "b -> c": (1, 5)}, parameters=(1200, 600), macs=(2000.0, 800.0),
         kept={"c -> d": "its removal breaks the forward"}, folded=2,
+        units={"a -> b": 10, "b -> c": 5, "c -> d": 7},
     )  # fmt: skip
     assert repr(proof).splitlines() == [
-        "4 of 15 units of 2 groups removed: 1,200 -> 600 parameters (2.00x fewer), 2,000 -> 800 MACs",
+        "4 of 22 units removed, in 2 of 3 groups: 1,200 -> 600 parameters (2.00x fewer), 2,000 -> 800 MACs",
         "equal to the masked network to 1.5e-16 (surviving weights randomised: 2.0e-16), float64, 2 inputs",
         "2 constant units folded into the next layer's bias",
         "kept c -> d: its removal breaks the forward",

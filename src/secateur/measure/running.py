@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, SecateurError
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -55,23 +55,43 @@ def as_written() -> Iterator[None]:
         yield
 
 
-def run_once(model: nn.Module, inputs: Any, context: AbstractContextManager[Any] | None = None) -> Any:
+def run_once(
+    model: nn.Module,
+    inputs: Any,
+    context: AbstractContextManager[Any] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    what: str = "example inputs",
+) -> Any:
     """Run ``model`` once in eval mode without gradients; a failure is one ModelError."""
+    with evaluating(model), torch.no_grad(), context or nullcontext(), failing(model, inputs, what):
+        return model(*inputs, **kwargs) if kwargs else call_model(model, inputs)
+
+
+@contextmanager
+def failing(model: nn.Module, inputs: Any, what: str) -> Iterator[None]:
+    """Whatever a forward raises on these inputs is one ModelError that shows their shapes."""
     try:
-        with evaluating(model), torch.no_grad(), context or nullcontext():
-            return call_model(model, inputs)
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
-        first = str(error).strip().splitlines()[0]
+        yield
+    except SecateurError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         raise ModelError(
-            f"{type(model).__name__} does not run on example inputs {_shapes(inputs)}: {first}"
+            f"{type(model).__name__} does not run on {what} {shapes(inputs)}: {first_line(error)}"
         ) from error
 
 
-def _shapes(value: Any) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def shapes(value: Any) -> str:
+    """Return the shapes and dtypes of nested inputs, as one reads them in a message."""
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_shapes(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {shapes(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(_shapes(v) for v in value) + ")"
+        return "(" + ", ".join(shapes(v) for v in value) + ")"
     return repr(value)

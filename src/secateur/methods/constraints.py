@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from secateur.errors import BudgetError
+from secateur.errors import BudgetError, SecateurWarning
 from secateur.measure.latency import time_inference
 from secateur.pruning.budgets import Global, check_share
 from secateur.pruning.calibration import Batches, Loss
@@ -68,10 +69,14 @@ def prune_to(
     def attempt(share: float) -> tuple[nn.Module, Proof, float]:
         masked = copied(model)
         structure = trace(masked, example_inputs, kwargs=kwargs)
-        prune(
-            masked, scored, Global(share), structure=structure, data=data, loss=loss, include=include,
-            exclude=exclude, round_to=round_to, min_kept=min_kept,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", SecateurWarning
+            )  # the constraint is met, whatever rounding gives back
+            prune(
+                masked, scored, Global(share), structure=structure, data=data, loss=loss, include=include,
+                exclude=exclude, round_to=round_to, min_kept=min_kept,
+            )  # fmt: skip
         small, proof = compact(masked, example_inputs, kwargs=kwargs, structure=structure)
         return small, proof, measure(small, proof)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import BudgetError
+from secateur.errors import BudgetError, CriterionError
 from secateur.pruning.budgets import Uniform
 from secateur.pruning.criteria import Criterion, Magnitude
 from secateur.pruning.prune import prune
@@ -71,4 +71,8 @@ def sensitivity(
 
 
 def _score(result: Any) -> float:
-    return float(result[0] if isinstance(result, (tuple, list)) else result)
+    score: Any = result[0] if isinstance(result, (tuple, list)) and result else result
+    try:
+        return float(score)
+    except (TypeError, ValueError) as error:
+        raise CriterionError(f"evaluate returned {result!r}; it returns a score, or (score, loss)") from error

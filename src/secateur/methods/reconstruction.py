@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
-from secateur.measure.running import as_written, call_model, evaluating
+from secateur.measure.running import as_written, call_model, evaluating, failing
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.names import canonical_modules, unwrapped
 from secateur.structure.units import Slice, Structure, living
+from secateur.structure.verify import untraced
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,8 +67,8 @@ def reconstruct(
     dense network, the masks, the data or the ridge do not fit; NonFiniteError for a NaN inside.
     """
     model, dense = unwrapped(model), unwrapped(dense)
-    if model is not structure.model:
-        raise TargetError("structure= was traced from another model; trace this one")
+    if not isinstance(structure, Structure) or model is not structure.model:
+        raise TargetError(f"structure= {untraced(structure)}")
     if not 0 <= ridge < float("inf"):
         raise BudgetError(f"ridge is {ridge}; a number from 0 is right")
     if isinstance(data, Iterator):
@@ -163,7 +164,8 @@ def _calls(model: nn.Module, layers: Mapping[str, _Layer], data: Batches) -> Map
             hooks.enter_context(layer.module.register_forward_pre_hook(hook))
         for inputs, _ in batches(data, "reconstruct", model):
             now.clear()
-            call_model(model, inputs)
+            with failing(model, inputs, "a batch of data="):
+                call_model(model, inputs)
             most |= now
             if len(most) == len(layers):
                 break
@@ -181,7 +183,7 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
             raise _Enough
 
     register: Any = module.register_forward_hook if outputs else module.register_forward_pre_hook
-    with register(hook, with_kwargs=True), suppress(_Enough):
+    with register(hook, with_kwargs=True), suppress(_Enough), failing(model, batch, "a batch of data="):
         call_model(model, batch)
     return seen
 

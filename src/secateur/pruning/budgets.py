@@ -63,27 +63,14 @@ class Global:
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
-        if self.min_kept < 0:
-            raise BudgetError(f"min_kept is {self.min_kept}; it counts entries, from 0")
+        _check_kept(self.min_kept)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         count = round(self.sparsity * sum(s.numel for s in scores.values()))
-        room = {name: max(0, s.numel - self.min_kept) for name, s in scores.items()}
-        if count > sum(room.values()):
-            raise BudgetError(
-                f"Global({self.sparsity}) cannot be met: {count} entries should go, and min_kept="
-                f"{self.min_kept} leaves only {sum(room.values())} that may"
-            )
-        fixed: dict[str, Cut] = {}
-        while True:
-            free = [s for name, s in scores.items() if name not in fixed]
-            left = count - sum(room[name] for name in fixed)
-            cuts = cut_globally(free, left) if free else {}
-            over = [s for s in free if count_below(s, cuts[s.name]) > room[s.name]] if self.min_kept else []
-            if not over:
-                return {name: (fixed | cuts)[name] for name in scores}
-            for s in over:
-                fixed |= cut_globally([s], room[s.name])
+        try:
+            return cut_keeping(scores, count, self.min_kept)
+        except BudgetError as error:
+            raise BudgetError(f"{self} cannot be met: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -97,6 +84,8 @@ class PerLayer:
     amount: ClassVar[str] = "sparsity"
 
     def __post_init__(self) -> None:
+        if not self.sparsity:
+            raise BudgetError('PerLayer({}) names no layer; give shares by pattern, like {"features.*": 0.5}')
         for pattern, share in self.sparsity.items():
             check_share(f"sparsity of {pattern!r}", share)
 
@@ -177,21 +166,27 @@ class LAMP:
     """Layer-adaptive magnitude pruning (Lee et al., 2021): globally by score^2 over the sum of
     the squares of the scores in the layer that are at least as large; never empties a layer.
 
-    Sorts each tensor and keeps four bytes an entry while it decides.
+    ``min_kept``: entries that every layer keeps whatever their scores. Sorts each tensor and keeps four
+    bytes an entry while it decides.
     """
 
     sparsity: float
+    min_kept: int = 0
     amount: ClassVar[str] = "sparsity"
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
+        _check_kept(self.min_kept)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         lamp = {name: _lamp(s) for name, s in scores.items()}
-        ranked = [Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()]
-        count = round(self.sparsity * sum(s.numel for s in ranked))
-        cuts = cut_globally(ranked, count)
-        return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in ranked}
+        ranked = {n: Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()}
+        count = round(self.sparsity * sum(s.numel for s in ranked.values()))
+        try:
+            cuts = cut_keeping(ranked, count, self.min_kept)
+        except BudgetError as error:
+            raise BudgetError(f"{self} cannot be met: {error}") from None
+        return {n: _cut_count(scores[n], count_below(s, cuts[n])) for n, s in ranked.items()}
 
 
 @dataclass(frozen=True)
@@ -242,6 +237,26 @@ class NM:
         return {n: PatternCut(self.keep, self.of, s.input_dim, share) for n, s in scores.items()}
 
 
+def cut_keeping(scores: AllScores, count: int, min_kept: int) -> dict[str, Cut]:
+    """Return the cuts that take the ``count`` lowest scores of all tensors together and leave each
+    ``min_kept`` entries (all, where it has no more): what one may not give is taken elsewhere."""
+    room = {name: max(0, s.numel - min_kept) for name, s in scores.items()}
+    if count > sum(room.values()):
+        raise BudgetError(
+            f"{count} entries should go, and min_kept={min_kept} leaves only {sum(room.values())} that may"
+        )
+    fixed: dict[str, Cut] = {}
+    while True:
+        free = [s for name, s in scores.items() if name not in fixed]
+        left = count - sum(room[name] for name in fixed)
+        cuts = cut_globally(free, left) if free else {}
+        over = [s for s in free if count_below(s, cuts[s.name]) > room[s.name]] if min_kept else []
+        if not over:
+            return {name: (fixed | cuts)[name] for name in scores}
+        for s in over:
+            fixed |= cut_globally([s], room[s.name])
+
+
 def check_share(what: str, share: float) -> None:
     if not (isinstance(share, Real) and 0 <= share <= 1):
         raise BudgetError(f"{what} is {share!r}; it is a share between 0 and 1")
@@ -250,6 +265,11 @@ def check_share(what: str, share: float) -> None:
 def check_value(what: str, value: float) -> None:
     if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
         raise BudgetError(f"{what} is {value!r}; it is a finite number from 0")
+
+
+def _check_kept(min_kept: int) -> None:
+    if min_kept < 0:
+        raise BudgetError(f"min_kept is {min_kept}; it counts entries, from 0")
 
 
 def _cut_share(scores: Scores, share: float) -> Cut:

@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CriterionError
-from secateur.measure.running import as_written, call_model, evaluating
+from secateur.measure.running import as_written, call_model, evaluating, failing, first_line, shapes
 from secateur.pruning.targets import Target, Targets
 from secateur.structure.units import Structure
 
@@ -45,7 +46,8 @@ def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     try:
         with evaluating(targets.model), as_written(), torch.no_grad():
             for inputs, _ in batches(data, "Wanda", targets.model):
-                call_model(targets.model, inputs)
+                with failing(targets.model, inputs, "a batch of data="):
+                    call_model(targets.model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -108,7 +110,8 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
     try:
         with evaluating(structure.model), as_written(), torch.no_grad():
             for inputs, _ in batches(data, who, structure.model):
-                call_model(structure.model, inputs)
+                with failing(structure.model, inputs, "a batch of data="):
+                    call_model(structure.model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -123,7 +126,9 @@ def mean_gradients(
     ``loss(outputs, labels)`` is cross-entropy unless given; ``who`` asks, for the errors. Neither
     ``.grad`` nor any buffer changes.
     """
-    loss = loss or nn.functional.cross_entropy
+    loss = nn.functional.cross_entropy if loss is None else loss
+    if not callable(loss):
+        raise CriterionError(f"loss is {loss!r}; it is a function of (outputs, labels)")
     weights = [target.weight for target in targets.values()]
     frozen = [w for w in weights if not w.requires_grad]
     sums = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
@@ -135,7 +140,9 @@ def mean_gradients(
             for inputs, labels in batches(data, who, targets.model):
                 if labels is None:
                     raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
-                value = loss(call_model(targets.model, inputs), labels)
+                with failing(targets.model, inputs, "a batch of data="):
+                    outputs = call_model(targets.model, inputs)
+                value = _loss_of(loss, outputs, labels, who)
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
                 for name, total, gradient in zip(targets, sums, gradients, strict=True):
                     if gradient is None:
@@ -148,14 +155,39 @@ def mean_gradients(
     return {name: total / number for name, total in zip(targets, sums, strict=True)}
 
 
+def _loss_of(loss: Loss, outputs: Any, labels: Any, who: str) -> Tensor:
+    """Return the loss of a batch, one number that has a gradient."""
+    given = f"outputs {shapes(outputs)} and labels {shapes(labels)}"
+    try:
+        value = loss(outputs, labels)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise CriterionError(f"{who}: the loss fails on {given}: {first_line(error)}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        what = shapes(value) + (
+            "" if not isinstance(value, Tensor) or value.requires_grad else ", no gradient"
+        )
+        raise CriterionError(f"{who}: the loss of {given} is {what}; one number with a gradient is right")
+    return value
+
+
 def batches(data: Batches | None, who: str, model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Yield (inputs, labels or None) on the model's device from whatever the user calls batches."""
     if data is None:
         raise CriterionError(f"{who} needs data: pass data=batches, an iterable of (inputs, labels)")
+    if isinstance(data, (Tensor, np.ndarray, str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise CriterionError(
+            f"{who} was given a {type(data).__name__} as data; "
+            "pass batches: a list of tensors or of (inputs, labels)"
+        )
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     number = 0
-    for number, batch in enumerate(data, 1):  # noqa: B007
+    for number, batch in enumerate(data, 1):
         pair = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+        if not isinstance(pair[0], (Tensor, Mapping, tuple, list)):
+            raise CriterionError(
+                f"{who}: batch {number} of data= holds a {type(pair[0]).__name__}; "
+                "pass a list of tensors or of (inputs, labels)"
+            )
         yield _to(pair[0], device), _to(pair[1], device)
     if not number:
         raise CriterionError(f"{who} was given data without a single batch")

@@ -28,7 +28,9 @@ class Masks(Mapping[str, Tensor]):
     """One bool tensor a pruned parameter, True where the weight is kept, bound to a model.
 
     Keys are canonical parameter names. ``a & b`` keeps what both keep, ``a | b`` what either
-    keeps. ``notes`` are lines on what deserves a look: layers emptied, say.
+    keeps. ``notes`` are lines on what deserves a look: layers emptied, say. Where whole units were
+    pruned, ``units`` are by group (kept, of how many), and ``requested`` goes by group too. ``dense``:
+    how many entries a tensor had before units were cut out of it, where fewer are left.
     """
 
     def __init__(
@@ -39,12 +41,16 @@ class Masks(Mapping[str, Tensor]):
         requested: Mapping[str, float] | None = None,
         requested_overall: float | None = None,
         notes: tuple[str, ...] = (),
+        units: Mapping[str, tuple[int, int]] | None = None,
+        dense: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
         self.kept = dict(kept)
         self.requested = dict(requested or {})
         self.requested_overall = requested_overall
         self.notes = tuple(notes)
+        self.units = dict(units or {})
+        self.dense = dict(dense or {})
         self._parameters(model)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -68,8 +74,8 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def sparsity(self) -> float:
-        """The share of the masked tensors' entries that are zero."""
-        total = sum(m.numel() for m in self.kept.values())
+        """The share of the masked tensors' entries, as dense as they were, that are zero or gone."""
+        total = sum(map(self._whole, self.kept))
         return 1 - sum(_count(m) for m in self.kept.values()) / total if total else 0.0
 
     def layers(self) -> list[dict[str, Any]]:
@@ -78,34 +84,47 @@ class Masks(Mapping[str, Tensor]):
             {
                 "name": name,
                 "shape": list(mask.shape),
-                "weights": mask.numel(),
+                "weights": self._whole(name),
                 "kept": _count(mask),
-                "sparsity": 1 - _count(mask) / max(1, mask.numel()),
+                "sparsity": 1 - _count(mask) / max(1, self._whole(name)),
                 "requested": self.requested.get(name),
             }
             for name, mask in self.kept.items()
         ]
 
+    def _whole(self, name: str) -> int:
+        return self.dense.get(name, self.kept[name].numel())
+
     def __repr__(self) -> str:
-        rows = [("tensor", "shape", "weights", "kept", "sparsity", "requested")]
-        for row in self.layers():
-            asked = "" if row["requested"] is None else f"{row['requested']:.2%}"
-            shape = "x".join(map(str, row["shape"]))
-            rows.append(
-                (
-                    row["name"],
-                    shape,
-                    f"{row['weights']:,}",
-                    f"{row['kept']:,}",
-                    f"{row['sparsity']:.2%}",
-                    asked,
-                )
+        total, kept = sum(map(self._whole, self.kept)), sum(map(_count, self.kept.values()))
+        lines = self._table(
+            ("tensor", "shape", "weights"),
+            [
+                (row["name"], "x".join(map(str, row["shape"])), row["weights"], row["kept"], row["requested"])
+                for row in self.layers()
+            ],
+            total,
+            kept,
+        )
+        if self.units:
+            lines = self._table(
+                ("group", "", "units"),
+                [(name, "", of, left, self.requested.get(name)) for name, (left, of) in self.units.items()],
+                sum(of for _, of in self.units.values()),
+                sum(left for left, _ in self.units.values()),
             )
-        total = sum(m.numel() for m in self.kept.values())
-        kept = sum(_count(m) for m in self.kept.values())
-        asked = "" if self.requested_overall is None else f"{self.requested_overall:.2%}"
-        rows.append(("all", "", f"{total:,}", f"{kept:,}", f"{self.sparsity:.2%}", asked))
-        return "\n".join([*aligned(rows, words=2), *(f"note: {note}" for note in self.notes)])
+            lines.append(f"{total - kept:,} of {total:,} entries of {len(self.kept)} tensors are masked")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _table(self, head: tuple[str, str, str], rows: list[Any], total: int, kept: int) -> list[str]:
+        """Lay out (name, shape, number, kept, requested share) as lines, with their totals."""
+        cells = [(*head, "kept", "sparsity", "requested")]
+        for name, shape, number, left, asked in [*rows, ("all", "", total, kept, self.requested_overall)]:
+            share = "" if asked is None else f"{asked:.2%}"
+            gone = 1 - left / number if number else 0.0
+            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{gone:.2%}", share))
+        shown = [cell if any(row[1] for row in cells) else cell[:1] + cell[2:] for cell in cells]
+        return list(aligned(shown, words=len(shown[0]) - 4))
 
     # -- holding -----------------------------------------------------------------------------
 
@@ -172,6 +191,8 @@ class Masks(Mapping[str, Tensor]):
             requested=self.requested,
             requested_overall=self.requested_overall,
             notes=self.notes,
+            units=self.units,
+            dense=self.dense,
         )
 
     def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -205,7 +226,8 @@ class Masks(Mapping[str, Tensor]):
         kept = {n: join(self.kept[n], other.kept[n].to(self.kept[n].device)) for n in self.kept if n in other}
         if either:
             kept = {n: kept.get(n, m) for n, m in (other.kept | self.kept).items()}
-        return Masks(self.model, kept, notes=tuple(dict.fromkeys(self.notes + other.notes)))
+        notes = tuple(dict.fromkeys(self.notes + other.notes))
+        return Masks(self.model, kept, notes=notes, dense=self.dense | other.dense)
 
     # -- files and other tools ---------------------------------------------------------------
 
@@ -217,6 +239,8 @@ class Masks(Mapping[str, Tensor]):
             "requested": self.requested,
             "requested_overall": self.requested_overall,
             "notes": list(self.notes),
+            "units": self.units,
+            "dense": self.dense,
         }
         save_tensors(path, {n: pack_bits(m) for n, m in self.kept.items()}, metadata)
 
@@ -248,6 +272,8 @@ class Masks(Mapping[str, Tensor]):
             requested=metadata.get("requested"),
             requested_overall=metadata.get("requested_overall"),
             notes=tuple(metadata.get("notes", ())),
+            units={name: (left, of) for name, (left, of) in metadata.get("units", {}).items()},
+            dense=metadata.get("dense"),
         )
 
     @classmethod
@@ -272,6 +298,8 @@ class Holder:
     """The state behind ``Masks.held``: masks in the weights' dtype, ready for foreach operations."""
 
     def __init__(self, masks: Masks, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, optim.Optimizer):
+            raise MaskError(f"optimizer is {optimizer!r}; it is the one that trains the model")
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = masks._parameters(masks.model)
         # ``module.to(...)`` may replace parameters: an optimizer made before it updates nothing.

@@ -10,7 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, nearest
+from secateur.errors import (
+    BudgetError,
+    CriterionError,
+    MaskError,
+    SecateurWarning,
+    TargetError,
+    nearest,
+)
 from secateur.pruning.budgets import NM, Budget, MagnitudeRatios, Std
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import Criterion, Magnitude, Rows
@@ -86,12 +93,15 @@ def prune(
     error leaves the model as it was.
 
     ``structure``: a :func:`secateur.trace` of this model; then whole units (neurons, filters, heads) go:
-    the criterion ranks units (L2Norm, ActivationNorm, ..., or the sum of single weights' scores), the
-    budget counts them (ParameterShare counts their parameters), ``include`` and ``exclude`` choose
-    groups, every group keeps ``min_kept`` units, and a multiple of ``round_to`` where it is pruned.
+    the criterion ranks units (L2Norm, ActivationNorm, ..., or the sum of single weights' scores, which
+    favours large units where groups are compared), the budget counts them (ParameterShare counts their
+    parameters), ``include`` and ``exclude`` choose groups, every group keeps ``min_kept`` units, and a
+    multiple of ``round_to`` where it is pruned; units given back for either are noted and warned of.
 
     >>> masks = prune(model, Magnitude(), Global(0.9))      # doctest: +SKIP
     """
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"model is {model!r}; it is a network, an instance of torch.nn.Module")
     if structure is not None:
         _check_choices(criterion, budget, None)
         if shrinkage is not None or granularity is not None:
@@ -102,14 +112,18 @@ def prune(
             structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
             masks=masks, round_to=round_to, min_kept=min_kept,
         )  # fmt: skip
+    _check_choices(criterion, budget, granularity)
     if getattr(criterion, "whole_units", False):
         raise CriterionError(
             f"{type(criterion).__name__} ranks whole units: pass structure=trace(model, example_inputs)"
         )
     if isinstance(budget, ParameterShare):
         raise BudgetError("ParameterShare counts whole units: pass structure=; Global does it for weights")
+    if (round_to, min_kept) != (1, 1):
+        raise BudgetError(
+            "round_to= and min_kept= count whole units: pass structure=trace(model, example_inputs)"
+        )
     shrinkage = shrinkage or Hard()
-    _check_choices(criterion, budget, granularity)
     if not isinstance(shrinkage, Hard) and not isinstance(criterion, Magnitude):
         raise BudgetError(
             f"{type(shrinkage).__name__} reads the size of the weights, so it goes with Magnitude "
@@ -152,9 +166,15 @@ def prune(
 
 
 def _check_choices(criterion: Any, budget: Any, granularity: Any) -> None:
-    for what, choice, example in (("criterion", criterion, "Magnitude()"), ("budget", budget, "Global(0.9)")):
-        if isinstance(choice, type) or not callable(choice):
-            raise BudgetError(f"{what} is {choice!r}; it is an instance, like {example}")
+    order = "prune(model, criterion, budget) takes the criterion first"
+    if hasattr(type(criterion), "amount"):
+        raise CriterionError(f"criterion is {criterion}, a budget; {order}")
+    if isinstance(criterion, type) or not callable(criterion):
+        raise CriterionError(f"criterion is {criterion!r}; it is an instance, like Magnitude()")
+    if type(budget).__module__ in (Magnitude.__module__, UnitCriterion.__module__):
+        raise BudgetError(f"budget is {budget}, a criterion; {order}")
+    if isinstance(budget, type) or not callable(budget):
+        raise BudgetError(f"budget is {budget!r}; it is an instance, like Global(0.9)")
     if granularity is not None and not isinstance(granularity, Block):
         raise BudgetError(f"granularity is {granularity!r}; it is a Block, like Block(4, 4)")
     if granularity is not None and isinstance(budget, (NM, MagnitudeRatios)):

@@ -17,9 +17,15 @@ from secateur.pruning.criteria import Criterion
 from secateur.pruning.masks import Holder, Masks
 from secateur.pruning.prune import prune
 from secateur.pruning.shrinkage import Hard
+from secateur.pruning.structured import ParameterShare, select_groups
 from secateur.pruning.targets import find_targets
+from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.structure.names import unwrapped
+from secateur.structure.units import Structure
 
-_OPTIONS = ("shrinkage", "granularity", "data", "loss", "include", "exclude")
+_OPTIONS = (
+    "shrinkage", "granularity", "data", "loss", "include", "exclude", "structure", "round_to", "min_kept",
+)  # fmt: skip
 
 
 class Schedule(Protocol):
@@ -75,8 +81,8 @@ class Cubic:
 
 def gradually(
     model: nn.Module,
-    criterion: Criterion,
-    budget: Budget,
+    criterion: Criterion | UnitCriterion,
+    budget: Budget | ParameterShare,
     schedule: Schedule,
     *,
     start: int = 0,
@@ -87,7 +93,7 @@ def gradually(
     the loop's body. What an earlier step masked stays masked.
 
     ``start``: the step to resume at, with ``masks`` those of the step before. ``options`` are those
-    of :func:`secateur.prune`.
+    of :func:`secateur.prune`, ``structure`` for whole units among them.
 
     >>> for masks in gradually(model, Magnitude(), Global(0.98), Cubic(steps=10)):  # doctest: +SKIP
     ...     with masks.held(optimizer):
@@ -100,7 +106,7 @@ def gradually(
 
 
 def _steps(
-    way: list[Budget], model: nn.Module, criterion: Criterion, masks: Masks | None, options: Any
+    way: list[Any], model: nn.Module, criterion: Any, masks: Masks | None, options: Any
 ) -> Iterator[Masks]:
     for budget in way:
         masks = prune(model, criterion, budget, masks=masks, **options)
@@ -111,7 +117,7 @@ class GradualPruning:
     """Pruning under way inside :func:`during`: the ``masks`` in force, optimizer ``steps`` taken,
     and ``level``, how many of the schedule's amounts have been reached."""
 
-    def __init__(self, way: list[Budget], every: int, level: int, steps: int, masks: Masks | None) -> None:
+    def __init__(self, way: list[Any], every: int, level: int, steps: int, masks: Masks | None) -> None:
         self.way = way
         self.every = every
         self.level = level
@@ -123,8 +129,8 @@ class GradualPruning:
 def during(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
-    criterion: Criterion,
-    budget: Budget,
+    criterion: Criterion | UnitCriterion,
+    budget: Budget | ParameterShare,
     schedule: Schedule,
     *,
     every: int,
@@ -187,7 +193,7 @@ def during(
         )
 
 
-def budgets_along(budget: Budget, schedule: Schedule) -> list[Budget]:
+def budgets_along(budget: Any, schedule: Schedule) -> list[Any]:
     """Return the budget at each step of the schedule; the last is ``budget`` itself."""
     amount = getattr(budget, "amount", None)
     if amount is None:
@@ -206,8 +212,15 @@ def budgets_along(budget: Budget, schedule: Schedule) -> list[Budget]:
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, options: dict[str, Any]) -> None:
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    targets = find_targets(model, options.get("include"), options.get("exclude"))
-    if not any(id(target.weight) in mine for target in targets.values()):
+    patterns = options.get("include"), options.get("exclude")
+    structure = options.get("structure")
+    if isinstance(structure, Structure):
+        groups = select_groups(structure, *patterns).values()
+        names = {part.name for group in groups for part in group.slices}
+        wanted = [p for name, p in unwrapped(model).named_parameters() if name in names]
+    else:
+        wanted = [target.weight for target in find_targets(model, *patterns).values()]
+    if not any(id(parameter) in mine for parameter in wanted):
         raise MaskError(
             f"the optimizer updates none of what would be pruned; make it from this {type(model).__name__}'s "
             "parameters()"

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, CriterionError, SecateurWarning, TargetError, nearest
-from secateur.pruning.budgets import LAMP, Budget, Global, PerLayer, Threshold, Uniform, check_share
+from secateur.errors import BudgetError, CriterionError, SecateurWarning, TargetError
+from secateur.pruning.budgets import (
+    LAMP,
+    Budget,
+    Global,
+    PerLayer,
+    Threshold,
+    Uniform,
+    check_share,
+    cut_keeping,
+)
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.masks import Masks
-from secateur.pruning.selection import Cut, Scores, cut_globally
+from secateur.pruning.selection import Cut, Scores
 from secateur.pruning.targets import matches
 from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import mask_units
+from secateur.structure.surgery import mask_units, removed_by
 from secateur.structure.units import Group, Structure, living
+from secateur.structure.verify import untraced
 
 _BUDGETS = (Uniform, Global, PerLayer, Threshold, LAMP)
 
 
 @dataclass(frozen=True)
 class ParameterShare:
-    """Units by score, of all groups together, until they carry ``sparsity`` of the parameters that the
-    units of all groups carry (the last one may go a little over).
+    """Units by score, of all groups together, as few as take ``sparsity`` of the network's parameters.
 
-    A budget for whole units; with single weights ``Global`` is the same.
+    Counted are the entries that really leave when the units do, each once: rows and columns of one
+    weight overlap. So the share is reached to a unit, and never missed: one unit fewer would. A
+    budget for whole units; with single weights ``Global`` is the same.
     """
 
     sparsity: float
@@ -39,12 +52,26 @@ class ParameterShare:
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
 
-    def __call__(self, scores: Mapping[str, Scores], weights: Mapping[str, Tensor]) -> dict[str, Cut]:
-        values = torch.cat([scores[name].whole().double() for name in scores])
-        sizes = torch.cat([weights[name].double() for name in scores])
-        reached = sizes[values.argsort(stable=True)].cumsum(0)
-        number = int((reached < self.sparsity * sizes.sum()).sum()) + (self.sparsity > 0)
-        return cut_globally(list(scores.values()), min(number, len(values)))
+    def __call__(
+        self, scores: Mapping[str, Scores], share_gone: Callable[[Mapping[str, Cut]], float], min_kept: int
+    ) -> dict[str, Cut]:
+        """Return the cuts; ``share_gone`` says what share of the parameters goes with given cuts."""
+        low, high = -1, sum(max(0, s.numel - min_kept) for s in scores.values())
+        best = cut_keeping(scores, high, min_kept)
+        most = share_gone(best)
+        if most < self.sparsity:
+            raise BudgetError(
+                f"ParameterShare({self.sparsity}) cannot be met: with {min_kept} units left in each group "
+                f"{most:.4f} of the network's parameters go"
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            cuts = cut_keeping(scores, middle, min_kept)
+            if share_gone(cuts) >= self.sparsity:
+                best, high = cuts, middle
+            else:
+                low = middle
+        return best
 
 
 def prune_units(
@@ -62,8 +89,8 @@ def prune_units(
     min_kept: int,
 ) -> Masks:
     """Zero all slices of the least important units of ``model`` in place; see :func:`secateur.prune`."""
-    if unwrapped(model) is not structure.model:
-        raise TargetError("structure= was traced from another model; trace this one")
+    if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
+        raise TargetError(f"structure= {untraced(structure)}")
     if not isinstance(budget, (*_BUDGETS, ParameterShare)):
         raise BudgetError(
             f"{type(budget).__name__} does not go with whole units; "
@@ -78,34 +105,76 @@ def prune_units(
     raw = unit_scores(part, criterion, data, loss)
     gone = _already(part, masks)
     scores = {name: _scores(name, raw.get(name), group, gone[name]) for name, group in chosen.items()}
-    if isinstance(budget, Global):
-        # A smaller group keeps what it has; the budget takes more elsewhere.
-        budget = replace(budget, min_kept=max(budget.min_kept, min(min_kept, *map(len, chosen.values()))))
-    if isinstance(budget, PerLayer):
-        shares = [(name, share) for p, share in budget.sparsity.items() for name in _named(part, p)]
-        budget = PerLayer(dict(reversed(shares)))
-    sizes = {name: torch.full((len(g),), float(g.parameters)) for name, g in chosen.items()}
-    cuts = budget(scores, sizes)
-    doomed: dict[str, Array] = {}
-    notes: list[str] = []
-    for name in chosen:
-        wanted = cuts[name].doomed(scores[name]).numpy().astype(bool) | gone[name]
-        doomed[name] = _rounded(wanted, raw[name], gone[name], round_to, min_kept)
-        back = int(wanted.sum() - doomed[name].sum())
-        if back and int((~wanted).sum()) < min_kept:
-            notes.append(f"{name}: {back} units stay that the budget would take, to keep {min_kept}")
-    for note in notes:
-        warnings.warn(note, SecateurWarning, stacklevel=4)
+
+    def going(cuts: Mapping[str, Cut]) -> dict[str, Array]:
+        return {n: cuts[n].doomed(scores[n]).numpy().astype(bool) | gone[n] for n in chosen}
+
+    cuts = _cuts(part, budget, scores, going, min_kept)
+    wanted = going(cuts)
+    doomed = {n: _rounded(w, raw[n], gone[n], round_to, min_kept) for n, w in wanted.items()}
+    notes = _given_back(wanted, doomed, round_to, min_kept)
+    if isinstance(budget, ParameterShare):
+        share = _share_gone(structure, doomed)
+        notes.append(
+            f"{share:.2%} of the network's parameters go with the units, {budget.sparsity:.2%} asked"
+        )
     if masks is not None:
         masks.apply()
     mask_units(structure.model, structure, doomed)
-    notes += [f"{name}: {int(g.sum())} of {len(g)} units masked" for name, g in doomed.items() if g.any()]
+    counted = isinstance(budget, (Uniform, Global, LAMP))  # units, not parameters
     return Masks(
         model,
         _masks(structure, doomed, masks),
-        requested_overall=getattr(budget, "sparsity", None) if not isinstance(budget, PerLayer) else None,
+        requested={n: c.requested for n, c in cuts.items() if c.requested is not None},
+        requested_overall=budget.sparsity if counted else None,
         notes=tuple(notes),
+        units=({} if masks is None else masks.units)
+        | {n: (int((~d).sum()), len(d)) for n, d in doomed.items()},
     )
+
+
+def _cuts(
+    structure: Structure,
+    budget: Any,
+    scores: Mapping[str, Scores],
+    going: Callable[[Mapping[str, Cut]], dict[str, Array]],
+    min_kept: int,
+) -> Mapping[str, Cut]:
+    """Return the cuts of a budget on the units of some groups, each of which keeps ``min_kept``."""
+    if isinstance(budget, ParameterShare):
+        return budget(scores, lambda cuts: _share_gone(structure, going(cuts)), min_kept)
+    if isinstance(budget, (Global, LAMP)):
+        budget = replace(budget, min_kept=max(budget.min_kept, min_kept))
+    if isinstance(budget, PerLayer):
+        shares = [(name, share) for p, share in budget.sparsity.items() for name in _named(structure, p)]
+        budget = PerLayer(dict(reversed(shares)))
+    return budget(scores, {name: torch.ones(s.numel) for name, s in scores.items()})
+
+
+def _share_gone(structure: Structure, doomed: Mapping[str, Array]) -> float:
+    """Return the share of the network's parameters that leave it with some units."""
+    removed = removed_by(structure, doomed)
+    left = total = 0
+    for name, parameter in structure.model.named_parameters():
+        total += parameter.numel()
+        left += prod(size - len(removed.get((name, dim), ())) for dim, size in enumerate(parameter.shape))
+    return (total - left) / total
+
+
+def _given_back(
+    wanted: Mapping[str, Array], doomed: Mapping[str, Array], round_to: int, min_kept: int
+) -> list[str]:
+    """Say, and warn, where fewer units go than the budget takes."""
+    notes = []
+    for name, units in wanted.items():
+        back = int(units.sum() - doomed[name].sum())
+        why = f"to keep {min_kept}" if int((~units).sum()) < min_kept else f"to keep a multiple of {round_to}"
+        if back:
+            notes.append(f"{name}: {back} units stay that the budget would take, {why}")
+    if notes:
+        more = f"; and so in {len(notes) - 3} more groups" if len(notes) > 3 else ""
+        warnings.warn("; ".join(notes[:3]) + more, SecateurWarning, stacklevel=5)
+    return notes
 
 
 def select_groups(
@@ -117,6 +186,8 @@ def select_groups(
     for which, patterns in (("include", include), ("exclude", exclude)):
         if patterns is None:
             continue
+        if which == "include" and not patterns:
+            raise TargetError("include is empty, so it names no group; leave it out to prune all of them")
         hit: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             found = {
@@ -125,8 +196,9 @@ def select_groups(
                 if name == pattern or any(matches(part.name, pattern) for part in _made(group))
             }
             if not found:
-                known = [part.name for group in structure.groups.values() for part in _made(group)]
-                raise TargetError(f"{which} pattern {pattern!r} matches no group{nearest(pattern, known)}")
+                raise TargetError(
+                    f"{which} pattern {pattern!r} matches no group{_nameable(structure, pattern)}"
+                )
             hit |= found
         chosen = {n: g for n, g in chosen.items() if (n in hit) == (which == "include")}
     if not chosen:
@@ -146,12 +218,24 @@ def _named(structure: Structure, pattern: str) -> list[str]:
     try:
         return list(select_groups(structure, pattern, None))
     except TargetError as error:
-        known = ", ".join(structure.groups)
-        raise BudgetError(f"PerLayer: {pattern!r} matches none of the targets: {known}") from error
+        raise BudgetError(f"PerLayer: {pattern!r} matches no group{_nameable(structure, pattern)}") from error
+
+
+def _nameable(structure: Structure, pattern: str) -> str:
+    """Return the nearest groups, layers and parameters that a pattern could name, else the groups."""
+    made = [part.name for group in structure.groups.values() for part in _made(group)]
+    known = [*structure.groups, *made, *(name.rpartition(".")[0] for name in made)]
+    close = difflib.get_close_matches(pattern, dict.fromkeys(known), cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(map(repr, close)) + "?"
+    shown = " | ".join(list(structure.groups)[:12]) + (" | ..." if len(structure) > 12 else "")
+    return f"; the groups: {shown}"
 
 
 def _made(group: Group) -> list[Any]:
-    return [part for part in group.slices if not part.reads] or list(group.slices)
+    """The parameters that make a unit; what reads it, where nothing does."""
+    masked = [part for part in group.slices if part.masked]
+    return [part for part in masked if not part.reads] or masked
 
 
 def _scores(name: str, raw: Tensor | None, group: Group, gone: Array) -> Scores:

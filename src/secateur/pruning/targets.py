@@ -145,6 +145,8 @@ def _matching(
 ) -> set[str] | None:
     if patterns is None:
         return None
+    if which == "include" and not patterns:
+        raise TargetError("include is empty, so it names no tensor; leave it out for the default")
     names = _all_names(model, parameters)
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:

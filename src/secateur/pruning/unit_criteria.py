@@ -1,7 +1,8 @@
 """Importance of whole units: ``criterion(structure, data, loss)`` gives one score a unit of each group.
 
-Criteria on single weights (Magnitude, Random, Taylor, ...) serve as well: their scores are summed
-over all the entries of a unit.
+Criteria on single weights (Magnitude, Taylor, ...) serve as well: their scores are summed over all the
+entries of a unit. So under a budget that compares groups (Global, LAMP, ParameterShare) a unit with many
+entries outranks one with few; a criterion on units that is normalised by group does not have that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, operand_rms
-from secateur.pruning.criteria import Wanda
+from secateur.pruning.criteria import Random, Wanda
 from secateur.pruning.targets import find_targets
 from secateur.structure.capture import tensor_of
 from secateur.structure.units import Group, Slice, Structure
@@ -104,9 +105,13 @@ class ActivationNorm:
 def unit_scores(
     structure: Structure, criterion: Any, data: Batches | None, loss: Loss | None
 ) -> dict[str, Tensor]:
-    """Return the scores of a criterion on units, or the sums of one on single weights."""
+    """Return the scores of a criterion on units, or the sums of one on single weights; random ones are
+    drawn a unit, as sums of them would rank by size."""
     if getattr(criterion, "whole_units", False):
         return dict(criterion(structure, data, loss))
+    if isinstance(criterion, Random):
+        generator = torch.Generator().manual_seed(criterion.seed)
+        return {name: torch.rand(len(g), generator=generator) for name, g in structure.groups.items()}
     names = {
         part.name
         for group in structure.groups.values()

@@ -6,16 +6,18 @@ import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.macs import count_macs
+from secateur.measure.running import first_line, run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
-from secateur.structure.capture import arguments
-from secateur.structure.dead import find_dead
+from secateur.structure.capture import all_tensors, arguments
+from secateur.structure.dead import Found, find_dead, fold
 from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
 from secateur.structure.surgery import Removed, copied, cut, mask_units, removed_by, sliced
@@ -27,9 +29,15 @@ from secateur.structure.verify import (
     as_dtype,
     call,
     difference,
+    hollow,
     randomise,
     redrawn,
+    resized,
+    tensors_in,
+    untraced,
 )
+
+_SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
 
 
 def compact(
@@ -58,18 +66,19 @@ def compact(
     """
     model = unwrapped(model)
     args, named = arguments(example_inputs, kwargs)
-    if structure is not None and structure.model is not model:
-        raise ModelError("structure= was traced from another model; trace this one")
+    if structure is not None and (not isinstance(structure, Structure) or structure.model is not model):
+        raise ModelError(f"structure= {untraced(structure)}")
+    _check_finite(model)
+    run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
-    work = copied(model)
-    found = find_dead(work, structure)
-    trial = _Trial(model, work, structure, args, named, found.folded)
+    found = find_dead(copied(model), structure)
+    trial = _Trial(model, structure, args, named, found)
     doomed, changes, small, withdrawn, error = trial.search(found.doomed)
     found.kept.update(withdrawn)
     removed = removed_by(structure, doomed)
     randomised, dtype = trial.prove_randomised(doomed, changes)
     proof = Proof(
-        inputs=2,
+        inputs=len(trial.draws),
         dtype=str(dtype).removeprefix("torch."),
         max_error=error,
         max_error_randomised=randomised,
@@ -77,12 +86,22 @@ def compact(
         parameters=(_count(model), _count(small)),
         macs=(_macs(model, args, named), _macs(small, args, named)),
         kept=found.kept,
-        folded=found.folded,
+        folded=len(found.constants_of(doomed)),
         changed=tuple(map(str, changes)),
+        gone=doomed,
+        units={name: len(group) for name, group in structure.groups.items()},
         optimizer=None if optimizer is None else _migrated(optimizer, model, small, removed),
         masks=None if masks is None else _rebound(masks, small, removed),
     )
     return small, proof
+
+
+def _check_finite(model: nn.Module) -> None:
+    """A NaN in a weight makes outputs NaN, which would be equal whatever is removed."""
+    for name, tensor in all_tensors(model):
+        parameter = isinstance(tensor, nn.Parameter)
+        if tensor.is_floating_point() and (tensor.isnan().any() or (parameter and tensor.isinf().any())):
+            raise NonFiniteError(f"{name}: holds a NaN or an infinity; nothing can be proved of its network")
 
 
 class _Trial:
@@ -91,16 +110,15 @@ class _Trial:
     def __init__(
         self,
         model: nn.Module,
-        work: nn.Module,
         structure: Structure,
         args: tuple[Any, ...],
         named: dict[str, Any],
-        folded: int,
+        found: Found,
     ) -> None:
-        self.model, self.work, self.structure = model, work, structure
+        self.model, self.structure, self.found = model, structure, found
         generator = torch.Generator().manual_seed(0)
         self.draws = [(args, named), (redrawn(args, generator), redrawn(named, generator))]
-        self.dtype, self.folded = self._widest(), folded
+        self.dtype = self._widest()
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
         self.widened = structure.walk.streams and self.dtype == torch.float64
@@ -111,6 +129,35 @@ class _Trial:
                 raise
             self.widened = False
             self.wanted = [self._expected(draw) for draw in self.draws]
+        self._check_outputs()
+        if found.constants:
+            self._resize()
+
+    def _check_outputs(self) -> None:
+        """Refuse outputs that prove nothing, and drop redrawn inputs that give such."""
+        name = type(self.model).__name__
+        if not any(t.numel() for t in tensors_in(self.wanted[0])):
+            raise ModelError(
+                f"{name} puts out no tensor on these example inputs, so nothing could be compared"
+            )
+        if hollow(self.wanted[0]):
+            raise NonFiniteError(f"{name} puts out nothing but NaN on these example inputs")
+        if hollow(self.wanted[1]):
+            del self.draws[1], self.wanted[1]
+
+    def _resize(self) -> None:
+        """Draw inputs of other sizes too, as far as the model takes them: a constant must hold there."""
+        example = self.draws[0]
+        for size in sorted({n for tensor in tensors_in(example) for n in tensor.shape if n > 1}):
+            for other in (size // 2, 2 * size):
+                draw = resized(example, size, other)
+                try:
+                    wanted = self._expected(draw)
+                except Exception:  # whatever a forward raises on sizes it did not expect
+                    continue
+                self.draws.append(draw)
+                self.wanted.append(wanted)
+                break
 
     def _widest(self) -> torch.dtype:
         """float64 where the model runs in it, else float32."""
@@ -134,8 +181,15 @@ class _Trial:
 
     def tolerance(self) -> float:
         """How far off outputs may be: rounding, and that of biases that took up a constant."""
-        rounding = 32 * torch.finfo(self.narrowest).eps if self.folded else 0.0
+        rounding = 32 * torch.finfo(self.narrowest).eps if self.found.constants else 0.0
         return max(TOLERANCE[self.dtype], rounding)
+
+    def base(self, doomed: Mapping[str, Array]) -> nn.Module:
+        """A copy of the model that lost these units: zeroed, their constants in the next biases."""
+        work = copied(self.model)
+        fold(work, chain.from_iterable(self.found.constants_of(doomed)))
+        mask_units(work, self.structure, doomed)
+        return work
 
     def search(
         self, doomed: Mapping[str, Array]
@@ -160,13 +214,13 @@ class _Trial:
     def attempt(self, doomed: Mapping[str, Array]) -> tuple[nn.Module, list[Change], float, str, list[str]]:
         """Cut a copy, adjust its attributes, and compare; returns what came of it."""
         removed = removed_by(self.structure, doomed)
-        small = copied(self.work)
+        small = self.base(doomed)
+        wide = copied(small).to(self.dtype)
         try:
             cut(small, removed)
         except ModelError as error:
             return small, [], float("inf"), str(error), []
         # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
-        wide = copied(self.work).to(self.dtype)
         cut(wide, removed)
         sizes = changed_sizes(self.structure, removed)
 
@@ -178,7 +232,7 @@ class _Trial:
         )
         if attempt.error is not None:
             where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
-            message = f"{type(attempt.error).__name__}{where}: {str(attempt.error).strip().splitlines()[:1]}"
+            message = f"{type(attempt.error).__name__}{where}: {first_line(attempt.error)}"
             return small, [], float("inf"), message, attempt.stack
         for change in changes:
             change.apply(small)
@@ -196,16 +250,19 @@ class _Trial:
         self, doomed: Mapping[str, Array], changes: list[Change]
     ) -> tuple[float, torch.dtype]:
         """Compare again with the surviving weights randomised under the same masks."""
-        worst = 0.0
-        masked = copied(self.work).to(self.dtype)
-        mask_units(masked, self.structure, doomed)
-        randomise(masked)
-        small = copied(masked)
-        cut(small, removed_by(self.structure, doomed))
-        for change in changes:
-            change.apply(small)
-        for draw in self.draws:
-            worst = max(worst, difference(self._call(masked, draw), self._call(small, draw)))
+        worst, outputs = float("nan"), []
+        for seed in range(_SEEDS):
+            masked = self.base(doomed).to(self.dtype)
+            randomise(masked, seed)
+            outputs = [self._call(masked, draw) for draw in self.draws]
+            if not any(map(hollow, outputs)):
+                small = copied(masked)
+                cut(small, removed_by(self.structure, doomed))
+                for change in changes:
+                    change.apply(small)
+                found = [self._call(small, draw) for draw in self.draws]
+                worst = max(map(difference, outputs, found))
+                break
         if worst > self.tolerance():
             raise ModelError(
                 f"{type(self.model).__name__}: the small network equals the masked one on these weights and "
@@ -276,7 +333,15 @@ def _rebound(masks: Any, small: nn.Module, removed: Removed) -> Any:
     parameters = dict(small.named_parameters())
     # A bias entry that took up a constant is needed, masked or not.
     kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in masks.items()}
-    return type(masks)(small, kept, notes=masks.notes)
+    return type(masks)(
+        small,
+        kept,
+        requested=masks.requested,
+        requested_overall=masks.requested_overall,
+        notes=masks.notes,
+        units=masks.units,
+        dense={name: mask.numel() for name, mask in masks.items()} | masks.dense,
+    )
 
 
 def _count(model: nn.Module) -> int:

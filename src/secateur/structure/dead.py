@@ -7,8 +7,10 @@ zeroed, which may kill others, so this runs to a fixpoint.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +20,42 @@ from secateur.structure.activations import Watcher
 from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
+from secateur.structure.steady import Steady
 from secateur.structure.surgery import copied, mask_units
 from secateur.structure.units import Group, Slice, Structure, living
-from secateur.structure.verify import randomise, redrawn
+from secateur.structure.verify import as_dtype, randomise, redrawn
 
 _DRAWS, _LOOKS = 6, 40
 
 
+@dataclass(frozen=True)
+class Constant:
+    """What a unit always puts out where it is read: ``values`` at ``indices`` of a layer's inputs."""
+
+    read: Read
+    indices: Array
+    values: Tensor
+
+
 @dataclass
 class Found:
-    """The units that go, by group; how many constants were folded; which dead ones stay, and why."""
+    """The units that go, by group; the constants of those that are not zero, by (group, unit); which
+    dead ones stay, and why."""
 
     doomed: dict[str, Array]
-    folded: int = 0
+    constants: dict[tuple[str, int], list[Constant]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+
+    def constants_of(self, doomed: Mapping[str, Array]) -> list[list[Constant]]:
+        """Return the constants of those of the units ``doomed`` that have one."""
+        return [own for (name, unit), own in self.constants.items() if name in doomed and doomed[name][unit]]
 
 
 def find_dead(work: nn.Module, structure: Structure) -> Found:
     """Find every unit of ``work`` (a copy, changed in place) that can go, zero all its slices and fold
     constant outputs into the biases that read them."""
     found = Found({name: np.zeros(len(group), dtype=bool) for name, group in structure.groups.items()})
-    readers = _readers(structure)
+    readers = readers_of(structure)
     tensor = partial(tensor_of, work)
     while True:
         before = sum(int(gone.sum()) for gone in found.doomed.values())
@@ -65,7 +82,7 @@ def _scales(work: nn.Module, name: str) -> bool:
     )
 
 
-def _readers(structure: Structure) -> dict[str, list[Read]]:
+def readers_of(structure: Structure) -> dict[str, list[Read]]:
     """Return by group the places that read its units, where those are all that read them."""
     walk, classes = structure.walk, structure.classes
     elsewhere = np.zeros(len(classes.frozen), dtype=bool)
@@ -124,11 +141,21 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
                 fit &= zero
         if level:
             found.kept[name] = "constant units that no bias can take up (padding, or no bias)"
-        for unit in np.flatnonzero(fit & ~fit_zero):
-            for read in readers[name]:
-                part = _read_by(group, read)
-                _fold(work, read, part.indices[unit], values[read])
-            found.folded += 1
+        if (fit & ~fit_zero).any():
+            steady = Steady(work, structure, group)
+            held = np.logical_and.reduce([steady.at(read.operand) for read in readers[name]])
+            if (fit & ~fit_zero & ~held).any():
+                what = ", ".join(sorted(steady.blocked)) or "something"
+                found.kept[name] = f"constant units behind {what}: other sizes of input may give other ones"
+            fit &= fit_zero | held
+        for unit in np.flatnonzero(fit & ~fit_zero).tolist():
+            own = [
+                Constant(read, indices, values[read][torch.from_numpy(indices)])
+                for read in readers[name]
+                for indices in [_read_by(group, read).indices[unit]]
+            ]
+            found.constants[name, unit] = own
+            fold(work, own)
         if fit.any():
             found.doomed[name] |= fit
             changed = True
@@ -140,25 +167,41 @@ def _read_by(group: Group, read: Read) -> Slice:
 
 
 @torch.no_grad()
-def _fold(work: nn.Module, read: Read, indices: Array, values: Tensor) -> None:
-    weight, bias = tensor_of(work, read.weight), tensor_of(work, str(read.bias))
-    index = torch.from_numpy(indices)
-    columns = weight.index_select(read.weight_dim, index.to(weight.device)).movedim(read.weight_dim, 0)
-    other = columns.shape[1]
-    sums = columns.double().reshape(len(indices), other, -1).sum(-1)
-    bias += (values[index].to(sums) @ sums).to(bias)
+def fold(model: nn.Module, constants: Iterable[Constant]) -> None:
+    """Add to the biases of a model, rounded once, what the constants make of its layers' outputs."""
+    totals: dict[str, Tensor] = {}
+    for constant in constants:
+        weight = tensor_of(model, constant.read.weight)
+        index = torch.from_numpy(constant.indices).to(weight.device)
+        columns = weight.index_select(constant.read.weight_dim, index).movedim(constant.read.weight_dim, 0)
+        sums = columns.double().reshape(len(index), columns.shape[1], -1).sum(-1)
+        name = str(constant.read.bias)
+        totals[name] = totals.get(name, 0) + constant.values.to(sums) @ sums
+    for name, total in totals.items():
+        bias = tensor_of(model, name)
+        bias.copy_(bias.double() + total)
+
+
+def _observed(
+    work: nn.Module, structure: Structure, reads: set[Read]
+) -> tuple[dict[Read, Tensor], dict[Read, Array]]:
+    """Look at the operands of ``reads`` in float64, where the graph runs in it."""
+    example = structure.captured.args, structure.captured.kwargs
+    try:
+        return _watched(copied(work).double(), structure, reads, as_dtype(example, torch.float64))
+    except (RuntimeError, TypeError, ValueError):
+        return _watched(work, structure, reads, example)
 
 
 @torch.no_grad()
-def _observed(
-    work: nn.Module, structure: Structure, reads: set[Read]
+def _watched(
+    work: nn.Module, structure: Structure, reads: set[Read], example: Any
 ) -> tuple[dict[Read, Tensor], dict[Read, Array]]:
     """Run the graph with the weights as they are and with surviving ones randomised, and return for
     each read its operand's value by channel, and whether it was the same everywhere in every run."""
     values: dict[Read, Tensor] = {}
     constant: dict[Read, Array] = {}
     generator = torch.Generator().manual_seed(1)
-    example = structure.captured.args, structure.captured.kwargs
     before: dict[Read, Tensor] = {}
     draws = _DRAWS
     draw = 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 
 from secateur.measure.running import evaluating
 
@@ -21,7 +22,8 @@ class Proof:
 
     ``max_error`` and ``max_error_randomised`` are relative to the largest |output|, in ``dtype``: with
     the weights as they are, and with the surviving ones randomised under the same masks. ``removed``:
-    by group the units that went, of how many. ``kept``: units that are dead and stay, and why.
+    by group the units that went, of how many, and ``gone`` a bool for each; ``units``: how many every
+    group had. ``kept``: units that are dead and stay, and why.
     ``folded``: units whose constant output went into the next bias. ``changed``: attributes set.
     """
 
@@ -35,16 +37,18 @@ class Proof:
     kept: Mapping[str, str] = field(default_factory=dict)
     folded: int = 0
     changed: tuple[str, ...] = ()
+    gone: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
     optimizer: Any = None
     masks: Any = None
 
     def __repr__(self) -> str:
         units = sum(count for count, _ in self.removed.values())
-        of = sum(total for _, total in self.removed.values())
+        sizes = {name: total for name, (_, total) in self.removed.items()} | dict(self.units)
         before, after = self.parameters
         macs = "" if not self.macs[0] else f", {self.macs[0]:,.0f} -> {self.macs[1]:,.0f} MACs"
         lines = [
-            f"{units} of {of} units of {len(self.removed)} groups removed: "
+            f"{units} of {sum(sizes.values())} units removed, in {len(self.removed)} of {len(sizes)} groups: "
             f"{before:,} -> {after:,} parameters ({before / max(1, after):.2f}x fewer){macs}",
             f"equal to the masked network to {self.max_error:.1e} (surviving weights randomised: "
             f"{self.max_error_randomised:.1e}), {self.dtype}, {self.inputs} inputs",
@@ -56,21 +60,40 @@ class Proof:
 
 
 def tensors_in(outputs: Any) -> list[Tensor]:
-    """Return the floating-point tensors of nested outputs, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, Mapping):
-        return [t for part in outputs.values() for t in tensors_in(part)]
-    if isinstance(outputs, (list, tuple)):
-        return [t for part in outputs for t in tensors_in(part)]
-    if hasattr(outputs, "__dict__"):
-        return [t for part in vars(outputs).values() for t in tensors_in(part)]
-    return []
+    """Return the tensors of nested outputs, of every dtype, in order."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif id(value) not in seen and not isinstance(value, (str, type, nn.Module)):
+            seen.add(id(value))
+            leaves = _pytree.tree_leaves(value)
+            if len(leaves) != 1 or leaves[0] is not value:
+                inside: Iterable[Any] = leaves
+            elif isinstance(value, Mapping):
+                inside = value.values()
+            elif isinstance(value, (list, tuple, set)):
+                inside = value
+            else:
+                slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+                inside = [*getattr(value, "__dict__", {}).values(), *(getattr(value, s, None) for s in slots)]
+            for part in inside:
+                look(part)
+
+    look(outputs)
+    return found
+
+
+def hollow(outputs: Any) -> bool:
+    """Whether the numbers of some output are all NaN: then a comparison says nothing of it."""
+    return any(t.numel() and bool(t.isnan().all()) for t in tensors_in(outputs))
 
 
 def difference(expected: Any, found: Any) -> float:
     """Return the largest difference over all outputs, relative to the largest |expected| of each;
-    infinite where they do not even have the same shapes."""
+    infinite where they have not even the same shapes, or integers or bools that differ."""
     wanted, given = tensors_in(expected), tensors_in(found)
     if len(wanted) != len(given) or any(a.shape != b.shape for a, b in zip(wanted, given, strict=True)):
         return float("inf")
@@ -78,7 +101,12 @@ def difference(expected: Any, found: Any) -> float:
     for a, b in zip(wanted, given, strict=True):
         if not a.numel():
             continue
-        a, b = a.double(), b.double()
+        if not (a.is_floating_point() or a.is_complex()):
+            if not torch.equal(a, b):
+                return float("inf")
+            continue
+        a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
+        a, b = a.detach().double(), b.detach().double()
         same = (a == b) | (a.isnan() & b.isnan())
         off = torch.where(same, 0.0, (a - b).abs())
         if not torch.isfinite(off).all():
@@ -93,6 +121,16 @@ def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     """Run a model in eval mode without gradients."""
     with evaluating(model), torch.no_grad():
         return model(*args, **kwargs)
+
+
+def untraced(structure: Any) -> str:
+    """Return what is wrong with a ``structure`` that was not traced from the model at hand."""
+    if not hasattr(structure, "model"):
+        return f"is a {type(structure).__name__}; pass what trace(model, example_inputs) returns"
+    return (
+        "was traced from another model (a copy, or one on the meta device, is another); "
+        "trace this very model again"
+    )
 
 
 class Widened(TorchFunctionMode):
@@ -132,6 +170,18 @@ def redrawn(value: Any, generator: torch.Generator) -> Any:
     if isinstance(value, dict):
         return {key: redrawn(part, generator) for key, part in value.items()}
     return value
+
+
+def resized(value: Any, size: int, other: int) -> Any:
+    """Return nested arguments with each dim of ``size`` cut, or repeated from its start, to ``other``."""
+
+    def new(leaf: Any) -> Any:
+        for dim in range(leaf.dim()) if isinstance(leaf, Tensor) else ():
+            if leaf.shape[dim] == size:
+                leaf = leaf.index_select(dim, torch.arange(other, device=leaf.device) % size)
+        return leaf
+
+    return _pytree.tree_map(new, value)
 
 
 @torch.no_grad()
