@@ -91,7 +91,7 @@ def test_what_was_pruned_last_has_not_been_retrained(plan, tmp_path):
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monkeypatch, steps):
     """A kill in the middle of every writing of the state, one after the other."""
     whole = run(plan(steps), tmp_path / "whole")
-    real, number = states.save_tensors, 0
+    real, number = states.save_json, 0
 
     class Killed(BaseException):
         pass
@@ -104,7 +104,7 @@ def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monk
         real(*args, **kwargs)
 
     (tmp_path / "killed").mkdir()
-    monkeypatch.setattr(states, "save_tensors", half)
+    monkeypatch.setattr(states, "save_json", half)
     kills = 0
     while True:
         try:

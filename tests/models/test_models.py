@@ -47,6 +47,21 @@ def test_options_reach_the_factory():
     assert build_model("tabular-256", features=30).layers[0].in_features == 30
 
 
+def test_the_convnet_with_batch_norms_is_the_plain_one_and_a_norm_after_each_conv():
+    plain, normed = (build_model("convnet-25", batch_norm=norm) for norm in (False, True))
+    extra = normed.state_dict().keys() - plain.state_dict().keys()
+    assert {name.partition(".")[0] for name in extra} == {"norm1", "norm2", "norm3", "norm4"}
+    assert sum(p.numel() for p in normed.parameters()) == 592_933 + 2 * (32 + 32 + 64 + 64)
+    assert all(torch.equal(t, normed.state_dict()[n]) for n, t in plain.state_dict().items())
+    x, read = torch.randn(2, 3, 25, 25), []
+    for conv, norm in (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"), ("conv4", "norm4")):
+        normed.get_submodule(conv).register_forward_hook(lambda m, a, out: read.append(out))
+        normed.get_submodule(norm).register_forward_hook(lambda m, a, out: read.append(a[0]))
+    normed.eval()(x)
+    assert len(read) == 8
+    assert all(made is given for made, given in zip(read[::2], read[1::2], strict=True))
+
+
 def test_a_users_own_factory(tmp_path, monkeypatch):
     (tmp_path / "mynets.py").write_text(
         "from torch import nn\n"

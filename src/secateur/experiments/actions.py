@@ -12,7 +12,7 @@ from torch import nn
 from secateur.errors import SecateurWarning
 from secateur.experiments.choices import make
 from secateur.experiments.dense import scratch_model
-from secateur.experiments.recipe import Plan, Step, make_schedule
+from secateur.experiments.recipe import Plan
 from secateur.experiments.searches import GreedyCut, Select
 from secateur.experiments.specs import (
     CompactSpec,
@@ -23,6 +23,7 @@ from secateur.experiments.specs import (
     ScratchSpec,
     SelectionSpec,
 )
+from secateur.experiments.steps import Step, make_schedule
 from secateur.experiments.work import Work
 from secateur.methods.constraints import prune_to
 from secateur.methods.reconstruction import reconstruct
@@ -78,7 +79,8 @@ class Cut:
         of_all = spec.relative_to == "dense" or not (spec.units or state.structured)
         state.requested = asked if of_all and isinstance(asked, float) else None
         state.structured = state.structured or spec.units
-        state.notes[self.step] = [*state.masks.notes, *notes]
+        units = [f"{name}: {kept} of {of} units left" for name, (kept, of) in state.masks.units.items()]
+        state.notes[self.step] = [*state.masks.notes, *units, *notes]
         work.cut(copy.deepcopy(state.model))
 
 

@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from secateur.errors import RecipeError, SecateurError, nearest
-from secateur.experiments.choices import make
+from secateur.errors import RecipeError, nearest
 from secateur.experiments.overrides import set_value
-from secateur.experiments.specs import (
-    CompactSpec,
-    DataSpec,
-    GreedySpec,
-    ModelSpec,
-    PruneSpec,
-    PruneToSpec,
-    RecipeSpec,
-    RefitSpec,
-    ScratchSpec,
-    SelectionSpec,
-)
+from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
+from secateur.experiments.steps import REMOVING, Step, step_of, training_of, validated
 from secateur.experiments.yaml_lines import Located, read_yaml
 from secateur.training.settings import Training
 
 Point = dict[str, Any]
 
 
-_REMOVING = ("prune_to", "greedy", "structure_selection", "compact", "scratch")
-UNIT_BUDGETS = ("uniform", "global", "per_layer", "threshold", "lamp", "parameter_share")
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
-    its ``training``: between the cuts of a gradual or greedy one, or of a network from scratch."""
-
-    kind: str
-    id: str
-    settings: (
-        PruneSpec
-        | PruneToSpec
-        | GreedySpec
-        | SelectionSpec
-        | RefitSpec
-        | CompactSpec
-        | ScratchSpec
-        | Training
-    )
-    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +101,7 @@ def load_recipe(
         set_value(raw, key, value, f"--set {key}", _SETTABLE)
     if seeds is not None:
         raw["seeds"] = list(seeds)
-    spec = _validated(RecipeSpec, raw, located)
+    spec = validated(RecipeSpec, raw, located)
     if (spec.steps is None) == (spec.methods is None):
         raise RecipeError(f"{path.name}: give either steps or methods")
     if len(set(spec.seeds)) != len(spec.seeds):
@@ -187,24 +151,24 @@ def _plan_at(
     for key, value in point.items():
         where = located.where((*place, "sweep", key)) + f": sweep {key}"
         set_value(config, key, value, where, _SETTABLE)
-    train = _training(config["train"] or {}, Training(), located, ("train",))
+    train = training_of(config["train"] or {}, Training(), located, ("train",))
     if train.distill:
         raise RecipeError(f"{located.where(('train',))}: distill needs a dense network; retraining has one")
     steps: list[Step] = []
     for index, raw in enumerate(config["steps"]):
-        steps.append(_step(raw, train, located, (*place, "steps", index)))
+        steps.append(step_of(raw, train, located, (*place, "steps", index)))
         if [s.id for s in steps].count(steps[-1].id) > 1:
             where = located.where((*place, "steps", index))
             raise RecipeError(f"{where}: two steps have the id {steps[-1].id!r}; give one an id of its own")
-        removing = next((s.kind for s in steps if s.kind in _REMOVING), None)
+        removing = next((s.kind for s in steps if s.kind in REMOVING), None)
         if steps[-1].kind == "refit" and removing:
             where = located.where((*place, "steps", index))
             raise RecipeError(f"{where}: refit needs the dense network's shapes; put it before {removing}")
     return Plan(
         method=method,
         point=point,
-        data=_validated(DataSpec, config["data"], located, ("data",)),
-        model=_validated(ModelSpec, config["model"], located, ("model",)),
+        data=validated(DataSpec, config["data"], located, ("data",)),
+        model=validated(ModelSpec, config["model"], located, ("model",)),
         train=train,
         steps=tuple(steps),
         threads=spec.threads,
@@ -212,209 +176,3 @@ def _plan_at(
         measure=tuple(spec.measure),
         config=config,
     )
-
-
-def _step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> Step:
-    where = located.where(place)
-    kinds = [key for key in raw if key != "id"] if isinstance(raw, dict) else []
-    if len(kinds) != 1:
-        raise RecipeError(
-            f"{where}: a step has one key, its kind (one of {', '.join(_STEPS)}), and maybe an id"
-        )
-    kind = kinds[0]
-    if kind not in _STEPS:
-        raise RecipeError(f"{where}: unknown step {kind!r}{nearest(str(kind), _STEPS)}")
-    settings, training = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
-    return Step(kind, str(raw.get("id", kind)), settings, training)
-
-
-def _prune_step(
-    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
-) -> tuple[PruneSpec, Training | None]:
-    spec = _validated(PruneSpec, raw, located, place)
-    for kind in ("criterion", "budget", "shrinkage"):
-        try:
-            make(kind, getattr(spec, kind))
-        except SecateurError as error:
-            raise RecipeError(f"{located.where((*place, kind))}: {error}") from error
-    _check_combination(spec, located.where(place))
-    if spec.schedule is None:
-        return spec, None
-    if spec.schedule.name == "one_shot":
-        raise RecipeError(f"{located.where((*place, 'schedule'))}: one_shot has no steps; leave schedule out")
-    try:
-        make_schedule(spec)
-    except SecateurError as error:
-        raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
-    retrain = spec.schedule.retrain
-    return spec, _training(retrain, train, located, (*place, "schedule", "retrain")) if retrain else None
-
-
-def _check_combination(spec: PruneSpec, where: str) -> None:
-    """Refuse, before anything is trained, what ``prune`` would refuse after it."""
-    budget, shrinkage = spec.budget["name"], make("shrinkage", spec.shrinkage)
-    whole = getattr(make("criterion", spec.criterion), "whole_units", False) or budget == "parameter_share"
-    if whole and not spec.units:
-        raise RecipeError(f"{where}: its criterion or budget is for whole units: set units: true")
-    if not spec.units and (spec.round_to, spec.min_kept) != (1, 1):
-        raise RecipeError(f"{where}: round_to and min_kept count units: set units: true")
-    if spec.units and budget not in UNIT_BUDGETS:
-        raise RecipeError(f"{where}: {budget} does not go with whole units; one of {', '.join(UNIT_BUDGETS)}")
-    if spec.relative_to == "dense" and (spec.units or budget != "global"):
-        raise RecipeError(f"{where}: relative_to: dense goes with single weights and a global budget")
-    if spec.units and (spec.block is not None or type(shrinkage).__name__ != "Hard"):
-        raise RecipeError(f"{where}: whole units go with neither a block nor a shrinkage")
-    hard = type(shrinkage).__name__ == "Hard"
-    magnitude = type(make("criterion", spec.criterion)).__name__ == "Magnitude"
-    if not magnitude and (not hard or budget == "std"):
-        what = "std" if hard else type(shrinkage).__name__.lower()
-        raise RecipeError(f"{where}: {what} goes with the criterion magnitude alone")
-    if type(shrinkage).__name__ == "Trimmed" and budget not in ("threshold", "std"):
-        raise RecipeError(f"{where}: trimmed goes with a value budget (threshold, std), not with {budget}")
-    if not hard and (spec.schedule is not None or spec.block is not None):
-        raise RecipeError(f"{where}: a shrinkage other than hard goes with neither a schedule nor a block")
-
-
-def _retrain_step(
-    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
-) -> tuple[Training, None]:
-    return _training(raw, train, located, place), None
-
-
-def _scratch_step(
-    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
-) -> tuple[ScratchSpec, Training]:
-    spec = _validated(ScratchSpec, raw, located, place)
-    return spec, _training(spec.train, train, located, (*place, "train"))
-
-
-def make_schedule(spec: PruneSpec) -> list[Any]:
-    """Return the budget of each cut of a ``prune`` step."""
-    from secateur.pruning.schedules import OneShot, budgets_along
-
-    budget = make("budget", spec.budget)
-    if spec.schedule is None:
-        return budgets_along(budget, OneShot())
-    settings = {"name": spec.schedule.name, "steps": spec.schedule.steps, "initial": spec.schedule.initial}
-    return budgets_along(budget, make("schedule", settings))
-
-
-def _training(raw: Any, base: Training, located: Located, place: tuple[Any, ...]) -> Training:
-    """Validate training settings; what ``raw`` does not say is as in ``base``."""
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{located.where(place)}: {place[-1]} is a mapping of training settings")
-    merged = {f.name: getattr(base, f.name) for f in fields(Training)} | raw
-    return _validated(Training, merged, located, place)
-
-
-def _prune_to_step(
-    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
-) -> tuple[PruneToSpec, None]:
-    spec = _validated(PruneToSpec, raw, located, place)
-    _check_goal(located.where(place), macs=spec.macs, parameters=spec.parameters, latency_ms=spec.latency_ms)
-    try:
-        criterion = make("criterion", spec.criterion)
-    except SecateurError as error:
-        raise RecipeError(f"{located.where((*place, 'criterion'))}: {error}") from error
-    if not getattr(criterion, "whole_units", False):
-        raise RecipeError(f"{located.where(place)}: its criterion ranks single weights; l2_norm ranks units")
-    return spec, None
-
-
-def _greedy_step(
-    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
-) -> tuple[GreedySpec, Training | None]:
-    spec = _validated(GreedySpec, raw, located, place)
-    where = located.where(place)
-    _check_goal(
-        where,
-        sparsity=spec.sparsity,
-        parameters=spec.parameters,
-        macs=spec.macs,
-        latency_ms=spec.latency_ms,
-        accuracy_drop=spec.accuracy_drop,
-    )
-    retrain = spec.retrain
-    return spec, None if retrain is None else _training(retrain, train, located, (*place, "retrain"))
-
-
-def _check_goal(where: str, **goals: float | None) -> None:
-    """Refuse anything but one goal that can be met."""
-    given = {name: limit for name, limit in goals.items() if limit is not None}
-    if len(given) != 1:
-        names = list(goals)
-        raise RecipeError(f"{where}: give exactly one of {', '.join(names[:-1])} and {names[-1]}")
-    (name, limit), *_ = given.items()
-    if name in ("sparsity", "parameters", "macs") and not 0 < limit < 1:
-        raise RecipeError(
-            f"{where}: {name} is {limit}; it is a share of the dense network's, between 0 and 1"
-        )
-    if (name == "latency_ms" and limit <= 0) or (name == "accuracy_drop" and not 0 <= limit < 100):
-        raise RecipeError(
-            f"{where}: {name} is {limit}; it is "
-            + (
-                "a positive number of milliseconds"
-                if name == "latency_ms"
-                else "in percentage points, from 0"
-            )
-        )
-
-
-def _selection_step(
-    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
-) -> tuple[SelectionSpec, Training]:
-    spec = _validated(SelectionSpec, raw, located, place)
-    if not (spec.units or spec.blocks):
-        raise RecipeError(
-            f"{located.where(place)}: units and blocks are both false: nothing is left to select"
-        )
-    # The factors shrink from epoch to epoch: the best epoch on validation would be the first.
-    training = _training({"keep": "last"} | spec.train, train, located, (*place, "train"))
-    if training.epochs == 0 or training.keep != "last":
-        raise RecipeError(f"{located.where((*place, 'train'))}: factors need epochs, and keep: last")
-    return spec, training
-
-
-def _plain_step(kind: type) -> Any:
-    def step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[Any, None]:
-        return _validated(kind, raw, located, place), None
-
-    return step
-
-
-_STEPS = {
-    "prune": _prune_step,
-    "prune_to": _prune_to_step,
-    "greedy": _greedy_step,
-    "structure_selection": _selection_step,
-    "refit": _plain_step(RefitSpec),
-    "compact": _plain_step(CompactSpec),
-    "retrain": _retrain_step,
-    "scratch": _scratch_step,
-}
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = ()) -> Any:
-    """Validate ``raw`` as ``kind``; the first thing wrong becomes one line with its place."""
-    try:
-        return _adapter(kind).validate_python(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":  # a check of our own: its message says all
-            message = first["msg"].removeprefix("Value error, ")
-            raise RecipeError(f"{located.where(place)}: {message}") from error
-        loc = tuple(part for part in first["loc"] if isinstance(part, int) or "[" not in part)
-        where, key = located.where((*place, *loc)), loc[-1] if loc else "recipe"
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = kind.model_fields if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]
-            raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), known)}") from error
-        if first["type"] == "missing":
-            raise RecipeError(f"{located.where(place)}: lacks {key!r}") from error
-        raise RecipeError(
-            f"{where}: {'.'.join(map(str, loc))} is {first['input']!r}: {first['msg']}"
-        ) from error

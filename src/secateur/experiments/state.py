@@ -12,10 +12,10 @@ from torch import nn
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.recipe import Plan
 from secateur.pruning.masks import Masks
-from secateur.storage import load_tensors, pack_bits, save_tensors, unpack_bits
+from secateur.storage import load_json, save_json
 from secateur.structure.saved import load, save
 
-_FILE = "state.safetensors"
+_FILE = "state.json"
 
 
 @dataclass
@@ -57,54 +57,37 @@ _PLAIN = (
 
 def save_state(state: TrialState, folder: Path) -> None:
     """Write the state; a kill at any moment leaves this one or the one before."""
-    stamp = f"{state.done}-{sum(map(len, state.curves.values()))}"
-    files: dict[str, str | None] = {"model": f"model-{stamp}.part", "pruned": None}
-    save(state.model, folder / f"model-{stamp}.part")
+    stamp = f"{state.done}-{sum(map(len, state.curves.values()))}.part"
+    files = {"model": f"model-{stamp}"}
+    save(state.model, folder / files["model"])
     if state.pruned is not None:
-        files["pruned"] = f"pruned-{stamp}.part"
-        save(state.pruned, folder / f"pruned-{stamp}.part")
-    masks = state.masks
-    kept = {} if masks is None else dict(masks.items())
-    metadata = {name: getattr(state, name) for name in _PLAIN} | {
-        "files": files,
-        "masks": None
-        if masks is None
-        else {
-            "shapes": {name: list(mask.shape) for name, mask in kept.items()},
-            "requested": masks.requested,
-            "requested_overall": masks.requested_overall,
-            "notes": list(masks.notes),
-        },
-    }
-    save_tensors(folder / _FILE, {name: pack_bits(mask) for name, mask in kept.items()}, metadata)
+        files["pruned"] = f"pruned-{stamp}"
+        save(state.pruned, folder / files["pruned"])
+    if state.masks is not None:
+        files["masks"] = f"masks-{stamp}"
+        state.masks.save(folder / files["masks"])
+    save_json(folder / _FILE, {name: getattr(state, name) for name in _PLAIN} | {"files": files})
     _remove(folder, set(files.values()))
 
 
-def load_state_of(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialState | None:
+def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialState | None:
     """Return the state in a trial's folder, or None."""
     if not (folder / _FILE).exists():
         return None
-    tensors, saved = load_tensors(folder / _FILE)
-    networks: dict[str, nn.Module | None] = {"pruned": None}
-    for name, file in saved["files"].items():
-        if file is not None:
-            again = scratch_model(plan, saved["options"], seed) if saved["options"] else copy.deepcopy(dense)
-            networks[name] = load(again, folder / file)
-    model = networks["model"]
-    assert model is not None
-    masks, about = None, saved["masks"]
-    if about is not None:
-        device = next(model.parameters()).device
-        kept = {n: unpack_bits(t, tuple(about["shapes"][n])).to(device) for n, t in tensors.items()}
-        masks = Masks(
-            model,
-            kept,
-            requested=about["requested"],
-            requested_overall=about["requested_overall"],
-            notes=tuple(about["notes"]),
-        )
-    plain = {name: saved[name] for name in _PLAIN}
-    return TrialState(model, masks=masks, pruned=networks["pruned"], **plain)
+    saved = load_json(folder / _FILE)
+
+    def network(file: str) -> nn.Module:
+        fresh = scratch_model(plan, saved["options"], seed) if saved["options"] else copy.deepcopy(dense)
+        return load(fresh, folder / file)
+
+    files = saved["files"]
+    model = network(files["model"])
+    return TrialState(
+        model,
+        masks=Masks.load(folder / files["masks"], model) if "masks" in files else None,
+        pruned=network(files["pruned"]) if "pruned" in files else None,
+        **{name: saved[name] for name in _PLAIN},
+    )
 
 
 def remove_state(folder: Path) -> None:
@@ -114,7 +97,7 @@ def remove_state(folder: Path) -> None:
     _remove(folder, set())
 
 
-def _remove(folder: Path, keep: set[str | None]) -> None:
+def _remove(folder: Path, keep: set[str]) -> None:
     for part in folder.glob("*.part"):
         if part.name not in keep:
             part.unlink()

@@ -14,7 +14,7 @@ from secateur.data.dataset import Dataset
 from secateur.experiments.actions import actions
 from secateur.experiments.dense import OnEpoch, dataset_of, dense_network, hash_of, what_determines
 from secateur.experiments.recipe import Plan
-from secateur.experiments.state import TrialState, load_state_of, remove_state
+from secateur.experiments.state import TrialState, load_state, remove_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
@@ -42,7 +42,7 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
     torch.set_num_threads(plan.threads)
     data = dataset_of(plan)
     dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
-    state = load_state_of(plan, seed, dense, folder) or _begun(dense, dense_info)
+    state = load_state(plan, seed, dense, folder) or _begun(dense, dense_info)
     work = Work(plan, seed, data, dense, folder, on_epoch, state)
     todo = actions(plan)
     for index in range(state.done, len(todo)):

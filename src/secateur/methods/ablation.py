@@ -218,8 +218,8 @@ def _plain(node: fx.Node, read: Read) -> bool:
         return False
     if _kind(node) == "linear":
         return True
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return _kind(node) in _CONVS and read.dim == 1 and groups == 1
+    whole = len(node.args) < 7 or bool(node.args[6] == 1)
+    return _kind(node) in _CONVS and read.dim == 1 and whole
 
 
 def _stack(graph: _Graph, way: _Way, batch: int, memory: int) -> int:

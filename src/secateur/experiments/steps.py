@@ -1,0 +1,252 @@
+"""The steps of a recipe: each kind validated, with its training, before anything runs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.experiments.choices import make
+from secateur.experiments.specs import (
+    CompactSpec,
+    GreedySpec,
+    PruneSpec,
+    PruneToSpec,
+    RefitSpec,
+    ScratchSpec,
+    SelectionSpec,
+)
+from secateur.experiments.yaml_lines import Located
+from secateur.training.settings import Training
+
+REMOVING = ("prune_to", "greedy", "structure_selection", "compact", "scratch")
+UNIT_BUDGETS = ("uniform", "global", "per_layer", "threshold", "lamp", "parameter_share")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
+    its ``training``: between the cuts of a gradual or greedy one, or of a network from scratch."""
+
+    kind: str
+    id: str
+    settings: (
+        PruneSpec
+        | PruneToSpec
+        | GreedySpec
+        | SelectionSpec
+        | RefitSpec
+        | CompactSpec
+        | ScratchSpec
+        | Training
+    )
+    training: Training | None = None
+
+
+def step_of(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> Step:
+    where = located.where(place)
+    kinds = [key for key in raw if key != "id"] if isinstance(raw, dict) else []
+    if len(kinds) != 1:
+        raise RecipeError(
+            f"{where}: a step has one key, its kind (one of {', '.join(_STEPS)}), and maybe an id"
+        )
+    kind = kinds[0]
+    if kind not in _STEPS:
+        raise RecipeError(f"{where}: unknown step {kind!r}{nearest(str(kind), _STEPS)}")
+    settings, training = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
+    return Step(kind, str(raw.get("id", kind)), settings, training)
+
+
+def _prune_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[PruneSpec, Training | None]:
+    spec = validated(PruneSpec, raw, located, place)
+    for kind in ("criterion", "budget", "shrinkage"):
+        try:
+            make(kind, getattr(spec, kind))
+        except SecateurError as error:
+            raise RecipeError(f"{located.where((*place, kind))}: {error}") from error
+    _check_combination(spec, located.where(place))
+    if spec.schedule is None:
+        return spec, None
+    if spec.schedule.name == "one_shot":
+        raise RecipeError(f"{located.where((*place, 'schedule'))}: one_shot has no steps; leave schedule out")
+    try:
+        make_schedule(spec)
+    except SecateurError as error:
+        raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
+    retrain = spec.schedule.retrain
+    return spec, training_of(retrain, train, located, (*place, "schedule", "retrain")) if retrain else None
+
+
+def _check_combination(spec: PruneSpec, where: str) -> None:
+    """Refuse, before anything is trained, what ``prune`` would refuse after it."""
+    budget, shrinkage = spec.budget["name"], make("shrinkage", spec.shrinkage)
+    whole = getattr(make("criterion", spec.criterion), "whole_units", False) or budget == "parameter_share"
+    if whole and not spec.units:
+        raise RecipeError(f"{where}: its criterion or budget is for whole units: set units: true")
+    if not spec.units and (spec.round_to, spec.min_kept) != (1, 1):
+        raise RecipeError(f"{where}: round_to and min_kept count units: set units: true")
+    if spec.units and budget not in UNIT_BUDGETS:
+        raise RecipeError(f"{where}: {budget} does not go with whole units; one of {', '.join(UNIT_BUDGETS)}")
+    if spec.relative_to == "dense" and (spec.units or budget != "global"):
+        raise RecipeError(f"{where}: relative_to: dense goes with single weights and a global budget")
+    if spec.units and (spec.block is not None or type(shrinkage).__name__ != "Hard"):
+        raise RecipeError(f"{where}: whole units go with neither a block nor a shrinkage")
+    hard = type(shrinkage).__name__ == "Hard"
+    magnitude = type(make("criterion", spec.criterion)).__name__ == "Magnitude"
+    if not magnitude and (not hard or budget == "std"):
+        what = "std" if hard else type(shrinkage).__name__.lower()
+        raise RecipeError(f"{where}: {what} goes with the criterion magnitude alone")
+    if type(shrinkage).__name__ == "Trimmed" and budget not in ("threshold", "std"):
+        raise RecipeError(f"{where}: trimmed goes with a value budget (threshold, std), not with {budget}")
+    if not hard and (spec.schedule is not None or spec.block is not None):
+        raise RecipeError(f"{where}: a shrinkage other than hard goes with neither a schedule nor a block")
+
+
+def _retrain_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[Training, None]:
+    return training_of(raw, train, located, place), None
+
+
+def _scratch_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[ScratchSpec, Training]:
+    spec = validated(ScratchSpec, raw, located, place)
+    return spec, training_of(spec.train, train, located, (*place, "train"))
+
+
+def make_schedule(spec: PruneSpec) -> list[Any]:
+    """Return the budget of each cut of a ``prune`` step."""
+    from secateur.pruning.schedules import OneShot, budgets_along
+
+    budget = make("budget", spec.budget)
+    if spec.schedule is None:
+        return budgets_along(budget, OneShot())
+    settings = {"name": spec.schedule.name, "steps": spec.schedule.steps, "initial": spec.schedule.initial}
+    return budgets_along(budget, make("schedule", settings))
+
+
+def training_of(raw: Any, base: Training, located: Located, place: tuple[Any, ...]) -> Training:
+    """Validate training settings; what ``raw`` does not say is as in ``base``."""
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{located.where(place)}: {place[-1]} is a mapping of training settings")
+    merged = {f.name: getattr(base, f.name) for f in fields(Training)} | raw
+    return validated(Training, merged, located, place)
+
+
+def _prune_to_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[PruneToSpec, None]:
+    spec = validated(PruneToSpec, raw, located, place)
+    _check_goal(located.where(place), macs=spec.macs, parameters=spec.parameters, latency_ms=spec.latency_ms)
+    try:
+        criterion = make("criterion", spec.criterion)
+    except SecateurError as error:
+        raise RecipeError(f"{located.where((*place, 'criterion'))}: {error}") from error
+    if not getattr(criterion, "whole_units", False):
+        raise RecipeError(f"{located.where(place)}: its criterion ranks single weights; l2_norm ranks units")
+    return spec, None
+
+
+def _greedy_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[GreedySpec, Training | None]:
+    spec = validated(GreedySpec, raw, located, place)
+    where = located.where(place)
+    _check_goal(
+        where,
+        sparsity=spec.sparsity,
+        parameters=spec.parameters,
+        macs=spec.macs,
+        latency_ms=spec.latency_ms,
+        accuracy_drop=spec.accuracy_drop,
+    )
+    retrain = spec.retrain
+    return spec, None if retrain is None else training_of(retrain, train, located, (*place, "retrain"))
+
+
+def _check_goal(where: str, **goals: float | None) -> None:
+    """Refuse anything but one goal that can be met."""
+    given = {name: limit for name, limit in goals.items() if limit is not None}
+    if len(given) != 1:
+        names = list(goals)
+        raise RecipeError(f"{where}: give exactly one of {', '.join(names[:-1])} and {names[-1]}")
+    (name, limit), *_ = given.items()
+    if name in ("sparsity", "parameters", "macs") and not 0 < limit < 1:
+        raise RecipeError(
+            f"{where}: {name} is {limit}; it is a share of the dense network's, between 0 and 1"
+        )
+    if (name == "latency_ms" and limit <= 0) or (name == "accuracy_drop" and not 0 <= limit < 100):
+        raise RecipeError(
+            f"{where}: {name} is {limit}; it is "
+            + (
+                "a positive number of milliseconds"
+                if name == "latency_ms"
+                else "in percentage points, from 0"
+            )
+        )
+
+
+def _selection_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[SelectionSpec, Training]:
+    spec = validated(SelectionSpec, raw, located, place)
+    if not (spec.units or spec.blocks):
+        raise RecipeError(
+            f"{located.where(place)}: units and blocks are both false: nothing is left to select"
+        )
+    # The factors shrink from epoch to epoch: the best epoch on validation would be the first.
+    training = training_of({"keep": "last"} | spec.train, train, located, (*place, "train"))
+    if training.epochs == 0 or training.keep != "last":
+        raise RecipeError(f"{located.where((*place, 'train'))}: factors need epochs, and keep: last")
+    return spec, training
+
+
+def _plain_step(kind: type) -> Any:
+    def step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[Any, None]:
+        return validated(kind, raw, located, place), None
+
+    return step
+
+
+_STEPS = {
+    "prune": _prune_step,
+    "prune_to": _prune_to_step,
+    "greedy": _greedy_step,
+    "structure_selection": _selection_step,
+    "refit": _plain_step(RefitSpec),
+    "compact": _plain_step(CompactSpec),
+    "retrain": _retrain_step,
+    "scratch": _scratch_step,
+}
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = ()) -> Any:
+    """Validate ``raw`` as ``kind``; the first thing wrong becomes one line with its place."""
+    try:
+        return _adapter(kind).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # a check of our own: its message says all
+            message = first["msg"].removeprefix("Value error, ")
+            raise RecipeError(f"{located.where(place)}: {message}") from error
+        loc = tuple(part for part in first["loc"] if isinstance(part, int) or "[" not in part)
+        where, key = located.where((*place, *loc)), loc[-1] if loc else "recipe"
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = kind.model_fields if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]
+            raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), known)}") from error
+        if first["type"] == "missing":
+            raise RecipeError(f"{located.where(place)}: lacks {key!r}") from error
+        raise RecipeError(
+            f"{where}: {'.'.join(map(str, loc))} is {first['input']!r}: {first['msg']}"
+        ) from error
