@@ -286,7 +286,7 @@ def status(field: str) -> int:
 
 def memory(model: nn.Module, split: Split, method: sc.Greedy) -> None:
     """Two batches are enough: one is there at a time."""
-    few = split.first(2 * method.batch_size)
+    few = split.drawn(2 * method.batch_size, 0)
     work = copy.deepcopy(model)
     structure = sc.trace(work, few.inputs[:2])
 
@@ -332,7 +332,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     data = load_s5()
     model = dense_network(data, options.weights, options.epochs)
-    split, method = data.validation.first(options.examples), sc.Greedy(every=options.every)
+    split, method = data.validation.drawn(options.examples, 0), sc.Greedy(every=options.every)
     score, loss = greedy._evaluate(model, stage_of(model, split, method).chunks, greedy.classified)
     print(f"torch {torch.__version__}, {options.threads} thread(s), {len(split)} validation images")
     print(f"convnet-25, dense: score {score:.4f}, loss {loss:.4f}; compacted every {method.every} removals")

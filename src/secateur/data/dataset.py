@@ -44,9 +44,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, number: int) -> Split:
-        """Return the first ``number`` examples."""
-        return Split(self.inputs[:number], self.labels[:number])
+    def drawn(self, number: int, seed: int) -> Split:
+        """Return ``number`` examples drawn with ``seed`` (all where there are no more): splits may be
+        sorted by class."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:number]
+        return Split(self.inputs[chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from secateur.experiments.specs import GreedySpec, SelectionSpec
 from secateur.experiments.work import Work
 from secateur.methods.greedy import Greedy, prune_greedily
 from secateur.methods.structure_selection import StructureSelection
+from secateur.training.batches import seed_of
 from secateur.training.evaluate import evaluate_on
 from secateur.training.settings import Training
 
@@ -27,7 +28,7 @@ class GreedyCut:
 
     def run(self, work: Work) -> None:
         spec, state = self.spec, work.state
-        chosen_on = work.data.validation.first(spec.examples)
+        chosen_on = work.data.validation.drawn(spec.examples, seed_of(work.seed, self.step))
         floor = None
         if spec.accuracy_drop is not None:
             floor = evaluate_on(work.dense, chosen_on).accuracy - spec.accuracy_drop / 100

@@ -86,7 +86,7 @@ class GreedySpec(Strict):
 
     ``sparsity``: the share of the dense network's weights that is gone; ``parameters``, ``macs``: the share
     left; ``latency_ms``; or ``accuracy_drop``: percentage points of validation accuracy that may be lost.
-    Chosen on the first ``examples`` of the validation split. ``retrain``: after every so many removals.
+    Chosen on ``examples`` drawn from the validation split. ``retrain``: after every so many removals.
     """
 
     sparsity: float | None = None

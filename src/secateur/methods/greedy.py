@@ -112,7 +112,8 @@ def prune_greedily(
     where the network is compacted), each of the network ``dense`` (default: the model given), or the
     lowest ``score`` that the network may have (after its fine-tuning): the last that has it is returned.
 
-    ``data``: batches of (inputs, labels) to choose on: of the validation split, never of the test set.
+    ``data``: batches of (inputs, labels) to choose on, of all classes: of the validation split, never of
+    the test set.
     ``judge(outputs, labels)`` gives (scores, losses), one each an example; default: right or wrong, and
     cross-entropy. ``fine_tune(model)`` trains the network that it is given, in place, with an optimizer
     of its own. ``on_stage(model)`` hears of each stage; from the network that it is given a run that was
