@@ -16,7 +16,7 @@ epoch kept is chosen on validation, and test accuracy is read once, at the end. 
     tp-magnitude         Torch-Pruning's MagnitudePruner as its README sets it up, at greedy's MACs
     tp-bn-scale          its BNScalePruner at greedy's MACs, on the network with batch norms: half of the
                          epochs sparse training, as its README says
-    tp-*-global          the same with global_pruning=True
+    tp-*-global          the same with global_pruning=True; the seconds are of all tries of the ratio
 
     python benchmarks/methods.py --weights dense.safetensors --json methods.json
     python benchmarks/methods.py --dense-epochs 20 --methods magnitude greedy torch --sparsities 0.9
@@ -137,9 +137,7 @@ class Lab:
         return self.data.validation.inputs[:number].contiguous(memory_format=torch.channels_last)
 
     def calibration(self, number: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed_of(self.options.seed, "calibration"))
-        order = torch.randperm(len(self.data.train), generator=generator)[:number]
-        return [self.data.train.inputs[part] for part in order.split(256)]
+        return list(self.data.train.drawn(number, self.options.seed).inputs.split(256))
 
     def row(self, method: str, sparsity: float) -> Row:
         """Run a method once, and print what came of it."""
@@ -199,16 +197,16 @@ def refit(trial: Trial) -> None:
 def greedy(trial: Trial, share: float = 1.0) -> None:
     """Units one by one to a ``share`` of the way."""
     lab, options = trial.lab, trial.lab.options
-    on, at_least = lab.data.validation.drawn(options.examples, options.seed), options.epochs - options.epochs // 2
+    chosen_on = lab.data.validation.drawn(options.examples, options.seed)
 
     def fine_tune(small: nn.Module) -> None:
-        if trial.left > at_least:
+        if trial.left > options.epochs - options.epochs // 2:
             trial.train(1, small)
 
     with trial.timed("prune"):
         trial.model, run = sc.prune_greedily(
-            trial.model, lab.example(), [(on.inputs, on.labels)], sparsity=trial.sparsity * share,
-            method=sc.Greedy(every=EVERY, at_once=AT_ONCE), fine_tune=fine_tune, dense=lab.dense,
+            trial.model, lab.example(), [(chosen_on.inputs, chosen_on.labels)],
+            sparsity=trial.sparsity * share, method=sc.Greedy(every=EVERY, at_once=AT_ONCE), fine_tune=fine_tune, dense=lab.dense,
         )  # fmt: skip
     trial.note = "; ".join([f"{len(run.removals)} units in {len(run.stages)} stages", *run.slow])
 
@@ -216,11 +214,8 @@ def greedy(trial: Trial, share: float = 1.0) -> None:
 def hybrid(trial: Trial) -> None:
     greedy(trial, 0.5)
     with trial.timed("prune"):
-        now, dense = (
-            sum(t.weight.numel() for t in sc.find_targets(model).values())
-            for model in (trial.model, trial.lab.dense)
-        )
-        budget = sc.Global(1 - (1 - trial.sparsity) * dense / now)
+        gone = sc.sparsity(trial.model, trial.lab.dense)
+        budget = sc.Global(1 - (1 - trial.sparsity) / (1 - gone))
         masks = sc.prune(trial.model, sc.Magnitude(), budget)
         trial.model, proof = sc.compact(trial.model, trial.lab.example(), masks=masks)
         trial.masks = proof.masks
@@ -244,7 +239,7 @@ def selection(trial: Trial) -> None:
         spent.append(sum(known[penalty][2].values()))
     penalty = given or min(known, key=miss)
     trial.model, trial.seconds = copy.deepcopy(known[penalty][1]), dict(known[penalty][2])
-    trial.left -= max(1, lab.options.epochs // 2)
+    trial.left -= lab.options.half
     trial.note = f"penalty {penalty:.3g}, {len(spent)} tried for it in {sum(spent):.0f} s"
 
 
@@ -253,7 +248,7 @@ def select(lab: Lab, penalty: float) -> tuple[float, nn.Module, dict[str, float]
     trial = Trial(lab, 0.0, copy.deepcopy(lab.dense), lab.options.epochs)
     with trial.timed("prune"):
         method = sc.StructureSelection(trial.model, lab.example(), penalty=penalty, lr=0.1)
-        trial.train(max(1, lab.options.epochs // 2), method.network, method.trained, keep="last")
+        trial.train(lab.options.half, method.network, method.trained, keep="last")
         small, _, _ = method.fold()
     return sc.sparsity(small, lab.dense), small, trial.seconds
 
@@ -267,6 +262,7 @@ def layers_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 def by_torch(trial: Trial) -> None:
     with trial.timed("prune"):
+        trial.model.to(memory_format=torch.contiguous_format)  # it fails on channels_last weights
         method, layers = torch_prune.L1Unstructured, layers_of(trial.model)
         torch_prune.global_unstructured(layers, method, amount=trial.sparsity)
 
@@ -277,10 +273,8 @@ def tp_pruner(lab: Lab, model: nn.Module, kind: str, ratio: float, everywhere: b
     make: Any = tp.pruner.MagnitudePruner
     importance: Any = tp.importance.GroupMagnitudeImportance(p=2)
     if kind == "bn-scale":
-        make, importance = (
-            partial(tp.pruner.BNScalePruner, reg=REGULARISATION),
-            tp.importance.BNScaleImportance(),
-        )
+        make = partial(tp.pruner.BNScalePruner, reg=REGULARISATION)
+        importance = tp.importance.BNScaleImportance()
     return make(
         model, lab.example(1), importance=importance, pruning_ratio=ratio, ignored_layers=[model.fc2],
         global_pruning=everywhere,
@@ -309,9 +303,8 @@ def torch_pruning(trial: Trial, kind: str, everywhere: bool = False) -> None:
 
 def sparse_trained(trial: Trial) -> nn.Module:
     """The network with batch norms after the pruner's own sparse training, once for all trials."""
-    lab, half = trial.lab, max(1, trial.lab.options.epochs // 2)
+    lab, options = trial.lab, trial.lab.options
     if lab.sparse is None:
-        options = lab.options
         model = dense_network(lab.data, options.bn_weights, options.dense_epochs, options.seed, True)
         lab.measure("dense, batch norms", Trial(lab, 0.0, model, 0))
         pruner = tp_pruner(lab, model, "bn-scale", 0.5, False)
@@ -323,11 +316,11 @@ def sparse_trained(trial: Trial) -> nn.Module:
             yield
             handle.remove()
 
-        own = Trial(lab, 0.0, model, half)
-        own.train(half, holding=regularised, keep="last")
+        own = Trial(lab, 0.0, model, options.half)
+        own.train(options.half, holding=regularised, keep="last")
         lab.sparse = model, own.seconds["retrain"]
     trial.seconds["retrain"] += lab.sparse[1]
-    trial.left -= half
+    trial.left -= options.half
     trial.note = "fc1 has no batch norm"
     return copy.deepcopy(lab.sparse[0])
 
@@ -372,7 +365,7 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if options.epochs < 1 or not all(0 < sparsity < 1 for sparsity in options.sparsities):
         parser.error("--epochs counts from 1, and --sparsities are shares between 0 and 1")
-    options.penalty = dict(options.penalty)
+    options.penalty, options.half = dict(options.penalty), max(1, options.epochs // 2)
     return options
 
 
@@ -386,6 +379,7 @@ def main() -> None:
     lab = Lab(data, dense_network(data, options.weights, options.dense_epochs, options.seed), options)
     print(f"torch {torch.__version__}, 1 thread, seed {options.seed}; {SETTINGS}")
     print(f"{options.epochs} epochs of retraining; {len(data.train)} training images\n\n{HEAD}")
+    sc.trace(lab.dense, lab.example())  # what it imports is no method's time
     lab.measure("dense", Trial(lab, 0.0, lab.dense, 0))
     failed = []
     for sparsity, method in itertools.product(options.sparsities, options.methods):
