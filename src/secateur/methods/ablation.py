@@ -58,7 +58,7 @@ class Ablation:
         self.graphs: dict[int, _Graph] = {}
         try:
             for stack in {1, *self.stacks.values()}:
-                self.graphs[stack] = _Graph(capture(model, *_repeated(example, stack)), model)
+                self.graphs[stack] = _Graph(capture(model, *_shaped(example, stack)), model)
                 if self.graphs[stack].operators != graph.operators:
                     raise ModelError("its operators depend on the size of the batch")
             self._check(example)
@@ -325,6 +325,17 @@ def _leaves(example: Any) -> list[Tensor]:
 
 def _batch(example: Any) -> int:
     return len(_leaves(example)[0])
+
+
+def _shaped(value: Any, times: int) -> Any:
+    """Return tensors of the shapes of repeated ones that take no memory: one example, seen many times."""
+
+    def shaped(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return leaf
+        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:])
+
+    return _pytree.tree_map(shaped, value)
 
 
 def _repeated(value: Any, times: int) -> Any:
