@@ -109,7 +109,7 @@ def cut(model: nn.Module, removed: Removed) -> None:
                     setattr(module, leaf, new)  # RNN modules follow their parameters only through this
     scaled: set[int] = set()
     for path, module in model.named_modules():
-        _set_attributes(module, path, removed, names)
+        set_attributes(module, path, removed, names)
         full = f"{path}.weight" if path else "weight"
         lost = removed.get((names.get(full, full), 0))
         weight = module._parameters.get("weight")
@@ -124,7 +124,7 @@ def _touched(module: nn.Module, path: str, touched: set[str], names: Mapping[str
     return any(names.get(name, name) in touched for name in own)
 
 
-def _set_attributes(module: nn.Module, path: str, removed: Removed, names: Mapping[str, str]) -> None:
+def set_attributes(module: nn.Module, path: str, removed: Removed, names: Mapping[str, str]) -> None:
     """Set the sizes that torch's own modules keep as attributes."""
 
     def gone(leaf: str, dim: int) -> Array | None:

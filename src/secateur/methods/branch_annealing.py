@@ -1,0 +1,328 @@
+"""Branch annealing (Gschossmann): a narrow branch grows beside every layer, and takes its place.
+
+Its output is alpha B + (1 - alpha) P, of the layer's own activations B and the branch's P. Alpha goes
+from 1 to 0 in stages of training; then three linear maps in a row, ``up``, the next layer and its
+``down``, are one smaller layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import BudgetError, CriterionError, ModelError, TargetError
+from secateur.measure.running import call_model, evaluating
+from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
+from secateur.pruning.calibration import Batches, batches
+from secateur.pruning.structured import select_groups
+from secateur.structure.capture import arguments, tensor_of
+from secateur.structure.compact import compact
+from secateur.structure.units import Structure, trace
+from secateur.structure.verify import Proof, call, difference
+
+Start = Literal["least squares", "svd", "random"]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The way of alpha from 1 to 0 in stages.
+
+    "step": minus ``step`` each; "multiplicative": times ``factor``; "exponential": exp(-``rate`` k^2),
+    slow at first; "cosine": half a cosine over ``stages``. Under ``threshold`` alpha jumps to 0.
+    """
+
+    kind: Literal["step", "multiplicative", "exponential", "cosine"] = "step"
+    step: float = 0.1
+    factor: float = 0.5
+    rate: float = 0.05
+    stages: int = 10
+    threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("step", "multiplicative", "exponential", "cosine"):
+            raise BudgetError(
+                f"kind is {self.kind!r}; step, multiplicative, exponential and cosine are known"
+            )
+        for name, low, high in (("step", 0, 1), ("factor", 0, 1), ("rate", 0, math.inf), ("threshold", 0, 1)):
+            value = getattr(self, name)
+            if not low < value <= high or (name == "factor" and value == 1):
+                raise BudgetError(f"{name} is {value!r}; it lies between {low} and {high}")
+        if self.stages < 1:
+            raise BudgetError(f"stages is {self.stages!r}; it counts from 1")
+
+    def alphas(self) -> list[float]:
+        """Return the alphas after the first, 1; the last is 0."""
+        values: list[float] = []
+        while not values or values[-1] > 0:
+            k = len(values) + 1
+            alpha = {
+                "step": 1 - k * self.step,
+                "multiplicative": self.factor**k,
+                "exponential": math.exp(-self.rate * k**2),
+                "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, k / self.stages))),
+            }[self.kind]
+            values.append(0.0 if alpha < self.threshold - 1e-12 else round(alpha, 12))
+        return values
+
+
+class BranchAnnealing:
+    """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one.
+
+    ``network`` is called like ``model`` and computes the same at first. Train it (its parameters are
+    those of a copy of the model, and the branches') while ``alpha`` goes from 1 to 0, then :meth:`fold`.
+    A branch has ``ratio`` of a group's channels, one at least; all layers that add into a residual
+    stream share its ``up``.
+
+    ``start``: "least squares", the branch begins with the channels from which all of the group's are
+    best predicted on ``data`` (batches of inputs, or of inputs and labels, of the training split), found
+    by pivoted Cholesky weighted by the weights that read them, and ``up`` is that prediction; "svd",
+    ``down`` are the left singular vectors of each layer's weight, the branch's norms take their
+    statistics from ``data``, and ``up`` is fitted as before; "random", as in the source.
+
+    ``include``/``exclude`` choose groups as in :func:`secateur.prune`; ``skipped``: those without a
+    branch, and why.
+
+    Raises TargetError where nothing can have a branch, BudgetError for an impossible ratio,
+    CriterionError where data are needed and not given or do not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        ratio: float = 0.5,
+        start: Start = "least squares",
+        data: Batches | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < ratio < 1:
+            raise BudgetError(
+                f"ratio is {ratio!r}; it is the share of the channels that a branch has, under 1"
+            )
+        if start not in ("least squares", "svd", "random"):
+            raise BudgetError(f"start is {start!r}; it is 'least squares', 'svd' or 'random'")
+        if data is None and start != "random":
+            raise CriterionError(f"start={start!r} needs data: pass data=batches, or start='random'")
+        structure = trace(model, example_inputs, kwargs=kwargs)
+        self._example = arguments(example_inputs, kwargs)
+        self._dense = structure.model
+        found = {n: parts_of(structure, n, g) for n, g in select_groups(structure, include, exclude).items()}
+        parts = {name: some for name, some in found.items() if not isinstance(some, str)}
+        self.skipped: dict[str, str] = {name: why for name, why in found.items() if isinstance(why, str)}
+        if not parts:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
+            raise TargetError(
+                f"{type(structure.model).__name__} has no group that can have a branch ({reasons})"
+            )
+        widths = {name: max(1, round(ratio * len(structure.groups[name]))) for name in parts}
+        self.network = Widened(structure, parts, widths)
+        self._check()
+        generator = torch.Generator().manual_seed(seed)
+        if start == "random":
+            _start_random(self.network, parts, generator)
+        else:
+            pairs = [inputs for inputs, _ in batches(data, "branch annealing", model)]
+            _start_near(self.network, structure, parts, pairs, start)
+
+    @property
+    def alpha(self) -> float | dict[str, float]:
+        """The share of the original path: one number, or one a group where they differ."""
+        values = set(self.network.alphas.values())
+        return values.pop() if len(values) == 1 else dict(self.network.alphas)
+
+    @alpha.setter
+    def alpha(self, value: float | Mapping[str, float]) -> None:
+        given = dict.fromkeys(self.network.alphas, value) if isinstance(value, (int, float)) else dict(value)
+        for name, alpha in given.items():
+            if name not in self.network.alphas:
+                raise TargetError(f"no group {name!r} has a branch; {', '.join(self.network.alphas)} have")
+            if not 0 <= alpha <= 1:
+                raise BudgetError(f"alpha is {alpha!r}; it goes from 1 to 0")
+        self.network.alphas.update(given)
+
+    def _check(self) -> None:
+        """With alpha 1 the wide network is the given one, or its forward has sizes that do not follow."""
+        try:
+            off = difference(call(self._dense, *self._example), call(self.network, *self._example))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"a wider {type(self._dense).__name__} does not run: {error}; exclude groups"
+            ) from error
+        if off > 1e-4:
+            raise ModelError(f"a wider {type(self._dense).__name__} computes something else; exclude groups")
+
+    @torch.no_grad()
+    def fold(self) -> tuple[nn.Module, Proof]:
+        """Return the small network of the model's class that the branches alone make, and the proof that
+        it equals ``network`` at alpha 0. The annealing itself is not changed."""
+        before = dict(self.network.alphas)
+        try:
+            self.alpha = 0.0
+            grown = self.network.grown()
+        finally:
+            self.network.alphas.update(before)
+        args, kwargs = self._example
+        small, proof = compact(grown, args, kwargs=kwargs)
+        return small, replace(proof, parameters=(_count(self._dense), proof.parameters[1]))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def _start_random(network: Widened, parts: Mapping[str, Sequence[Part]], generator: torch.Generator) -> None:
+    """As torch starts a convolution or a linear layer: uniform within 1 / sqrt(inputs)."""
+    for matrix in (*network.down.values(), *network.up.values()):
+        bound = 1 / math.sqrt(matrix.shape[1])
+        matrix.copy_((torch.rand(matrix.shape, generator=generator) * 2 - 1) * bound)
+    _own_as(network, parts, None)
+
+
+@torch.no_grad()
+def _own_as(
+    network: Widened, parts: Mapping[str, Sequence[Part]], chosen: Mapping[str, Tensor] | None
+) -> None:
+    """Give the branches norms of their own: those of the ``chosen`` channels, or fresh ones."""
+    for group_name, group in parts.items():
+        width = network.widths[group_name]
+        for part in group:
+            if part.role != OWN:
+                continue
+            old = tensor_of(network.model, part.tensor)
+            path, _, leaf = part.tensor.rpartition(".")
+            if chosen is not None:
+                new = old.unflatten(0, (-1, part.entries))[chosen[group_name]].flatten(0, 1)
+            elif isinstance(network.wide.get_submodule(path), nn.modules.conv._ConvNd):
+                new = old.unflatten(0, (-1, part.entries))[:width].flatten(0, 1)
+            else:
+                new = torch.full((width * part.entries,), 0.0 if leaf in ("bias", "running_mean") else 1.0)
+            name = key(part.tensor)
+            place = network.own[name] if name in network.own else _statistics(network, part.tensor, len(old))
+            place.copy_(new)
+
+
+def _statistics(network: Widened, name: str, own: int) -> Tensor:
+    return tensor_of(network.wide, name)[own:]
+
+
+@torch.no_grad()
+def _start_near(
+    network: Widened,
+    structure: Structure,
+    parts: Mapping[str, Sequence[Part]],
+    data: Sequence[Any],
+    start: Start,
+) -> None:
+    """Start the branches near the layers that they are beside: see :class:`BranchAnnealing`."""
+    if start == "least squares":
+        chosen: dict[str, Tensor] = {}
+        grams = _grams(network, parts, data)
+        for name, group in parts.items():
+            units = len(structure.groups[name])
+            size = torch.zeros(units, dtype=torch.float64)
+            for part in group:
+                if part.role == READER:
+                    weight = tensor_of(network.model, part.tensor).unflatten(1, (-1, part.entries))
+                    size += weight.double().square().movedim(1, 0).flatten(1).sum(1).cpu()
+            chosen[name] = _pivots(grams[name][:units, :units], size.sqrt(), network.widths[name])
+            for part in group:
+                if part.role == PRODUCER:
+                    down = network.down[key(part.tensor.rpartition(".")[0])]
+                    down.copy_(torch.eye(units)[chosen[name]])
+        _own_as(network, parts, chosen)
+    else:
+        for name, group in parts.items():
+            for part in group:
+                if part.role == PRODUCER and part.tensor.endswith("weight"):
+                    weight = tensor_of(network.model, part.tensor).unflatten(0, (-1, part.entries))
+                    left = torch.linalg.svd(weight.double().flatten(1), full_matrices=True)[0]
+                    down = network.down[key(part.tensor.rpartition(".")[0])]
+                    down.copy_(left[:, : network.widths[name]].T)
+        _own_as(network, parts, None)
+        _learn_statistics(network, data)
+    grams = _grams(network, parts, data)
+    for name in parts:
+        units = len(structure.groups[name])
+        xx, xy = grams[name][units:, units:], grams[name][units:, :units]
+        pull = 1e-6 * xx.diagonal().mean() + 1e-12
+        up = torch.linalg.solve(xx + pull * torch.eye(len(xx), dtype=xx.dtype), xy)
+        network.up[key(name)].copy_(up.T)
+
+
+def _pivots(gram: Tensor, size: Tensor, number: int) -> Tensor:
+    """Return the channels of largest energy that the ones before do not predict (pivoted Cholesky)."""
+    left = gram * size[:, None] * size
+    picked: list[int] = []
+    for _ in range(number):
+        energy = left.diagonal().clone()
+        energy[picked] = -1.0
+        best = int(energy.argmax())
+        picked.append(best)
+        if energy[best] > 0:
+            column = left[:, best].clone()
+            left = left - column[:, None] * column / energy[best]
+    return torch.tensor(sorted(picked))
+
+
+def _grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence[Any]) -> dict[str, Tensor]:
+    """Return by group the sums of x xT over what its readers read on the data, both paths (C + C')."""
+    sums: dict[str, Tensor] = {}
+
+    def watch(part: Part, module: nn.Module) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            dim = args[0].dim() - 1 if isinstance(module, nn.Linear) else 1
+            x = (
+                args[0]
+                .detach()
+                .unflatten(dim, (-1, part.entries))
+                .movedim(dim, -1)
+                .flatten(0, -2)
+                .double()
+                .cpu()
+            )
+            sums[part.group] = sums.get(part.group, torch.zeros(())) + x.T @ x
+
+        return module.register_forward_pre_hook(hook)
+
+    with ExitStack() as hooks, evaluating(network):
+        for group in parts.values():
+            for part in group:
+                if part.role == READER:
+                    module = network.wide.get_submodule(part.tensor.rpartition(".")[0])
+                    hooks.enter_context(watch(part, module))
+        for inputs in data:
+            call_model(network, inputs)
+    missing = [name for name in parts if name not in sums]
+    if missing:
+        raise CriterionError(f"{missing[0]}: the layers that read it never ran on the data given; exclude it")
+    return sums
+
+
+def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
+    """Give the branches' norms the mean statistics of the data; the model's own stay."""
+    frozen, training = network.frozen, network.training
+    norms = network.norms()
+    momenta = [norm.momentum for norm in norms]
+    network.freeze(True)
+    try:
+        network.train()
+        for number, inputs in enumerate(data, 1):
+            for norm in norms:
+                norm.momentum = 1 / number
+            call_model(network, inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.freeze(frozen)
+        network.train(training)

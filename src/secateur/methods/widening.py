@@ -1,0 +1,255 @@
+"""A network beside itself: every chosen group of channels gets a narrow branch, mixed in by alpha.
+
+With z what a layer makes of a group's C channels, the branch holds C' = ratio C channels ``down z``; both
+go through whatever stands before the next layers (norms of their own, activations, pools), and these
+read alpha B + (1 - alpha) ``up`` P. As all of that works channel by channel, the network is the same
+module with C + C' channels, whose weights are products of the model's with ``down``, ``up`` and alpha.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from secateur.structure.capture import first_names, tensor_of
+from secateur.structure.surgery import copied, set_attributes
+from secateur.structure.units import Group, Slice, Structure
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PRODUCER, READER, OWN = "producer", "reader", "own"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dim of one tensor that a group runs over, ``entries`` a unit. ``role``: the tensor makes the
+    units, reads them, or has something of its own for each (a norm, a depthwise convolution)."""
+
+    group: str
+    tensor: str
+    dim: int
+    entries: int
+    role: str
+
+
+def parts_of(structure: Structure, name: str, group: Group) -> list[Part] | str:
+    """Return the parts of a group, or why it cannot have a branch."""
+    found = []
+    for part in group.slices:
+        number, entries = part.indices.shape
+        size = tensor_of(structure.model, part.name).shape[part.dim]
+        if size != number * entries or (part.indices != np.arange(size).reshape(number, entries)).any():
+            return f"its units are not all there is of {part.name}, in order"
+        role = _role(structure.model, part)
+        if role is None:
+            return f"{part.name} is neither of a Linear, Conv or BatchNorm layer nor one number a channel"
+        found.append(Part(name, part.name, part.dim, entries, role))
+    roles = {part.role for part in found}
+    return found if {PRODUCER, READER} <= roles else "no plain layer makes its units, or none reads them"
+
+
+def _role(model: nn.Module, part: Slice) -> str | None:
+    path, _, leaf = part.name.rpartition(".")
+    module = model.get_submodule(path)
+    plain = isinstance(module, nn.Linear) or (isinstance(module, _CONVS) and module.groups == 1)
+    if plain and leaf == "weight" and part.dim == 1 and part.reads:
+        return READER
+    if plain and leaf in ("weight", "bias") and part.dim == 0 and not part.reads:
+        return PRODUCER
+    deep = isinstance(module, _CONVS) and module.groups == module.in_channels == module.out_channels
+    if (deep or isinstance(module, (*_NORMS, nn.PReLU))) and part.dim == 0:
+        return OWN
+    return None
+
+
+class Widened(nn.Module):
+    """A model with a branch beside each of ``groups``, called like it; ``alphas`` by group.
+
+    Its parameters are the model's (a copy's), by group an ``up`` (C, C') without a bias, so that it
+    commutes with the padding of what reads it, by layer a ``down`` (C', C), and the branches' own norms.
+    With ``frozen`` the model's parameters and the statistics of its norms stay as they are.
+    """
+
+    def __init__(
+        self, structure: Structure, parts: Mapping[str, list[Part]], widths: Mapping[str, int]
+    ) -> None:
+        super().__init__()
+        self.model = copied(structure.model)
+        self.names = first_names(self.model)
+        self.trainable = [parameter.requires_grad for parameter in self.model.parameters()]
+        self.widths = dict(widths)
+        self.parts: dict[str, dict[int, Part]] = {}
+        for part in (part for group in parts.values() for part in group):
+            self.parts.setdefault(part.tensor, {})[part.dim] = part
+        self.alphas = dict.fromkeys(parts, 1.0)
+        self.frozen = False
+        self.up, self.down, self.own = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for name, group in parts.items():
+            units = len(structure.groups[name])
+            like = tensor_of(self.model, group[0].tensor)
+            self.up[key(name)] = nn.Parameter(like.new_zeros(units, widths[name]))
+            for part in group:
+                tensor = tensor_of(self.model, part.tensor)
+                if part.role == PRODUCER:
+                    self.down[key(_module(part.tensor))] = nn.Parameter(like.new_zeros(widths[name], units))
+                elif part.role == OWN and isinstance(tensor, nn.Parameter):
+                    size = (widths[name] * part.entries, *tensor.shape[1:])
+                    self.own[key(part.tensor)] = nn.Parameter(tensor.new_zeros(size))
+        self.wide = self._skeleton()
+        self.train(structure.model.training)
+
+    def _skeleton(self) -> nn.Module:
+        """The module that runs: a copy with wide buffers, whose parameters are given at each call."""
+        work = copied(self.model)
+        for path, module in list(work.named_modules()):
+            parts = [
+                self.parts.get(f"{path}.{leaf}".lstrip("."), {}).get(0) for leaf in ("running_mean", "weight")
+            ]
+            part = next((part for part in parts if part is not None), None)
+            if part is not None and isinstance(module, _NORMS):
+                _put(work, path, SplitNorm(module, self.widths[part.group]))
+            elif part is not None and part.role == OWN and isinstance(module, _CONVS):
+                module.groups = module.in_channels = module.out_channels = (
+                    module.groups + self.widths[part.group]
+                )
+        for module in work.modules():
+            for leaf in [leaf for leaf, tensor in module._parameters.items() if tensor is not None]:
+                del module._parameters[leaf]
+                setattr(module, leaf, torch.empty(0))  # functional_call puts a tensor here
+        return work
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.wide, self.tensors(), args, kwargs)
+
+    def train(self, mode: bool = True) -> Widened:
+        super().train(mode)
+        if self.frozen:  # statistics of the model's own norms stay, those of branches are learnt
+            for module in self.wide.modules():
+                if isinstance(module, _NORMS):
+                    module.eval()
+        return self
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the model's parameters and its norms' statistics as they are, or train them too."""
+        self.frozen = frozen
+        for parameter, wanted in zip(self.model.parameters(), self.trainable, strict=True):
+            parameter.requires_grad_(wanted and not frozen)
+        for norm in self.norms():
+            norm.frozen = frozen
+        self.train(self.training)
+
+    def norms(self) -> list[SplitNorm]:
+        """The norms that learn statistics for a branch."""
+        return [module for module in self.wide.modules() if isinstance(module, SplitNorm)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the wide module's parameters, under each of their names."""
+        made = {name: self._wide(name, tensor) for name, tensor in self.model.named_parameters()}
+        return {name: made[first] for name, first in self.names.items() if first in made}
+
+    def _wide(self, name: str, tensor: Tensor) -> Tensor:
+        parts = self.parts.get(name, {})
+        reader, maker = parts.get(1), parts.get(0)
+        if reader is not None:
+            alpha = self.alphas[reader.group]
+            by_unit = tensor.unflatten(1, (-1, reader.entries)).movedim(1, -1)
+            branch = (by_unit @ self.up[key(reader.group)]).movedim(-1, 1).flatten(1, 2)
+            tensor = torch.cat([alpha * tensor, (1 - alpha) * branch], 1)
+        if maker is not None and maker.role == PRODUCER:
+            down = self.down[key(_module(name))]
+            by_unit = tensor.unflatten(0, (-1, maker.entries))
+            tensor = torch.cat([tensor, torch.tensordot(down, by_unit, 1).flatten(0, 1)])
+        elif maker is not None:
+            tensor = torch.cat([tensor, self.own[key(name)]])
+        return tensor
+
+    @torch.no_grad()
+    def grown(self) -> nn.Module:
+        """Return the wide network as an ordinary module of the model's class."""
+        tensors = self.tensors()
+        work = copied(self.wide)
+        for path, module in list(work.named_modules()):
+            if isinstance(module, SplitNorm):
+                _put(work, path, module.joined(self.model.get_submodule(path)))
+        made: dict[str, nn.Parameter] = {}
+        for name, tensor in tensors.items():
+            first = self.names[name]
+            if first not in made:
+                wanted = tensor_of(self.model, first).requires_grad
+                made[first] = nn.Parameter(tensor.detach().clone(), requires_grad=wanted)
+            module = work.get_submodule(_module(name))
+            leaf = name.rpartition(".")[2]
+            module.__dict__.pop(leaf, None)
+            module._parameters[leaf] = made[first]
+        for path, module in work.named_modules():
+            set_attributes(module, path, {}, self.names)
+        return work
+
+
+class SplitNorm(nn.Module):
+    """A batch norm over a model's channels and a branch's, of which only the branch's learns statistics
+    while ``frozen``."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: Any, width: int) -> None:
+        super().__init__()
+        self.own, self.eps, self.momentum, self.frozen = norm.num_features, norm.eps, norm.momentum, False
+        self.weight = self.bias = None
+        if norm.affine:
+            self.weight = nn.Parameter(norm.weight.detach().clone())
+            self.bias = nn.Parameter(norm.bias.detach().clone())
+        for name, extra in (("running_mean", 0.0), ("running_var", 1.0)):
+            old = getattr(norm, name)
+            self.register_buffer(
+                name, None if old is None else torch.cat([old, old.new_full((width,), extra)])
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.frozen and self.training):
+            return self._part(x, slice(None), self.training)
+        return torch.cat(
+            [
+                self._part(x[:, : self.own], slice(self.own), False),
+                self._part(x[:, self.own :], slice(self.own, None), True),
+            ],
+            1,
+        )
+
+    def _part(self, x: Tensor, part: slice, training: bool) -> Tensor:
+        mean, var, weight, bias = (
+            None if t is None else t[part]
+            for t in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return F.batch_norm(x, mean, var, weight, bias, training or mean is None, momentum, self.eps)
+
+    def joined(self, norm: nn.Module) -> nn.Module:
+        """Return an ordinary norm of the class of ``norm`` over all channels."""
+        whole: Any = copied(norm)
+        for name in ("running_mean", "running_var"):
+            if getattr(self, name) is not None:
+                whole._buffers[name] = getattr(self, name).clone()
+        return whole
+
+
+def key(name: str) -> str:
+    """Return a name as torch allows it in a ParameterDict."""
+    return name.replace(".", "/")
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
