@@ -231,6 +231,25 @@ def test_a_score_to_keep_ends_the_run_before_it_is_lost():
     assert all(score >= 0.8 for _, score, _ in run.stages)
 
 
+def test_units_that_kept_the_score_go_although_the_next_would_lose_it():
+    model, data = made(Net), images()
+    with torch.no_grad():
+        data = [(data[0][0], model.eval()(data[0][0]).argmax(1))]
+    runs = [
+        sc.prune_greedily(model, data[0][0][:2], data, score=0.8, method=sc.Greedy(every=every))[1]
+        for every in (1, 1000)
+    ]
+    assert runs[0].removals == runs[1].removals
+
+
+def test_a_group_down_to_one_unit_is_left_alone():
+    model, data = made(Net), images(20)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        sc.prune_greedily(
+            model, data[0][0][:2], data, parameters=0.05, method=sc.Greedy(every=3), include="fc1"
+        )
+
+
 def test_fine_tuning_gets_the_small_network_after_every_so_many_removals():
     model, data, sizes = made(Net), images(20), []
 

@@ -113,11 +113,10 @@ def prune_greedily(
     lowest ``score`` that the network may have (after its fine-tuning): the last that has it is returned.
 
     ``data``: batches of (inputs, labels) to choose on, of all classes: of the validation split, never of
-    the test set.
-    ``judge(outputs, labels)`` gives (scores, losses), one each an example; default: right or wrong, and
-    cross-entropy. ``fine_tune(model)`` trains the network that it is given, in place, with an optimizer
-    of its own. ``on_stage(model)`` hears of each stage; from the network that it is given a run that was
-    stopped goes on to the same end (with ``dense``).
+    the test set. ``judge(outputs, labels)`` gives (scores, losses), one each an example; default: right
+    or wrong, and cross-entropy. ``fine_tune(model)`` trains the network that it is given, in place, with
+    an optimizer of its own. ``on_stage(model)`` hears of each stage; from the network that it is given a
+    run that was stopped goes on to the same end (with ``dense``).
 
     The choices are those of masking each unit and evaluating; they are found faster (see
     :class:`secateur.methods.ablation.Ablation`). The model given is not changed.
@@ -135,7 +134,8 @@ def prune_greedily(
         data, method.batch_size, model, labelled=method.criterion == "score" or judge is not None
     )
     judge = judge or classified
-    sizes = {name: len(group) for name, group in trace(dense, example_inputs).groups.items()}
+    groups = select_groups(trace(dense, example_inputs), include, exclude)
+    sizes = {name: len(group) for name, group in groups.items()}
     removals: list[Removal] = []
     stages: list[tuple[int, float, float]] = []
     slow: dict[str, str] = {}
@@ -144,18 +144,20 @@ def prune_greedily(
     while not goal.met(small):
         work = copied(small)
         structure = trace(work, example_inputs)
-        chosen = replace(structure, groups=select_groups(structure, include, exclude))
+        # A group that is down to one unit is none any more.
+        chosen = replace(structure, groups={n: g for n, g in structure.groups.items() if n in sizes})
         for name, group in chosen.groups.items():
             numbers.setdefault(name, np.arange(len(group)))
         stage = _Stage(work, chosen, method, chunks, judge, sizes)
         slow |= stage.ablation.slow
         gone: list[Removal] = []
+        floor = goal.limit if goal.name == "score" and fine_tune is None else None
         while len(gone) < method.every and not goal.met(work, chosen, stage.doomed):
             found = stage.next()
-            if not found:
+            lost = floor is not None and any(one.score is not None and one.score < floor for one in found)
+            if lost or not found:
                 break
-            if fine_tune is None and goal.name == "score" and (found[0].score or 0.0) < goal.limit:
-                break
+            stage.remove(found)
             gone += found
         if not gone:
             if goal.name == "score":
@@ -198,7 +200,7 @@ class _Stage:
         self.changes: dict[str, Array] = {}
 
     def next(self) -> list[Removal]:
-        """Mask the next units to go; an empty list where every group is down to what it keeps."""
+        """Return the units that go next; none where every group is down to what it keeps."""
         spare = {name: int((~gone).sum()) - self.method.min_kept for name, gone in self.doomed.items()}
         names = [name for name, number in spare.items() if number > 0 and self._can_try(name)]
         if self.method.scope == "layer" and names:
@@ -210,9 +212,12 @@ class _Stage:
             if len(taken) < self.method.at_once and spare[one.group] > 0:
                 spare[one.group] -= 1
                 taken.append(one)
-                self.doomed[one.group][one.unit] = True
-        mask_units(self.model, self.structure, self.doomed)
         return taken
+
+    def remove(self, units: Sequence[Removal]) -> None:
+        for one in units:
+            self.doomed[one.group][one.unit] = True
+        mask_units(self.model, self.structure, self.doomed)
 
     def _can_try(self, name: str) -> bool:
         return self.method.criterion == "score" or name in self.ablation.ways
