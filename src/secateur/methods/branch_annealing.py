@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, CriterionError, ModelError, TargetError
+from secateur.errors import BudgetError, CriterionError, TargetError
 from secateur.measure.running import call_model, evaluating
 from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
 from secateur.pruning.calibration import Batches, batches
@@ -24,7 +24,7 @@ from secateur.pruning.structured import select_groups
 from secateur.structure.capture import arguments, tensor_of
 from secateur.structure.compact import compact
 from secateur.structure.units import Structure, trace
-from secateur.structure.verify import Proof, call, difference
+from secateur.structure.verify import Proof
 
 Start = Literal["least squares", "svd", "random"]
 
@@ -126,11 +126,9 @@ class BranchAnnealing:
             )
         widths = {name: max(1, round(ratio * len(structure.groups[name]))) for name in parts}
         self.network = Widened(structure, parts, widths)
-        self._check()
-        generator = torch.Generator().manual_seed(seed)
-        if start == "random":
-            _start_random(self.network, parts, generator)
-        else:
+        _start_random(self.network, parts, torch.Generator().manual_seed(seed))
+        self.network.settle(structure)
+        if start != "random":
             pairs = [inputs for inputs, _ in batches(data, "branch annealing", model)]
             _start_near(self.network, structure, parts, pairs, start)
 
@@ -149,17 +147,6 @@ class BranchAnnealing:
             if not 0 <= alpha <= 1:
                 raise BudgetError(f"alpha is {alpha!r}; it goes from 1 to 0")
         self.network.alphas.update(given)
-
-    def _check(self) -> None:
-        """With alpha 1 the wide network is the given one, or its forward has sizes that do not follow."""
-        try:
-            off = difference(call(self._dense, *self._example), call(self.network, *self._example))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"a wider {type(self._dense).__name__} does not run: {error}; exclude groups"
-            ) from error
-        if off > 1e-4:
-            raise ModelError(f"a wider {type(self._dense).__name__} computes something else; exclude groups")
 
     @torch.no_grad()
     def fold(self) -> tuple[nn.Module, Proof]:
@@ -203,7 +190,7 @@ def _own_as(
             path, _, leaf = part.tensor.rpartition(".")
             if chosen is not None:
                 new = old.unflatten(0, (-1, part.entries))[chosen[group_name]].flatten(0, 1)
-            elif isinstance(network.wide.get_submodule(path), nn.modules.conv._ConvNd):
+            elif isinstance(network.wide.get_submodule(path), (nn.modules.conv._ConvNd, nn.PReLU)):
                 new = old.unflatten(0, (-1, part.entries))[:width].flatten(0, 1)
             else:
                 new = torch.full((width * part.entries,), 0.0 if leaf in ("bias", "running_mean") else 1.0)
@@ -263,13 +250,14 @@ def _start_near(
 def _pivots(gram: Tensor, size: Tensor, number: int) -> Tensor:
     """Return the channels of largest energy that the ones before do not predict (pivoted Cholesky)."""
     left = gram * size[:, None] * size
+    least = 1e-12 * float(left.diagonal().max())  # less is rounding
     picked: list[int] = []
     for _ in range(number):
         energy = left.diagonal().clone()
-        energy[picked] = -1.0
+        energy[picked] = -math.inf
         best = int(energy.argmax())
         picked.append(best)
-        if energy[best] > 0:
+        if energy[best] > least:
             column = left[:, best].clone()
             left = left - column[:, None] * column / energy[best]
     return torch.tensor(sorted(picked))
@@ -282,16 +270,8 @@ def _grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence
     def watch(part: Part, module: nn.Module) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             dim = args[0].dim() - 1 if isinstance(module, nn.Linear) else 1
-            x = (
-                args[0]
-                .detach()
-                .unflatten(dim, (-1, part.entries))
-                .movedim(dim, -1)
-                .flatten(0, -2)
-                .double()
-                .cpu()
-            )
-            sums[part.group] = sums.get(part.group, torch.zeros(())) + x.T @ x
+            x = args[0].detach().unflatten(dim, (-1, part.entries)).movedim(dim, -1).flatten(0, -2).double()
+            sums[part.group] = sums.get(part.group, 0.0) + (x.T @ x).cpu()
 
         return module.register_forward_pre_hook(hook)
 
@@ -311,12 +291,14 @@ def _grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence
 
 def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
     """Give the branches' norms the mean statistics of the data; the model's own stay."""
-    frozen, training = network.frozen, network.training
     norms = network.norms()
     momenta = [norm.momentum for norm in norms]
+    modes = {module: module.training for module in network.modules()}
     network.freeze(True)
     try:
-        network.train()
+        network.eval()
+        for norm in norms:
+            norm.train()
         for number, inputs in enumerate(data, 1):
             for norm in norms:
                 norm.momentum = 1 / number
@@ -324,5 +306,6 @@ def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        network.freeze(frozen)
-        network.train(training)
+        network.freeze(False)
+        for module, mode in modes.items():
+            module.training = mode

@@ -18,12 +18,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from secateur.errors import ModelError
+from secateur.measure.running import first_line
+from secateur.structure.attributes import Sizes, adjust
 from secateur.structure.capture import first_names, tensor_of
+from secateur.structure.propagate import values_in
 from secateur.structure.surgery import copied, set_attributes
 from secateur.structure.units import Group, Slice, Structure
+from secateur.structure.verify import call, difference
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_LEARNING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_EQUAL = 1e-4  # relative to the largest |output|: rounding, in whatever dtype the model has
 PRODUCER, READER, OWN = "producer", "reader", "own"
 
 
@@ -42,14 +49,17 @@ class Part:
 def parts_of(structure: Structure, name: str, group: Group) -> list[Part] | str:
     """Return the parts of a group, or why it cannot have a branch."""
     found = []
+    firsts = list(first_names(structure.model).values())
     for part in group.slices:
         number, entries = part.indices.shape
         size = tensor_of(structure.model, part.name).shape[part.dim]
         if size != number * entries or (part.indices != np.arange(size).reshape(number, entries)).any():
-            return f"its units are not all there is of {part.name}, in order"
+            return f"its units are not all that there is in dim {part.dim} of {part.name}, in order"
+        if firsts.count(part.name) > 1:
+            return f"{part.name} is shared by several layers"
         role = _role(structure.model, part)
         if role is None:
-            return f"{part.name} is neither of a Linear, Conv or BatchNorm layer nor one number a channel"
+            return f"no branch can stand beside {part.name} of a {_kind(structure.model, part.name)}"
         found.append(Part(name, part.name, part.dim, entries, role))
     roles = {part.role for part in found}
     return found if {PRODUCER, READER} <= roles else "no plain layer makes its units, or none reads them"
@@ -64,9 +74,12 @@ def _role(model: nn.Module, part: Slice) -> str | None:
     if plain and leaf in ("weight", "bias") and part.dim == 0 and not part.reads:
         return PRODUCER
     deep = isinstance(module, _CONVS) and module.groups == module.in_channels == module.out_channels
-    if (deep or isinstance(module, (*_NORMS, nn.PReLU))) and part.dim == 0:
-        return OWN
-    return None
+    normal = type(module) in _NORMS and module.momentum is not None  # None: counts a network's batches
+    return OWN if (deep or normal or isinstance(module, nn.PReLU)) and part.dim == 0 else None
+
+
+def _kind(model: nn.Module, name: str) -> str:
+    return type(model.get_submodule(_module(name))).__name__
 
 
 class Widened(nn.Module):
@@ -74,7 +87,8 @@ class Widened(nn.Module):
 
     Its parameters are the model's (a copy's), by group an ``up`` (C, C') without a bias, so that it
     commutes with the padding of what reads it, by layer a ``down`` (C', C), and the branches' own norms.
-    With ``frozen`` the model's parameters and the statistics of its norms stay as they are.
+    With ``frozen`` the model's parameters and the statistics of its norms stay as they are. A
+    ``state_dict`` holds the alphas and ``frozen`` too.
     """
 
     def __init__(
@@ -82,8 +96,7 @@ class Widened(nn.Module):
     ) -> None:
         super().__init__()
         self.model = copied(structure.model)
-        self.names = first_names(self.model)
-        self.trainable = [parameter.requires_grad for parameter in self.model.parameters()]
+        self.trainable = {name: p.requires_grad for name, p in self.model.named_parameters()}
         self.widths = dict(widths)
         self.parts: dict[str, dict[int, Part]] = {}
         for part in (part for group in parts.values() for part in group):
@@ -102,8 +115,12 @@ class Widened(nn.Module):
                 elif part.role == OWN and isinstance(tensor, nn.Parameter):
                     size = (widths[name] * part.entries, *tensor.shape[1:])
                     self.own[key(part.tensor)] = nn.Parameter(tensor.new_zeros(size))
+        first = first_names(self.model)
+        places = [(f"{path}.", module) for path, module in self.model.named_modules()]  # each module once
+        names = [f"{path}{leaf}".removeprefix(".") for path, m in places for leaf in m._parameters]
+        self.names = {name: first[name] for name in names if name in first}
         self.wide = self._skeleton()
-        self.train(structure.model.training)
+        self.training = self.model.training
 
     def _skeleton(self) -> nn.Module:
         """The module that runs: a copy with wide buffers, whose parameters are given at each call."""
@@ -132,18 +149,29 @@ class Widened(nn.Module):
         super().train(mode)
         if self.frozen:  # statistics of the model's own norms stay, those of branches are learnt
             for module in self.wide.modules():
-                if isinstance(module, _NORMS):
+                if isinstance(module, _LEARNING):
                     module.eval()
         return self
 
     def freeze(self, frozen: bool) -> None:
         """Keep the model's parameters and its norms' statistics as they are, or train them too."""
         self.frozen = frozen
-        for parameter, wanted in zip(self.model.parameters(), self.trainable, strict=True):
-            parameter.requires_grad_(wanted and not frozen)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.trainable[name] and not frozen)
+            if frozen:
+                parameter.grad = None
         for norm in self.norms():
             norm.frozen = frozen
         self.train(self.training)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([*self.alphas.values(), float(self.frozen)], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        *alphas, frozen = state.tolist()
+        self.alphas.update(zip(self.alphas, alphas, strict=True))
+        if bool(frozen) != self.frozen:
+            self.freeze(bool(frozen))
 
     def norms(self) -> list[SplitNorm]:
         """The norms that learn statistics for a branch."""
@@ -151,8 +179,10 @@ class Widened(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the wide module's parameters, under each of their names."""
-        made = {name: self._wide(name, tensor) for name, tensor in self.model.named_parameters()}
-        return {name: made[first] for name, first in self.names.items() if first in made}
+        device = next(self.up.parameters()).device.type
+        with torch.autocast(device, enabled=False):  # what fold multiplies is what was trained
+            made = {name: self._wide(name, tensor) for name, tensor in self.model.named_parameters()}
+        return {name: made[first] for name, first in self.names.items()}
 
     def _wide(self, name: str, tensor: Tensor) -> Tensor:
         parts = self.parts.get(name, {})
@@ -170,6 +200,28 @@ class Widened(nn.Module):
             tensor = torch.cat([tensor, self.own[key(name)]])
         return tensor
 
+    def settle(self, structure: Structure) -> None:
+        """Find the sizes that the forward keeps as attributes and that must grow; to be called with
+        anything but zeros in the branches, at alpha 1, where the outputs are the model's.
+
+        Raises ModelError where there is no set of them with which they are."""
+        args, kwargs = structure.captured.args, structure.captured.kwargs
+        wanted = call(structure.model, args, kwargs)
+        _, attempt = adjust(
+            self.wide,
+            _grown_sizes(structure, self.widths),
+            lambda: call(self, args, kwargs),
+            lambda found: difference(wanted, found) <= _EQUAL,
+        )
+        if attempt.error is None and difference(wanted, attempt.outputs) <= _EQUAL:
+            return
+        where = f" in {attempt.stack[-1]!r}" if attempt.stack and attempt.stack[-1] else ""
+        why = "it computes something else" if attempt.error is None else first_line(attempt.error)
+        raise ModelError(
+            f"{type(structure.model).__name__} cannot have branches beside {', '.join(self.widths)}: with more "
+            f"channels its forward fails{where} ({why}); leave the group out with exclude="
+        )
+
     @torch.no_grad()
     def grown(self) -> nn.Module:
         """Return the wide network as an ordinary module of the model's class."""
@@ -182,8 +234,7 @@ class Widened(nn.Module):
         for name, tensor in tensors.items():
             first = self.names[name]
             if first not in made:
-                wanted = tensor_of(self.model, first).requires_grad
-                made[first] = nn.Parameter(tensor.detach().clone(), requires_grad=wanted)
+                made[first] = nn.Parameter(tensor.detach().clone(), requires_grad=self.trainable[first])
             module = work.get_submodule(_module(name))
             leaf = name.rpartition(".")[2]
             module.__dict__.pop(leaf, None)
@@ -191,6 +242,26 @@ class Widened(nn.Module):
         for path, module in work.named_modules():
             set_attributes(module, path, {}, self.names)
         return work
+
+
+def _grown_sizes(structure: Structure, widths: Mapping[str, int]) -> dict[str, Sizes]:
+    """Return by module path the sizes that grow in it, old -> new, innermost and around."""
+    classes, walk = structure.classes, structure.walk
+    more = np.zeros(len(classes.frozen))  # how many channels of a branch come with one of this class
+    for name, width in widths.items():
+        part = structure.groups[name].slices[0]
+        labels = walk.parameters[part.name].dims[part.dim]
+        assert labels is not None
+        more[classes.of[labels[part.indices[:, 0]]]] = width / len(part.indices)
+    found: dict[str, Sizes] = {}
+    for node, value in walk.values.items():
+        stack = node.meta.get("nn_module_stack")
+        paths = ["", *(path for path, _ in stack.values())] if stack else [""]
+        for labels in (dim for part in values_in(value) for dim in part.dims if dim is not None):
+            grown = len(labels) + round(float(more[classes.of[labels]].sum()))
+            for path in paths if grown != len(labels) else ():
+                found.setdefault(path, {}).setdefault(len(labels), set()).add(grown)
+    return found
 
 
 class SplitNorm(nn.Module):
@@ -203,6 +274,7 @@ class SplitNorm(nn.Module):
     def __init__(self, norm: Any, width: int) -> None:
         super().__init__()
         self.own, self.eps, self.momentum, self.frozen = norm.num_features, norm.eps, norm.momentum, False
+        self.training = norm.training
         self.weight = self.bias = None
         if norm.affine:
             self.weight = nn.Parameter(norm.weight.detach().clone())
@@ -229,8 +301,7 @@ class SplitNorm(nn.Module):
             None if t is None else t[part]
             for t in (self.running_mean, self.running_var, self.weight, self.bias)
         )
-        momentum = 0.0 if self.momentum is None else self.momentum
-        return F.batch_norm(x, mean, var, weight, bias, training or mean is None, momentum, self.eps)
+        return F.batch_norm(x, mean, var, weight, bias, training or mean is None, self.momentum, self.eps)
 
     def joined(self, norm: nn.Module) -> nn.Module:
         """Return an ordinary norm of the class of ``norm`` over all channels."""
