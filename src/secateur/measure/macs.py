@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,8 @@ class Macs:
     layers: dict[str, int]
 
 
-def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
-    """Count the multiply-adds of ``model`` on ``example_inputs``, in eval mode.
+def count_macs(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Macs:
+    """Count the multiply-adds of ``model`` on ``example_inputs`` (and ``kwargs``), in eval mode.
 
     The effective count scales each Linear and Conv layer by the share of its weights that are not
     zero, which is exact for both; everything else counts in full.
@@ -40,7 +40,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> Macs:
             _no_gradients(model),
             sdpa_kernel(SDPBackend.MATH),
         ):  # so does a fused attention kernel on the CPU
-            run_once(model, example_inputs, counter)
+            run_once(model, example_inputs, counter, kwargs=kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     dense = counter.get_total_flops() // 2

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.pruning.shrinkage import soft_threshold
 from secateur.structure.capture import tensor_of
+from secateur.structure.dead import summed_elsewhere
 from secateur.structure.surgery import copied
 from secateur.structure.units import Group, Structure
 
@@ -124,10 +124,7 @@ def proximal_step(
 
 def columns(structure: Structure, chosen: Mapping[str, Group]) -> tuple[list[Site], dict[str, str]]:
     """Return the columns that read each chosen group, and why others have no factor."""
-    walk, classes = structure.walk, structure.classes
-    elsewhere = np.zeros(len(classes.frozen), dtype=bool)
-    for labels in walk.consumed:
-        elsewhere[classes.of[labels]] = True
+    walk, elsewhere = structure.walk, summed_elsewhere(structure)
     readers: dict[tuple[str, int], set[Any]] = {}
     for read in walk.reads:
         readers.setdefault((read.weight, read.weight_dim), set()).add(read.node)
@@ -137,10 +134,7 @@ def columns(structure: Structure, chosen: Mapping[str, Group]) -> tuple[list[Sit
 
     def reason(group: Group) -> str:
         parts = [part for part in group.slices if part.reads]
-        first = group.slices[0]
-        labels = walk.parameters[first.name].dims[first.dim]
-        assert labels is not None
-        if elsewhere[classes.of[labels[first.indices[:, 0]]]].any():
+        if elsewhere[group.name]:
             return "its units are also summed over by a grouped convolution, a computed weight or a mean"
         if not parts:
             return "no weight reads its units"

@@ -241,7 +241,7 @@ class StructureSelection:
         error = max(error, proof.max_error)
         proof = replace(proof, parameters=(before, proof.parameters[1]), max_error=error)
         if identities:
-            proof = replace(proof, macs=(_macs(dense, args, kwargs), proof.macs[1]))
+            proof = replace(proof, macs=(count_macs(dense, args, kwargs).dense, proof.macs[1]))
         within = self._within(gone)
         units = {
             name: (0 if name in within else max(1, int((factor != 0).sum())), len(factor))
@@ -352,18 +352,3 @@ def _apart(first: nn.Module, second: nn.Module, draw: Any) -> float:
     except (RuntimeError, TypeError, ValueError):
         outputs = [call(net, *draw) for net in (first, second)]
     return difference(*outputs)
-
-
-class _Given(nn.Module):
-    """A model with its keyword arguments filled in."""
-
-    def __init__(self, inner: nn.Module, named: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.inner, self.named = inner, named
-
-    def forward(self, *args: Any) -> Any:
-        return self.inner(*args, **self.named)
-
-
-def _macs(model: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> float:
-    return float(count_macs(_Given(model, named), args).dense)

@@ -84,7 +84,7 @@ def compact(
         max_error_randomised=randomised,
         removed={n: (int(g.sum()), len(g)) for n, g in doomed.items() if g.any()},
         parameters=(_count(model), _count(small)),
-        macs=(_macs(model, args, named), _macs(small, args, named)),
+        macs=(count_macs(model, args, named).dense, count_macs(small, args, named).dense),
         kept=found.kept,
         folded=len(found.constants_of(doomed)),
         changed=tuple(map(str, changes)),
@@ -346,18 +346,3 @@ def _rebound(masks: Any, small: nn.Module, removed: Removed) -> Any:
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-class _Bound(nn.Module):
-    """A model with its keyword arguments filled in."""
-
-    def __init__(self, inner: nn.Module, named: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.inner, self.named = inner, named
-
-    def forward(self, *args: Any) -> Any:
-        return self.inner(*args, **self.named)
-
-
-def _macs(model: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> float:
-    return float(count_macs(_Bound(model, named), args).dense)

@@ -82,12 +82,24 @@ def _scales(work: nn.Module, name: str) -> bool:
     )
 
 
-def readers_of(structure: Structure) -> dict[str, list[Read]]:
-    """Return by group the places that read its units, where those are all that read them."""
+def summed_elsewhere(structure: Structure) -> dict[str, bool]:
+    """Return by group whether its units are summed over other than by the columns of its slices."""
     walk, classes = structure.walk, structure.classes
     elsewhere = np.zeros(len(classes.frozen), dtype=bool)
     for labels in walk.consumed:
         elsewhere[classes.of[labels]] = True
+    found: dict[str, bool] = {}
+    for name, group in structure.groups.items():
+        first = group.slices[0]
+        labels = walk.parameters[first.name].dims[first.dim]
+        assert labels is not None
+        found[name] = bool(elsewhere[classes.of[labels[first.indices[:, 0]]]].any())
+    return found
+
+
+def readers_of(structure: Structure) -> dict[str, list[Read]]:
+    """Return by group the places that read its units, where those are all that read them."""
+    walk, elsewhere = structure.walk, summed_elsewhere(structure)
     by_place: dict[tuple[str, int], list[Read]] = {}
     for read in walk.reads:
         by_place.setdefault((read.weight, read.weight_dim), []).append(read)
@@ -95,11 +107,7 @@ def readers_of(structure: Structure) -> dict[str, list[Read]]:
     for name, group in structure.groups.items():
         parts = [part for part in group.slices if part.reads]
         known = all((part.name, part.dim) in by_place for part in parts)
-        first = group.slices[0]
-        labels = walk.parameters[first.name].dims[first.dim]
-        assert labels is not None
-        own = classes.of[labels[first.indices[:, 0]]]
-        if known and parts and not elsewhere[own].any():
+        if known and parts and not elsewhere[name]:
             readers[name] = [read for part in parts for read in by_place[(part.name, part.dim)]]
         else:
             readers[name] = []
