@@ -57,11 +57,17 @@ PUBLIC = {
     "StructureSelection": "methods.structure_selection",
     "Selected": "methods.structure_selection",
     "slimming": "methods.structure_selection",
+    "BranchAnnealing": "methods.branch_annealing",
+    "Descent": "methods.branch_annealing",
+    "anneal_branches": "methods.annealing",
+    "Annealing": "methods.annealing",
     "profile": "measure.summary",
 }
 
 if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.measure.summary import profile
+    from secateur.methods.annealing import Annealing, anneal_branches
+    from secateur.methods.branch_annealing import BranchAnnealing, Descent
     from secateur.methods.constraints import prune_to
     from secateur.methods.greedy import Greedy, GreedyRun, prune_greedily
     from secateur.methods.layer_sensitivity import sensitivity

@@ -47,6 +47,24 @@ def test_options_reach_the_factory():
     assert build_model("tabular-256", features=30).layers[0].in_features == 30
 
 
+def test_resnets_with_projections_are_the_plain_ones_and_two_shortcuts():
+    plain, projected = (build_model("resnet-20", shortcut=kind) for kind in ("pad", "conv"))
+    extra = projected.state_dict().keys() - plain.state_dict().keys()
+    assert {name.partition(".projection")[0] for name in extra} == {"blocks.3", "blocks.6"}
+    weights = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    assert sum(p.numel() for p in projected.parameters()) == 269_722 + weights
+    assert sum(p.numel() for p in build_model("resnet-56", shortcut="conv").parameters()) == 853_018 + weights
+    assert plain.state_dict().keys() == build_model("resnet-20").state_dict().keys()
+    block = projected.blocks[3].eval()
+    x, read = torch.randn(2, 16, 8, 8), []
+    block.projection.register_forward_hook(lambda m, a, out: read.append(out))
+    y = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+    out = block(x)
+    assert torch.equal(out, (read[0] + y).relu())
+    with pytest.raises(ModelError, match="shortcut is 'b'; it is 'pad' or 'conv'"):
+        build_model("resnet-20", shortcut="b")
+
+
 def test_the_convnet_with_batch_norms_is_the_plain_one_and_a_norm_after_each_conv():
     plain, normed = (build_model("convnet-25", batch_norm=norm) for norm in (False, True))
     extra = normed.state_dict().keys() - plain.state_dict().keys()

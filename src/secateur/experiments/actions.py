@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
@@ -13,8 +13,9 @@ from secateur.errors import SecateurWarning
 from secateur.experiments.choices import make
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.recipe import Plan
-from secateur.experiments.searches import GreedyCut, Select
+from secateur.experiments.searches import Anneal, GreedyCut, Select
 from secateur.experiments.specs import (
+    AnnealSpec,
     CompactSpec,
     GreedySpec,
     PruneSpec,
@@ -160,16 +161,18 @@ class Retrain:
 
 @dataclass(frozen=True)
 class Scratch:
-    """A new network with other ``options`` takes the pruned one's place, and is trained."""
+    """A new network with other options takes the pruned one's place, and is trained."""
 
     step: str
-    options: dict[str, Any]
+    spec: ScratchSpec
     training: Training
     kind: ClassVar[str] = "retrain"
 
     def run(self, work: Work) -> None:
-        state = work.state
-        state.model, state.options = scratch_model(work.plan, self.options, work.seed), self.options
+        state, options = work.state, dict(self.spec.model)
+        if self.spec.width is not None:
+            options["width"] = (work.plan.model.model_extra or {}).get("width", 1.0) * self.spec.width
+        state.model, state.options = scratch_model(work.plan, options, work.seed), options
         state.masks = state.pruned = state.requested = None
         work.train(state.model, self.step, self.training)
 
@@ -185,7 +188,7 @@ def _actions_of(step: Step) -> list[Action]:
         return [Retrain(step.id, settings)]
     if isinstance(settings, ScratchSpec):
         assert training is not None
-        return [Scratch(step.id, settings.model, training)]
+        return [Scratch(step.id, settings, training)]
     if isinstance(settings, RefitSpec):
         return [Refit(step.id, settings)]
     if isinstance(settings, PruneToSpec):
@@ -197,6 +200,9 @@ def _actions_of(step: Step) -> list[Action]:
     if isinstance(settings, SelectionSpec):
         assert training is not None
         return [Select(step.id, settings, training)]
+    if isinstance(settings, AnnealSpec):
+        assert training is not None
+        return [Anneal(step.id, settings, training)]
     levels = len(make_schedule(settings))
     result: list[Action] = []
     for level in range(levels):
@@ -208,8 +214,12 @@ def _actions_of(step: Step) -> list[Action]:
 
 def count_epochs(plan: Plan) -> int:
     """Return how many epochs a trial trains after the dense network's; of a greedy search, which ends
-    when it is there, those of one stage."""
-    trainings = [getattr(action, "training", None) for action in actions(plan)]
+    when it is there, those of one stage, and of an annealing those with one training at each alpha."""
+    trainings = [
+        training
+        for action in actions(plan)
+        for training in [getattr(action, "training", None)] * getattr(action, "stages", 1)
+    ]
     return sum(training.epochs for training in trainings if training is not None)
 
 

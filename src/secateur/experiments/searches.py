@@ -1,15 +1,18 @@
-"""The actions that search and train in turn: greedy pruning, structure selection."""
+"""The actions that search and train in turn: greedy pruning, structure selection, annealing."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from torch import nn
 
-from secateur.experiments.specs import GreedySpec, SelectionSpec
+from secateur.experiments.specs import AnnealSpec, GreedySpec, SelectionSpec
+from secateur.experiments.steps import make_annealing
 from secateur.experiments.work import Work
+from secateur.methods.annealing import Stage, anneal_branches
+from secateur.methods.branch_annealing import BranchAnnealing
 from secateur.methods.greedy import Greedy, prune_greedily
 from secateur.methods.structure_selection import StructureSelection
 from secateur.training.batches import seed_of
@@ -97,4 +100,58 @@ class Select:
         state.structured = state.compacted = True
         skipped = [f"no factor on {name}: {why}" for name, why in selection.skipped.items()]
         state.notes[self.step] = ["; ".join(repr(selected).splitlines()), *skipped]
+        work.cut(copy.deepcopy(state.model))
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """Narrow branches take the place of the layers in stages of training, and are folded."""
+
+    step: str
+    spec: AnnealSpec
+    training: Training
+    kind: ClassVar[str] = "prune"
+
+    @property
+    def stages(self) -> int:
+        """How many trainings there are, with one at each alpha."""
+        return len(make_annealing(self.spec).descent.alphas())
+
+    def run(self, work: Work) -> None:
+        spec, state = self.spec, work.state
+        branches = BranchAnnealing(
+            state.model,
+            work.example(),
+            ratio=spec.ratio,
+            start=spec.start if state.annealed is None else "random",  # what was saved takes its place
+            data=work.calibration(spec.calibration),
+            include=spec.include,
+            exclude=spec.exclude,
+            seed=seed_of(work.seed, self.step),
+        )
+        if state.annealed is not None:
+            branches.network.load_state_dict(state.annealed)
+        state.masks, state.requested = None, None
+
+        def fine_tune(network: nn.Module, rate: float) -> None:
+            name = f"{self.step}.{len(state.stages[self.step])}"
+            work.train(network, name, replace(self.training, lr=self.training.lr * rate))
+
+        def evaluate(network: nn.Module) -> tuple[float, float]:
+            found = evaluate_on(network, work.data.validation)
+            return found.accuracy, found.loss
+
+        def on_stage(stages: tuple[Stage, ...]) -> None:
+            """From here a killed trial goes on."""
+            state.stages[self.step] = [asdict(stage) for stage in stages]
+            state.annealed = branches.network.state_dict()
+            work.save()
+
+        done = [Stage(**row) for row in state.stages.get(self.step, [])]
+        anneal_branches(branches, fine_tune, evaluate, make_annealing(spec), stages=done, on_stage=on_stage)
+        state.model, proof = branches.fold()
+        state.annealed = None
+        state.structured = state.compacted = True
+        skipped = [f"no branch beside {name}: {why}" for name, why in branches.skipped.items()]
+        state.notes[self.step] = ["; ".join(repr(proof).splitlines()), *skipped]
         work.cut(copy.deepcopy(state.model))

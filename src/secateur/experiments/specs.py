@@ -121,15 +121,49 @@ class SelectionSpec(Strict):
     train: dict[str, Any] = {}
 
 
+class DescentSpec(Strict):
+    """How alpha goes from 1 to 0, as :class:`secateur.Descent`, ``name`` being its kind."""
+
+    name: Literal["step", "multiplicative", "exponential", "cosine"] = "step"
+    step: float = 0.1
+    factor: float = 0.5
+    rate: float = 0.05
+    stages: int = 10
+    threshold: float = 0.01
+
+
+class AnnealSpec(Strict):
+    """One ``anneal`` step: a branch of ``ratio`` of the channels beside every layer takes its place in
+    stages, each trained by ``train``, and is folded into a really smaller network.
+
+    ``adaptive``, ``rates``, ``update``: as in :class:`secateur.Annealing`; ``tolerance`` in percentage
+    points of validation accuracy. ``calibration``: training examples that the ``start`` reads.
+    """
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    start: Literal["least squares", "svd", "random"] = "least squares"
+    update: Literal["start", "never"] | float = "start"
+    schedule: DescentSpec = DescentSpec()
+    adaptive: bool = False
+    tolerance: float = 1.0
+    rates: list[float] = [1.0]
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    calibration: Annotated[int, Field(ge=1)] = 1024
+    train: dict[str, Any] = {}
+
+
 class CompactSpec(Strict):
     """One ``compact`` step: dead units are removed for real, and the result is proved equal."""
 
 
 class ScratchSpec(Strict):
     """One ``scratch`` step: instead of the pruned network, a new one of the same kind with other
-    ``model`` options, trained from its initial weights: the control that pruning has to beat."""
+    ``model`` options, trained from its initial weights: the control that pruning has to beat.
+    ``width``: what the network's own option ``width`` is multiplied by."""
 
-    model: dict[str, Any]
+    model: dict[str, Any] = {}
+    width: Annotated[float, Field(gt=0)] | None = None
     train: dict[str, Any] = {}
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.recipe import Plan
 from secateur.pruning.masks import Masks
-from secateur.storage import load_json, save_json
+from secateur.storage import load_json, load_tensors, save_json, save_tensors
 from secateur.structure.saved import load, save
 
 _FILE = "state.json"
@@ -25,7 +25,8 @@ class TrialState:
     ``pruned``: the network after its last pruning, before what was trained since; ``retrained``: whether
     anything was. ``requested``: the sparsity of the dense network that was asked for last. ``structured``:
     whole units are gone, in masks or (``compacted``) for real. ``options``: those of a network from
-    scratch. ``notes``: by step.
+    scratch. ``notes``: by step. ``stages``: those of an annealing, by step, and ``annealed`` the tensors
+    of the network with branches that is under way.
     """
 
     model: nn.Module
@@ -36,6 +37,8 @@ class TrialState:
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    stages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    annealed: dict[str, Tensor] | None = None
     retrained: bool = False
     structured: bool = False
     compacted: bool = False
@@ -48,6 +51,7 @@ _PLAIN = (
     "curves",
     "seconds",
     "notes",
+    "stages",
     "retrained",
     "structured",
     "compacted",
@@ -57,7 +61,8 @@ _PLAIN = (
 
 def save_state(state: TrialState, folder: Path) -> None:
     """Write the state; a kill at any moment leaves this one or the one before."""
-    stamp = f"{state.done}-{sum(map(len, state.curves.values()))}.part"
+    progress = [*state.curves.values(), *state.stages.values()]
+    stamp = f"{state.done}-{sum(map(len, progress))}.part"
     files = {"model": f"model-{stamp}"}
     save(state.model, folder / files["model"])
     if state.pruned is not None:
@@ -66,6 +71,9 @@ def save_state(state: TrialState, folder: Path) -> None:
     if state.masks is not None:
         files["masks"] = f"masks-{stamp}"
         state.masks.save(folder / files["masks"])
+    if state.annealed is not None:
+        files["annealed"] = f"annealed-{stamp}"
+        save_tensors(folder / files["annealed"], state.annealed)
     save_json(folder / _FILE, {name: getattr(state, name) for name in _PLAIN} | {"files": files})
     _remove(folder, set(files.values()))
 
@@ -86,7 +94,8 @@ def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialSt
         model,
         masks=Masks.load(folder / files["masks"], model) if "masks" in files else None,
         pruned=network(files["pruned"]) if "pruned" in files else None,
-        **{name: saved[name] for name in _PLAIN},
+        annealed=load_tensors(folder / files["annealed"])[0] if "annealed" in files else None,
+        **{name: saved[name] for name in _PLAIN if name in saved},
     )
 
 

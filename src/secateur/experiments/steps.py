@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from secateur.errors import RecipeError, SecateurError, nearest
 from secateur.experiments.choices import make
 from secateur.experiments.specs import (
+    AnnealSpec,
     CompactSpec,
     GreedySpec,
     PruneSpec,
@@ -22,14 +23,15 @@ from secateur.experiments.specs import (
 from secateur.experiments.yaml_lines import Located
 from secateur.training.settings import Training
 
-REMOVING = ("prune_to", "greedy", "structure_selection", "compact", "scratch")
+REMOVING = ("prune_to", "greedy", "structure_selection", "anneal", "compact", "scratch")
 UNIT_BUDGETS = ("uniform", "global", "per_layer", "threshold", "lamp", "parameter_share")
 
 
 @dataclass(frozen=True)
 class Step:
     """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
-    its ``training``: between the cuts of a gradual or greedy one, or of a network from scratch."""
+    its ``training``: between the cuts of a gradual or greedy one, at each stage of an annealing, or of a
+    network from scratch."""
 
     kind: str
     id: str
@@ -38,6 +40,7 @@ class Step:
         | PruneToSpec
         | GreedySpec
         | SelectionSpec
+        | AnnealSpec
         | RefitSpec
         | CompactSpec
         | ScratchSpec
@@ -117,6 +120,8 @@ def _scratch_step(
     raw: Any, train: Training, located: Located, place: tuple[Any, ...]
 ) -> tuple[ScratchSpec, Training]:
     spec = validated(ScratchSpec, raw, located, place)
+    if not spec.model and spec.width is None:
+        raise RecipeError(f"{located.where(place)}: lacks 'model', the options that differ, or a 'width'")
     return spec, training_of(spec.train, train, located, (*place, "train"))
 
 
@@ -207,6 +212,31 @@ def _selection_step(
     return spec, training
 
 
+def _anneal_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[AnnealSpec, Training]:
+    spec = validated(AnnealSpec, raw, located, place)
+    try:
+        make_annealing(spec)
+    except SecateurError as error:
+        raise RecipeError(f"{located.where(place)}: {error}") from error
+    training = training_of(spec.train, train, located, (*place, "train"))
+    if training.epochs == 0 or training.l1 or training.slimming:
+        where = located.where((*place, "train"))
+        raise RecipeError(f"{where}: each stage needs epochs, and neither l1 nor slimming")
+    return spec, training
+
+
+def make_annealing(spec: AnnealSpec) -> Any:
+    """Return the way down that an ``anneal`` step describes."""
+    from secateur.methods.annealing import Annealing
+    from secateur.methods.branch_annealing import Descent
+
+    settings = spec.schedule.model_dump()
+    descent = Descent(settings.pop("name"), **settings)
+    return Annealing(descent, spec.adaptive, spec.tolerance / 100, tuple(spec.rates), spec.update)
+
+
 def _plain_step(kind: type) -> Any:
     def step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[Any, None]:
         return validated(kind, raw, located, place), None
@@ -219,6 +249,7 @@ _STEPS = {
     "prune_to": _prune_to_step,
     "greedy": _greedy_step,
     "structure_selection": _selection_step,
+    "anneal": _anneal_step,
     "refit": _plain_step(RefitSpec),
     "compact": _plain_step(CompactSpec),
     "retrain": _retrain_step,
@@ -243,10 +274,20 @@ def validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = ()
         loc = tuple(part for part in first["loc"] if isinstance(part, int) or "[" not in part)
         where, key = located.where((*place, *loc)), loc[-1] if loc else "recipe"
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = kind.model_fields if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]
-            raise RecipeError(f"{where}: unknown key {key!r}{nearest(str(key), known)}") from error
+            raise RecipeError(
+                f"{where}: unknown key {key!r}{nearest(str(key), _known(kind, loc))}"
+            ) from error
         if first["type"] == "missing":
             raise RecipeError(f"{located.where(place)}: lacks {key!r}") from error
         raise RecipeError(
             f"{where}: {'.'.join(map(str, loc))} is {first['input']!r}: {first['msg']}"
         ) from error
+
+
+def _known(kind: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Return the keys that there are where an unknown one stands."""
+    for part in loc[:-1]:
+        annotation = kind.model_fields[part].annotation if part in getattr(kind, "model_fields", {}) else None
+        options = [annotation, *get_args(annotation)]
+        kind = next((option for option in options if hasattr(option, "model_fields")), kind)
+    return [*kind.model_fields] if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]

@@ -83,6 +83,7 @@ def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
         "metrics": {},
         "layers": [],
         "curves": {},
+        "stages": {},
         "seconds": {},
         "epochs": {},
         "notes": [f"{plan.method} {plan.point} seed {seed} failed: {error}"],
@@ -104,6 +105,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "metrics": metrics,
         "layers": _layer_rows(state.model, dense) if state.structured else masks.layers() if masks else [],
         "curves": state.curves,
+        "stages": state.stages,
         "seconds": state.seconds,
         "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
         "notes": list(dict.fromkeys(note for notes in said for note in notes)),
@@ -154,8 +156,9 @@ def _costs(plan: Plan, data: Dataset, dense: nn.Module, model: nn.Module) -> dic
         costs["latency_ms"] = timings["model"].median * 1e3
         costs["latency_dense_ms"] = timings["dense"].median * 1e3
     if "memory" in plan.measure:
-        peak = measure_peak_memory(model, example)
-        costs["peak_memory_mb"] = None if peak is None else peak / 1e6
+        for name, network in (("peak_memory_mb", model), ("peak_memory_dense_mb", dense)):
+            peak = measure_peak_memory(network, example)
+            costs[name] = None if peak is None else peak / 1e6
     return costs
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.dataset import Dataset
+from secateur.errors import NonFiniteError
 from secateur.experiments.dense import OnEpoch, calibration_batches
 from secateur.experiments.recipe import Plan
 from secateur.experiments.state import TrialState, save_state
@@ -48,18 +49,22 @@ class Work:
         """Train a network with the masks held; its curve goes under the name of the ``step``. A run that
         was killed in it goes on from its last epoch."""
         checkpoint = self.folder / "training.safetensors"
-        history = fit(
-            network,
-            self.data.train,
-            self.data.validation,
-            training,
-            seed=seed_of(self.seed, step),
-            masks=self.state.masks,
-            checkpoint=checkpoint,
-            on_epoch=lambda row: self.on_epoch(step, row),
-            teacher=self.dense if training.distill else None,
-            holding=holding,
-        )
+        try:
+            history = fit(
+                network,
+                self.data.train,
+                self.data.validation,
+                training,
+                seed=seed_of(self.seed, step),
+                masks=self.state.masks,
+                checkpoint=checkpoint,
+                on_epoch=lambda row: self.on_epoch(step, row),
+                teacher=self.dense if training.distill else None,
+                holding=holding,
+            )
+        except NonFiniteError:
+            checkpoint.unlink(missing_ok=True)  # of a training that came to nothing
+            raise
         checkpoint.unlink(missing_ok=True)
         self.state.curves[step] = history.as_dicts()
         self.spent("retrain", history.seconds)

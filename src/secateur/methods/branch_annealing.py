@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
-from secateur.errors import BudgetError, CriterionError, TargetError
+from secateur.errors import BudgetError, CriterionError, NonFiniteError, TargetError
+from secateur.measure.macs import count_macs
 from secateur.measure.running import call_model, evaluating
 from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
 from secateur.pruning.calibration import Batches, batches
@@ -76,8 +78,8 @@ class BranchAnnealing:
 
     ``network`` is called like ``model`` and computes the same at first. Train it (its parameters are
     those of a copy of the model, and the branches') while ``alpha`` goes from 1 to 0, then :meth:`fold`.
-    A branch has ``ratio`` of a group's channels, one at least; all layers that add into a residual
-    stream share its ``up``.
+    A branch has ``ratio`` of a group's channels (half to even), one at least; all layers that add into
+    a residual stream share its ``up``. :func:`secateur.anneal_branches` is the way down in stages.
 
     ``start``: "least squares", the branch begins with the channels from which all of the group's are
     best predicted on ``data`` (batches of inputs, or of inputs and labels, of the training split), found
@@ -89,7 +91,8 @@ class BranchAnnealing:
     branch, and why.
 
     Raises TargetError where nothing can have a branch, BudgetError for an impossible ratio,
-    CriterionError where data are needed and not given or do not fit.
+    CriterionError where data are needed and not given or do not fit, ModelError where the model cannot
+    be captured or its forward cannot follow more channels.
     """
 
     def __init__(
@@ -119,18 +122,29 @@ class BranchAnnealing:
         found = {n: parts_of(structure, n, g) for n, g in select_groups(structure, include, exclude).items()}
         parts = {name: some for name, some in found.items() if not isinstance(some, str)}
         self.skipped: dict[str, str] = {name: why for name, why in found.items() if isinstance(why, str)}
+        widths = {name: max(1, round(ratio * len(structure.groups[name]))) for name in parts}
+        for name in [name for name in parts if widths[name] == len(structure.groups[name])]:
+            self.skipped[name] = f"{ratio:g} of its {widths[name]} channels are as many"
+            del parts[name], widths[name]
         if not parts:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
             raise TargetError(
                 f"{type(structure.model).__name__} has no group that can have a branch ({reasons})"
             )
-        widths = {name: max(1, round(ratio * len(structure.groups[name]))) for name in parts}
         self.network = Widened(structure, parts, widths)
         _start_random(self.network, parts, torch.Generator().manual_seed(seed))
         self.network.settle(structure)
         if start != "random":
             pairs = [inputs for inputs, _ in batches(data, "branch annealing", model)]
             _start_near(self.network, structure, parts, pairs, start)
+
+    def __repr__(self) -> str:
+        network = self.network
+        lines = [
+            f"{name}: {network.widths[name]} channels beside {len(network.up[key(name)])}, alpha {alpha:g}"
+            for name, alpha in network.alphas.items()
+        ]
+        return "\n".join([*lines, *(f"skipped {name}: {why}" for name, why in self.skipped.items())])
 
     @property
     def alpha(self) -> float | dict[str, float]:
@@ -158,13 +172,12 @@ class BranchAnnealing:
             grown = self.network.grown()
         finally:
             self.network.alphas.update(before)
-        args, kwargs = self._example
+        device = next(grown.parameters()).device
+        args, kwargs = _pytree.tree_map_only(Tensor, lambda t: t.to(device), self._example)
         small, proof = compact(grown, args, kwargs=kwargs)
-        return small, replace(proof, parameters=(_count(self._dense), proof.parameters[1]))
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+        dense = sum(p.numel() for p in self._dense.parameters())
+        macs = (count_macs(self._dense, *self._example).dense, proof.macs[1])
+        return small, replace(proof, parameters=(dense, proof.parameters[1]), macs=macs)
 
 
 @torch.no_grad()
@@ -286,12 +299,17 @@ def _grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence
     missing = [name for name in parts if name not in sums]
     if missing:
         raise CriterionError(f"{missing[0]}: the layers that read it never ran on the data given; exclude it")
+    for name, gram in sums.items():
+        if not gram.isfinite().all():
+            raise NonFiniteError(f"{name}: a NaN or an infinity in what its next layers read on the data")
     return sums
 
 
 def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
     """Give the branches' norms the mean statistics of the data; the model's own stay."""
     norms = network.norms()
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     modes = {module: module.training for module in network.modules()}
     network.freeze(True)

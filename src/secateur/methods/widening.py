@@ -30,7 +30,6 @@ from secateur.structure.verify import call, difference
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LEARNING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-_EQUAL = 1e-4  # relative to the largest |output|: rounding, in whatever dtype the model has
 PRODUCER, READER, OWN = "producer", "reader", "own"
 
 
@@ -198,7 +197,7 @@ class Widened(nn.Module):
             tensor = torch.cat([tensor, torch.tensordot(down, by_unit, 1).flatten(0, 1)])
         elif maker is not None:
             tensor = torch.cat([tensor, self.own[key(name)]])
-        return tensor
+        return tensor.view_as(tensor)  # no parameter itself, which the wide module would take for its own
 
     def settle(self, structure: Structure) -> None:
         """Find the sizes that the forward keeps as attributes and that must grow; to be called with
@@ -207,19 +206,21 @@ class Widened(nn.Module):
         Raises ModelError where there is no set of them with which they are."""
         args, kwargs = structure.captured.args, structure.captured.kwargs
         wanted = call(structure.model, args, kwargs)
+        rounding = max(torch.finfo(p.dtype).eps for p in self.up.parameters())
+        equal = max(1e-4, 8 * rounding)  # relative to the largest |output|
         _, attempt = adjust(
             self.wide,
             _grown_sizes(structure, self.widths),
             lambda: call(self, args, kwargs),
-            lambda found: difference(wanted, found) <= _EQUAL,
+            lambda found: difference(wanted, found) <= equal,
         )
-        if attempt.error is None and difference(wanted, attempt.outputs) <= _EQUAL:
+        if attempt.error is None and difference(wanted, attempt.outputs) <= equal:
             return
         where = f" in {attempt.stack[-1]!r}" if attempt.stack and attempt.stack[-1] else ""
         why = "it computes something else" if attempt.error is None else first_line(attempt.error)
         raise ModelError(
-            f"{type(structure.model).__name__} cannot have branches beside {', '.join(self.widths)}: with more "
-            f"channels its forward fails{where} ({why}); leave the group out with exclude="
+            f"{type(structure.model).__name__} cannot have branches beside {', '.join(self.widths)}: its "
+            f"forward does not follow more channels{where} ({why}); leave such a group out with exclude="
         )
 
     @torch.no_grad()

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, is_number, percent, series_of, short, value_text
+from secateur.report.aggregate import (
+    Figure,
+    Group,
+    figure_of,
+    is_number,
+    percent,
+    series_of,
+    short,
+    value_text,
+)
 from secateur.report.pareto import Front, Spot, fronts_of
 
 Plot = dict[str, Any]
@@ -22,6 +32,7 @@ def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) ->
         **{title: pareto_plot(front, groups) for title, front in fronts_of(groups).items()},
         "Parameters and non-zeros": counts_plot(groups),
         "Sparsity by layer": layers_plot(groups),
+        "Accuracy against alpha": alpha_plot(groups),
         "Training curves": curves_plot(groups),
     }
     return {title: plot for title, plot in plots.items() if plot is not None}
@@ -310,6 +321,44 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
         "data": traces,
         "layout": _layout("epoch, retraining after the dense training", "validation accuracy, %"),
     }
+
+
+def alpha_plot(groups: Sequence[Group]) -> Plot | None:
+    """Validation accuracy at each alpha of an annealing: from 1 on the left, where the network is the
+    dense one, over a log scale to 0 on the right. Where the seeds' alphas differ, a line for each."""
+    lines: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for group in groups:
+        runs = [(trial["seed"], run) for trial in group.trials if (run := _by_alpha(trial))]
+        same = len({tuple(run) for _, run in runs}) == 1
+        for seed, run in runs:
+            name = group.label if same else f"{group.label}, seed {seed}"
+            for alpha, score in run.items():
+                lines.setdefault((group.study, name), {}).setdefault(alpha, []).append(score)
+    if not lines:
+        return None
+    least = min((alpha for line in lines.values() for alpha in line if alpha > 0), default=1.0)
+    end = 0.3 - math.log10(least)  # where 0 stands
+    traces: list[Plot] = []
+    for index, ((_, name), line) in enumerate(lines.items()):
+        xs = [-math.log10(alpha) if alpha > 0 else end for alpha in line]
+        figures = [figure for figure in map(figure_of, line.values()) if figure]
+        ys = [100 * figure.mean for figure in figures]
+        texts = [f"{name}<br>alpha {a:g}: {percent(f)} %" for a, f in zip(line, figures, strict=True)]
+        error = {"type": "data", "array": [100 * figure.std for figure in figures], "thickness": 1}
+        more = {"mode": "lines+markers", "error_y": error, "text": texts, "hoverinfo": "text"}
+        traces.append(_line(name, xs, ys, COLOURS[index % len(COLOURS)]) | more)
+    layout = _layout("alpha, log scale and 0", "validation accuracy, %")
+    marks = [m for e in range(9) for m in (10.0**-e, 0.5 * 10.0**-e, 0.2 * 10.0**-e) if m >= least]
+    ticks = {-math.log10(mark): f"{mark:g}" for mark in marks} | {end: "0"}
+    layout["xaxis"] |= {"tickvals": [*ticks], "ticktext": [*ticks.values()]}
+    return {"data": traces, "layout": layout}
+
+
+def _by_alpha(trial: Mapping[str, Any]) -> dict[float, float]:
+    """The accuracy that went on from each alpha of a trial's last annealing."""
+    steps = [*trial.get("stages", {}).values()]
+    rows = steps[-1] if steps else []
+    return {row["alpha"]: row["score"] for row in rows if row["kept"]}
 
 
 def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:

@@ -66,6 +66,9 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
         parts.append(_section(name, f'<div class=plot id="{plot_id}"></div>'))
         if name == next(reversed(fronts), None):
             parts.append(_note_on_fronts(fronts) + _table(*front_table(fronts)))
+    costs = _costs(groups)
+    if costs:
+        parts.append(_section("Time and memory beside the dense network", costs))
     if reference:
         parts.append(_section("Beside the quoted figures", _reference_table(groups, reference)))
     parts += _notes(studies)
@@ -125,6 +128,27 @@ def _note_on_fronts(fronts: Mapping[str, Front]) -> str:
         "All this is seen on the test set; to choose a network, secateur choose reads validation alone."
     )
     return f"<p>{_text(' '.join(lines))}</p>"
+
+
+def _costs(groups: Sequence[Group]) -> str:
+    """The table of what one inference takes, of the networks that are really smaller."""
+    rows: list[list[str]] = []
+    for group in groups:
+        macs, dense = group.figure("macs"), group.figure("macs_dense")
+        if macs is None or dense is None or macs.mean >= dense.mean:
+            continue
+        row = [group.label, f"{dense.mean:,.0f}", f"{macs.mean:,.0f}"]
+        for name, whole in (("latency_ms", "latency_dense_ms"), ("peak_memory_mb", "peak_memory_dense_mb")):
+            figures = group.figure(whole), group.figure(name), group.ratio(name, whole)
+            row += [f"{figure.mean:.2f}" if figure else "" for figure in figures]
+        rows.append(row)
+    if not any(cell for row in rows for cell in row[3:]):
+        return ""
+    header = ["", "MACs, dense", "pruned", "ms, dense", "pruned", "ratio", "MB, dense", "pruned", "ratio"]
+    return (
+        "<p>One example, one inference: the median time, both networks in turn, and the peak of weights and "
+        "activations. Means over seeds; the ratios are the trials' own.</p>" + _table(header, rows)
+    )
 
 
 def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> str:

@@ -59,6 +59,8 @@ def _draw(plot: Plot, path: Path, kind: str) -> None:
         axes.set_xlabel(_title(layout["xaxis"]))
         axes.set_ylabel(_title(layout["yaxis"]))
         axes.set_xscale(layout["xaxis"].get("type", "linear"))
+        if "tickvals" in layout["xaxis"]:
+            axes.set_xticks(layout["xaxis"]["tickvals"], layout["xaxis"]["ticktext"])
         if layout["xaxis"].get("type") == "log":
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")

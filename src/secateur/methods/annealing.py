@@ -1,0 +1,149 @@
+"""The way of alpha from 1 to 0: a training at each stage, and what is done where the score falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from secateur.errors import BudgetError, NonFiniteError
+from secateur.methods.branch_annealing import BranchAnnealing, Descent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training at one ``alpha``, with the learning rate times ``rate`` (0: none, the beginning).
+
+    ``score`` and ``loss`` after it, None where it diverged. ``kept``: its weights are those that went
+    on; otherwise the best ones at this alpha came back.
+    """
+
+    alpha: float
+    rate: float
+    score: float | None
+    loss: float | None
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """How :func:`anneal_branches` goes down.
+
+    ``descent``: the alphas. ``adaptive``: not these; alpha falls by ``descent.step``, and by half as
+    much from each alpha on at which the first training did not hold the score (never by less than
+    ``descent.threshold``, and under this it jumps to 0). A score is held when it is at most ``tolerance``
+    under the best so far.
+
+    ``rates``: factors of the learning rate, each for one training at an alpha, as long as the score is
+    not held: (1, 1) trains once more, (1, 10, 100) is the source's escalation. What does not improve the
+    score is undone. If none holds it, alpha falls all the same, and the score reached counts as the
+    best from there.
+
+    ``update``: the pretrained weights are trained from the "start", "never" (nor do their norms learn
+    statistics), or from this alpha on.
+    """
+
+    descent: Descent = field(default_factory=Descent)
+    adaptive: bool = False
+    tolerance: float = 0.01
+    rates: tuple[float, ...] = (1.0,)
+    update: Literal["start", "never"] | float = "start"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise BudgetError(f"tolerance is {self.tolerance!r}; it is a number from 0")
+        if not self.rates or not all(math.isfinite(rate) and rate > 0 for rate in self.rates):
+            raise BudgetError(f"rates is {self.rates!r}; it holds one positive factor or more")
+        named = self.update in ("start", "never")
+        if not named and (isinstance(self.update, str) or not 0 <= self.update <= 1):
+            raise BudgetError(f"update is {self.update!r}; it is 'start', 'never' or an alpha from 0 to 1")
+
+    def freezes(self, alpha: float) -> bool:
+        """Whether the pretrained weights stay as they are at this alpha."""
+        return self.update == "never" or (not isinstance(self.update, str) and alpha > self.update)
+
+    def after(self, stages: Sequence[Stage]) -> tuple[float, float] | None:
+        """Return (alpha, rate) of the training that comes after these stages; None after the last."""
+        best, here, tries, visited, halved = -math.inf, -math.inf, 0, 0, 0
+        alpha = math.nan
+        for stage in stages:
+            if stage.alpha != alpha:
+                best = best if here >= best - self.tolerance else here
+                alpha, tries, visited = stage.alpha, 0, visited + 1
+            tries += 1
+            if stage.kept and stage.score is not None:
+                here = stage.score
+            best = max(best, here)
+            halved += tries == 1 and here < best - self.tolerance
+        if here < best - self.tolerance and tries < len(self.rates):
+            return alpha, self.rates[tries]
+        if alpha == 0:
+            return None
+        if not self.adaptive:
+            return self.descent.alphas()[visited - 1], self.rates[0]
+        lower = alpha - max(self.descent.step / 2**halved, self.descent.threshold)
+        return 0.0 if lower < self.descent.threshold - 1e-12 else round(lower, 12), self.rates[0]
+
+
+def anneal_branches(
+    branches: BranchAnnealing,
+    fine_tune: Callable[[nn.Module, float], None],
+    evaluate: Callable[[nn.Module], tuple[float, float]],
+    method: Annealing | None = None,
+    *,
+    stages: Sequence[Stage] = (),
+    on_stage: Callable[[tuple[Stage, ...]], None] | None = None,
+) -> tuple[Stage, ...]:
+    """Train ``branches.network`` while alpha goes from 1 to 0, in place; return the stages.
+
+    ``fine_tune(network, rate)`` trains in place, with an optimizer of its own made of the parameters
+    that require gradients then, its learning rate times ``rate``. ``evaluate(network)`` gives (score,
+    loss) on the validation split; equal scores are told apart by the loss.
+
+    ``on_stage(stages)`` hears of each training, and first of the score at alpha 1. A run that was stopped
+    goes on to the same numbers from ``stages`` and the ``state_dict`` that the network had then.
+
+    Raises NonFiniteError where the first training at an alpha diverges; a later one is undone.
+    """
+    method, network = method or Annealing(), branches.network
+    done = list(stages)
+    if not done:
+        branches.alpha = 1.0
+        network.freeze(method.freezes(1.0))
+        done.append(Stage(1.0, 0.0, *_finite(*evaluate(network))))
+        if on_stage is not None:
+            on_stage(tuple(done))
+    while (following := method.after(done)) is not None:
+        alpha, rate = following
+        so_far = next((s for s in reversed(done) if s.kept and s.alpha == alpha), None)
+        before = network.state_dict() if so_far is not None else {}
+        before = {name: tensor.detach().clone() for name, tensor in before.items()}
+        branches.alpha = alpha
+        network.freeze(method.freezes(alpha))
+        try:
+            fine_tune(network, rate)
+            stage = Stage(alpha, rate, *_finite(*evaluate(network)))
+        except NonFiniteError:
+            if so_far is None:
+                raise
+            stage = Stage(alpha, rate, None, None)
+        if so_far is not None and _worth(stage) <= _worth(so_far):
+            network.load_state_dict(before)
+            stage = replace(stage, kept=False)
+        done.append(stage)
+        if on_stage is not None:
+            on_stage(tuple(done))
+    return tuple(done)
+
+
+def _finite(score: float, loss: float) -> tuple[float, float]:
+    if not (math.isfinite(score) and math.isfinite(loss)):
+        raise NonFiniteError(f"evaluate gave a score of {score} and a loss of {loss}; finite ones are right")
+    return float(score), float(loss)
+
+
+def _worth(stage: Stage) -> tuple[float, float]:
+    return (-math.inf, 0.0) if stage.score is None or stage.loss is None else (stage.score, -stage.loss)
