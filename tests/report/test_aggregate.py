@@ -33,6 +33,17 @@ def test_means_and_sample_deviations_over_seeds():
     assert percent(Figure(0.98765, 0.0, 1)) == "98.77"
 
 
+def test_what_goes_with_the_amount_makes_no_curve_of_its_own():
+    points = [(0.5, 12), (0.8, 11), (0.9, 11)]
+    rows = [trial(point={"greedy.sparsity": s, "retrain.epochs": e}) for s, e in points]
+    rows += [trial(method="n", point={"anneal.ratio": r}) for r in (0.75, 0.5)]
+    series = series_of(groups_of({"recipe": "r", "trials": rows}))
+    assert {name: len(groups) for name, groups in series.items()} == {"m": 3, "n": 2}
+    rows.append(trial(point={"greedy.sparsity": 0.5, "retrain.epochs": 11}))  # now the epochs do tell
+    series = series_of(groups_of({"recipe": "r", "trials": rows}))
+    assert list(series) == ["m, epochs 12", "m, epochs 11", "n"]
+
+
 def test_groups_keep_the_sweeps_order_and_join_seeds():
     rows = [
         trial(
@@ -79,7 +90,7 @@ def test_numbers_that_are_not_the_amount_pruned_make_curves_of_their_own():
 
 def test_the_constraint_of_prune_to_is_an_amount_too():
     rows = [trial(point={"prune_to.macs": m, "train.lr": 0.1}) for m in (0.7, 0.5)]
-    assert list(series_of(groups_of({"recipe": "r", "trials": rows}))) == ["m, lr 0.1"]
+    assert list(series_of(groups_of({"recipe": "r", "trials": rows}))) == ["m"]
     rows = [trial(point={"model.parameters": n}) for n in (7, 5)]
     assert len(series_of(groups_of({"recipe": "r", "trials": rows}))) == 2
 

@@ -106,9 +106,11 @@ def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
     series: dict[str, list[Group]] = {}
     groups = list(groups)
     several = len({group.study for group in groups}) > 1
+    alone = _along_one_curve(groups)
     for group in groups:
         plotted = amount_of(group.point)
-        words = [f"{short(k)} {value_text(v)}" for k, v in group.point.items() if k != plotted]
+        rest = {} if alone[group.study, group.method] else group.point
+        words = [f"{short(k)} {value_text(v)}" for k, v in rest.items() if k != plotted]
         name = ", ".join(dict.fromkeys([group.method, *words]))
         if several and group.method != group.study:
             name = f"{group.study}: {name}"
@@ -116,9 +118,22 @@ def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
     return series
 
 
+def _along_one_curve(groups: Sequence[Group]) -> dict[tuple[str, str], bool]:
+    """Return by study and method whether each of its points has an amount of its own: whatever else
+    they differ in (the epochs left at that amount, say) then makes no other curve."""
+    amounts: dict[tuple[str, str], list[Any]] = {}
+    for group in groups:
+        key = amount_of(group.point)
+        amounts.setdefault((group.study, group.method), []).append(None if key is None else group.point[key])
+    return {which: None not in some and len(set(some)) == len(some) for which, some in amounts.items()}
+
+
+_AMOUNTS = ("macs", "parameters", "latency_ms", "sparsity", "accuracy_drop", "penalty", "ratio", "width")
+
+
 def amount_of(point: Mapping[str, Any]) -> str | None:
-    """Return the setting that a curve runs along: the last number of a budget, a shrinkage or the
-    constraint of a ``prune_to``."""
+    """Return the setting that a curve runs along: the last number of a budget, a shrinkage, or what
+    decides how much another step removes (``prune_to.macs``, ``greedy.sparsity``, ``anneal.ratio``)."""
     numbers = [key for key, value in point.items() if is_number(value)]
     amounts = [k for k in numbers if ".budget." in k or ".shrinkage." in k or _is_constraint(k)]
     return (amounts or [None])[-1]
@@ -126,8 +141,7 @@ def amount_of(point: Mapping[str, Any]) -> str | None:
 
 def _is_constraint(key: str) -> bool:
     parts = key.split(".")
-    constraint = len(parts) == 2 and parts[1] in ("macs", "parameters", "latency_ms")
-    return constraint and parts[0] not in ("data", "model", "train")
+    return len(parts) == 2 and parts[1] in _AMOUNTS and parts[0] not in ("data", "model", "train")
 
 
 def front(points: list[tuple[float, float]]) -> list[int]:
