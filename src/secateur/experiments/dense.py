@@ -28,6 +28,7 @@ from secateur.training.batches import seed_of
 from secateur.training.checkpoint import load_weights, save_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import Epoch, fit
+from secateur.training.settings import Training
 
 try:
     import fcntl
@@ -46,13 +47,19 @@ def dense_network(
     if plan.model.weights is not None:
         load_weights(plan.model.weights, model)
         return model, {"curve": [], "seconds": 0.0}
-    name = hash_of({"train": asdict(plan.train)} | what_determines(plan, seed))
+    name = hash_of({"train": _chosen(plan.train)} | what_determines(plan, seed))
     weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
     with _locked(folder / f"{name}.lock"):  # of several workers one trains it, the others wait
         if not info.exists():
             _train_dense(model, plan, seed, data, folder, name, on_epoch)
     load_weights(weights, model)
     return model, load_json(info)
+
+
+def _chosen(train: Training) -> dict[str, Any]:
+    """Return the settings that are not the defaults: one that is added later leaves all names as they are."""
+    usual = asdict(Training())
+    return {name: value for name, value in asdict(train).items() if value != usual[name]}
 
 
 def what_determines(plan: Plan, seed: int) -> dict[str, Any]:
