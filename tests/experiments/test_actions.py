@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from kills import killed_at_every_write
 
 import secateur as sc
 from secateur.errors import RecipeError
-from secateur.experiments import state as states
 from secateur.experiments import work as working
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.trial import run_trial
@@ -91,27 +91,7 @@ def test_what_was_pruned_last_has_not_been_retrained(plan, tmp_path):
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monkeypatch, steps):
     """A kill in the middle of every writing of the state, one after the other."""
     whole = run(plan(steps), tmp_path / "whole")
-    real, number = states.save_json, 0
-
-    class Killed(BaseException):
-        pass
-
-    def half(*args, **kwargs):
-        nonlocal number
-        number += 1
-        if number % 2:
-            raise Killed
-        real(*args, **kwargs)
-
-    (tmp_path / "killed").mkdir()
-    monkeypatch.setattr(states, "save_json", half)
-    kills = 0
-    while True:
-        try:
-            again = run(plan(steps), tmp_path / "killed")
-            break
-        except Killed:
-            kills += 1
+    again, kills = killed_at_every_write(monkeypatch, lambda: run(plan(steps), tmp_path / "killed"))
     assert kills >= 2
     assert without_times(again) == without_times(whole)
     assert not list((tmp_path / "killed").glob("*.part"))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from kills import killed_at_every_write
 
 import secateur as sc
 from secateur.errors import NonFiniteError, RecipeError
@@ -109,27 +110,7 @@ def test_the_rates_and_the_update_reach_the_training(plan, tmp_path, monkeypatch
 @pytest.mark.parametrize("steps", [PLAIN, LATE, SECOND], ids=["plain", "late", "second"])
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monkeypatch, steps):
     whole = run(plan(steps), tmp_path / "whole")
-    real, number = states.save_json, 0
-
-    class Killed(BaseException):
-        pass
-
-    def half(*args, **kwargs):
-        nonlocal number
-        number += 1
-        if number % 2:
-            raise Killed
-        real(*args, **kwargs)
-
-    (tmp_path / "killed").mkdir()
-    monkeypatch.setattr(states, "save_json", half)
-    kills = 0
-    while True:
-        try:
-            again = run(plan(steps), tmp_path / "killed")
-            break
-        except Killed:
-            kills += 1
+    again, kills = killed_at_every_write(monkeypatch, lambda: run(plan(steps), tmp_path / "killed"))
     assert kills >= 4
     assert without_times(again) == without_times(whole)
     assert not list((tmp_path / "killed").glob("*.part"))

@@ -112,7 +112,7 @@ class CutTo:
 
     def run(self, work: Work) -> None:
         spec, state = self.spec, work.state
-        state.model, proof = prune_to(
+        small, proof = prune_to(
             state.model,
             work.example(1 if spec.latency_ms is not None else 2),
             macs=spec.macs,
@@ -127,9 +127,7 @@ class CutTo:
             min_kept=spec.min_kept,
         )
         state.masks, state.requested = None, None
-        state.structured = state.compacted = True
-        state.notes[self.step] = ["; ".join(repr(proof).splitlines())]
-        work.cut(copy.deepcopy(state.model))
+        work.replace(small, self.step, ["; ".join(repr(proof).splitlines())])
 
 
 @dataclass(frozen=True)

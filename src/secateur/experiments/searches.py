@@ -96,11 +96,9 @@ class Select:
         )
         state.masks, state.requested = None, None
         work.train(selection.network, self.step, self.training, selection.trained)
-        state.model, _, selected = selection.fold(spec.threshold)
-        state.structured = state.compacted = True
+        small, _, selected = selection.fold(spec.threshold)
         skipped = [f"no factor on {name}: {why}" for name, why in selection.skipped.items()]
-        state.notes[self.step] = ["; ".join(repr(selected).splitlines()), *skipped]
-        work.cut(copy.deepcopy(state.model))
+        work.replace(small, self.step, ["; ".join(repr(selected).splitlines()), *skipped])
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,7 @@ class Anneal:
 
         done = [Stage(**row) for row in state.stages.get(self.step, [])]
         anneal_branches(branches, fine_tune, evaluate, make_annealing(spec), stages=done, on_stage=on_stage)
-        state.model, proof = branches.fold()
+        small, proof = branches.fold()
         state.annealed = None
-        state.structured = state.compacted = True
         skipped = [f"no branch beside {name}: {why}" for name, why in branches.skipped.items()]
-        state.notes[self.step] = ["; ".join(repr(proof).splitlines()), *skipped]
-        work.cut(copy.deepcopy(state.model))
+        work.replace(small, self.step, ["; ".join(repr(proof).splitlines()), *skipped])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class Work:
     def cut(self, pruned: nn.Module) -> None:
         """Note that this is the network after a pruning: nothing has been retrained since."""
         self.state.pruned, self.state.retrained = pruned, False
+
+    def replace(self, small: nn.Module, step: str, notes: list[str]) -> None:
+        """Put a really smaller network in the place of the one before, as the result of a pruning."""
+        self.state.model, self.state.structured, self.state.compacted = small, True, True
+        self.state.notes[step] = notes
+        self.cut(copy.deepcopy(small))
 
     def spent(self, kind: str, seconds: float) -> None:
         self.state.seconds[kind] = self.state.seconds.get(kind, 0.0) + seconds

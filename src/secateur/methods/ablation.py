@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from secateur.errors import ModelError
+from secateur.measure.running import first_line
 from secateur.structure.activations import bound
 from secateur.structure.capture import Captured, capture
 from secateur.structure.dead import readers_of
@@ -63,8 +64,8 @@ class Ablation:
                     raise ModelError("its operators depend on the size of the batch")
             self._check(example)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.slow |= dict.fromkeys(self.ways, f"its graph does not run on stacked batches: {reason}")
+            reason = f"its graph does not run on stacked batches: {first_line(error)}"
+            self.slow |= dict.fromkeys(self.ways, reason)
             self.ways = {}
 
     def _check(self, example: Example) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.macs import count_macs
 from secateur.measure.running import first_line, run_once
+from secateur.measure.size import count_parameters
 from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.capture import all_tensors, arguments
 from secateur.structure.dead import Found, find_dead, fold
@@ -83,7 +84,7 @@ def compact(
         max_error=error,
         max_error_randomised=randomised,
         removed={n: (int(g.sum()), len(g)) for n, g in doomed.items() if g.any()},
-        parameters=(_count(model), _count(small)),
+        parameters=(count_parameters(model), count_parameters(small)),
         macs=(count_macs(model, args, named).dense, count_macs(small, args, named).dense),
         kept=found.kept,
         folded=len(found.constants_of(doomed)),
@@ -342,7 +343,3 @@ def _rebound(masks: Any, small: nn.Module, removed: Removed) -> Any:
         units=masks.units,
         dense={name: mask.numel() for name, mask in masks.items()} | masks.dense,
     )
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
