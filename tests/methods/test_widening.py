@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import secateur as sc
 from secateur.errors import ModelError, TargetError
 from secateur.methods.branch_annealing import BranchAnnealing
-from secateur.methods.widening import SplitNorm, Widened
+from secateur.methods.split_layers import SplitNorm
+from secateur.methods.widening import Widened
 from secateur.structure.verify import call, difference
 
 

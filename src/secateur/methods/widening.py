@@ -4,6 +4,7 @@ With z what a layer makes of a group's C channels, the branch holds C' = ratio C
 go through whatever stands before the next layers (norms of their own, activations, pools), and these
 read alpha B + (1 - alpha) ``up`` P. As all of that works channel by channel, the network is the same
 module with C + C' channels, whose weights are products of the model's with ``down``, ``up`` and alpha.
+(While it is trained, a spatial convolution takes its two matrices in turn: see ``SplitConv``.)
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from secateur.errors import ModelError
 from secateur.measure.running import first_line
+from secateur.methods.split_layers import SplitConv, SplitNorm
 from secateur.structure.attributes import Sizes, adjust
 from secateur.structure.capture import first_names, tensor_of
 from secateur.structure.propagate import values_in
@@ -131,6 +132,8 @@ class Widened(nn.Module):
             part = next((part for part in parts if part is not None), None)
             if part is not None and isinstance(module, _NORMS):
                 _put(work, path, SplitNorm(module, self.widths[part.group]))
+            elif self._split(path, module):
+                _put(work, path, SplitConv(module))
             elif part is not None and part.role == OWN and isinstance(module, _CONVS):
                 module.groups = module.in_channels = module.out_channels = (
                     module.groups + self.widths[part.group]
@@ -141,8 +144,14 @@ class Widened(nn.Module):
                 setattr(module, leaf, torch.empty(0))  # functional_call puts a tensor here
         return work
 
+    def _split(self, path: str, module: nn.Module) -> bool:
+        """Whether a layer is a convolution over positions that makes units or reads them, one each."""
+        parts = self.parts.get(f"{path}.weight".lstrip("."), {}).values()
+        plain = isinstance(module, _CONVS) and module.groups == 1 and module.weight[0, 0].numel() > 1
+        return plain and bool(parts) and all(part.entries == 1 for part in parts)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.wide, self.tensors(), args, kwargs)
+        return functional_call(self.wide, self._running(), args, kwargs)
 
     def train(self, mode: bool = True) -> Widened:
         super().train(mode)
@@ -177,11 +186,46 @@ class Widened(nn.Module):
         return [module for module in self.wide.modules() if isinstance(module, SplitNorm)]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the wide module's parameters, under each of their names."""
-        device = next(self.up.parameters()).device.type
-        with torch.autocast(device, enabled=False):  # what fold multiplies is what was trained
+        """Return the wide network's parameters, under each of their names."""
+        with torch.autocast(self._device(), enabled=False):  # what fold multiplies is what was trained
             made = {name: self._wide(name, tensor) for name, tensor in self.model.named_parameters()}
         return {name: made[first] for name, first in self.names.items()}
+
+    def _running(self) -> dict[str, Tensor]:
+        """Return what :meth:`tensors` does, as the module that runs takes it."""
+        given: dict[str, Tensor] = {}
+        wide: dict[str, Tensor] = {}  # by first name, each once
+        with torch.autocast(self._device(), enabled=False):
+            for name, first in self.names.items():
+                path, _, leaf = name.rpartition(".")
+                tensor = self.model.get_parameter(first)
+                if not isinstance(self.wide.get_submodule(path), SplitConv):
+                    if first not in wide:
+                        wide[first] = self._wide(first, tensor)
+                    given[name] = wide[first]
+                    continue
+                given[f"{path}.conv.{leaf}"] = tensor.view_as(tensor)
+                if leaf == "weight":
+                    given[f"{path}.mix"], given[f"{path}.spread"] = self._matrices(first, tensor)
+        return given
+
+    def _matrices(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two matrices around a layer's own weight, (alpha I, (1 - alpha) up) before it and
+        (I, down) after it; empty where no branch is read or made."""
+        mix = spread = weight.new_empty(0)
+        parts = self.parts[name]
+        if 1 in parts:
+            alpha, up = self.alphas[parts[1].group], self.up[key(parts[1].group)]
+            mix = torch.cat(
+                [alpha * torch.eye(len(up), dtype=up.dtype, device=up.device), (1 - alpha) * up], 1
+            )
+        if 0 in parts:
+            down = self.down[key(_module(name))]
+            spread = torch.cat([_eye(down.shape[1], down), down])
+        return mix, spread
+
+    def _device(self) -> str:
+        return next(self.up.parameters()).device.type
 
     def _wide(self, name: str, tensor: Tensor) -> Tensor:
         parts = self.parts.get(name, {})
@@ -231,6 +275,8 @@ class Widened(nn.Module):
         for path, module in list(work.named_modules()):
             if isinstance(module, SplitNorm):
                 _put(work, path, module.joined(self.model.get_submodule(path)))
+            elif isinstance(module, SplitConv):
+                _put(work, path, module.conv)
         made: dict[str, nn.Parameter] = {}
         for name, tensor in tensors.items():
             first = self.names[name]
@@ -265,57 +311,13 @@ def _grown_sizes(structure: Structure, widths: Mapping[str, int]) -> dict[str, S
     return found
 
 
-class SplitNorm(nn.Module):
-    """A batch norm over a model's channels and a branch's, of which only the branch's learns statistics
-    while ``frozen``."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: Any, width: int) -> None:
-        super().__init__()
-        self.own, self.eps, self.momentum, self.frozen = norm.num_features, norm.eps, norm.momentum, False
-        self.training = norm.training
-        self.weight = self.bias = None
-        if norm.affine:
-            self.weight = nn.Parameter(norm.weight.detach().clone())
-            self.bias = nn.Parameter(norm.bias.detach().clone())
-        for name, extra in (("running_mean", 0.0), ("running_var", 1.0)):
-            old = getattr(norm, name)
-            self.register_buffer(
-                name, None if old is None else torch.cat([old, old.new_full((width,), extra)])
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.frozen and self.training):
-            return self._part(x, slice(None), self.training)
-        return torch.cat(
-            [
-                self._part(x[:, : self.own], slice(self.own), False),
-                self._part(x[:, self.own :], slice(self.own, None), True),
-            ],
-            1,
-        )
-
-    def _part(self, x: Tensor, part: slice, training: bool) -> Tensor:
-        mean, var, weight, bias = (
-            None if t is None else t[part]
-            for t in (self.running_mean, self.running_var, self.weight, self.bias)
-        )
-        return F.batch_norm(x, mean, var, weight, bias, training or mean is None, self.momentum, self.eps)
-
-    def joined(self, norm: nn.Module) -> nn.Module:
-        """Return an ordinary norm of the class of ``norm`` over all channels."""
-        whole: Any = copied(norm)
-        for name in ("running_mean", "running_var"):
-            if getattr(self, name) is not None:
-                whole._buffers[name] = getattr(self, name).clone()
-        return whole
-
-
 def key(name: str) -> str:
     """Return a name as torch allows it in a ParameterDict."""
     return name.replace(".", "/")
+
+
+def _eye(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
 def _module(name: str) -> str:
