@@ -78,6 +78,27 @@ def test_prune_and_inspect_ones_own_checkpoint(tmp_path):
     assert torch.equal(pruned.layers[0].weight[kept], model.layers[0].weight[kept])
 
 
+def test_whole_units_go_and_the_smaller_network_is_read_back(tmp_path):
+    """Trained weights in, a really smaller network out, by way of the options alone."""
+    model = build_model("lenet-5", seed=3)
+    save_weights(tmp_path / "in.safetensors", model)
+    done = secateur_command(
+        "prune", "--model", "lenet-5", "--weights", "in.safetensors", "--out", "small.safetensors",
+        "--units", "--sparsity", "0.5", "--input-shape", "1,1,28,28", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "285 of 570 units removed" in done.stdout
+    assert "equal to the masked network to" in done.stdout
+    words = [line.split() for line in done.stdout.splitlines()]
+    assert ["parameters", "431,080", "109,295"] in words
+    assert ["multiply-adds", "2,293,000", "646,500"] in words
+    assert "secateur.load(network, 'small.safetensors')" in done.stdout
+    small = secateur.load(build_model("lenet-5"), tmp_path / "small.safetensors")
+    assert count_parameters(small) == 109_295
+    shown = secateur_command("inspect", "--model", "lenet-5", "--weights", "small.safetensors", cwd=tmp_path)
+    assert "conv2.weight  Conv2d  25x10x5x5" in shown.stdout, shown.stderr
+
+
 def test_inspect_measures_on_an_input_shape():
     done = secateur_command("inspect", "--model", "lenet-5", "--input-shape", "1,1,28,28")
     assert "multiply-adds 2,293,000" in done.stdout
@@ -127,6 +148,9 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         done = secateur_command("choose", "sizes", "--accuracy-drop", "90", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert loader in done.stdout
+        network = "{name: digits-mlp, hidden: 64}"
+        shown = secateur_command("inspect", "--model", network, "--weights", file, cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
         code = "\n".join(line.strip() for line in done.stdout.partition("load it with\n")[2].splitlines())
         found: dict = {}
         with contextlib.chdir(tmp_path):
@@ -136,6 +160,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         folder = tmp_path / "sizes" / "trials"
         row = next(r for r in rows if (folder / r["id"] / "model.safetensors").read_bytes() == chosen)
         assert count_parameters(found["model"]) == row["metrics"]["parameters"]
+        assert f"parameters {row['metrics']['parameters']:,}, non-zero" in shown.stdout
         assert f"seed {row['seed']}: the best of its 2 on validation" in done.stdout
         data = load_data("digits", validation=200)
         accuracy = evaluate_on(found["model"], data.validation).accuracy
@@ -143,6 +168,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         assert accuracy == row["metrics"][f"accuracy_{final}_validation"]
 
 
+PRUNE = ("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "0.5")
 ERRORS = [
     (("run", "quikstart"), "error: unknown recipe 'quikstart'; did you mean 'quickstart'"),
     (("run", "quickstart", "--set", "retrain"), "error: --set retrain: write it as key=value"),
@@ -160,11 +186,18 @@ ERRORS = [
         "error: --minimise size: one of bytes, latency, macs, parameters",
     ),
     (("prune", "--model", "lenet-5", "--weights", "w", "--out", "o"), "how much should go? give --sparsity"),
-    (("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "0.5"), "w: no such file"),
+    (PRUNE, "w: no such file"),
+    ((*PRUNE[:-1], "5"), "sparsity is 5.0; it is a share"),
+    (("inspect", "--model", ""), "error: --model '': is empty; give a name"),
+    (("inspect", "--model", "{hidden: 3}"), "error: --model: lacks 'name'"),
+    (("inspect", "--model", "lenet-5", "--input-dtype", "int64"), "give --input-shape too"),
     (
-        ("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "5"),
-        "sparsity is 5.0; it is a share",
+        ("inspect", "--model", "lenet-5", "--input-shape", "1,1,28,28", "--input-dtype", "in64"),
+        "error: --input-dtype in64: no such dtype; did you mean 'int64'?",
     ),
+    ((*PRUNE, "--out", "."), "error: --out .: is a folder; give a file in it"),
+    ((*PRUNE, "--units"), "error: --units runs the network: give --input-shape, like 1,3,32,32, or --data"),
+    ((*PRUNE, "--criterion", "l2_norm"), "its criterion or budget is for whole units: add --units"),
 ]
 
 

@@ -27,6 +27,17 @@ app = typer.Typer(
 )
 
 
+_Model = Annotated[
+    str,
+    typer.Option(
+        help="A network's name, package.module:factory, or YAML with options: {name: ..., width: 0.5}."
+    ),
+]
+_InputDtype = Annotated[
+    str | None, typer.Option(help="Dtype of that batch [float32]; int64 for networks that read tokens.")
+]
+
+
 def main() -> None:
     """Run the command line; an error of secateur's is one line and exit status 2."""
     try:
@@ -160,50 +171,93 @@ def choose(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Option(help="A network's name or package.module:factory.")],
-    weights: Annotated[Path | None, typer.Option(help="A safetensors state dict.")] = None,
+    model: _Model,
+    weights: Annotated[
+        Path | None, typer.Option(help="A safetensors file: a state dict, or one of secateur.save.")
+    ] = None,
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one input batch, like 1,3,32,32: adds MACs, latency, memory.")
     ] = None,
+    input_dtype: _InputDtype = None,
 ) -> None:
     """Print a network's layers: shapes, parameters, non-zeros and sparsity."""
     from secateur.experiments.checkpoints import inspect_model
 
-    typer.echo(inspect_model(model, weights, _shape(input_shape)))
+    typer.echo(inspect_model(_named("--model", model), weights, _shape(input_shape), input_dtype))
 
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Option(help="A network's name or package.module:factory.")],
-    weights: Annotated[Path, typer.Option(help="Its trained weights: a safetensors state dict.")],
-    out: Annotated[Path, typer.Option(help="Where the pruned weights go.")],
-    criterion: Annotated[str, typer.Option(help="A criterion's name.")] = "magnitude",
+    model: _Model,
+    weights: Annotated[
+        Path, typer.Option(help="Its trained weights: a safetensors state dict, or a file of secateur.save.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the pruned network goes.")],
+    criterion: Annotated[
+        str | None, typer.Option(help="A criterion's name [magnitude; with --units l2_norm].")
+    ] = None,
     budget: Annotated[
-        str, typer.Option(help="A budget's name, or YAML: {name: std, sensitivity: 1.5}.")
-    ] = "global",
-    sparsity: Annotated[float | None, typer.Option(help="The share of weights to zero.")] = None,
+        str | None,
+        typer.Option(
+            help="A budget's name, or YAML: {name: std, sensitivity: 1.5} [global; with --units uniform]."
+        ),
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="The share of weights to zero; with --units, of units to remove.")
+    ] = None,
     shrinkage: Annotated[
         str, typer.Option(help="hard, soft, or YAML: {name: trimmed, upper: 0.99}.")
     ] = "hard",
-    include: Annotated[list[str] | None, typer.Option(help="Only tensors that match this pattern.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No tensor that matches this pattern.")] = None,
-    data: Annotated[str | None, typer.Option(help="A data set for criteria that read data, or YAML.")] = None,
-    masks: Annotated[Path | None, typer.Option(help="Where the masks go too.")] = None,
+    units: Annotated[
+        bool,
+        typer.Option("--units", help="Whole neurons, filters and heads go, and are removed for real."),
+    ] = False,
+    compact: Annotated[
+        bool,
+        typer.Option("--compact", help="Remove for real what the zeros left dead; --units always does."),
+    ] = False,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Shape of one input batch, like 1,3,32,32, for --units and --compact.")
+    ] = None,
+    input_dtype: _InputDtype = None,
+    round_to: Annotated[int, typer.Option(help="Of units, every group keeps a multiple of this.")] = 1,
+    min_kept: Annotated[int, typer.Option(help="Of units, every group keeps at least this many.")] = 1,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only tensors (with --units groups) that match this pattern.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No tensor (group) that matches this pattern.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A data set, or YAML, for criteria that read data; units may be found on it too."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Where the masks of the network in --out go too.")
+    ] = None,
 ) -> None:
     """Prune a checkpoint of your own, without a recipe."""
     from secateur.experiments.checkpoints import prune_checkpoint
 
     result = prune_checkpoint(
-        model=model,
+        model=_named("--model", model),
         weights=weights,
         out=out,
-        criterion=_yaml("--criterion", criterion),
-        budget=_yaml("--budget", budget),
+        step={
+            "criterion": _named("--criterion", criterion),
+            "budget": _named("--budget", budget),
+            "shrinkage": _named("--shrinkage", shrinkage),
+            "units": units,
+            "round_to": round_to,
+            "min_kept": min_kept,
+            "include": include,
+            "exclude": exclude,
+        },
         sparsity=sparsity,
-        shrinkage=_yaml("--shrinkage", shrinkage),
-        include=include,
-        exclude=exclude,
-        data=None if data is None else _yaml("--data", data),
+        removing=compact,
+        input_shape=_shape(input_shape),
+        input_dtype=input_dtype,
+        data=_named("--data", data),
         masks_out=masks,
     )
     typer.echo(result)
@@ -225,6 +279,13 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             raise RecipeError(f"--set {pair}: write it as key=value, like retrain.epochs=0")
         settings[key] = _yaml(f"--set {key}", value)
     return settings
+
+
+def _named(option: str, text: str | None) -> Any:
+    value = None if text is None else _yaml(option, text)
+    if value is None and text is not None:
+        raise RecipeError(f"{option} {text!r}: is empty; give a name")
+    return value
 
 
 def _yaml(option: str, text: str) -> Any:

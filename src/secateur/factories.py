@@ -24,8 +24,9 @@ def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as missing:
-        raise error(f"{path}: cannot import {module_name!r}: {missing}") from missing
+    except (Exception, SystemExit) as failure:  # a user's module can raise anything, or exit as a script
+        said = " ".join(f"{type(failure).__name__}: {failure}".split())
+        raise error(f"{path}: cannot import {module_name!r}: {said}") from failure
     if not callable(getattr(module, attribute, None)):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise error(f"{path}: {module_name} has no function {attribute!r}{nearest(attribute, functions)}")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from numbers_of import numbers
 
+import secateur as sc
 from secateur.errors import StorageError
 from secateur.experiments import work as work_module
 from secateur.experiments.results import read_results
@@ -118,6 +119,18 @@ def test_weights_of_ones_own_are_the_dense_network(tiny, tmp_path, done):
     assert results["trials"][0]["curves"]["dense"] == []
     dense = {t["metrics"]["accuracy_dense"] for t in done[2]["trials"]}
     assert results["trials"][0]["metrics"]["accuracy_dense"] in dense
+
+
+def test_a_smaller_network_of_ones_own_is_the_dense_network(tiny, tmp_path):
+    model, x = build_model("digits-mlp", hidden=16), torch.randn(2, 64)
+    masks = sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(model, x))
+    small, _ = sc.compact(model, x, masks=masks)
+    sc.save(small, tmp_path / "small.safetensors")
+    results = run_study(
+        tiny({"model.weights": str(tmp_path / "small.safetensors")}, seeds=[0]), tmp_path / "own"
+    )
+    parameters = {t["metrics"]["parameters"] for t in results["trials"]}
+    assert parameters == {sum(p.numel() for p in small.parameters())}
 
 
 def test_threads_and_global_seed_do_not_matter(done, tiny, tmp_path):

@@ -2,75 +2,284 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from secateur.errors import RecipeError
+from secateur.errors import ModelError, RecipeError, SecateurWarning, nearest
 from secateur.experiments.choices import make
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.recipe import DataSpec
-from secateur.measure.summary import format_layers, layer_profiles, profile
+from secateur.experiments.specs import ModelSpec, PruneSpec
+from secateur.experiments.steps import step_of, validated
+from secateur.experiments.yaml_lines import Located
+from secateur.measure.running import first_line, run_once, shapes
+from secateur.measure.summary import Profile, aligned, format_layers, layer_profiles, profile
 from secateur.models import build_model
 from secateur.pruning.prune import prune
-from secateur.training.checkpoint import load_weights, save_weights
+from secateur.structure.compact import compact
+from secateur.structure.saved import save
+from secateur.structure.units import Structure, trace
+from secateur.training import checkpoint
+from secateur.training.checkpoint import save_weights
+from secateur.training.evaluate import loss_of
+from secateur.training.settings import Training
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
+}
+
+Named = str | Mapping[str, Any]
 
 
-def inspect_model(name: str, weights: Path | None, input_shape: tuple[int, ...] | None) -> str:
+def inspect_model(
+    name: Named, weights: Path | None, input_shape: tuple[int, ...] | None, input_dtype: str | None = None
+) -> str:
     """Return the layer table of a network; with an input shape, its whole profile."""
-    model = build_model(name)
-    if weights is not None:
-        load_weights(weights, model)
+    dtype = _dtype(input_shape, input_dtype)
+    model, _ = load_network(name, weights)
     if input_shape is None:
+        _check_sized(model)
         return format_layers(layer_profiles(model))
-    return repr(profile(model, torch.zeros(input_shape)))
+    inputs = example_inputs(model, input_shape, dtype)
+    _check_runs(model, inputs)
+    return repr(profile(model, inputs))
+
+
+def load_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
+    """Build a network, by its name or a mapping of name and options, and fill it with ``weights``: a state
+    dict, or what :func:`secateur.save` wrote. Returns it, and whether it was the latter.
+
+    Raises StorageError for a file of another kind, and ModelError for one of another network.
+    """
+    spec = _described("--model", name, ModelSpec)
+    if spec.weights is not None:
+        raise RecipeError("--model: its weights are an option of their own: --weights")
+    network = build_model(spec.name, **(spec.model_extra or {}))
+    if weights is None:
+        return network, False
+    _check_sized(network)
+    return network, checkpoint.load_network(weights, network)
+
+
+def example_inputs(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return one batch of normal numbers, or of integers that every embedding of the network has a row
+    for (zeros where it has none); the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    try:
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
+        rows = [m.num_embeddings for m in network.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+        return torch.randint(0, min(rows, default=1), shape, generator=generator).to(dtype)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        text = ",".join(map(str, shape))
+        raise RecipeError(f"--input-shape {text}: no such tensor can be made: {first_line(error)}") from error
 
 
 def prune_checkpoint(
     *,
-    model: str,
+    model: Named,
     weights: Path,
     out: Path,
-    criterion: str | Mapping[str, Any],
-    budget: str | Mapping[str, Any],
-    sparsity: float | None,
-    shrinkage: str | Mapping[str, Any],
-    include: list[str] | None,
-    exclude: list[str] | None,
-    data: str | Mapping[str, Any] | None,
-    masks_out: Path | None,
+    step: Mapping[str, Any],
+    sparsity: float | None = None,
+    removing: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+    input_dtype: str | None = None,
+    data: Named | None = None,
+    masks_out: Path | None = None,
 ) -> str:
-    """Prune the checkpoint ``weights`` of ``model`` into ``out`` and return the table of masks."""
-    if not isinstance(budget, (str, Mapping)):
-        raise RecipeError(f"--budget {budget}: a budget's name, or a mapping with a name")
-    budget = {"name": budget} if isinstance(budget, str) else dict(budget)
-    if sparsity is not None:
-        budget["sparsity"] = sparsity
-    if budget == {"name": "global"}:
+    """Prune the checkpoint ``weights`` of ``model`` into ``out`` and return what was done as text.
+
+    ``step``: the settings of a recipe's ``prune`` step; what is None is left to its default, which for
+    whole units is l2_norm and a uniform budget. Units that it prunes are removed for real, as is with
+    ``removing`` whatever single weights left dead: then ``out`` is a file of :func:`secateur.save`, and so
+    are the masks those of the smaller network. ``data``, or a batch of ``input_shape``, is what the network
+    runs on for that.
+    """
+    spec = _prune_spec(step, sparsity)
+    removing = removing or spec.units
+    dtype = _dtype(input_shape, input_dtype)
+    if removing and input_shape is None and data is None:
         raise RecipeError(
-            "how much should go? give --sparsity 0.9, or --budget '{name: std, sensitivity: 1}'"
+            f"{'--units' if spec.units else '--compact'} runs the network: "
+            "give --input-shape, like 1,3,32,32, or --data"
         )
-    chosen = make("budget", budget)
-    batches = None
-    if data is not None:
-        if not isinstance(data, str) and not (isinstance(data, Mapping) and "name" in data):
-            raise RecipeError(f"--data {data}: a data set's name, or a mapping with a name")
-        spec = DataSpec.model_validate({"name": data} if isinstance(data, str) else dict(data))
-        batches = calibration_batches(load_dataset(spec).train, 1024, seed=0)
-    network = build_model(model)
-    load_weights(weights, network)
-    masks = prune(
-        network,
-        make("criterion", criterion),
-        chosen,
-        shrinkage=make("shrinkage", shrinkage),
-        include=include,
-        exclude=exclude,
-        data=batches,
-    )
-    save_weights(out, network)
+    if input_shape is not None and not removing:
+        raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
+    _check_files(out, masks_out)
+    dataset = None if data is None else load_dataset(_described("--data", data, DataSpec))
+    network, reshaped = load_network(model, weights)
+    inputs = before = None
+    if input_shape is not None:
+        inputs = example_inputs(network, input_shape, dtype)
+    elif removing and dataset is not None:
+        inputs = dataset.validation.inputs[:2]
+    if inputs is not None:
+        _check_runs(network, inputs)
+        before = profile(network, inputs)
+    structure = _units(network, inputs) if spec.units else None
+    criterion = make("criterion", spec.criterion)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecateurWarning)  # the masks' notes say the same in the table
+        masks = prune(
+            network,
+            criterion,
+            make("budget", spec.budget),
+            shrinkage=None if spec.units else make("shrinkage", spec.shrinkage),
+            data=_no_data(type(criterion).__name__)
+            if dataset is None
+            else calibration_batches(dataset.train, spec.calibration, seed=0),
+            loss=loss_of,
+            include=spec.include,
+            exclude=spec.exclude,
+            structure=structure,
+            round_to=spec.round_to,
+            min_kept=spec.min_kept,
+        )
+    said = [repr(masks)]
+    if before is not None:
+        small, proof = compact(network, inputs, masks=masks, structure=structure)
+        # A zero takes as long as any number: the masked network's latency is that of before.
+        said += [repr(proof), _side_by_side(before, profile(small, inputs, dense=network))]
+        network, masks = small, proof.masks
+    if removing or reshaped:
+        save(network, out)
+        said.append(f"load it into the network at its full size: secateur.load(network, {str(out)!r})")
+    else:
+        save_weights(out, network)
     if masks_out is not None:
         masks.save(masks_out)
-    return repr(masks)
+    return "\n\n".join(said)
+
+
+def _described(option: str, value: Any, kind: type[Any]) -> Any:
+    """Return the specification that an option's name, or its mapping with a name, stands for."""
+    raw = _mapping(option, value)
+    return validated(kind, raw, Located(raw, {}, option))
+
+
+def _mapping(option: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, (str, Mapping)):
+        raise RecipeError(f"{option} {value}: a name, or a mapping like {{name: ..., option: value}}")
+    return {"name": value} if isinstance(value, str) else dict(value)
+
+
+def _prune_spec(step: Mapping[str, Any], sparsity: float | None) -> PruneSpec:
+    """Return the validated ``prune`` step that the options of the command line amount to."""
+    given = {name: value for name, value in step.items() if value is not None}
+    usual = {"criterion": "l2_norm", "budget": "uniform"} if given.get("units") else {"budget": "global"}
+    raw: dict[str, Any] = usual | given
+    for kind in ("criterion", "budget", "shrinkage"):
+        if kind in raw:
+            raw[kind] = _mapping(f"--{kind}", raw[kind])
+    budget = raw["budget"]
+    if sparsity is not None:
+        budget["sparsity"] = sparsity
+    if budget in ({"name": "global"}, {"name": "uniform"}):
+        raise RecipeError(
+            "how much should go? give --sparsity 0.9, or --budget '{name: threshold, threshold: 0.1}'"
+        )
+    try:
+        settings = step_of({"prune": raw}, Training(), Located(raw, {}, "secateur prune"), ()).settings
+    except RecipeError as error:
+        # A recipe's key is an option here.
+        raise RecipeError(str(error).replace("set units: true", "add --units")) from error
+    assert isinstance(settings, PruneSpec)
+    return settings
+
+
+def _no_data(criterion: str) -> Iterator[Any]:
+    """Batches that are not there: a criterion that reads them hears which option would give them."""
+    raise RecipeError(f"{criterion} reads data: name a data set with --data")
+    yield
+
+
+def _units(network: nn.Module, inputs: Any) -> Structure:
+    """Return the units of a network; where there are none, the error says what protects them."""
+    structure = trace(network, inputs)
+    if not structure.groups:
+        reasons = [f"{p.name} dim {p.dim}: {p.reason}" for p in structure.protected[:3]]
+        raise ModelError(
+            f"{type(network).__name__} has no whole unit that can go" + "".join(f"; {r}" for r in reasons)
+        )
+    return structure
+
+
+def _check_sized(network: nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ModelError(
+                f"{type(network).__name__}: {name} has no shape before the first forward; "
+                "run the network once in its factory"
+            )
+
+
+def _dtype(shape: tuple[int, ...] | None, name: str | None) -> torch.dtype:
+    if name is not None and name not in _DTYPES:
+        raise RecipeError(f"--input-dtype {name}: no such dtype{nearest(name, _DTYPES)}")
+    if name is not None and shape is None:
+        raise RecipeError(f"--input-dtype {name}: the dtype of which inputs? give --input-shape too")
+    return torch.float32 if name is None else _DTYPES[name]
+
+
+def _check_runs(network: nn.Module, inputs: Tensor) -> None:
+    """Raise ModelError where the network does not run on these inputs, whatever its forward raises."""
+    name = type(network).__name__
+    try:
+        run_once(network, inputs)
+    except Exception as error:
+        said = str(error)
+        if not isinstance(error, ModelError):
+            why = f"{type(error).__name__}: {first_line(error)}"
+            said = f"{name} does not run on example inputs {shapes(inputs)}: {why}"
+        embeds = any(isinstance(module, nn.Embedding) for module in network.modules())
+        if embeds and inputs.is_floating_point():
+            said += "; it has an embedding: are its inputs integers? --input-dtype int64"
+        raise ModelError(said) from error
+
+
+def _check_files(out: Path, masks_out: Path | None) -> None:
+    """Refuse, before anything is computed, places where no file can be written."""
+    for option, path in (("--out", out), ("--masks", masks_out)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise RecipeError(f"{option} {path}: is a folder; give a file in it")
+        for folder in path.parents:
+            if folder.exists() and not folder.is_dir():
+                raise RecipeError(f"{option} {path}: {folder} is a file, not a folder")
+    if masks_out is not None and masks_out.resolve() == out.resolve():
+        raise RecipeError(f"--masks {masks_out}: is the file of --out; give the masks one of their own")
+
+
+def _side_by_side(before: Profile, after: Profile) -> str:
+    """Return what two networks cost as a table; ``after`` timed both, in turn."""
+
+    def peak(profile: Profile) -> str:
+        return "unknown here" if profile.peak_memory_mb is None else f"{profile.peak_memory_mb:.2f}"
+
+    rows = [
+        ("", "before", "after"),
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ("non-zero", f"{before.nonzero:,}", f"{after.nonzero:,}"),
+        ("multiply-adds", f"{before.macs:,}", f"{after.macs:,}"),
+        ("bytes", f"{before.bytes_dense:,}", f"{after.bytes_dense:,}"),
+        ("latency, ms", f"{after.latency_dense_ms:.3f}", f"{after.latency_ms:.3f}"),
+        ("peak memory, MB", peak(before), peak(after)),
+    ]
+    return "\n".join(aligned(rows, words=1))

@@ -25,7 +25,7 @@ from secateur.factories import find_factory
 from secateur.models import build_model
 from secateur.storage import load_json, save_json
 from secateur.training.batches import seed_of
-from secateur.training.checkpoint import load_weights, save_weights
+from secateur.training.checkpoint import load_network, load_weights, save_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import Epoch, fit
 from secateur.training.settings import Training
@@ -45,7 +45,7 @@ def dense_network(
     determines it, and its training's curve and seconds."""
     model = make_model(plan.model, seed).to(pick_device(plan.device))
     if plan.model.weights is not None:
-        load_weights(plan.model.weights, model)
+        load_network(plan.model.weights, model)
         return model, {"curve": [], "seconds": 0.0}
     name = hash_of({"train": _chosen(plan.train)} | what_determines(plan, seed))
     weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"

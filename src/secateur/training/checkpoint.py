@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import StorageError
 from secateur.storage import load_tensors, save_tensors
+from secateur.structure.saved import load
 
 State = dict[str, Tensor]
 
@@ -23,6 +24,20 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     """Load a state dict into ``model``; every tensor's name, shape and dtype is checked first."""
     tensors, _ = load_tensors(path)
     load_state(model, tensors, str(path))
+
+
+def load_network(path: str | Path, model: nn.Module) -> bool:
+    """Fill ``model`` with a state dict, or with what :func:`secateur.save` wrote, its shapes too; return
+    whether it was the latter. Raises StorageError for a file of another kind or of another network."""
+    tensors, metadata = load_tensors(path)
+    kind = metadata.get("secateur")
+    if isinstance(kind, str) and kind.startswith("model "):
+        load(model, path)
+        return True
+    if isinstance(kind, str) and kind.startswith(("masks ", "training ")):
+        raise StorageError(f"{path}: holds {kind.split()[0]}, not a network")
+    load_state(model, tensors, str(path))
+    return False
 
 
 def load_state(model: nn.Module, tensors: State, where: str) -> None:
