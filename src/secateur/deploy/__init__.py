@@ -1,0 +1,1 @@
+"""Pruned networks outside training: files and kernels that run them."""

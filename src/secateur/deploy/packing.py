@@ -1,0 +1,346 @@
+"""Pack a pruned network into a small file that holds no code, and restore it.
+
+Every tensor is stored in the smallest of the ways that :mod:`secateur.deploy.unpacking` describes. Pieces of
+one kind from all tensors make one stream, so that small tensors do not each pay for learning its statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.deploy import unpacking
+from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
+from secateur.deploy.sharing import check_values, clustered
+from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, Contents, FileError
+from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
+from secateur.measure.summary import aligned
+from secateur.pruning.targets import matches
+from secateur.storage import replacing
+from secateur.structure import normalisation, saved
+from secateur.structure.attention import PrunedAttention, pruned
+from secateur.structure.blocks import identity_for, replaced_class
+from secateur.structure.capture import all_tensors, first_names
+from secateur.structure.names import unwrapped
+from secateur.structure.normalisation import PrunedLayerNorm
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One tensor of a packed file. ``bytes``: its share of the streams. ``error``: the largest change of
+    an entry, relative to the largest entry; 0 where it is stored exactly."""
+
+    name: str
+    encoding: str
+    bytes: int
+    dense_bytes: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What :func:`pack` wrote. ``dense_bytes``: of all tensors (tied ones once), floats at 4 bytes."""
+
+    path: Path
+    bytes: int
+    tensors: tuple[PackedTensor, ...]
+
+    @property
+    def dense_bytes(self) -> int:
+        return sum(tensor.dense_bytes for tensor in self.tensors)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than in float32 the file is, its header and metadata included."""
+        return self.dense_bytes / self.bytes
+
+    def __repr__(self) -> str:
+        rows = [("tensor", "encoding", "bytes", "dense", "ratio", "error")]
+        for t in self.tensors:
+            times = f"{t.dense_bytes / t.bytes:.1f}x" if t.bytes else ""
+            error = f"{t.error:.1%}" if t.error else ""
+            rows.append((t.name, t.encoding, f"{t.bytes:,}", f"{t.dense_bytes:,}", times, error))
+        rest = self.bytes - sum(t.bytes for t in self.tensors)
+        rows.append(("header", "", f"{rest:,}", "", "", ""))
+        rows.append(("all", "", f"{self.bytes:,}", f"{self.dense_bytes:,}", f"{self.ratio:.1f}x", ""))
+        return "\n".join(aligned(rows, words=2))
+
+
+def pack(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    values: Literal["lossless", "float16"] | int | str = "lossless",
+    compression: Literal["lzma", "zstd"] | str = "lzma",
+    metadata: Any = None,
+    exclude: str | Sequence[str] | None = None,
+    smallest: int = 512,
+    signed_zeros: bool = False,
+) -> Packed:
+    """Write a model, pruned or compacted, or tensors by name, to a file that :func:`unpack` and the
+    torch-free :func:`secateur.deploy.unpacking.read` read.
+
+    ``values="lossless"`` keeps every value, bit for bit; a tensor of at most 256 distinct ones, as
+    :func:`secateur.share_weights` leaves them, is stored as a codebook and indices. "float16" rounds, a
+    number from 2 to 256 clusters the values that are not zero (k-means) and keeps so many. Both touch only
+    tensors of float32 or float64 (the number: of any float) with two dims or more and ``smallest`` entries
+    or more that no ``exclude`` pattern matches: biases and norms are a few bytes, and a running variance
+    may not fit float16. -0.0 is written as 0.0, because masks leave one wherever they multiplied a negative
+    weight by zero, and its sign costs a bit an entry; ``signed_zeros=True`` keeps it in a lossless file.
+
+    ``compression="lzma"`` is in every Python and mostly smaller, "zstd" (extra ``fast``) is quicker.
+    ``metadata``: anything that JSON can hold. The bytes are read back and compared before they replace
+    what is at ``path``.
+
+    Raises StorageError for a setting or a tensor that cannot be stored, NonFiniteError for a NaN or an
+    infinity that is to be clustered or rounded, MissingExtraError for zstd without zstandard.
+    """
+    if compression not in ("lzma", "zstd"):
+        raise StorageError(f"compression is {compression!r}; it is 'lzma' or 'zstd'")
+    if isinstance(values, str) and values not in ("lossless", "float16"):
+        raise StorageError(f"values is {values!r}; it is 'lossless', 'float16' or a number of shared values")
+    if not isinstance(values, str):
+        check_values(values)
+    squeeze = Squeeze(compression)
+    described: dict[str, Any] = {}
+    if isinstance(model, nn.Module):
+        described["model"], tensors, tied = _described(model)
+    else:
+        tensors, tied = _untied(model)
+    lossless = _matching(tensors, exclude)
+    coded: list[Coded] = []
+    for name, tensor in tensors.items():
+        plain = _plain(name, tensor)
+        if not signed_zeros and plain.dtype in FLOATS:
+            plain = replace(plain, bits=np.where(plain.floats() == 0, plain.bits.dtype.type(0), plain.bits))
+        large = plain.bits.ndim >= 2 and plain.bits.size >= smallest and plain.dtype in FLOATS
+        if large and values != "lossless" and name not in lossless:
+            plain = _rounded(plain) if values == "float16" else _shared(plain, int(values))
+        coded.append(smallest_of(plain, squeeze))
+    header = described | ({"tied": tied} if tied else {}) | {"values": values}
+    try:
+        data, rates = assembled(coded, header | ({} if metadata is None else {"metadata": metadata}), squeeze)
+    except StorageError as error:
+        raise StorageError(f"{path}: {error}") from error
+    _check(data, coded, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return Packed(Path(path), len(data), tuple(_row(one, rates) for one in coded))
+
+
+def unpack(model: nn.Module, path: str | Path, *, limit: int = 1 << 32) -> nn.Module:
+    """Give ``model``, fresh and of the class that was packed, the shapes and values of the file.
+
+    It is changed in place and returned, after every name and shape has been checked; where the packed
+    model was compacted it takes its shapes, as with :func:`secateur.load`. A file of tensors alone (a
+    ``state_dict``) must have the model's names, shapes and dtypes.
+
+    Raises StorageError for a file that is damaged, of another kind or beyond ``limit`` (as
+    :func:`secateur.deploy.unpacking.read` has it), ModelError for a model that the file does not fit.
+    """
+    model = unwrapped(model)
+    contents, tensors, _ = _read(path, limit)
+    if contents.model is None:
+        _fill_state(model, tensors, path)
+    else:
+        _reshape(model, contents, tensors, path)
+    return model
+
+
+def unpack_tensors(path: str | Path, *, limit: int = 1 << 32) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors of a packed file, each in the dtype it had, and the metadata; raises as
+    :func:`unpack` does. Tied tensors are one."""
+    _, tensors, metadata = _read(path, limit)
+    return tensors, metadata
+
+
+# -- tensors -----------------------------------------------------------------------------------------
+
+
+def _matching(names: Mapping[str, Tensor], patterns: str | Sequence[str] | None) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+        hits = {name for name in names if matches(name, pattern)}
+        if not hits:
+            raise StorageError(f"exclude pattern {pattern!r} matches nothing{nearest(pattern, names)}")
+        found |= hits
+    return found
+
+
+def _plain(name: str, tensor: Any) -> Plain:
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        raise StorageError(f"{name!r} is a {type(tensor).__name__}; tensors by name can be packed")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in ITEM_BYTES or tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise StorageError(
+            f"{name}: a {tensor.layout} tensor of {dtype} on {tensor.device} cannot be packed; "
+            f"it is a dense one with values, of {', '.join(ITEM_BYTES)}"
+        )
+    tensor = tensor.detach().cpu().contiguous()
+    array = (tensor.view(torch.int16) if dtype == "bfloat16" else tensor).numpy()
+    return Plain(name, dtype, dtype, array.view(f"u{ITEM_BYTES[dtype]}"))
+
+
+def _rounded(plain: Plain) -> Plain:
+    """Round to float16."""
+    wide = plain.floats()
+    _check_finite(plain.name, wide)
+    if ITEM_BYTES[plain.dtype] == 2:
+        return plain
+    with np.errstate(over="ignore"):
+        half = wide.astype(np.float16) + np.float16(0)  # -0.0, of what is too small for float16, becomes 0
+    if not np.isfinite(half).all():
+        raise StorageError(f"{plain.name}: {np.abs(wide).max():g} is too large for float16; exclude it")
+    return replace(plain, stored="float16", bits=half.view(np.uint16), error=_off(wide, half))
+
+
+def _shared(plain: Plain, number: int) -> Plain:
+    """Replace the values that are not zero by ``number`` of their own."""
+    wide = plain.floats()
+    _check_finite(plain.name, wide)
+    alive = wide != 0
+    if not alive.any():
+        return plain
+    codebook, members = clustered(wide[alive], number)
+    few = torch.from_numpy(codebook).to(getattr(torch, plain.dtype))
+    made = np.zeros(plain.bits.shape, plain.bits.dtype)
+    made[alive] = _plain(plain.name, few).bits[members]
+    changed = replace(plain, bits=made)
+    return replace(changed, error=_off(wide, changed.floats()))
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise NonFiniteError(f"{name}: holds a NaN or an infinity; pack it lossless or exclude it")
+
+
+def _off(before: np.ndarray, after: np.ndarray) -> float:
+    most = float(np.abs(before).max())
+    return float(np.abs(before.astype(np.float64) - after).max()) / most if most else 0.0
+
+
+def _row(coded: Coded, rates: Mapping[str, float]) -> PackedTensor:
+    """Describe a tensor, given what a byte of each stream takes in the file."""
+    e = coded.entry
+    parts = ["dense" if e.kept is None else "mask" if e.gaps is None else "gaps"]
+    parts += ["by column"] if e.column else []
+    parts += [f"{e.codebook} values in {e.bits} bits"] if e.codebook else [e.stored]
+    share = sum(len(piece) * rates[name] for name, piece in coded.pieces.items() if piece)
+    size = 4 if e.dtype in FLOATS else ITEM_BYTES[e.dtype]
+    return PackedTensor(e.name, ", ".join(parts), round(share), e.number * size, coded.plain.error)
+
+
+def _check(data: bytes, coded: Sequence[Coded], path: str | Path) -> None:
+    """Read the bytes that are to be written and compare them with what they stand for."""
+    back, _ = unpacking.read(data, limit=1 << 62)
+    for one in coded:
+        kind = "float32" if one.plain.dtype == "bfloat16" else one.plain.dtype
+        wanted, found = one.plain.floats().astype(kind), back[one.plain.name]
+        if found.dtype != wanted.dtype or found.tobytes() != wanted.tobytes():
+            raise StorageError(
+                f"{path}: {one.plain.name} is not read back as it was packed; please report it"
+            )
+
+
+# -- reading back ------------------------------------------------------------------------------------
+
+
+def _read(path: str | Path, limit: int) -> tuple[Contents, dict[str, Tensor], Any]:
+    try:
+        data = unpacking.bytes_of(path, limit)
+        contents = unpacking.parse(data, limit)
+        arrays, metadata = unpacking.read(data, limit=limit)
+    except FileError as error:
+        raise StorageError(f"{path}: {error}") from error
+    dtypes = {entry.name: entry.dtype for entry in contents.entries}
+    tensors = {name: _tensor(arrays[name], dtype) for name, dtype in dtypes.items()}
+    return contents, tensors | {name: tensors[first] for name, first in contents.tied.items()}, metadata
+
+
+def _tensor(array: np.ndarray, dtype: str) -> Tensor:
+    if dtype == "bfloat16":  # the bits themselves, so that the payload of a NaN stays too
+        high = np.asarray(array.view(np.uint32) >> np.uint32(16), np.uint16)
+        return torch.from_numpy(high).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, those that are one under their first name alone, and the other names of these."""
+    found: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in tensors.items():
+        key: Any = id(tensor)
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel():
+            key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if first.setdefault(key, name) == name:
+            found[name] = tensor
+        else:
+            tied[name] = first[key]
+    return found, tied
+
+
+def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """Return what :mod:`secateur.structure.saved` writes of a model besides its tensors, and these."""
+    model = unwrapped(model)
+    names = first_names(model)
+    tensors = {name: tensor for name, tensor in all_tensors(model) if names[name] == name}
+    modules = dict(model.named_modules())
+    removed = {place: replaced_class(module) for place, module in modules.items()}
+    described = {
+        "class": saved._class_of(model),
+        "modules": {place: [saved._class_of(m), saved._sizes(m)] for place, m in modules.items()},
+        "removed": {place: kind for place, kind in removed.items() if kind},
+    }
+    return described, tensors, {name: first for name, first in names.items() if first != name}
+
+
+def _fill_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    state = model.state_dict()
+    for name in sorted(state.keys() ^ tensors.keys()):
+        here, there, others = ("file", "model", state) if name in tensors else ("model", "file", tensors)
+        raise ModelError(
+            f"{path}: the {there} has no tensor {name!r}, which the {here} has{nearest(name, others)}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+            raise ModelError(
+                f"{path}: {name} is {tuple(tensor.shape)} of {tensor.dtype} there and "
+                f"{tuple(state[name].shape)} of {state[name].dtype} in the model. Pack the model itself, not "
+                "its state_dict: then a fresh one takes the shapes of one that was compacted"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def _reshape(model: nn.Module, contents: Contents, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Do what :func:`secateur.structure.saved.load` does once it has read its file."""
+    described = contents.model if isinstance(contents.model, dict) else {}
+    modules = described.get("modules")
+    items = list(modules.values()) if isinstance(modules, dict) else [None]
+    good = all(isinstance(item, list) and list(map(type, item)) == [str, dict] for item in items)
+    if not (good and isinstance(described.get("class"), str)):
+        raise StorageError(f"{path}: what it says of the model's modules is damaged")
+    metadata = {"removed": {}, **described, "tied": contents.tied}
+    own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
+    removed = saved._removed(model, metadata, path)
+    saved._check_modules(model, metadata, removed, path)
+    saved._check_names(model, own, contents.tied, removed, path)
+    for place in removed:
+        parent, _, leaf = place.rpartition(".")
+        model.get_submodule(parent)._modules[leaf] = identity_for(model.get_submodule(place))
+    saved._fill(model, own, contents.tied)
+    for place, module in list(model.named_modules()):
+        kind, sizes = metadata["modules"][place]
+        if kind == saved._class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
+            pruned(module)  # type: ignore[arg-type]
+        elif kind == saved._class_of_type(PrunedLayerNorm):
+            normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
+        saved._set_sizes(module, sizes)

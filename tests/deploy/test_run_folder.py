@@ -1,0 +1,248 @@
+"""A folder that runs without PyTorch: its one file, its check, and what it costs beside PyTorch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from deployed import network, numbers, stirred
+from safetensors.torch import save_file
+from torch import nn
+
+from secateur.deploy import folder as folders
+from secateur.deploy.folder import bundle, write_folder
+from secateur.errors import ModelError, StorageError
+from secateur.models import build_model
+
+BLOCKED = (
+    "import sys; sys.modules.update(dict.fromkeys(['torch', 'scipy', 'numba', 'secateur', 'safetensors']))"
+)
+COST = """
+status = open("/proc/self/status").read()
+import time
+print(time.process_time(), int(status.split("VmHWM:")[1].split()[0]))
+"""
+
+
+def run(code: str, *arguments) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def run_file(path, *arguments, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, with a line of Python before it and one after."""
+    code = (
+        f"{before}\nimport sys\nsys.argv = sys.argv[1:]\ncode = 0\n"
+        "scope = dict(__name__='__main__', __file__=sys.argv[0])\n"
+        "try:\n    exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'), scope)\n"
+        f"except SystemExit as error:\n    code = error.code\n{after}\nsys.exit(code)"
+    )
+    return run(code, path, *arguments)
+
+
+def small() -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20)).eval(), (40,)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    model, shape = network("resnet-20", 0.9)
+    return write_folder(model, numbers(2, *shape), tmp_path_factory.mktemp("out") / "resnet"), model, shape
+
+
+def test_a_folder(written):
+    folder, _, _ = written
+    names = ["check_input.npy", "check_output.npy", "model.secateur", "run.py"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in folder.parent.iterdir()] == ["resnet"]
+
+
+def test_the_folder_runs_where_nothing_but_numpy_is(written, tmp_path):
+    folder, model, shape = written
+    x = numbers(5, *shape, seed=3)
+    np.save(tmp_path / "x.npy", x.numpy())
+    arguments = ("--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
+    done = run_file(folder / "run.py", *arguments, before=BLOCKED)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert np.abs(np.load(tmp_path / "y.npy") - wanted).max() < 1e-5 * np.abs(wanted).max()
+    checked = run_file(folder / "run.py", "--check", before=BLOCKED)
+    assert checked.returncode == 0, checked.stderr
+    assert re.fullmatch(r"max relative error \S+ on a batch of 2: OK\n", checked.stdout)
+    refused = run_file(folder / "run.py", "--check", "--engine", "scipy", before=BLOCKED)
+    assert refused.returncode == 1
+    assert refused.stderr.strip().endswith("the scipy engine needs scipy: pip install scipy")
+
+
+def test_the_file_is_a_module_too(written):
+    folder, _, _ = written
+    code = f"""{BLOCKED}
+sys.path.insert(0, sys.argv[1])
+import numpy as np, run
+print(run.Network(sys.argv[1] + "/model.secateur").run(np.zeros((3, 3, 32, 32), np.float32)).shape)
+"""
+    done = run(code, folder)
+    assert done.stdout == "(3, 10)\n", done.stderr
+
+
+def test_only_numpy_and_the_standard_library_are_imported(written):
+    folder, _, _ = written
+    after = "print(sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
+    done = run_file(folder / "run.py", "--check", after=after)
+    loaded = done.stdout.splitlines()[-1]
+    assert "numpy" in loaded
+    assert not re.search("torch|scipy|numba|secateur|safetensors|zstandard", loaded), loaded
+
+
+def test_the_bundle_has_one_place_for_imports_and_no_name_twice():
+    text = bundle()
+    assert "secateur.deploy" not in text.replace("``secateur.deploy.graph``", "")
+    assert text.count("from __future__") == 1
+    assert text.index("OPENBLAS_NUM_THREADS") < text.index("import numpy")
+    assert text.count("import numpy as np") == 1
+    compile(text, "run.py", "exec")
+
+
+def test_names_that_clash_are_an_error(tmp_path, monkeypatch):
+    for name in folders.MODULES:
+        (tmp_path / f"{name}.py").write_text("def read(): pass\n")
+    monkeypatch.setattr(folders, "__file__", str(tmp_path / "folder.py"))
+    with pytest.raises(ValueError, match="'read' is defined in unpacking"):
+        bundle()
+    for index, name in enumerate(folders.MODULES):
+        (tmp_path / f"{name}.py").write_text(f"def f{index}():\n    import secateur\n")
+    with pytest.raises(ValueError, match="would import secateur"):
+        bundle()
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.Linear(6, 5)
+
+        def forward(self, x, y):
+            return self.f(x) * y, x
+
+    with pytest.raises(ModelError):
+        write_folder(Two(), (numbers(2, 6), numbers(1, 5)), tmp_path / "two")
+    assert not list(tmp_path.iterdir())
+    folder = write_folder(Two(), (numbers(2, 6), numbers(2, 5)), tmp_path / "two")
+    assert (folder / "check_input_2.npy").exists()
+    assert (folder / "check_output_2.npy").exists()
+    assert run_file(folder / "run.py", "--check", before=BLOCKED).returncode == 0
+
+
+def test_other_check_inputs(tmp_path):
+    model, shape = small()
+    folder = write_folder(model, numbers(2, *shape), tmp_path / "a", check_inputs=numbers(7, *shape))
+    assert np.load(folder / "check_input.npy").shape == (7, *shape)
+    assert np.load(folder / "check_output.npy").shape == (7, 20)
+
+
+@pytest.mark.parametrize("values", ["float16", 16])
+def test_values_that_lose_something(tmp_path, values):
+    model, shape = small()
+    x = numbers(4, *shape)
+    folder = write_folder(model, x, tmp_path / "a", values=values)
+    done = run_file(folder / "run.py", "--check", before=BLOCKED)
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"packing moved the network's outputs by (\S+)\): OK", done.stdout)
+    assert said
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    moved = np.abs(np.load(folder / "check_output.npy") - wanted).max() / np.abs(wanted).max()
+    assert 1e-6 < float(said[1]) < 0.3
+    assert float(said[1]) == pytest.approx(moved, rel=0.1)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    model, shape = small()
+    folder = write_folder(model, numbers(1, *shape), tmp_path / "a")
+    first = (folder / "check_input.npy").read_bytes()
+    write_folder(model, numbers(1, *shape, seed=1), folder)
+    second = (folder / "check_input.npy").read_bytes()
+    assert first != second
+    monkeypatch.setattr(folders, "bundle", lambda: "raise SystemExit('broken')")
+    with pytest.raises(ModelError, match="process of its own: broken"):
+        write_folder(model, numbers(1, *shape, seed=2), folder)
+    assert (folder / "check_input.npy").read_bytes() == second
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    model, shape = small()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"notes\.txt"):
+        write_folder(model, numbers(1, *shape), tmp_path)
+    with pytest.raises(StorageError, match=r"notes\.txt"):
+        write_folder(model, numbers(1, *shape), tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_that_has_no_program_writes_nothing(tmp_path):
+    with pytest.raises(ModelError, match="mish"):
+        write_folder(nn.Sequential(nn.Linear(6, 5), nn.Mish()), numbers(2, 6), tmp_path / "new" / "a")
+    assert not list(tmp_path.iterdir())
+
+
+# -- what it costs -------------------------------------------------------------------------------------
+
+TORCH = """
+import sys, torch
+from torch import nn
+from safetensors.torch import load_file
+widths = [784, 1000, 1000, 500, 200, 10]
+with torch.device("meta"):
+    layers = [nn.Linear(i, o) for i, o in zip(widths, widths[1:])]
+    model = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
+model.load_state_dict(load_file(sys.argv[1]), assign=True)
+torch.set_num_threads(1)
+with torch.no_grad():
+    model.eval()(torch.zeros(1, 784))
+"""
+
+
+def test_one_inference_costs_a_fraction_of_what_pytorch_takes(tmp_path, capsys):
+    """Import, load and one inference of a 95 % sparse network: CPU time and peak memory of both."""
+    layers = stirred(build_model("fashion-mlp"), 0.95).layers
+    parts = [part for layer in layers for part in (layer, nn.ReLU())][:-1]
+    model = nn.Sequential(*parts).eval()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+    save_file(model.state_dict(), str(tmp_path / "model.safetensors"))
+    folder = write_folder(model, numbers(1, 784), tmp_path / "mlp")
+    arguments = ("--input", folder / "check_input.npy", "--output", tmp_path / "y.npy")
+
+    def cost(call) -> tuple[float, float]:
+        found = [tuple(map(float, call().stdout.split())) for _ in range(2)]
+        return min(seconds for seconds, _ in found), min(size for _, size in found) / 1024
+
+    ours = cost(lambda: run_file(folder / "run.py", *arguments, after=COST))
+    theirs = cost(lambda: run(TORCH + COST, tmp_path / "model.safetensors"))
+    with capsys.disabled():
+        print(f"\nrun.py {ours[0]:.3f} s, {ours[1]:.1f} MB; PyTorch {theirs[0]:.3f} s, {theirs[1]:.1f} MB")
+    assert ours[0] < theirs[0] / 4
+    assert ours[1] < theirs[1] / 3
+
+
+@pytest.mark.slow  # the kernels are compiled anew
+def test_the_compiled_engine_beside_run_py(tmp_path):
+    pytest.importorskip("numba")
+    model, x = build_model("lenet-5").eval(), torch.randn(3, 1, 28, 28)
+    folder = write_folder(model, x, tmp_path / "net")
+    command = [sys.executable, "-I", str(folder / "run.py"), "--check", "--engine", "compiled"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "OK" in done.stdout
+    (folder / "kernels.py").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "needs kernels.py beside run.py" in done.stderr
