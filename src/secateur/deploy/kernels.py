@@ -1,0 +1,335 @@
+"""Compiled kernels: one call runs a whole network, over the weights that are left.
+
+The functions are plain Python until :func:`executor` compiles them with numba, once: the machine code is
+kept in ``__pycache__`` beside this file. What they run, a table of integers, is made by ``planning.py``.
+
+A value of the network is a set of planes, one a channel: the images of a batch one after the other, rows
+with room for the padding between them. So a weight of a convolution is one address relative to where
+a plane begins, and the border is read where it stands (there is no im2col).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from secateur.deploy.row_kernel import row_kernel
+
+COPY, ZERO, ROWS, VECTOR, COLUMNS, POOL, COMBINE, SCALE, ACTIVATE, SOFTMAX = range(10)
+ADD, SUBTRACT, MULTIPLY, DIVIDE = range(4)
+(
+    IDENTITY,
+    CLAMP,
+    LEAKY,
+    ELU,
+    SIGMOID,
+    TANH,
+    SILU,
+    GELU,
+    GELU_TANH,
+    HARDSWISH,
+    HARDSIGMOID,
+    SOFTPLUS,
+) = range(12)
+WIDTH = 16  # floats: planes are multiples of this
+_EXECUTORS: list[Any] = []
+_row_64: Any = None  # made by executor()
+_row_32: Any = None
+_row_16: Any = None
+
+
+def executor() -> Callable[..., None]:
+    """Return the compiled :func:`_run_table`; raises ImportError where numba is not installed."""
+    if not _EXECUTORS:
+        import numba
+
+        scope = globals()
+        for width in (64, 32, WIDTH):
+            scope[f"_row_{width}"] = row_kernel(width)
+        jit = numba.njit(
+            cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
+        )
+        plain = numba.njit(cache=True, nogil=True, error_model="numpy")
+        for name in ("_run_copy", "_run_rows", "_run_vector", "_run_columns", "_run_pool", "_activation_of"):
+            scope[name] = jit(scope[name])
+        for name in ("_run_combine", "_run_scale", "_run_activate", "_run_softmax", "_run_table"):
+            scope[name] = plain(scope[name])
+        _EXECUTORS.append(scope["_run_table"])
+    return _EXECUTORS[0]
+
+
+def _run_table(
+    table: np.ndarray,
+    values: np.ndarray,
+    addresses: np.ndarray,
+    pointers: np.ndarray,
+    constants: np.ndarray,
+    masks: np.ndarray,
+    arena: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> None:
+    """Run the rows of ``table``, an instruction each, on ``arena``; ``x`` is read and ``y`` written."""
+    for i in range(len(table)):
+        op = table[i]
+        code = op[0]
+        if code == ROWS:
+            _run_rows(op, values, addresses, pointers, constants, masks, arena)
+        elif code == VECTOR:
+            _run_vector(op, values, addresses, pointers, constants, arena)
+        elif code == COLUMNS:
+            _run_columns(op, constants, arena)
+        elif code == COPY:
+            _run_copy(op, x if op[1] == 1 else arena, y if op[2] == 1 else arena)
+        elif code == ZERO:
+            arena[op[1] : op[1] + op[2]] = 0
+        elif code == POOL:
+            _run_pool(op, arena)
+        elif code == COMBINE:
+            _run_combine(op, constants, masks, arena)
+        elif code == SCALE:
+            _run_scale(op, constants, masks, arena)
+        elif code == ACTIVATE:
+            _run_activate(op, constants, masks, arena)
+        elif code == SOFTMAX:
+            _run_softmax(op, arena)
+
+
+def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
+    """Copy a block of four dims, each with its stride on either side."""
+    start, to = op[3], op[4]
+    for a in range(op[5]):
+        for b in range(op[6]):
+            for c in range(op[7]):
+                s = start + a * op[9] + b * op[10] + c * op[11]
+                t = to + a * op[13] + b * op[14] + c * op[15]
+                if op[12] == 1 and op[16] == 1:
+                    for d in range(op[8]):
+                        target[t + d] = source[s + d]
+                elif op[12] == 2 and op[16] == 1:  # the usual stride, known: these become vectors
+                    for d in range(op[8]):
+                        target[t + d] = source[s + 2 * d]
+                else:
+                    for d in range(op[8]):
+                        target[t + d * op[16]] = source[s + d * op[12]]
+
+
+def _run_rows(
+    op: np.ndarray,
+    values: np.ndarray,
+    addresses: np.ndarray,
+    pointers: np.ndarray,
+    constants: np.ndarray,
+    masks: np.ndarray,
+    arena: np.ndarray,
+) -> None:
+    """Sparse rows times planes: ``out[o] = act(sum of v * plane[address] + bias[o] + residual[o])``.
+
+    A tile of columns stays in registers over all non-zeros of a row, and its source in the first cache
+    over all rows. Masked columns (the borders that a padded convolution reads) are written as zeros.
+    """
+    source, out, rows, length, stride, first, bias, mask, residual, bounds = op[1:11]
+    low, high = constants[bounds], constants[bounds + 1]
+    value_at, address_at = values.ctypes.data, addresses.ctypes.data
+    base, mask_at = arena.ctypes.data, masks.ctypes.data + mask
+    column = 0
+    while column < length:
+        left = length - column
+        width = 64 if left >= 64 else (32 if left >= 32 else WIDTH)
+        for o in range(rows):
+            start, stop = pointers[first + o], pointers[first + o + 1]
+            offset = o * stride + column
+            shift = constants[bias + o] if bias >= 0 else np.float32(0)
+            more = base + 4 * (residual + offset) if residual >= 0 else 0
+            where = mask_at + column if mask >= 0 else 0
+            from_, to = base + 4 * (source + column), base + 4 * (out + offset)
+            if width == 64:
+                _row_64(value_at, address_at, start, stop, from_, to, shift, more, where, low, high)
+            elif width == 32:
+                _row_32(value_at, address_at, start, stop, from_, to, shift, more, where, low, high)
+            else:
+                _row_16(value_at, address_at, start, stop, from_, to, shift, more, where, low, high)
+        column += width
+
+
+def _run_vector(
+    op: np.ndarray,
+    values: np.ndarray,
+    addresses: np.ndarray,
+    pointers: np.ndarray,
+    constants: np.ndarray,
+    arena: np.ndarray,
+) -> None:
+    """A sparse matrix by columns times one vector: columns where the vector is zero are not read."""
+    source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
+    out = arena[op[2] : op[2] + outputs]
+    for o in range(outputs):
+        out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
+    for i in range(inputs):
+        xi = arena[source + i]
+        if xi != 0:
+            for p in range(pointers[first + i], pointers[first + i + 1]):
+                out[addresses[p]] += values[p] * xi
+    low, high = constants[bounds], constants[bounds + 1]
+    for o in range(outputs):
+        v = out[o]
+        out[o] = low if v < low else (high if v > high else v)
+
+
+def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> None:
+    """As :func:`_run_vector` for a dense matrix, its columns one after the other."""
+    source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
+    out = arena[op[2] : op[2] + outputs]
+    for o in range(outputs):
+        out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
+    for i in range(inputs):
+        xi = arena[source + i]
+        if xi != 0:
+            column = constants[first + i * outputs : first + (i + 1) * outputs]
+            for o in range(outputs):
+                out[o] += column[o] * xi
+    low, high = constants[bounds], constants[bounds + 1]
+    for o in range(outputs):
+        v = out[o]
+        out[o] = low if v < low else (high if v > high else v)
+
+
+def _run_pool(op: np.ndarray, arena: np.ndarray) -> None:
+    """The largest or the mean over windows; what lies outside of an image is no part of them, or, for
+    a mean with ``counted`` > 0, a zero that counts: the divisor is then ``counted``."""
+    source, out, channels, batch, height, width = op[1:7]
+    plane, image, row, out_plane, out_image, out_row = op[7:13]
+    out_height, out_width, ky, kx, sy, sx, py, px, largest, counted = op[13:23]
+    whole = py == 0 and px == 0 and (out_height - 1) * sy + 2 <= height and (out_width - 1) * sx + 2 <= width
+    by_two = largest == 1 and whole and ky == 2 and kx == 2 and sy == 2 and sx == 2
+    for c in range(channels):
+        for n in range(batch):
+            start = source + c * plane + n * image
+            if by_two:  # the usual pool, known: this becomes vectors
+                for y in range(out_height):
+                    top, at = start + 2 * y * row, out + c * out_plane + n * out_image + y * out_row
+                    for x in range(out_width):
+                        best = arena[top + 2 * x]
+                        for v in (
+                            arena[top + 2 * x + 1],
+                            arena[top + row + 2 * x],
+                            arena[top + row + 2 * x + 1],
+                        ):
+                            best = v if v > best or v != v else best
+                        arena[at + x] = best
+                continue
+            for y in range(out_height):
+                y0, y1 = max(0, y * sy - py), min(height, y * sy - py + ky)
+                for x in range(out_width):
+                    x0, x1 = max(0, x * sx - px), min(width, x * sx - px + kx)
+                    at = out + c * out_plane + n * out_image + y * out_row + x
+                    if largest == 1:
+                        best = np.float32(-np.inf)
+                        for i in range(y0, y1):
+                            for j in range(x0, x1):
+                                v = arena[start + i * row + j]
+                                if v > best or v != v:
+                                    best = v
+                        arena[at] = best
+                    else:
+                        total = np.float32(0)
+                        for i in range(y0, y1):
+                            for j in range(x0, x1):
+                                total += arena[start + i * row + j]
+                        arena[at] = total / (counted if counted > 0 else (y1 - y0) * (x1 - x0))
+
+
+def _run_combine(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
+    """Two values of one shape, entry by entry, then clamped; zeros where there is no image."""
+    a, b, out, channels, plane, mask, kind = op[1:8]
+    low, high = constants[op[8]], constants[op[8] + 1]
+    for c in range(channels):
+        for k in range(plane):
+            j = c * plane + k
+            if mask >= 0 and masks[mask + k] == 0:
+                arena[out + j] = 0
+                continue
+            if kind == ADD:
+                v = arena[a + j] + arena[b + j]
+            elif kind == SUBTRACT:
+                v = arena[a + j] - arena[b + j]
+            elif kind == MULTIPLY:
+                v = arena[a + j] * arena[b + j]
+            else:
+                v = arena[a + j] / arena[b + j]
+            arena[out + j] = low if v < low else (high if v > high else v)
+
+
+def _run_scale(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
+    """A factor and a shift a channel, then clamped; zeros where there is no image."""
+    source, out, channels, plane, mask, scale, shift = op[1:8]
+    low, high = constants[op[8]], constants[op[8] + 1]
+    for c in range(channels):
+        for k in range(plane):
+            j = c * plane + k
+            v = arena[source + j] * constants[scale + c] + constants[shift + c]
+            v = low if v < low else (high if v > high else v)
+            arena[out + j] = v if mask < 0 or masks[mask + k] != 0 else np.float32(0)
+
+
+def _run_activate(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
+    """An activation in place of its input; zeros where there is no image."""
+    source, out, channels, plane, mask, kind = op[1:7]
+    a, b = constants[op[7]], constants[op[7] + 1]
+    for c in range(channels):
+        for k in range(plane):
+            j = c * plane + k
+            if mask < 0 or masks[mask + k] != 0:
+                arena[out + j] = _activation_of(kind, arena[source + j], a, b)
+            else:
+                arena[out + j] = 0
+
+
+def _run_softmax(op: np.ndarray, arena: np.ndarray) -> None:
+    """Softmax (or its logarithm) over the channels of every column."""
+    source, out, channels, plane, logarithm = op[1:6]
+    for j in range(plane):
+        top = arena[source + j]
+        for c in range(1, channels):
+            top = max(top, arena[source + c * plane + j])
+        total = np.float32(0)
+        for c in range(channels):
+            total += np.exp(arena[source + c * plane + j] - top)
+        for c in range(channels):
+            v = arena[source + c * plane + j] - top
+            arena[out + c * plane + j] = v - np.log(total) if logarithm == 1 else np.exp(v) / total
+
+
+def _activation_of(kind: int, v: Any, a: Any, b: Any) -> Any:
+    """One entry; ``a`` and ``b`` are the activation's own settings."""
+    one, half = np.float32(1), np.float32(0.5)
+    if kind == CLAMP:
+        return a if v < a else (b if v > b else v)
+    if kind == LEAKY:
+        return v if v >= 0 else v * a
+    if kind == ELU:
+        return v if v > 0 else a * np.expm1(v)
+    if kind == SIGMOID:
+        return one / (one + np.exp(-v))
+    if kind == TANH:
+        return np.tanh(v)
+    if kind == SILU:
+        return v / (one + np.exp(-v))
+    if kind == GELU:
+        return half * v * (one + np.float32(math.erf(v * np.float32(0.7071067811865476))))
+    if kind == GELU_TANH:
+        return (
+            half
+            * v
+            * (one + np.tanh(np.float32(0.7978845608028654) * (v + np.float32(0.044715) * v * v * v)))
+        )
+    if kind == HARDSWISH:
+        return v * min(max(v / np.float32(6) + half, np.float32(0)), one)
+    if kind == HARDSIGMOID:
+        return min(max(v / np.float32(6) + half, np.float32(0)), one)
+    if kind == SOFTPLUS:
+        return v if v * a > b else np.log1p(np.exp(v * a)) / a
+    return v

@@ -1,0 +1,80 @@
+"""The innermost loop of the compiled kernels, written as LLVM instructions; needs numba when it is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def row_kernel(width: int) -> Any:
+    """Return the inner loop of :func:`_run_rows` over ``width`` columns, as LLVM instructions.
+
+    Numba's own loops keep neither the sums in registers nor the columns in vectors: this is a third of
+    the time of the best of them.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    single, integer, byte = ir.FloatType(), ir.IntType(64), ir.IntType(8)
+    vector = ir.VectorType(single, width)
+    contract = ["contract"]
+
+    def splat(builder: Any, scalar: Any) -> Any:
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+        )
+
+    def load(builder: Any, address: Any, kind: Any, align: int) -> Any:
+        return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, addresses, start, stop, source, target, bias, residual, mask, low, high = args
+        value_at = builder.inttoptr(values, single.as_pointer())
+        address_at = builder.inttoptr(addresses, ir.IntType(32).as_pointer())
+        source_at = builder.inttoptr(source, single.as_pointer())
+        begin, before = splat(builder, bias), builder.block
+        head, body, end = (builder.append_basic_block(name) for name in ("head", "body", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        p, total = builder.phi(integer), builder.phi(vector)
+        p.add_incoming(start, before)
+        total.add_incoming(begin, before)
+        builder.cbranch(builder.icmp_signed("<", p, stop), body, end)
+        builder.position_at_end(body)
+        weight = splat(builder, builder.load(builder.gep(value_at, [p])))
+        address = builder.zext(builder.load(builder.gep(address_at, [p])), integer)
+        column = builder.bitcast(builder.gep(source_at, [address]), vector.as_pointer())
+        product = builder.fmul(weight, builder.load(column, align=4), flags=contract)
+        p.add_incoming(builder.add(p, ir.Constant(integer, 1)), body)
+        total.add_incoming(builder.fadd(total, product, flags=contract), body)
+        builder.branch(head)
+        builder.position_at_end(end)
+
+        slot = cgutils.alloca_once_value(builder, total)
+        zero = ir.Constant(integer, 0)
+        with builder.if_then(builder.icmp_unsigned("!=", residual, zero)):
+            builder.store(builder.fadd(builder.load(slot), load(builder, residual, vector, 4)), slot)
+        total = builder.load(slot)
+        least, most = splat(builder, low), splat(builder, high)
+        total = builder.select(builder.fcmp_ordered("<", total, least), least, total)  # a NaN stays one
+        total = builder.select(builder.fcmp_ordered(">", total, most), most, total)
+        builder.store(total, slot)
+        with builder.if_then(builder.icmp_unsigned("!=", mask, zero)):
+            bytes_ = load(builder, mask, ir.VectorType(byte, width), 1)
+            inside = builder.icmp_unsigned("!=", bytes_, ir.Constant(ir.VectorType(byte, width), [0] * width))
+            nothing = ir.Constant(vector, [0.0] * width)
+            builder.store(builder.select(inside, builder.load(slot), nothing), slot)
+        builder.store(builder.load(slot), builder.inttoptr(target, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    at, count, number = types.uintp, types.int64, types.float32
+    signature = types.void(at, at, count, count, at, at, number, at, at, number, number)
+
+    @intrinsic
+    def row(context, values, addresses, start, stop, source, target, bias, residual, mask, low, high):  # type: ignore[no-untyped-def]
+        return signature, codegen
+
+    return row
