@@ -1,0 +1,214 @@
+"""``sparsify``: the same network with its pruned layers as sparse ones, where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.deploy.sparse_layers import SparseLayer, supported
+from secateur.deploy.workspace import UnsupportedError
+from secateur.errors import ModelError
+from secateur.measure.latency import Timing, time_inference
+from secateur.measure.running import call_model, evaluating, run_once
+from secateur.measure.summary import aligned
+from secateur.structure.capture import Captured, capture
+from secateur.structure.names import unwrapped
+from secateur.structure.surgery import copied
+from secateur.structure.verify import difference
+
+_TOLERANCE = 1e-4
+_WORTH = 0.95  # of dense's time: a sparse layer has to be faster than that to take its place
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """One layer with zeros: the ``times`` of the engines in seconds a call, and the one taken."""
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    times: dict[str, float]
+    engine: str
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What :func:`sparsify` chose, layer by layer, and what came of it.
+
+    ``times``: the network's time in seconds as it was ("dense"), with its batch norms folded ("folded") and
+    as it is returned ("sparse"). ``max_error``: against the network given, relative to its largest output.
+    ``skipped``: engines that are not there, and layers that cannot be sparse, with the reason.
+    """
+
+    layers: tuple[LayerChoice, ...]
+    times: dict[str, Timing]
+    max_error: float
+    skipped: dict[str, str]
+
+    @property
+    def speedup(self) -> float:
+        return self.times["dense"].median / self.times["sparse"].median
+
+    def __repr__(self) -> str:
+        engines = list(dict.fromkeys(name for layer in self.layers for name in layer.times))
+        head = ("layer", "shape", "sparsity", *(f"{name}, us" for name in engines), "engine")
+        rows: list[Sequence[str]] = [head]
+        for layer in self.layers:
+            times = (f"{1e6 * layer.times[n]:.1f}" if n in layer.times else "-" for n in engines)
+            shape = " x ".join(map(str, layer.shape))
+            rows.append((layer.name, shape, f"{layer.sparsity:.2%}", *times, layer.engine))
+        times = ", ".join(f"{name} {1e6 * timing.median:.1f}" for name, timing in self.times.items())
+        lines = aligned(rows, words=1) if self.layers else ["no layer has zeros"]
+        lines.append(f"whole network, us: {times}; {self.speedup:.2f}x; max error {self.max_error:.1e}")
+        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.skipped.items())])
+
+
+@torch.no_grad()
+def sparsify(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    engines: Sequence[str] | None = None,
+    threads: int = 1,
+    seconds: float = 0.2,
+) -> tuple[nn.Module, Sparsified]:
+    """Return the network for inference with pruned Linear and Conv layers as sparse ones, and the table.
+
+    Batch norms are folded into the layers before them. Every layer with zeros is then timed on what it
+    reads in a run on ``example_inputs``, for about ``seconds``, as it is and by each of ``engines``
+    (default: all of "compiled", which needs numba, "scipy" and "torch csr" that are there), and the
+    fastest taken. A layer whose sparse form is not at least 5 % faster stays dense, and so does the whole
+    network where it is no faster. ``threads`` are the compiled kernels' and torch's.
+
+    The choice is for these inputs' batch size on this machine. The model given is not changed; what is
+    returned is in eval mode and has no gradients. Raises ModelError for a model that is not in float32 on
+    the CPU, that cannot be captured, or where the sparse network computes something else.
+    """
+    model = unwrapped(model)
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            raise ModelError(
+                f"sparsify runs in float32 on the CPU; {name} is {parameter.dtype} on {parameter.device}"
+            )
+    known = ("compiled", "scipy", "torch csr")
+    for name in engines or ():
+        if name not in known:
+            raise ModelError(f"no engine {name!r}; {', '.join(known)} are known")
+    wanted = run_once(model, example_inputs)
+    folded = copied(model).eval().requires_grad_(False)
+    fold_batch_norms(folded, capture(folded, example_inputs))
+    made = copied(folded)
+    read = _inputs_of(made, example_inputs)
+    layers, skipped = [], {}
+    for path, module in list(made.named_modules()):
+        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or path not in read:
+            continue
+        weight = module.weight
+        zeros = 1 - int(weight.count_nonzero()) / max(weight.numel(), 1)
+        if zeros == 0:
+            continue
+        possible = [name for name in supported(module) if name in (engines or known)]
+        if not possible:
+            skipped[path] = f"{type(module).__name__} of this form has no sparse kernel"
+            continue
+        built = _built(module, possible, read[path], threads, skipped)
+        times = time_inference({"dense": module, **built}, read[path], seconds=seconds, threads=threads)
+        medians = {name: timing.median for name, timing in times.items()}
+        best = min(medians, key=lambda name: medians[name])
+        engine = best if medians[best] < _WORTH * medians["dense"] else "dense"
+        if engine != "dense":
+            parent, _, leaf = path.rpartition(".")
+            setattr(made.get_submodule(parent), leaf, built[engine])
+        layers.append(LayerChoice(path, tuple(weight.shape), zeros, medians, engine))
+    both = {"dense": model, "folded": folded, "sparse": made}
+    times = time_inference(both, example_inputs, seconds=max(seconds, 0.1), threads=threads)
+    if times["sparse"].median > times["folded"].median:
+        made, times = folded, {**times, "sparse": times["folded"]}
+        skipped["the whole network"] = "no faster with these layers sparse: they stay dense"
+    error = difference(wanted, run_once(made, example_inputs))
+    if not error <= _TOLERANCE:
+        raise ModelError(
+            f"the sparse {type(model).__name__} is off by {error:.1e} of the largest output of the one given"
+        )
+    return made, Sparsified(tuple(layers), times, error, skipped)
+
+
+def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
+    """Multiply batch norms into the layers before them, in place, and return which are now an Identity.
+
+    A norm goes where nobody else reads its layer's output and both run once.
+    """
+    calls: dict[str, list[Any]] = {}
+    for node in captured.graph.nodes:
+        names = [captured.tensors.get(arg.name) for arg in node.args if hasattr(arg, "name")]
+        for name in {name.rpartition(".")[0] for name in names if name is not None}:
+            calls.setdefault(name, []).append(node)
+    gone = []
+    for path, module in list(model.named_modules()):
+        if (
+            not isinstance(module, _BATCH_NORMS)
+            or module.running_mean is None
+            or len(calls.get(path, ())) != 1
+        ):
+            continue
+        source = calls[path][0].args[0]
+        before = [name for name, nodes in calls.items() if nodes == [source]]
+        layer = model.get_submodule(before[0]) if len(before) == 1 else None
+        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or len(source.users) != 1:
+            continue
+        assert module.running_var is not None
+        scale = (module.running_var.double() + module.eps).rsqrt()
+        scale = scale if module.weight is None else scale * module.weight.double()
+        shift = -module.running_mean.double() * scale
+        shift = shift if module.bias is None else shift + module.bias.double()
+        weight = layer.weight.double() * scale.view(-1, *(1 for _ in layer.weight.shape[1:]))
+        bias = shift if layer.bias is None else layer.bias.double() * scale + shift
+        dtype = layer.weight.dtype
+        layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.Identity())
+        gone.append(path)
+    return gone
+
+
+def _inputs_of(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Return what each layer reads in a run, for those that run once on one tensor."""
+    read: dict[str, list[Any]] = {}
+    with ExitStack() as hooks, evaluating(model):
+        for path, module in model.named_modules():
+
+            def hook(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
+                read.setdefault(path, []).append(args[0].detach().clone() if len(args) == 1 else None)
+
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+                hooks.enter_context(module.register_forward_pre_hook(hook))
+        call_model(model, example_inputs)
+    return {path: found[0] for path, found in read.items() if found[0] is not None}
+
+
+def _built(
+    layer: nn.Module, engines: Sequence[str], x: torch.Tensor, threads: int, skipped: dict[str, str]
+) -> dict[str, nn.Module]:
+    """Return the layer in the form of each engine that is there and computes it."""
+    built: dict[str, nn.Module] = {}
+    wanted = run_once(layer, x)
+    for name in engines:
+        try:
+            candidate = SparseLayer(layer, name, threads)
+            found = run_once(candidate, x)
+        except ImportError as error:
+            skipped[name] = f"not there: {error}"
+            continue
+        except (UnsupportedError, ModelError) as error:
+            skipped[name] = str(error)
+            continue
+        if difference(wanted, found) <= _TOLERANCE:
+            built[name] = candidate
+    return built
