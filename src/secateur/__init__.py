@@ -61,10 +61,25 @@ PUBLIC = {
     "Descent": "methods.branch_annealing",
     "anneal_branches": "methods.annealing",
     "Annealing": "methods.annealing",
+    "sparsify": "deploy.sparse",
+    "Sparsified": "deploy.sparse",
+    "pack": "deploy.packing",
+    "unpack": "deploy.packing",
+    "Packed": "deploy.packing",
+    "share_weights": "deploy.sharing",
+    "Sharing": "deploy.sharing",
+    "write_folder": "deploy.folder",
+    "export_onnx": "deploy.onnx",
+    "Exported": "deploy.onnx",
     "profile": "measure.summary",
 }
 
 if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
+    from secateur.deploy.folder import write_folder
+    from secateur.deploy.onnx import Exported, export_onnx
+    from secateur.deploy.packing import Packed, pack, unpack
+    from secateur.deploy.sharing import Sharing, share_weights
+    from secateur.deploy.sparse import Sparsified, sparsify
     from secateur.measure.summary import profile
     from secateur.methods.annealing import Annealing, anneal_branches
     from secateur.methods.branch_annealing import BranchAnnealing, Descent
