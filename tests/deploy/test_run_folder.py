@@ -57,7 +57,7 @@ def written(tmp_path_factory):
 
 def test_a_folder(written):
     folder, _, _ = written
-    names = ["check_input.npy", "check_output.npy", "model.secateur", "run.py"]
+    names = ["check_input.npy", "check_output.npy", "kernels.py", "model.secateur", "run.py"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in folder.parent.iterdir()] == ["resnet"]
 
@@ -169,7 +169,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_folder(model, numbers(1, *shape, seed=1), folder)
     second = (folder / "check_input.npy").read_bytes()
     assert first != second
-    monkeypatch.setattr(folders, "bundle", lambda: "raise SystemExit('broken')")
+    monkeypatch.setattr(folders, "bundle", lambda *_: "raise SystemExit('broken')")
     with pytest.raises(ModelError, match="process of its own: broken"):
         write_folder(model, numbers(1, *shape, seed=2), folder)
     assert (folder / "check_input.npy").read_bytes() == second
