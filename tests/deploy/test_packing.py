@@ -266,8 +266,9 @@ def test_a_state_dict_must_fit(tmp_path):
 
 
 def test_a_description_that_is_none_is_refused(tmp_path, monkeypatch):
-    for model in ({}, 3, {"class": "x", "modules": {"": 3}}, {"class": 1, "modules": {}}):
-        monkeypatch.setattr(packing, "_described", lambda net, model=model: (model, net.state_dict(), {}))
+    for model in ({}, {"class": "x", "modules": {"": 3}}, {"class": 1, "modules": {}}):
+        said = {**model, "tied": {}}
+        monkeypatch.setattr(packing, "describe", lambda net, said=said: (net.state_dict(), dict(said)))
         pack(nn.Linear(2, 3), tmp_path / "x")
         with pytest.raises(StorageError, match="what it says of the model's modules is damaged"):
             unpack(nn.Linear(2, 3), tmp_path / "x")

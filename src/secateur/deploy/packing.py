@@ -23,12 +23,8 @@ from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
 from secateur.measure.summary import aligned
 from secateur.pruning.targets import matches
 from secateur.storage import replacing
-from secateur.structure import normalisation, saved
-from secateur.structure.attention import PrunedAttention, pruned
-from secateur.structure.blocks import identity_for, replaced_class
-from secateur.structure.capture import all_tensors, first_names
 from secateur.structure.names import unwrapped
-from secateur.structure.normalisation import PrunedLayerNorm
+from secateur.structure.saved import describe, restore
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,8 @@ def pack(
     squeeze = Squeeze(compression)
     described: dict[str, Any] = {}
     if isinstance(model, nn.Module):
-        described["model"], tensors, tied = _described(model)
+        tensors, described["model"] = describe(model)
+        tied = described["model"].pop("tied")
     else:
         tensors, tied = _untied(model)
     lossless = _matching(tensors, exclude)
@@ -286,21 +283,6 @@ def _untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return found, tied
 
 
-def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
-    """Return what :mod:`secateur.structure.saved` writes of a model besides its tensors, and these."""
-    model = unwrapped(model)
-    names = first_names(model)
-    tensors = {name: tensor for name, tensor in all_tensors(model) if names[name] == name}
-    modules = dict(model.named_modules())
-    removed = {place: replaced_class(module) for place, module in modules.items()}
-    described = {
-        "class": saved._class_of(model),
-        "modules": {place: [saved._class_of(m), saved._sizes(m)] for place, m in modules.items()},
-        "removed": {place: kind for place, kind in removed.items() if kind},
-    }
-    return described, tensors, {name: first for name, first in names.items() if first != name}
-
-
 def _fill_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     state = model.state_dict()
     for name in sorted(state.keys() ^ tensors.keys()):
@@ -321,26 +303,12 @@ def _fill_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
 
 
 def _reshape(model: nn.Module, contents: Contents, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Do what :func:`secateur.structure.saved.load` does once it has read its file."""
+    """Give the model the shapes and values that the file says, once it is known to say them."""
     described = contents.model if isinstance(contents.model, dict) else {}
     modules = described.get("modules")
     items = list(modules.values()) if isinstance(modules, dict) else [None]
     good = all(isinstance(item, list) and list(map(type, item)) == [str, dict] for item in items)
     if not (good and isinstance(described.get("class"), str)):
         raise StorageError(f"{path}: what it says of the model's modules is damaged")
-    metadata = {"removed": {}, **described, "tied": contents.tied}
     own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
-    removed = saved._removed(model, metadata, path)
-    saved._check_modules(model, metadata, removed, path)
-    saved._check_names(model, own, contents.tied, removed, path)
-    for place in removed:
-        parent, _, leaf = place.rpartition(".")
-        model.get_submodule(parent)._modules[leaf] = identity_for(model.get_submodule(place))
-    saved._fill(model, own, contents.tied)
-    for place, module in list(model.named_modules()):
-        kind, sizes = metadata["modules"][place]
-        if kind == saved._class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
-            pruned(module)  # type: ignore[arg-type]
-        elif kind == saved._class_of_type(PrunedLayerNorm):
-            normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
-        saved._set_sizes(module, sizes)
+    restore(model, own, {"removed": {}, **described, "tied": contents.tied}, path)

@@ -36,19 +36,25 @@ _PRUNED: dict[type[nn.Module], type[nn.Module]] = {
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a model, reshaped or not, to a safetensors file that :func:`load` reads."""
+    tensors, described = describe(model)
+    metadata = {"secateur": FORMAT, **described}
+    save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+
+
+def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a model's tensors, tied ones once, and what :func:`restore` needs besides: pure JSON."""
     model = unwrapped(model)
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
-    metadata: dict[str, Any] = {
-        "secateur": FORMAT,
+    described: dict[str, Any] = {
         "class": _class_of(model),
         "tied": {name: first for name, first in names.items() if first != name},
         "modules": {path: [_class_of(module), _sizes(module)] for path, module in model.named_modules()},
     }
     removed = {path: replaced_class(module) for path, module in model.named_modules()}
     if any(removed.values()):
-        metadata["removed"] = {path: kind for path, kind in removed.items() if kind}
-    save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+        described["removed"] = {path: kind for path, kind in removed.items() if kind}
+    return tensors, described
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -66,6 +72,13 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     digest = metadata.pop("sha256", None)
     if digest != _digest(tensors, metadata):
         raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
+    return restore(model, tensors, metadata, path)
+
+
+def restore(
+    model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str | Path
+) -> nn.Module:
+    """Do what :func:`load` does with what :func:`describe` returned; ``path`` is for the errors."""
     removed = _removed(model, metadata, path)
     _check_modules(model, metadata, removed, path)
     _check_names(model, tensors, metadata["tied"], removed, path)
