@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.deploy.planning import Compiled
-from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError
 
 _CONVS = (nn.Conv1d, nn.Conv2d)
@@ -134,4 +133,3 @@ _ENGINES: dict[str, Callable[[Any, int], Engine]] = {
     "scipy": _scipy,
     "torch csr": _torch_csr,
 }
-__all__ = ["SparseLayer", "UnsupportedError", "supported"]
