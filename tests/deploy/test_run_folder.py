@@ -246,3 +246,11 @@ def test_the_compiled_engine_beside_run_py(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "needs kernels.py beside run.py" in done.stderr
+
+
+def test_a_run_py_of_ones_own_is_not_replaced(tmp_path):
+    model, shape = small()
+    (tmp_path / "run.py").write_text("mine")
+    with pytest.raises(StorageError, match=r"holds other files, 'run.py'"):
+        write_folder(model, numbers(2, *shape), tmp_path)
+    assert (tmp_path / "run.py").read_text() == "mine"

@@ -10,7 +10,7 @@ import secateur as sc
 from secateur.deploy import sparse as sparse_module
 from secateur.deploy.sparse import fold_batch_norms, sparsify
 from secateur.deploy.sparse_layers import SparseLayer, supported
-from secateur.errors import ModelError
+from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.latency import Timing
 from secateur.models import build_model
 from secateur.structure.capture import capture
@@ -147,6 +147,11 @@ def test_bad_input_is_one_clear_error():
         sparsify(model, x, engines=["bsr"])
     with pytest.raises(ModelError, match="float64"):
         sparsify(build_model("lenet-300-100").double(), x.double())
+    broken = build_model("lenet-300-100")
+    with torch.no_grad():
+        next(broken.parameters())[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN or an infinity"):
+        sparsify(broken, x)
     layer = SparseLayer(model.fc1 if hasattr(model, "fc1") else nn.Linear(784, 3), "scipy")
     with pytest.raises(ModelError, match="no gradients"):
         layer(torch.randn(2, 784, requires_grad=True))

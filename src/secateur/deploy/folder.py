@@ -166,6 +166,8 @@ def _check_free(target: Path) -> None:
     found = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
     ours = (MODEL_FILE, KERNELS_FILE, "run.py")
     other = {name for name in found if name not in ours and not name.startswith("check_")}
+    if found and MODEL_FILE not in found:
+        other |= found
     if not target.is_dir() or other - {"__pycache__"}:
         raise StorageError(f"{target} holds other files, {sorted(other)[0]!r} for one; name a new folder")
 

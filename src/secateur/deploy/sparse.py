@@ -12,14 +12,14 @@ from torch import nn
 
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
-from secateur.errors import ModelError
+from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.latency import Timing, time_inference
 from secateur.measure.running import call_model, evaluating, run_once
 from secateur.measure.summary import aligned
 from secateur.structure.capture import Captured, capture
 from secateur.structure.names import unwrapped
 from secateur.structure.surgery import copied
-from secateur.structure.verify import difference
+from secateur.structure.verify import difference, tensors_in
 
 _TOLERANCE = 1e-4
 _WORTH = 0.95  # of dense's time: a sparse layer has to be faster than that to take its place
@@ -88,7 +88,8 @@ def sparsify(
 
     The choice is for these inputs' batch size on this machine. The model given is not changed; what is
     returned is in eval mode and has no gradients. Raises ModelError for a model that is not in float32 on
-    the CPU, that cannot be captured, or where the sparse network computes something else.
+    the CPU, that cannot be captured, or where the sparse network computes something else; NonFiniteError
+    where the outputs are no numbers.
     """
     model = unwrapped(model)
     for name, parameter in model.named_parameters():
@@ -101,6 +102,10 @@ def sparsify(
         if name not in known:
             raise ModelError(f"no engine {name!r}; {', '.join(known)} are known")
     wanted = run_once(model, example_inputs)
+    if any(t.is_floating_point() and not t.isfinite().all() for t in tensors_in(wanted)):
+        raise NonFiniteError(
+            f"{type(model).__name__} puts out a NaN or an infinity on these inputs: nothing can be compared"
+        )
     folded = copied(model).eval().requires_grad_(False)
     fold_batch_norms(folded, capture(folded, example_inputs))
     made = copied(folded)

@@ -30,7 +30,8 @@ class Goal:
     _left: Callable[[nn.Module, Structure | None, Mapping[str, Array]], float]
 
     def __str__(self) -> str:
-        return f"{self.name}={self.limit:g}"
+        given = 1 - self.limit if self.name == "sparsity" else self.limit
+        return f"{self.name}={given:g}"
 
     def met(
         self, model: nn.Module, structure: Structure | None = None, doomed: Mapping[str, Array] | None = None
