@@ -252,7 +252,7 @@ def test_a_group_down_to_one_unit_is_left_alone():
 
 def test_an_error_names_the_goal_that_was_given():
     model, data = made(Net), images(20)
-    with pytest.raises(BudgetError, match="sparsity=0.99: cannot be met"):
+    with pytest.raises(BudgetError, match=r"sparsity=0\.99: cannot be met"):
         sc.prune_greedily(model, data[0][0][:2], data, sparsity=0.99, include="fc1")
 
 

@@ -5,10 +5,10 @@ weights that hide no error. It passes when at least a tenth of its parameters is
 equal the masked network's, on two draws of inputs. Each is measured in a process of its own with a
 time limit (the wall's seconds); what is printed are seconds of the processor, on one thread.
 
-    python benchmarks/coverage.py --set small             # ours on the small networks
-    python benchmarks/coverage.py --peer --json out.json  # all, beside Torch-Pruning
-    python benchmarks/coverage.py --only llama --verbose  # with tracebacks
-    python benchmarks/coverage.py --large                 # seconds of sc.trace on deep networks
+    python benchmarks/tracing.py --set small             # ours on the small networks
+    python benchmarks/tracing.py --peer --json out.json  # all, beside Torch-Pruning
+    python benchmarks/tracing.py --only llama --verbose  # with tracebacks
+    python benchmarks/tracing.py --large                 # seconds of sc.trace on deep networks
 """
 
 from __future__ import annotations
