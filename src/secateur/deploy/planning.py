@@ -170,7 +170,8 @@ def _reach(nodes: Sequence[Operator], shapes: Mapping[str, tuple[int, ...]], bat
     for node in nodes:
         if node["op"] == "conv":
             kernel, dilation = pair(node["kernel"], 1), pair(node["dilation"], 1)
-            width = sizes(shapes[node["inputs"][0]])[2] + right
+            # What has more outputs than columns is first copied with its padding around it.
+            width = sizes(shapes[node["inputs"][0]])[2] + 2 * pair(node["padding"], 0)[1] + right
             rows = kernel[0] * dilation[0] + down
             reach = max(reach, _VECTOR_SLACK + rows * width + kernel[1] * dilation[1] + right)
     return rounded(reach)
