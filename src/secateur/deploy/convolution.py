@@ -55,14 +55,17 @@ def clamp_of(space: Workspace, node: Operator) -> int:
     return space.constant(low, high)
 
 
-def activated(space: Workspace, node: Operator, name: str | None, place: Place) -> Place:
-    """Apply an activation that is no clamp, in place."""
+def activated(
+    space: Workspace, node: Operator, name: str | None, source: Place, out: Place | None = None
+) -> Place:
+    """Apply an activation that is no clamp, in place or into ``out``."""
+    out = source if out is None else out
     if name in ACTIVATION_SETTINGS:
         kind, names = ACTIVATION_SETTINGS[name]
         settings = space.constant(*([*(float(node[n]) for n in names), 0.0, 0.0][:2]))
-        row = [ACTIVATE, place.offset, place.offset, place.channels, place.plane]
-        space.table.append([*row, space.mask(place), kind, settings])
-    return place
+        row = [ACTIVATE, source.offset, out.offset, source.channels, source.plane]
+        space.table.append([*row, space.mask(source), kind, settings])
+    return out
 
 
 def pair(numbers: Sequence[int], missing: int) -> tuple[int, int]:

@@ -160,10 +160,10 @@ def _plan_scaled(
 
 def _plan_elementwise(space: Workspace, node: Operator, given: Sequence[Place], weights: Weights) -> Place:
     source, name = given[0], node["op"]
+    if name in ACTIVATION_SETTINGS:
+        return activated(space, node, name, source, space.new(node["shape"]))
     one = np.ones(source.channels, np.float32)
-    if name in ("relu", "clamp"):
-        return _plan_scaled(space, {**node, "activation": name}, source, one, 0 * one)
-    return activated(space, node, name, _plan_scaled(space, node, source, one, 0 * one))
+    return _plan_scaled(space, {**node, "activation": name}, source, one, 0 * one)
 
 
 def _plan_softmax(space: Workspace, node: Operator, given: Sequence[Place], weights: Weights) -> Place:

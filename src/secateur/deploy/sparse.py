@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
@@ -167,16 +168,9 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
         layer = model.get_submodule(before[0]) if len(before) == 1 else None
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or len(source.users) != 1:
             continue
-        assert module.running_var is not None
-        scale = (module.running_var.double() + module.eps).rsqrt()
-        scale = scale if module.weight is None else scale * module.weight.double()
-        shift = -module.running_mean.double() * scale
-        shift = shift if module.bias is None else shift + module.bias.double()
-        weight = layer.weight.double() * scale.view(-1, *(1 for _ in layer.weight.shape[1:]))
-        bias = shift if layer.bias is None else layer.bias.double() * scale + shift
-        dtype = layer.weight.dtype
-        layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        fused = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        whole = fused(layer, module)  # type: ignore[arg-type]
+        layer.weight, layer.bias = whole.weight, whole.bias
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
         gone.append(path)
