@@ -1,15 +1,13 @@
 """Actions of a trial beyond one pruning: several of them, searches, and kills between any two writes."""
 
-import json
-
 import pytest
 from kills import killed_at_every_write
+from one_trial import plan_of, run, without_times
 
 import secateur as sc
 from secateur.errors import RecipeError
 from secateur.experiments import work as working
 from secateur.experiments.recipe import load_recipe
-from secateur.experiments.trial import run_trial
 from secateur.models import build_model
 
 HEAD = """
@@ -46,22 +44,7 @@ HYBRID = """
 
 @pytest.fixture
 def plan(tmp_path):
-    def load(steps):
-        (tmp_path / "steps.yaml").write_text(HEAD + steps)
-        return load_recipe(str(tmp_path / "steps.yaml")).plans[0]
-
-    return load
-
-
-def run(plan, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    return run_trial(plan, 0, folder, folder.parent / "dense", lambda step, row: None)
-
-
-def without_times(row):
-    row = {key: value for key, value in row.items() if key != "seconds"}
-    text = json.dumps(row, sort_keys=True, default=str)
-    return json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds"})
+    return lambda steps: plan_of(tmp_path, HEAD + steps)
 
 
 def test_pruned_and_compacted_twice(plan, tmp_path):

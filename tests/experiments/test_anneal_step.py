@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from kills import killed_at_every_write
+from one_trial import plan_of, run, without_times
 
 import secateur as sc
 from secateur.errors import NonFiniteError, RecipeError
@@ -13,7 +14,6 @@ from secateur.experiments import state as states
 from secateur.experiments import work as working
 from secateur.experiments.actions import count_epochs
 from secateur.experiments.recipe import load_recipe
-from secateur.experiments.trial import run_trial
 from secateur.models import build_model
 from secateur.training import fit as fitting
 
@@ -49,22 +49,7 @@ SECOND = """
 
 @pytest.fixture
 def plan(tmp_path):
-    def load(steps):
-        (tmp_path / "steps.yaml").write_text(HEAD + steps)
-        return load_recipe(str(tmp_path / "steps.yaml")).plans[0]
-
-    return load
-
-
-def run(plan, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    return run_trial(plan, 0, folder, folder.parent / "dense", lambda step, row: None)
-
-
-def without_times(row):
-    row = {key: value for key, value in row.items() if key != "seconds"}
-    text = json.dumps(row, sort_keys=True, default=str)
-    return json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds"})
+    return lambda steps: plan_of(tmp_path, HEAD + steps)
 
 
 def test_its_stages_and_its_small_network_are_in_the_result(plan, tmp_path):

@@ -53,7 +53,16 @@ def executor() -> Callable[..., None]:
             cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
         )
         plain = numba.njit(cache=True, nogil=True, error_model="numpy")
-        for name in ("_run_copy", "_run_rows", "_run_vector", "_run_columns", "_run_pool", "_activation_of"):
+        for name in (
+            "_start_with",
+            "_bound",
+            "_run_copy",
+            "_run_rows",
+            "_run_vector",
+            "_run_columns",
+            "_run_pool",
+            "_activation_of",
+        ):
             scope[name] = jit(scope[name])
         for name in ("_run_combine", "_run_scale", "_run_activate", "_run_softmax", "_run_table"):
             scope[name] = plain(scope[name])
@@ -166,33 +175,36 @@ def _run_vector(
     """A sparse matrix by columns times one vector: columns where the vector is zero are not read."""
     source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
     out = arena[op[2] : op[2] + outputs]
-    for o in range(outputs):
-        out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
+    _start_with(out, constants, bias)
     for i in range(inputs):
         xi = arena[source + i]
         if xi != 0:
             for p in range(pointers[first + i], pointers[first + i + 1]):
                 out[addresses[p]] += values[p] * xi
-    low, high = constants[bounds], constants[bounds + 1]
-    for o in range(outputs):
-        v = out[o]
-        out[o] = low if v < low else (high if v > high else v)
+    _bound(out, constants[bounds], constants[bounds + 1])
 
 
 def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> None:
     """As :func:`_run_vector` for a dense matrix, its columns one after the other."""
     source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
     out = arena[op[2] : op[2] + outputs]
-    for o in range(outputs):
-        out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
+    _start_with(out, constants, bias)
     for i in range(inputs):
         xi = arena[source + i]
         if xi != 0:
             column = constants[first + i * outputs : first + (i + 1) * outputs]
             for o in range(outputs):
                 out[o] += column[o] * xi
-    low, high = constants[bounds], constants[bounds + 1]
-    for o in range(outputs):
+    _bound(out, constants[bounds], constants[bounds + 1])
+
+
+def _start_with(out: np.ndarray, constants: np.ndarray, bias: int) -> None:
+    for o in range(len(out)):
+        out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
+
+
+def _bound(out: np.ndarray, low: Any, high: Any) -> None:
+    for o in range(len(out)):
         v = out[o]
         out[o] = low if v < low else (high if v > high else v)
 
