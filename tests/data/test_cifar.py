@@ -245,6 +245,11 @@ def test_first_five_classes_are_cropped_in_the_middle(folder: Path) -> None:
     torch.testing.assert_close(
         pixels(data, data.test.inputs), pixels(whole, whole.test.inputs[:5, :, 3:28, 3:28]), atol=1e-6, rtol=0
     )
+    raw = load_data("cifar10", validation=1, normalise=False)
+    raw_five = load_data("cifar10-first5", validation=1, normalise=False)
+    torch.testing.assert_close(raw.test.inputs, pixels(whole, whole.test.inputs), atol=1e-6, rtol=0)
+    assert torch.equal(raw_five.test.inputs, raw.test.inputs[:5, :, 3:28, 3:28])
+    assert raw.fingerprint not in (whole.fingerprint, raw_five.fingerprint)
 
 
 @pytest.mark.slow

@@ -72,6 +72,19 @@ def test_found_in_its_folder_or_directly(toy, zipped: bool, inside: str) -> None
     assert data.test.labels.tolist() == [*range(10)] * 2
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_pixels_as_they_are(toy, name: str, refused) -> None:
+    folder, files = toy
+    put(folder, files[name])
+    raw, usual = load_data(name, normalise=False), load_data(name)
+    wanted = usual.train.inputs * usual.std[0] + usual.mean[0]
+    assert torch.allclose(raw.train.inputs, wanted, atol=1e-6)
+    assert torch.equal((255 * raw.train.inputs).round() / 255, raw.train.inputs)
+    assert raw.mean == () and raw.fingerprint != usual.fingerprint
+    with refused("^normalise is 1; it is true or false$"):
+        load_data(name, normalise=1)
+
+
 def test_cache_serves_what_the_data_folder_lacks(toy, cache: Path) -> None:
     folder, files = toy
     put(folder / "mnist", files["mnist"])

@@ -42,22 +42,39 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 
-def cifar10(*, validation: int | float = 0.1, seed: int = 0, download: bool = True) -> Dataset:
+def cifar10(
+    *, validation: int | float = 0.1, seed: int = 0, download: bool = True, normalise: bool = True
+) -> Dataset:
     """CIFAR-10: photographs, 50,000 + 10,000 colour images of 32x32, 10 classes.
 
     Images are (N, 3, 32, 32). Looks for cifar-10-binary.tar.gz, then cifar10-images.tar.gz (JPEG: the
     note says so), in $SECATEUR_DATA and the cache, then downloads the first unless ``download`` is
-    off. Raises DataError for an archive that is missing, damaged or another one.
+    off. ``normalise``: each channel to mean 0 and deviation 1 by the training split; otherwise pixels are
+    0 to 1. Raises DataError for an archive that is missing, damaged or another one.
     """
+    options = {} if check_flag("normalise", normalise) else {"normalise": False}
     arrays, note = _obtain(download)
-    return assemble("cifar10", arrays, CLASSES, validation=validation, seed=seed, scale=255.0, note=note)
+    return assemble(
+        "cifar10",
+        arrays,
+        CLASSES,
+        validation=validation,
+        seed=seed,
+        options=options,
+        scale=255.0,
+        normalise=normalise,
+        note=note,
+    )
 
 
-def cifar10_first5(*, validation: int | float = 0.1, seed: int = 0, download: bool = True) -> Dataset:
+def cifar10_first5(
+    *, validation: int | float = 0.1, seed: int = 0, download: bool = True, normalise: bool = True
+) -> Dataset:
     """The first five CIFAR-10 classes, airplane to deer, as central crops of 25x25: 25,000 + 5,000.
 
     Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as :func:`cifar10` is.
     """
+    options = {} if check_flag("normalise", normalise) else {"normalise": False}
     arrays, note = _obtain(download)
     return assemble(
         "cifar10-first5",
@@ -65,7 +82,9 @@ def cifar10_first5(*, validation: int | float = 0.1, seed: int = 0, download: bo
         CLASSES[:5],
         validation=validation,
         seed=seed,
+        options=options,
         scale=255.0,
+        normalise=normalise,
         note=note,
     )
 

@@ -61,32 +61,50 @@ class OtherSetError(DataError):
     """A whole file, of the other data set: the two give their files the same names."""
 
 
-def mnist(*, validation: int | float = 0.1, seed: int = 0, download: bool = True) -> Dataset:
+def mnist(
+    *, validation: int | float = 0.1, seed: int = 0, download: bool = True, normalise: bool = True
+) -> Dataset:
     """MNIST: handwritten digits, 60,000 + 10,000 grey images of 28x28, 10 classes.
 
     Images are (N, 1, 28, 28). Looks in $SECATEUR_DATA/mnist, then the cache, then downloads unless
-    ``download`` is off. Raises DataError for files that are missing or are not the canonical ones.
+    ``download`` is off. ``normalise``: to mean 0 and deviation 1 by the training split; otherwise pixels
+    are 0 to 1. Raises DataError for files that are missing or are not the canonical ones.
     """
     classes = tuple(str(digit) for digit in range(10))
-    return _load("mnist", classes, validation, seed, download)
+    return _load("mnist", classes, validation, seed, download, normalise)
 
 
-def fashion_mnist(*, validation: int | float = 0.1, seed: int = 0, download: bool = True) -> Dataset:
+def fashion_mnist(
+    *, validation: int | float = 0.1, seed: int = 0, download: bool = True, normalise: bool = True
+) -> Dataset:
     """Fashion-MNIST: pieces of clothing, 60,000 + 10,000 grey images of 28x28, 10 classes.
 
     Images are (N, 1, 28, 28). Looks in $SECATEUR_DATA/fashion-mnist, then the cache, then downloads
-    unless ``download`` is off. Raises DataError for files that are missing or not the canonical ones.
+    unless ``download`` is off. ``normalise`` as in :func:`mnist`. Raises DataError for files that are
+    missing or not the canonical ones.
     """
-    return _load("fashion-mnist", CLOTHES, validation, seed, download)
+    return _load("fashion-mnist", CLOTHES, validation, seed, download, normalise)
 
 
-def _load(name: str, classes: tuple[str, ...], validation: int | float, seed: int, download: bool) -> Dataset:
+def _load(
+    name: str, classes: tuple[str, ...], validation: int | float, seed: int, download: bool, normalise: bool
+) -> Dataset:
     check_flag("download", download)
+    options = {} if check_flag("normalise", normalise) else {"normalise": False}
     x, y, test_x, test_y = (_obtain(name, number, download) for number in range(4))
     for images, labels in ((x, y), (test_x, test_y)):
         check_pair(name, images, labels, len(classes))
     arrays = Arrays(x[:, None], y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
-    return assemble(name, arrays, classes, validation=validation, seed=seed, scale=255.0)
+    return assemble(
+        name,
+        arrays,
+        classes,
+        validation=validation,
+        seed=seed,
+        options=options,
+        scale=255.0,
+        normalise=normalise,
+    )
 
 
 def check_pair(name: str, images: Array, labels: Array, classes: int) -> None:
