@@ -287,6 +287,22 @@ def test_time(shell, capsys):
     assert "ms median" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--time", 0), "--time is 0; it counts from 1"),
+        (("--time", -2), "it counts from 1"),
+        (("--check", "--time", 3), "--check reads the inputs beside this file"),
+        (("--time", 3, "--output", "y.npy"), "--time prints times"),
+        ((), "one of --input, --check and --time is needed"),
+    ],
+)
+def test_options_that_do_not_go_together(shell, capsys, arguments, says):
+    with pytest.raises(SystemExit):
+        shell(*arguments)
+    assert says in capsys.readouterr().err
+
+
 def test_errors_are_one_line_and_an_exit_code(shell, tmp_path, capsys):
     (tmp_path / "x.npy").write_bytes(b"no array")
     assert shell("--input", tmp_path / "x.npy") == 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.errors import BudgetError, CriterionError, NonFiniteError, TargetError
+from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
 from secateur.measure.macs import count_macs
 from secateur.methods.ablation import Ablation, masked_outputs
 from secateur.methods.greedy import classified
@@ -348,11 +348,23 @@ def test_bad_input_is_one_clear_error(settings: dict[str, Any], error: type[Exce
         ([images(4)[0][0]], r"batches of \(inputs, labels\)"),
         ([(images(4)[0][0], torch.zeros(4, 3))], "no classification; pass judge="),
         ([], "without a single batch"),
+        ([(images(4)[0][0], torch.zeros(3).long())], r"\[3, 4\] inputs and labels; a label for each input"),
+        (
+            [(images(4)[0][0], torch.zeros(4).long()), (torch.zeros(4, 7), torch.zeros(4).long())],
+            "cannot be joined",
+        ),
     ],
 )
 def test_bad_data_is_one_clear_error(data: Any, says: str):
     with pytest.raises(CriterionError, match=says):
         sc.prune_greedily(made(Net), images(2)[0][0], data, sparsity=0.5)
+
+
+def test_data_of_another_shape_is_one_clear_error():
+    with pytest.raises(ModelError, match="Net does not run on the data"):
+        sc.prune_greedily(
+            made(Net), images(2)[0][0], [(torch.zeros(4, 7), torch.zeros(4).long())], sparsity=0.5
+        )
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,9 @@ def _check(data: bytes, coded: Sequence[Coded], path: str | Path) -> None:
 def _read(path: str | Path, limit: int) -> tuple[Contents, dict[str, Tensor], Any]:
     try:
         data = unpacking.bytes_of(path, limit)
+    except FileError as error:  # it names the path itself
+        raise StorageError(str(error)) from error
+    try:
         contents = unpacking.parse(data, limit)
         arrays, metadata = unpacking.read(data, limit=limit)
     except FileError as error:

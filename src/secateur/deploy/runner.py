@@ -288,8 +288,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=ENGINES, default="numpy")
     parser.add_argument("--model", default=os.path.join(here, MODEL_FILE), metavar="FILE")
     options = parser.parse_args(arguments)
-    if not (options.check or options.input or options.time):
+    if not (options.check or options.input or options.time is not None):
         parser.error("one of --input, --check and --time is needed")
+    if options.time is not None and options.time < 1:
+        parser.error(f"--time is {options.time}; it counts from 1")
+    if options.check and (options.input or options.output or options.time):
+        parser.error("--check reads the inputs beside this file; it goes with --engine and --model alone")
+    if options.output and options.time:
+        parser.error("--time prints times; --output needs a run without it")
     try:
         network = Network(options.model, options.engine)
         if options.check:
@@ -337,7 +343,7 @@ def timed(network: Network, inputs: Sequence[np.ndarray], number: int) -> str:
     """Run once, then ``number`` times; return a line with the median and the smallest time."""
     network.run(*inputs)
     times = []
-    for _ in range(max(1, number)):
+    for _ in range(number):
         start = time.perf_counter()
         network.run(*inputs)
         times.append(1000 * (time.perf_counter() - start))

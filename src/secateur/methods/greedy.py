@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from secateur.errors import BudgetError, CriterionError, NonFiniteError
-from secateur.measure.running import denormals_flushed
+from secateur.measure.running import denormals_flushed, first_line, run_once
 from secateur.methods.ablation import Ablation, Example
 from secateur.methods.goals import goal_of
 from secateur.pruning.calibration import Batches, batches
@@ -121,8 +121,8 @@ def prune_greedily(
     The choices are those of masking each unit and evaluating; they are found faster (see
     :class:`secateur.methods.ablation.Ablation`). The model given is not changed.
 
-    Raises BudgetError where the goal is not one, or cannot be met; CriterionError where data or
-    judge do not fit; NonFiniteError for a loss that is no number.
+    Raises BudgetError where the goal is not one, or cannot be met; CriterionError where data or judge do
+    not fit, ModelError where the model does not run on the data; NonFiniteError for a loss that is no number.
     """
     model = unwrapped(model)
     method, dense = method or Greedy(), unwrapped(dense or model)
@@ -133,6 +133,8 @@ def prune_greedily(
     chunks = _chunks(
         data, method.batch_size, model, labelled=method.criterion == "score" or judge is not None
     )
+    example, kwargs = chunks[0].example
+    run_once(model, example, kwargs=kwargs, what="the data")
     judge = judge or classified
     groups = select_groups(trace(dense, example_inputs), include, exclude)
     sizes = {name: len(group) for name, group in groups.items()}
@@ -330,7 +332,12 @@ def _chunks(data: Batches, size: int, model: nn.Module, labelled: bool) -> list[
         _joined([arguments(inputs, None) for inputs, _ in pairs]),
         _joined([labels for _, labels in pairs]),
     )
-    number = len(_pytree.tree_leaves(whole[0])[0])
+    sizes = {len(leaf) for leaf in _pytree.tree_leaves(whole) if isinstance(leaf, Tensor) and leaf.dim()}
+    if len(sizes) != 1:
+        raise CriterionError(
+            f"the data have {sorted(sizes)} inputs and labels; a label for each input is right"
+        )
+    (number,) = sizes
     size = min(size, number)
     chunks = []
     for start in range(0, number, size):
@@ -352,11 +359,12 @@ def _chunks(data: Batches, size: int, model: nn.Module, labelled: bool) -> list[
 def _joined(parts: list[Any]) -> Any:
     """Join nested tensors along their first dim; whatever else there is, the first."""
     leaves = [_pytree.tree_flatten(part) for part in parts]
-    columns = zip(*(flat for flat, _ in leaves), strict=True)
-    return _pytree.tree_unflatten(
-        [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns],
-        leaves[0][1],
-    )
+    try:
+        columns = zip(*(flat for flat, _ in leaves), strict=True)
+        joined = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CriterionError(f"the batches of the data cannot be joined: {first_line(error)}") from error
+    return _pytree.tree_unflatten(joined, leaves[0][1])
 
 
 def _channels_last(value: Any) -> Any:
