@@ -100,6 +100,22 @@ def test_linear_layers(inputs, outputs, density, batch):
 
 
 @quick
+@given(st.integers(1, 40), st.sampled_from([0.0, 0.05, 0.3]), st.sampled_from([-0.8, 2.5, 0.0]))
+def test_a_background_is_not_read_and_changes_nothing(inputs, density, background):
+    x = np.full((1, inputs), background, np.float32)
+    x[0, 2::3] = randn(0, len(x[0, 2::3]))
+    graph = one("linear", [(inputs,)], (20,), weight="w", bias=None, activation=None)
+    alike(graph, {"w": sparse(1, density, 20, inputs)}, x)
+
+
+def test_a_background_of_infinities_is_none():
+    weight = np.float32([[0, 0, 0, 0, 0, 3], [0, 0, 0, 0, -1, 0]])
+    x = np.float32([[np.inf, np.inf, np.inf, np.inf, 1, 2]])
+    graph = one("linear", [(6,)], (2,), weight="w", bias=None, activation=None)
+    assert run(graph, {"w": weight}, x)[0].tolist() == [[6, -1]]
+
+
+@quick
 @given(st.data(), st.sampled_from(["max_pool", "avg_pool"]), st.integers(1, 3), st.integers(1, 3))
 def test_pools(data, op, kernel, stride):
     padding = data.draw(st.integers(0, kernel // 2))

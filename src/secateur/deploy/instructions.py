@@ -51,13 +51,14 @@ def _plan_linear(space: Workspace, node: Operator, given: Sequence[Place], weigh
         space.table.append([*row, first, bias, -1, residual, clamp])
     else:
         columns, rows = np.nonzero(weight.T)
+        sums = []
         if len(rows) < _DENSE_COLUMNS * weight.size:
-            code = VECTOR
+            code, sums = VECTOR, [space.vector(weight.sum(1, dtype=np.float64))]
             first = space.rows(weight[rows, columns], columns, weight.shape[1], rows)
         else:
             code, first = COLUMNS, space.vector(weight.T)
         space.table.append(
-            [code, source.offset, out.offset, weight.shape[1], len(weight), first, bias, clamp]
+            [code, source.offset, out.offset, weight.shape[1], len(weight), first, bias, clamp, *sums]
         )
     return activated(space, node, node.get("activation"), out)
 

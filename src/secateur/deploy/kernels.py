@@ -172,12 +172,25 @@ def _run_vector(
     constants: np.ndarray,
     arena: np.ndarray,
 ) -> None:
-    """A sparse matrix by columns times one vector: columns where the vector is zero are not read."""
-    source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
+    """A sparse matrix by columns times one vector: columns where the vector is zero are not read.
+
+    Nor are those where it is as its first entry, where these are more, as the background of a normalised
+    image: W x = W (x - b) + b W 1.
+    """
+    source, inputs, outputs, first, bias, bounds, sums = op[1], op[3], op[4], op[5], op[6], op[7], op[8]
     out = arena[op[2] : op[2] + outputs]
     _start_with(out, constants, bias)
+    background, zeros, same = arena[source], 0, 0
     for i in range(inputs):
-        xi = arena[source + i]
+        zeros += arena[source + i] == 0
+        same += arena[source + i] == background
+    if same > zeros and abs(background) < np.inf:
+        for o in range(outputs):
+            out[o] += background * constants[sums + o]
+    else:
+        background = np.float32(0)
+    for i in range(inputs):
+        xi = arena[source + i] - background
         if xi != 0:
             for p in range(pointers[first + i], pointers[first + i + 1]):
                 out[addresses[p]] += values[p] * xi
