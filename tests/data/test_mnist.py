@@ -80,7 +80,8 @@ def test_pixels_as_they_are(toy, name: str, refused) -> None:
     wanted = usual.train.inputs * usual.std[0] + usual.mean[0]
     assert torch.allclose(raw.train.inputs, wanted, atol=1e-6)
     assert torch.equal((255 * raw.train.inputs).round() / 255, raw.train.inputs)
-    assert raw.mean == () and raw.fingerprint != usual.fingerprint
+    assert raw.mean == ()
+    assert raw.fingerprint != usual.fingerprint
     with refused("^normalise is 1; it is true or false$"):
         load_data(name, normalise=1)
 

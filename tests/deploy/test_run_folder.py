@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
+import venv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +21,6 @@ from secateur.deploy.folder import bundle, write_folder
 from secateur.errors import ModelError, StorageError
 from secateur.models import build_model
 
-BLOCKED = (
-    "import sys; sys.modules.update(dict.fromkeys(['torch', 'scipy', 'numba', 'secateur', 'safetensors']))"
-)
 COST = """
 status = open("/proc/self/status").read()
 import time
@@ -28,20 +28,38 @@ print(time.process_time(), int(status.split("VmHWM:")[1].split()[0]))
 """
 
 
-def run(code: str, *arguments) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> str:
+    """The Python of a virtual environment that holds numpy and nothing else."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    for name in ("numpy", "numpy.libs"):
+        source = Path(np.__file__).parents[1] / name
+        if source.exists():
+            (packages / name).symlink_to(source)
+    python = str(Path(sysconfig.get_path("scripts", "venv", {"base": str(folder)})) / "python")
+    for package in ("torch", "scipy", "numba", "secateur", "safetensors"):
+        assert run(f"import {package}", python=python).returncode, package
+    return python
+
+
+def run(code: str, *arguments, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [python, "-I", "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def run_file(path, *arguments, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, with a line of Python before it and one after."""
+def run_file(
+    path, *arguments, after: str = "", python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, with a line of Python after it."""
     code = (
-        f"{before}\nimport sys\nsys.argv = sys.argv[1:]\ncode = 0\n"
+        "import sys\nsys.argv = sys.argv[1:]\ncode = 0\n"
         "scope = dict(__name__='__main__', __file__=sys.argv[0])\n"
         "try:\n    exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'), scope)\n"
         f"except SystemExit as error:\n    code = error.code\n{after}\nsys.exit(code)"
     )
-    return run(code, path, *arguments)
+    return run(code, path, *arguments, python=python)
 
 
 def small() -> tuple[nn.Module, tuple[int, ...]]:
@@ -62,32 +80,33 @@ def test_a_folder(written):
     assert [path.name for path in folder.parent.iterdir()] == ["resnet"]
 
 
-def test_the_folder_runs_where_nothing_but_numpy_is(written, tmp_path):
+def test_the_folder_runs_where_nothing_but_numpy_is(written, tmp_path, bare_python):
     folder, model, shape = written
     x = numbers(5, *shape, seed=3)
     np.save(tmp_path / "x.npy", x.numpy())
     arguments = ("--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
-    done = run_file(folder / "run.py", *arguments, before=BLOCKED)
+    done = run_file(folder / "run.py", *arguments, python=bare_python)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         wanted = model(x).numpy()
     assert np.abs(np.load(tmp_path / "y.npy") - wanted).max() < 1e-5 * np.abs(wanted).max()
-    checked = run_file(folder / "run.py", "--check", before=BLOCKED)
+    checked = run_file(folder / "run.py", "--check", python=bare_python)
     assert checked.returncode == 0, checked.stderr
     assert re.fullmatch(r"max relative error \S+ on a batch of 2: OK\n", checked.stdout)
-    refused = run_file(folder / "run.py", "--check", "--engine", "scipy", before=BLOCKED)
+    refused = run_file(folder / "run.py", "--check", "--engine", "scipy", python=bare_python)
     assert refused.returncode == 1
     assert refused.stderr.strip().endswith("the scipy engine needs scipy: pip install scipy")
 
 
-def test_the_file_is_a_module_too(written):
+def test_the_file_is_a_module_too(written, bare_python):
     folder, _, _ = written
-    code = f"""{BLOCKED}
+    code = """
+import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np, run
 print(run.Network(sys.argv[1] + "/model.secateur").run(np.zeros((3, 3, 32, 32), np.float32)).shape)
 """
-    done = run(code, folder)
+    done = run(code, folder, python=bare_python)
     assert done.stdout == "(3, 10)\n", done.stderr
 
 
@@ -121,7 +140,7 @@ def test_names_that_clash_are_an_error(tmp_path, monkeypatch):
         bundle()
 
 
-def test_several_inputs_and_outputs(tmp_path):
+def test_several_inputs_and_outputs(tmp_path, bare_python):
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -136,7 +155,7 @@ def test_several_inputs_and_outputs(tmp_path):
     folder = write_folder(Two(), (numbers(2, 6), numbers(2, 5)), tmp_path / "two")
     assert (folder / "check_input_2.npy").exists()
     assert (folder / "check_output_2.npy").exists()
-    assert run_file(folder / "run.py", "--check", before=BLOCKED).returncode == 0
+    assert run_file(folder / "run.py", "--check", python=bare_python).returncode == 0
 
 
 def test_other_check_inputs(tmp_path):
@@ -147,11 +166,11 @@ def test_other_check_inputs(tmp_path):
 
 
 @pytest.mark.parametrize("values", ["float16", 16])
-def test_values_that_lose_something(tmp_path, values):
+def test_values_that_lose_something(tmp_path, bare_python, values):
     model, shape = small()
     x = numbers(4, *shape)
     folder = write_folder(model, x, tmp_path / "a", values=values)
-    done = run_file(folder / "run.py", "--check", before=BLOCKED)
+    done = run_file(folder / "run.py", "--check", python=bare_python)
     assert done.returncode == 0, done.stderr
     said = re.search(r"packing moved the network's outputs by (\S+)\): OK", done.stdout)
     assert said
@@ -209,8 +228,8 @@ with torch.no_grad():
 """
 
 
-def test_one_inference_costs_a_fraction_of_what_pytorch_takes(tmp_path, capsys):
-    """Import, load and one inference of a 95 % sparse network: CPU time and peak memory of both."""
+def test_one_inference_costs_a_fraction_of_what_pytorch_takes(tmp_path, bare_python, capsys):
+    """Import, load and one inference of a 95 % sparse network, ours where PyTorch is not installed."""
     layers = stirred(build_model("fashion-mlp"), 0.95).layers
     parts = [part for layer in layers for part in (layer, nn.ReLU())][:-1]
     model = nn.Sequential(*parts).eval()
@@ -225,12 +244,12 @@ def test_one_inference_costs_a_fraction_of_what_pytorch_takes(tmp_path, capsys):
         found = [tuple(map(float, call().stdout.split())) for _ in range(2)]
         return min(seconds for seconds, _ in found), min(size for _, size in found) / 1024
 
-    ours = cost(lambda: run_file(folder / "run.py", *arguments, after=COST))
+    ours = cost(lambda: run_file(folder / "run.py", *arguments, after=COST, python=bare_python))
     theirs = cost(lambda: run(TORCH + COST, tmp_path / "model.safetensors"))
     with capsys.disabled():
         print(f"\nrun.py {ours[0]:.3f} s, {ours[1]:.1f} MB; PyTorch {theirs[0]:.3f} s, {theirs[1]:.1f} MB")
     assert ours[0] < theirs[0] / 4
-    assert ours[1] < theirs[1] / 3
+    assert ours[1] < theirs[1] / 5
 
 
 @pytest.mark.slow  # the kernels are compiled anew
