@@ -100,6 +100,22 @@ def test_linear_layers(inputs, outputs, density, batch):
 
 
 @quick
+@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(1, 70), st.booleans())
+def test_features_of_an_image_that_is_given(channels, height, width, batch, twice):
+    """Flattened where it lies, by tiles and what is left over; copied first if a mean reads it too."""
+    x, inputs = randn(0, batch, channels, height, width), channels * height * width
+    flat = {"op": "reshape", "inputs": ["x0"], "output": "flat", "shape": [inputs]}
+    linear = {"op": "linear", "inputs": ["flat"], "output": "y", "shape": [3]}
+    graph = one("relu", [x.shape[1:]], (3,))
+    graph["nodes"] = [flat, {**linear, "weight": "w", "bias": None, "activation": None}]
+    if twice:
+        mean = {"op": "mean", "inputs": ["x0"], "output": "mean", "dims": [2, 3], "keepdim": False}
+        graph["nodes"].append({**mean, "shape": [channels]})
+        graph["outputs"].append("mean")
+    alike(graph, {"w": sparse(1, 0.3, 3, inputs)}, x)
+
+
+@quick
 @given(st.integers(1, 40), st.sampled_from([0.0, 0.05, 0.3]), st.sampled_from([-0.8, 2.5, 0.0]))
 def test_a_background_is_not_read_and_changes_nothing(inputs, density, background):
     x = np.full((1, inputs), background, np.float32)

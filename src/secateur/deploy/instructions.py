@@ -197,7 +197,7 @@ def _plan_reshape(space: Workspace, node: Operator, given: Sequence[Place], weig
         dims.append((size, own, step * features.plane))
     if source.flat:
         dims = [(size, there, here) for size, here, there in dims]
-    space.block(dims, source.offset, out.offset)
+    space.block(dims, source.offset, out.offset, source.callers)
     return out
 
 

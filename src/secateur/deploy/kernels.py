@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.row_kernel import row_kernel
+from secateur.deploy.row_kernel import row_kernel, transpose_kernel
 
 COPY, ZERO, ROWS, VECTOR, COLUMNS, POOL, COMBINE, SCALE, ACTIVATE, SOFTMAX = range(10)
 ADD, SUBTRACT, MULTIPLY, DIVIDE = range(4)
@@ -39,6 +39,7 @@ _EXECUTORS: list[Any] = []
 _row_64: Any = None  # made by executor()
 _row_32: Any = None
 _row_16: Any = None
+_transpose: Any = None
 
 
 def executor() -> Callable[..., None]:
@@ -49,6 +50,7 @@ def executor() -> Callable[..., None]:
         scope = globals()
         for width in (64, 32, WIDTH):
             scope[f"_row_{width}"] = row_kernel(width)
+        scope["_transpose"] = transpose_kernel()
         jit = numba.njit(
             cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
         )
@@ -56,6 +58,7 @@ def executor() -> Callable[..., None]:
         for name in (
             "_start_with",
             "_bound",
+            "_run_transposition",
             "_run_copy",
             "_run_rows",
             "_run_vector",
@@ -110,8 +113,14 @@ def _run_table(
 def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
     """Copy a block of four dims, each with its stride on either side."""
     start, to = op[3], op[4]
+    transposed = op[11] == 1 and op[12] != 1 and op[16] == 1 and min(op[7], op[8]) >= WIDTH
     for a in range(op[5]):
         for b in range(op[6]):
+            if transposed:
+                _run_transposition(
+                    op, start + a * op[9] + b * op[10], to + a * op[13] + b * op[14], source, target
+                )
+                continue
             for c in range(op[7]):
                 s = start + a * op[9] + b * op[10] + c * op[11]
                 t = to + a * op[13] + b * op[14] + c * op[15]
@@ -124,6 +133,20 @@ def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
                 else:
                     for d in range(op[8]):
                         target[t + d * op[16]] = source[s + d * op[12]]
+
+
+def _run_transposition(op: np.ndarray, start: int, to: int, source: np.ndarray, target: np.ndarray) -> None:
+    """Copy the last two dims of a block, of which one is dense here and the other there, by tiles."""
+    rows, columns, down, up = op[7], op[8], op[12], op[15]
+    whole_rows, whole_columns = rows // WIDTH * WIDTH, columns // WIDTH * WIDTH
+    source_at, target_at = source.ctypes.data, target.ctypes.data
+    for c in range(0, whole_rows, WIDTH):
+        for d in range(0, whole_columns, WIDTH):
+            from_, there = source_at + 4 * (start + c + d * down), target_at + 4 * (to + c * up + d)
+            _transpose(from_, 4 * down, there, 4 * up)
+    for c in range(rows):
+        for d in range(whole_columns if c < whole_rows else 0, columns):
+            target[to + c * up + d] = source[start + c + d * down]
 
 
 def _run_rows(

@@ -1,4 +1,4 @@
-"""The innermost loop of the compiled kernels, written as LLVM instructions; needs numba when it is called."""
+"""The innermost loops of the compiled kernels as LLVM instructions; they need numba when they are called."""
 
 from __future__ import annotations
 
@@ -78,3 +78,45 @@ def row_kernel(width: int) -> Any:
         return signature, codegen
 
     return row
+
+
+def transpose_kernel() -> Any:
+    """Return a function that transposes a block of 16 x 16 floats in registers: (source, bytes from row to
+    row there, target, bytes from row to row there).
+
+    Four times each register of the first half is interleaved with one of the second.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    size = 16
+    vector, index = ir.VectorType(ir.FloatType(), size), ir.VectorType(ir.IntType(32), size)
+    integer = ir.IntType(64)
+    halves = [
+        ir.Constant(index, [(i // 2 + start) + (i % 2) * size for i in range(size)])
+        for start in (0, size // 2)
+    ]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, down, target, up = args
+
+        def row(start: Any, step: Any, number: int) -> Any:
+            at = builder.add(start, builder.mul(step, ir.Constant(integer, number)))
+            return builder.inttoptr(at, vector.as_pointer())
+
+        rows = [builder.load(row(source, down, i), align=4) for i in range(size)]
+        for _ in range(4):
+            pairs = zip(rows[: size // 2], rows[size // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in halves]
+        for i, values in enumerate(rows):
+            builder.store(values, row(target, up, i), align=4)
+        return context.get_dummy_value()
+
+    signature = types.void(types.uintp, types.int64, types.uintp, types.int64)
+
+    @intrinsic
+    def transpose(context, source, down, target, up):  # type: ignore[no-untyped-def]
+        return signature, codegen
+
+    return transpose

@@ -26,6 +26,7 @@ class Place:
     """Where a value lies: entry (c, n, y, x) at offset + c plane + n image + y row + x.
 
     ``before``: how many floats ahead of it are its own, and zeros. ``flat``: features, without y and x.
+    ``callers``: in the caller's arrays, not in the arena.
     """
 
     offset: int
@@ -37,6 +38,7 @@ class Place:
     row: int
     flat: bool
     before: int = 0
+    callers: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,7 +89,8 @@ class Workspace:
         """The place of a value in the caller's own arrays, image after image."""
         channels, height, width = sizes(shape)
         area = height * width
-        return Place(offset, channels, height, width, area, math.prod(shape), width, flat=len(shape) == 1)
+        flat = len(shape) == 1
+        return Place(offset, channels, height, width, area, math.prod(shape), width, flat, callers=True)
 
     def _take(self, floats: int) -> int:
         floats = rounded(floats)
@@ -100,6 +103,8 @@ class Workspace:
 
     def release(self, place: Place) -> None:
         """Give a place back."""
+        if place.callers:
+            return
         size = place.before + rounded(place.channels * place.plane)
         merged: list[tuple[int, int]] = []
         for start, length in sorted([*self._free, (place.offset - place.before, size)]):
@@ -141,22 +146,33 @@ class Workspace:
 
     # -- copies -------------------------------------------------------------------------------------------
 
-    def copy(self, source: Place, to: Place, *, outside: int = 0) -> None:
-        """Copy the entries that both places have. ``outside``: 1 the caller's input is the source, 2 the
-        caller's output the target."""
+    def copy(self, source: Place, to: Place) -> None:
+        """Copy the entries that both places have."""
         dims = [
             (min(source.channels, to.channels), source.plane, to.plane),
             (self.batch, source.image, to.image),
             (min(source.height, to.height), source.row, to.row),
             (min(source.width, to.width), 1, 1),
         ]
-        self.block(dims, source.offset, to.offset, outside)
+        self.block(dims, source.offset, to.offset, source.callers, to.callers)
 
-    def block(self, dims: Sequence[tuple[int, int, int]], source: int, to: int, outside: int = 0) -> None:
-        """Copy four dims of (size, stride, stride there), the longest strides outermost."""
-        ordered = sorted(dims, key=lambda dim: (dim[0] > 1, -dim[2]))  # a dim of one entry costs nothing
-        lengths, down, up = zip(*ordered, strict=True)
-        self.table.append([COPY, int(outside == 1), int(outside == 2), source, to, *lengths, *down, *up])
+    def block(
+        self,
+        dims: Sequence[tuple[int, int, int]],
+        source: int,
+        to: int,
+        from_caller: bool = False,
+        to_caller: bool = False,
+    ) -> None:
+        """Copy up to four dims of (size, stride, stride there), the longest strides there outermost, from and
+        to the arena or the caller's arrays."""
+        joined: list[tuple[int, int, int]] = []
+        for size, down, up in sorted((dim for dim in dims if dim[0] != 1), key=lambda dim: -dim[2]):
+            if joined and joined[-1][1:] == (size * down, size * up):  # two dims, one after the other as one
+                size *= joined.pop()[0]
+            joined.append((size, down, up))
+        lengths, downs, ups = zip(*([(1, 1, 1)] * (4 - len(joined)) + joined), strict=True)
+        self.table.append([COPY, int(from_caller), int(to_caller), source, to, *lengths, *downs, *ups])
 
     def move(
         self,
