@@ -124,6 +124,17 @@ def test_a_background_is_not_read_and_changes_nothing(inputs, density, backgroun
     alike(graph, {"w": sparse(1, density, 20, inputs)}, x)
 
 
+def test_rows_further_apart_than_a_byte_holds():
+    weight = np.zeros((1600, 4), np.float32)
+    for number, (row, column) in enumerate(
+        [(255, 0), (256, 0), (1599, 0), (510, 2), (765, 2), (0, 3), (256, 3)]
+    ):
+        weight[row, column] = number + 1
+    graph = one("linear", [(4,)], (1600,), weight="w", bias=None, activation=None)
+    x = np.float32([[1, 2, 3, 4]])
+    assert np.array_equal(run(graph, {"w": weight}, x)[0], x @ weight.T)
+
+
 def test_a_background_of_infinities_is_none():
     weight = np.float32([[0, 0, 0, 0, 0, 3], [0, 0, 0, 0, -1, 0]])
     x = np.float32([[np.inf, np.inf, np.inf, np.inf, 1, 2]])

@@ -51,15 +51,13 @@ def _plan_linear(space: Workspace, node: Operator, given: Sequence[Place], weigh
         space.table.append([*row, first, bias, -1, residual, clamp])
     else:
         columns, rows = np.nonzero(weight.T)
-        sums = []
+        row = [source.offset, out.offset, weight.shape[1], len(weight)]
         if len(rows) < _DENSE_COLUMNS * weight.size:
-            code, sums = VECTOR, [space.vector(weight.sum(1, dtype=np.float64))]
-            first = space.rows(weight[rows, columns], columns, weight.shape[1], rows)
+            first, shift = space.columns(weight[rows, columns], columns, weight.shape[1], rows)
+            sums = space.vector(weight.sum(1, dtype=np.float64))
+            space.table.append([VECTOR, *row, first, bias, clamp, sums, shift])
         else:
-            code, first = COLUMNS, space.vector(weight.T)
-        space.table.append(
-            [code, source.offset, out.offset, weight.shape[1], len(weight), first, bias, clamp, *sums]
-        )
+            space.table.append([COLUMNS, *row, space.vector(weight.T), bias, clamp])
     return activated(space, node, node.get("activation"), out)
 
 

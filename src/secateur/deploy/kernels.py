@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.row_kernel import row_kernel, transpose_kernel
+from secateur.deploy.row_kernel import column_kernel, row_kernel, transpose_kernel
 
 COPY, ZERO, ROWS, VECTOR, COLUMNS, POOL, COMBINE, SCALE, ACTIVATE, SOFTMAX = range(10)
 ADD, SUBTRACT, MULTIPLY, DIVIDE = range(4)
@@ -40,6 +40,7 @@ _row_64: Any = None  # made by executor()
 _row_32: Any = None
 _row_16: Any = None
 _transpose: Any = None
+_add_column: Any = None
 
 
 def executor() -> Callable[..., None]:
@@ -51,6 +52,7 @@ def executor() -> Callable[..., None]:
         for width in (64, 32, WIDTH):
             scope[f"_row_{width}"] = row_kernel(width)
         scope["_transpose"] = transpose_kernel()
+        scope["_add_column"] = column_kernel()
         jit = numba.njit(
             cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
         )
@@ -91,7 +93,7 @@ def _run_table(
         if code == ROWS:
             _run_rows(op, values, addresses, pointers, constants, masks, arena)
         elif code == VECTOR:
-            _run_vector(op, values, addresses, pointers, constants, arena)
+            _run_vector(op, pointers, constants, masks, arena)
         elif code == COLUMNS:
             _run_columns(op, constants, arena)
         elif code == COPY:
@@ -188,12 +190,7 @@ def _run_rows(
 
 
 def _run_vector(
-    op: np.ndarray,
-    values: np.ndarray,
-    addresses: np.ndarray,
-    pointers: np.ndarray,
-    constants: np.ndarray,
-    arena: np.ndarray,
+    op: np.ndarray, pointers: np.ndarray, constants: np.ndarray, gaps: np.ndarray, arena: np.ndarray
 ) -> None:
     """A sparse matrix by columns times one vector: columns where the vector is zero are not read.
 
@@ -201,6 +198,8 @@ def _run_vector(
     image: W x = W (x - b) + b W 1.
     """
     source, inputs, outputs, first, bias, bounds, sums = op[1], op[3], op[4], op[5], op[6], op[7], op[8]
+    values_at, out_at = constants.ctypes.data, arena.ctypes.data + 4 * op[2]
+    gaps_at = gaps.ctypes.data + op[9]  # that of the value at 0, were it the column's
     out = arena[op[2] : op[2] + outputs]
     _start_with(out, constants, bias)
     background, zeros, same = arena[source], 0, 0
@@ -215,8 +214,8 @@ def _run_vector(
     for i in range(inputs):
         xi = arena[source + i] - background
         if xi != 0:
-            for p in range(pointers[first + i], pointers[first + i + 1]):
-                out[addresses[p]] += values[p] * xi
+            start, stop = pointers[first + i], pointers[first + i + 1]
+            _add_column(values_at + 4 * start, gaps_at + start, stop - start, xi, out_at)
     _bound(out, constants[bounds], constants[bounds + 1])
 
 

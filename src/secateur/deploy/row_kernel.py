@@ -120,3 +120,65 @@ def transpose_kernel() -> Any:
         return signature, codegen
 
     return transpose
+
+
+def column_kernel(unroll: int = 4) -> Any:
+    """Return the inner loop of :func:`_run_vector`: a number times a sparse column, added to a vector.
+
+    Its arguments: the addresses of the column's values and of their rows, each as the gap to the one before
+    in a byte; how many; the number; the address of the vector. As the rows differ, several are read before
+    the first is written.
+    """
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    single, integer, byte = ir.FloatType(), ir.IntType(64), ir.IntType(8)
+    contract = ["contract"]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, gaps, count, x, out = args
+        value_at, gap_at, out_at = (
+            builder.inttoptr(at, kind.as_pointer())
+            for at, kind in ((values, single), (gaps, byte), (out, single))
+        )
+        loops, zero = (unroll, 1), ir.Constant(integer, 0)
+        p, row, before = zero, zero, builder.block
+        for at_once in loops:
+            head, body, end = (builder.append_basic_block(name) for name in ("head", "body", "end"))
+            builder.branch(head)
+            builder.position_at_end(head)
+            here, last = builder.phi(integer), builder.phi(integer)
+            here.add_incoming(p, before)
+            last.add_incoming(row, before)
+            after = builder.add(here, ir.Constant(integer, at_once))
+            builder.cbranch(builder.icmp_signed("<=", after, count), body, end)
+            builder.position_at_end(body)
+            places, products, at = [], [], last
+            for k in range(at_once):
+                index = builder.add(here, ir.Constant(integer, k))
+                at = builder.add(at, builder.zext(builder.load(builder.gep(gap_at, [index])), integer))
+                places.append(builder.gep(out_at, [at]))
+                weight = builder.load(builder.gep(value_at, [index]))
+                products.append(builder.fmul(weight, x, flags=contract))
+            sums = [
+                builder.fadd(builder.load(place), product, flags=contract)
+                for place, product in zip(places, products, strict=True)
+            ]
+            for place, total in zip(places, sums, strict=True):
+                builder.store(total, place)
+            here.add_incoming(after, body)
+            last.add_incoming(at, body)
+            builder.branch(head)
+            builder.position_at_end(end)
+            p, row, before = here, last, end
+        return context.get_dummy_value()
+
+    at, count, number = types.uintp, types.int64, types.float32
+    signature = types.void(at, at, count, number, at)
+
+    @intrinsic
+    def column(context, values, gaps, count, x, out):  # type: ignore[no-untyped-def]
+        return signature, codegen
+
+    return column

@@ -16,6 +16,8 @@ import numpy as np
 
 from secateur.deploy.kernels import COPY, WIDTH, ZERO
 
+_WIDEST = 255  # what a byte holds
+
 
 class UnsupportedError(ValueError):
     """The program has an operator, or a form of one, that the compiled kernels have not."""
@@ -131,6 +133,23 @@ class Workspace:
         start = add(self.values, numbers)
         add(self.addresses, addresses, start)
         return add(self.pointers, start + np.concatenate([[0], ends]))
+
+    def columns(
+        self, numbers: np.ndarray, columns: np.ndarray, count: int, rows: np.ndarray
+    ) -> tuple[int, int]:
+        """Store the non-zeros of ``count`` columns, given in order, with the gap to the row before in a byte;
+        where it is too wide for one, a zero stands between. Return where their pointers begin, and how far
+        the gaps lie behind the values."""
+        first = np.r_[True, columns[1:] != columns[:-1]][: len(columns)]
+        gaps = np.where(first, rows, np.diff(rows, prepend=0))
+        zeros, gaps = gaps // _WIDEST, gaps % _WIDEST
+        ends = np.cumsum(zeros + 1)
+        filled, wide = np.zeros(int((zeros + 1).sum()), np.float32), np.full(int((zeros + 1).sum()), _WIDEST)
+        filled[ends - 1], wide[ends - 1] = numbers, gaps
+        start = add(self.constants, filled)
+        shift = add(self.masks, wide.astype(np.uint8)) - start
+        stops = np.cumsum(np.bincount(columns, zeros + 1, minlength=count)).astype(np.int64)
+        return add(self.pointers, start + np.concatenate([[0], stops])), shift
 
     def mask(self, place: Place) -> int:
         """Return where the bytes are that say which columns of a plane belong to an image; -1: all."""
