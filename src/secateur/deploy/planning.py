@@ -110,7 +110,7 @@ def images_at_once(graph: Mapping[str, Any]) -> int:
     """Return how many images to take at a time: as many columns as keep the kernels busy, and no more, so
     that the values stay in the cache."""
     planes = [math.prod(node["shape"][1:]) for node in graph["nodes"] if len(node["shape"]) > 1]
-    return 64 if not planes else max(1, min(64, 1024 // max(planes)))
+    return 64 if not planes else max(1, min(64, 8192 // max(planes)))
 
 
 def plan(graph: Mapping[str, Any], tensors: Weights, batch: int) -> Plan:
