@@ -54,7 +54,7 @@ def test_quick_answers_import_no_torch():
 
 def test_version_and_help():
     assert secateur_command("--version").stdout.strip() == f"secateur {secateur.__version__}"
-    for command in ("run", "report", "choose", "list", "inspect", "prune"):
+    for command in ("run", "report", "choose", "deploy", "list", "inspect", "prune"):
         assert command in secateur_command("--help").stdout
 
 
@@ -148,10 +148,12 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         done = secateur_command("choose", "sizes", "--accuracy-drop", "90", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert loader in done.stdout
+        assert "secateur deploy sizes/trials/" in done.stdout
         network = "{name: digits-mlp, hidden: 64}"
         shown = secateur_command("inspect", "--model", network, "--weights", file, cwd=tmp_path)
         assert shown.returncode == 0, shown.stderr
-        code = "\n".join(line.strip() for line in done.stdout.partition("load it with\n")[2].splitlines())
+        lines = done.stdout.partition("load it with\n")[2].splitlines()
+        code = "\n".join(line.strip() for line in lines if line.startswith("  "))
         found: dict = {}
         with contextlib.chdir(tmp_path):
             exec(code, found)
@@ -179,6 +181,7 @@ ERRORS = [
     (("run", "quickstart", "--set", "model.name=lenet"), "unknown network 'lenet'"),
     (("run", "quickstart", "--set", "model.weights=no.safetensors"), "no.safetensors: no such file"),
     (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),
+    (("deploy", "no"), "/no: no such folder"),
     (("choose", "no", "--accuracy-drop", "1"), "error: no/results.json: no such file"),
     (("choose", "no", "--accuracy-drop", "-1"), "error: --accuracy-drop -1: it is in percentage points"),
     (

@@ -92,6 +92,7 @@ def run(
 ) -> None:
     """Run a recipe: train, prune, retrain with the zeros held, measure, and report."""
     from secateur.experiments.recipe import load_recipe
+    from secateur.experiments.results import read_results
     from secateur.experiments.study import describe, run_study
     from secateur.report.page import write_page
     from secateur.report.terminal import print_table, progress
@@ -117,7 +118,8 @@ def run(
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from interrupt
-    page = write_page([results], folder / "report.html")
+    # Read back: there what `secateur deploy` measured of a trial stands beside it.
+    page = write_page([read_results(folder)], folder / "report.html")
     if not quiet:
         print_table(results, console)
         files = f"{folder}/results.json, {folder}/results.csv"
@@ -167,6 +169,26 @@ def choose(
     choice = choose(folders, accuracy_drop, minimise)
     files = write_choice(choice, out or folders[0] / "chosen.safetensors")
     print_choice(choice, files, _console())
+
+
+@app.command()
+def deploy(
+    trial: Annotated[Path, typer.Argument(help="The folder of one finished trial: OUT/trials/<id>.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the files go [deploy in the trial's folder].")
+    ] = None,
+) -> None:
+    """Write a trial's network in every format, and measure each: bytes, load, latency, memory, accuracy."""
+    from secateur.experiments.deployment import deploy
+    from secateur.experiments.results import read_results
+    from secateur.report.page import write_page
+    from secateur.report.terminal import print_deployment
+
+    deployment = deploy(trial, out, on_step=typer.echo)
+    print_deployment(deployment, _console())
+    study = trial.resolve().parent.parent
+    if (study / "results.json").is_file():
+        typer.echo(f"report: {write_page([read_results(study)], study / 'report.html')}")
 
 
 @app.command()

@@ -47,13 +47,19 @@ def dense_network(
     if plan.model.weights is not None:
         load_network(plan.model.weights, model)
         return model, {"curve": [], "seconds": 0.0}
-    name = hash_of({"train": _chosen(plan.train)} | what_determines(plan, seed))
+    name = dense_name(plan, seed)
     weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
     with _locked(folder / f"{name}.lock"):  # of several workers one trains it, the others wait
         if not info.exists():
             _train_dense(model, plan, seed, data, folder, name, on_epoch)
     load_weights(weights, model)
     return model, load_json(info)
+
+
+def dense_name(plan: Plan, seed: int) -> str:
+    """Return the name of the plan's dense network for ``seed``: the hash of all that determines it, the
+    file's name without its suffix."""
+    return hash_of({"train": _chosen(plan.train)} | what_determines(plan, seed))
 
 
 def _chosen(train: Training) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from secateur.storage import load_json, replacing, save_json
 
 _TRIAL_KEYS = ("method", "point", "seed", "metrics", "layers", "curves", "epochs", "config", "classes")
 
+DEPLOYED = Path("deploy", "deploy.json")  # in a trial's folder
+
 
 def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Write ``results.json`` and ``results.csv`` into ``out`` and return the results."""
@@ -40,7 +42,8 @@ def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read a study's results; a folder without any, or with a newer schema, is one clear error."""
+    """Read a study's results, with what ``secateur deploy`` measured of a trial as its ``deployment``; a
+    folder without any, or with a newer schema, is one clear error."""
     results = load_json(folder / "results.json")
     if not isinstance(results, dict) or results.get("schema") != 1:
         raise StorageError(f"{folder}/results.json: not results of schema 1")
@@ -51,20 +54,29 @@ def read_results(folder: Path) -> dict[str, Any]:
                 f"{folder}/results.json: a trial lacks {lacking[0]!r}: written by an early version; "
                 "run the study again"
             )
+        deployed = folder / "trials" / str(trial.get("id")) / DEPLOYED
+        if deployed.exists():
+            trial["deployment"] = load_json(deployed)
     return results
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:
     """Return the versions and the machine that the figures belong to."""
     device = pick_device(recipe.spec.device)
+    return versions() | {
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": recipe.spec.threads,
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Return what computes here: secateur, torch, Python and the processor."""
     return {
         "secateur": secateur.__version__,
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": recipe.spec.threads,
     }
 
 

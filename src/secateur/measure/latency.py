@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,38 +42,45 @@ def time_inference(
     run is synchronised.
     """
     before = torch.get_num_threads()
-    times: dict[str, list[float]] = {name: [] for name in models}
     cuda = any(p.is_cuda for model in models.values() for p in model.parameters())
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        used = torch.get_num_threads()
         for model in models.values():
             run_once(model, example_inputs)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             for model in models.values():
                 stack.enter_context(evaluating(model))
-            for _ in range(warmup):
-                for model in models.values():
-                    call_model(model, example_inputs)
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end or len(times[next(iter(times))]) < 5:
-                for name, model in models.items():
-                    times[name].append(_time_once(model, example_inputs, cuda))
+            calls = {name: partial(_call, model, example_inputs, cuda) for name, model in models.items()}
+            return time_calls(calls, seconds=seconds, warmup=warmup, threads=torch.get_num_threads())
     finally:
         torch.set_num_threads(before)
-    return {name: _summary(values, used) for name, values in times.items()}
 
 
-def _time_once(model: nn.Module, inputs: Any, cuda: bool) -> float:
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+def time_calls(
+    calls: Mapping[str, Callable[[], Any]], *, seconds: float = 1.0, warmup: int = 3, threads: int = 1
+) -> dict[str, Timing]:
+    """Time calls in turn, five rounds at least, for about ``seconds`` in all; ``threads`` is how many each
+    takes, which is noted and not set."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    rounds, end = 0, time.perf_counter() + seconds
+    while rounds < 5 or time.perf_counter() < end:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: _summary(values, threads) for name, values in times.items()}
+
+
+def _call(model: nn.Module, inputs: Any, cuda: bool) -> None:
     call_model(model, inputs)
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _summary(values: list[float], threads: int) -> Timing:

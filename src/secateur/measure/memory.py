@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.measure.resident import begin_peak, peak
 from secateur.measure.running import run_once
 from secateur.measure.size import bytes_dense
 
@@ -41,12 +41,9 @@ def _added_in_child(model: nn.Module, example_inputs: Any) -> int | None:
             os.close(read)
             torch.set_num_threads(1)  # the parent's thread pool does not survive a fork
             run_once(model, example_inputs)  # touches the code pages, which would count otherwise
-            ctypes.CDLL(None).malloc_trim(0)  # free memory kept by the parent would hide the peak
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-            before = _status("VmRSS")
+            before = begin_peak()
             run_once(model, example_inputs)
-            os.write(write, str(max(0, _status("VmHWM") - before)).encode())
+            os.write(write, str(max(0, peak() - before)).encode())
         finally:
             os._exit(0)
     os.close(write)
@@ -54,11 +51,3 @@ def _added_in_child(model: nn.Module, example_inputs: Any) -> int | None:
         answer = file.read()
     os.waitpid(child, 0)
     return int(answer) if answer else None
-
-
-def _status(key: str) -> int:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key}")

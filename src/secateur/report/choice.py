@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError, StorageError
+from secateur.experiments.finished import pruned_options
 from secateur.experiments.results import read_results
 from secateur.report.aggregate import Figure, Group, groups_of, names_of
 from secateur.storage import load_tensors, replacing
@@ -237,10 +238,8 @@ def _copy(source: Path, target: Path) -> None:
 def how_to_load(choice: Choice, files: Files) -> list[str]:
     """Return the lines of Python that load the network written."""
     config = choice.trial["config"]
-    options = {key: value for key, value in config["model"].items() if key not in ("name", "weights")}
-    for step in config["steps"]:
-        options |= (step.get("scratch") or {}).get("model", {})
-    words = [repr(config["model"]["name"]), *(f"{key}={value!r}" for key, value in options.items())]
+    options = pruned_options(config).items()
+    words = [repr(config["model"]["name"]), *(f"{key}={value!r}" for key, value in options)]
     build = f"build_model({', '.join(words)})"
     if files.reshaped:
         first, last = "import secateur as sc", [f"model = sc.load({build}, {str(files.model)!r})"]

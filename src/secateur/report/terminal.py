@@ -13,6 +13,13 @@ from rich.text import Text
 
 from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
 from secateur.report.choice import Choice, Files, Quantity, how_to_load
+from secateur.report.deployed import (
+    Deployment,
+    deployment_label,
+    deployment_lines,
+    deployment_table,
+    environment_line,
+)
 
 _SHOWN = 10  # points of a choice
 
@@ -71,6 +78,16 @@ def print_choice(choice: Choice, files: Files, console: Console) -> None:
     _say(f"model: {files.model}{masks}; load it with", console)
     for line in how_to_load(choice, files):
         _say(f"  {line}", console)
+    trial = choice.chosen.folder / "trials" / choice.trial["id"]
+    _say(f"in every format, and what each costs: secateur deploy {trial}", console)
+
+
+def print_deployment(deployment: Deployment, console: Console) -> None:
+    """Print one row a format, what is best by each measure, and what the figures are."""
+    title = f"{deployment_label(deployment['trial'])}: {deployment['test']:,} test examples"
+    _print_rows(title, *deployment_table(deployment), console)
+    for line in [*deployment_lines(deployment), environment_line(deployment)]:
+        _say(line, console)
 
 
 def _print_chosen(choice: Choice, several: bool, console: Console) -> None:

@@ -1,0 +1,114 @@
+"""What ``secateur deploy`` measured of a trial, as a table and the lines below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from secateur.report.aggregate import Group, names_of
+
+Deployment = Mapping[str, Any]
+_HEADER = (
+    "format",
+    "bytes",
+    "load, ms",
+    "batch 1, ms",
+    "batch 64, ms",
+    "memory, MB",
+    "beyond imports, batch 1",
+    "batch 64",
+    "accuracy %",
+    "same first choice",
+)
+_WHAT = (
+    "Bytes are of the network's file alone. Load: from the file (in the system's cache) to a network ready "
+    "to run, once in a new process, imports not counted; PyTorch builds the network at its full size and "
+    "fills it.",
+    "Latency: median, and first to third quartile, of all formats timed in turn in one process, on one "
+    "thread.",
+    "Memory: the most that a process of the format's own has resident while it runs, with all it imports; "
+    "beside it what loading and running add to the imports: weights, activations, and code read at the "
+    "first run.",
+    "Accuracy: of the whole test split. Same first choice: as the pruned network in PyTorch.",
+)
+
+
+def deployments_of(studies: Sequence[Mapping[str, Any]]) -> dict[str, Deployment]:
+    """Return what was measured of the studies' trials, by the trial's label, in the studies' order."""
+    several = len(studies) > 1
+    return {
+        f"{f'{name}: ' if several else ''}{deployment_label(trial)}": trial["deployment"]
+        for study, name in zip(studies, names_of(studies), strict=True)
+        for trial in study["trials"]
+        if "deployment" in trial
+    }
+
+
+def deployment_label(trial: Mapping[str, Any]) -> str:
+    """Return "method: setting value, seed 0" of a row or of a deployment's own trial."""
+    return f"{Group('', trial['method'], trial['point'], ()).label}, seed {trial['seed']}"
+
+
+def deployment_table(deployment: Deployment) -> tuple[list[str], list[list[str]]]:
+    """Return (header, rows): a row a format, its figures empty where it could not be made."""
+    test = deployment["test"]
+    return list(_HEADER), [_row(each, test) for each in deployment["formats"]]
+
+
+def _row(row: Mapping[str, Any], test: int) -> list[str]:
+    if row["reason"] is not None:
+        return [row["name"], "not made", *[""] * (len(_HEADER) - 2)]
+    same = "" if row["same"] is None else f"{row['same']:,} of {test:,}"
+    return [
+        row["name"],
+        f"{row['bytes']:,}",
+        f"{1e3 * row['load_s']:.1f}",
+        *(_latency(row["latency"][batch]) for batch in ("1", "64")),
+        *_memory(row["memory"]),
+        f"{100 * row['accuracy']:.2f}",
+        same,
+    ]
+
+
+def _latency(timing: Mapping[str, Any]) -> str:
+    median, low, high = (1e3 * timing[key] for key in ("median", "low", "high"))
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _memory(memory: Mapping[str, Any] | None) -> list[str]:
+    if memory is None:
+        return ["unknown here", "", ""]
+    peak, imports = memory["peak"], memory["imports"]
+    added = [f"{(peak[batch] - imports) / 1e6:.1f}" for batch in ("1", "64")]
+    return [f"{max(peak.values()) / 1e6:.1f}", *added]
+
+
+def deployment_lines(deployment: Deployment) -> list[str]:
+    """Return the lines below the table: the best by each measure, what was not made and why, what the
+    figures are."""
+    made = [row for row in deployment["formats"] if row["reason"] is None]
+    lines = [_best(made)] if made else []
+    lines += [f"{row['name']}: not made: {row['reason']}" for row in deployment["formats"] if row["reason"]]
+    lines += [f"{row['name']}: {row['note']}" for row in made if row.get("note")]
+    return [*lines, *deployment["notes"], *_WHAT]
+
+
+def _best(made: Sequence[Mapping[str, Any]]) -> str:
+    def least(of: Callable[[Mapping[str, Any]], float]) -> str:
+        best = min(map(of, made))
+        return " and ".join(row["name"] for row in made if of(row) == best)
+
+    # A network without a file of its own has no smallest one, and two engines share the packed file.
+    files = {row["file"]: row for row in reversed(made)}
+    smallest = min(files.values(), key=lambda row: row["bytes"])
+    return (
+        f"Fastest at batch 1: {least(lambda row: row['latency']['1']['median'])}; "
+        f"at batch 64: {least(lambda row: row['latency']['64']['median'])}; "
+        f"smallest file: {smallest['file']} ({smallest['bytes']:,} bytes)."
+    )
+
+
+def environment_line(deployment: Deployment) -> str:
+    """Return the machine and the versions in one line."""
+    known = {key: value for key, value in deployment["environment"].items() if value is not None}
+    return ", ".join(f"{key} {value}" for key, value in known.items())
