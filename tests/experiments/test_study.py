@@ -145,6 +145,43 @@ def test_a_dry_run_counts_what_would_run(tiny):
     assert "minutes of one worker" in text
 
 
+OWN_SEEDS = """\
+name: own
+data: {name: digits, validation: 200}
+model: {name: digits-mlp, hidden: 16}
+train: {epochs: 2, lr: 2.0e-3}
+measure: []
+methods:
+  every seed: {steps: [{prune: {budget: {name: global, sparsity: 0.5}}}, {retrain: {epochs: 1}}]}
+  one seed: {steps: [{prune: {budget: {name: uniform, sparsity: 0.5}}}], seeds: [0]}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def own_seeds(tmp_path):
+    from secateur.experiments.recipe import load_recipe
+
+    (tmp_path / "own.yaml").write_text(OWN_SEEDS)
+    return lambda seeds=None: load_recipe(str(tmp_path / "own.yaml"), seeds=seeds)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_method_with_seeds_of_its_own_runs_no_others(own_seeds, tmp_path, workers):
+    results = run_study(own_seeds(), tmp_path / "out" / "own", workers=workers)
+    ran = [(row["method"], row["seed"]) for row in results["trials"]]
+    assert ran == [("every seed", 0), ("every seed", 1), ("one seed", 0)]
+
+
+def test_a_dry_run_counts_a_methods_own_seeds(own_seeds, tmp_path):
+    text = describe(own_seeds(), tmp_path)
+    assert "one seed, seed 0\n3 trials" in text
+    assert "4 epochs of dense training at most, 2 of retraining" in text
+    text = describe(own_seeds([1]), tmp_path)
+    assert "every seed, seed 1\none seed: no trial, none of the seeds [1] is one of its own\n1 trials" in text
+    assert "2 epochs of dense training at most, 1 of retraining" in text
+
+
 def test_foreign_results_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 99}')
     with pytest.raises(StorageError, match="not results of schema 1"):

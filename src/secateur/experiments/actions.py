@@ -11,6 +11,7 @@ from torch import nn
 
 from secateur.errors import SecateurWarning
 from secateur.experiments.choices import make
+from secateur.experiments.compression import Pack, Share
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.recipe import Plan
 from secateur.experiments.searches import Anneal, GreedyCut, Select
@@ -18,11 +19,13 @@ from secateur.experiments.specs import (
     AnnealSpec,
     CompactSpec,
     GreedySpec,
+    PackSpec,
     PruneSpec,
     PruneToSpec,
     RefitSpec,
     ScratchSpec,
     SelectionSpec,
+    ShareSpec,
 )
 from secateur.experiments.steps import Step, make_schedule
 from secateur.experiments.work import Work
@@ -187,6 +190,11 @@ def _actions_of(step: Step) -> list[Action]:
     if isinstance(settings, ScratchSpec):
         assert training is not None
         return [Scratch(step.id, settings, training)]
+    if isinstance(settings, ShareSpec):
+        assert training is not None
+        return [Share(step.id, settings, training)]
+    if isinstance(settings, PackSpec):
+        return [Pack(step.id, settings)]
     if isinstance(settings, RefitSpec):
         return [Refit(step.id, settings)]
     if isinstance(settings, PruneToSpec):

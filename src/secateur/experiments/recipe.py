@@ -13,7 +13,7 @@ from typing import Any
 from secateur.errors import RecipeError, nearest
 from secateur.experiments.overrides import set_value
 from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
-from secateur.experiments.steps import REMOVING, Step, step_of, training_of, validated
+from secateur.experiments.steps import Step, check_order, step_of, training_of, validated
 from secateur.experiments.yaml_lines import Located, read_yaml
 from secateur.training.settings import Training
 
@@ -21,11 +21,13 @@ Point = dict[str, Any]
 
 
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
+_OF_THE_STUDY = [key for key in _SETTABLE if key not in ("data", "model", "train")]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One point of a recipe's sweep, all of it validated: what a trial runs with each seed."""
+    """One point of a recipe's sweep, all of it validated: what a trial runs with each of its ``seeds``,
+    which are the study's unless its method or its grid has some of its own."""
 
     method: str
     point: Point
@@ -36,6 +38,7 @@ class Plan:
     threads: int
     device: str
     measure: tuple[str, ...]
+    seeds: tuple[int, ...]
     config: dict[str, Any] = field(repr=False)
 
 
@@ -63,6 +66,11 @@ class Recipe:
         return self.spec.seeds
 
     @property
+    def jobs(self) -> list[tuple[Plan, int]]:
+        """Every point of the sweep with every seed it runs, in order: the trials of a grid."""
+        return [(plan, seed) for plan in self.plans for seed in plan.seeds]
+
+    @property
     def ranges(self) -> dict[str, list[Any]]:
         """What a searching sampler chooses within: the sweep's values by key."""
         assert isinstance(self.spec.sweep, dict)
@@ -70,7 +78,8 @@ class Recipe:
 
     def plan_at(self, point: Point) -> Plan:
         """Return the validated plan at a point that a sampler chose."""
-        return _plan_at(self.name, self.raw["steps"], point, self.raw, self.spec, self.located, ())
+        seeds = tuple(self.seeds)
+        return _plan_at(self.name, self.raw["steps"], point, seeds, self.raw, self.spec, self.located, ())
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -108,39 +117,70 @@ def load_recipe(
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {spec.seeds}")
     if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
         raise RecipeError(f"{path.name}: sampler tpe searches one grid: give steps and one sweep")
+    if spec.sampler == "tpe" and "seeds" in spec.sweep:
+        where = located.where(("sweep", "seeds"))
+        raise RecipeError(
+            f"{where}: sampler tpe runs each point with all seeds: leave seeds out of the sweep"
+        )
     plans = tuple(_plans(raw, spec, located))
+    if not any(plan.seeds for plan in plans):
+        raise RecipeError(
+            f"{path.name}: nothing runs with the seeds {spec.seeds}: every method has others of its own"
+        )
     text = path.read_text(encoding="utf-8")
     return Recipe(spec, plans, text, str(path), dict(settings or {}), raw, located)
 
 
 def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[Plan]:
     if spec.methods is None:
-        methods = {spec.name: (raw["steps"], spec.sweep, ())}
+        methods = {spec.name: (raw["steps"], spec.sweep, None, ())}
     else:
         methods = {
-            name: (raw["methods"][name]["steps"], method.sweep, ("methods", name))
+            name: (raw["methods"][name]["steps"], method.sweep, method.seeds, ("methods", name))
             for name, method in spec.methods.items()
         }
-    for method, (steps, sweep, place) in methods.items():
-        points = list(_grid(sweep))
+    for method, (steps, sweep, own, place) in methods.items():
+        seeds = _narrowed(tuple(spec.seeds), own, located.where((*place, "seeds")))
+        points: list[Point] = []
+        for grid, where in _grids(sweep, (*place, "sweep")):
+            of_grid = _narrowed(seeds, grid.pop("seeds", None), located.where((*where, "seeds")))
+            for values in itertools.product(*grid.values()):
+                point = dict(zip(grid, values, strict=True))
+                if point in points:
+                    raise RecipeError(f"{located.where((*place, 'sweep'))}: the point {point} stands twice")
+                points.append(point)
+                yield _plan_at(method, steps, point, of_grid, raw, spec, located, place)
         if not points:
             raise RecipeError(f"{located.where((*place, 'sweep'))}: the sweep of {method} has no point")
-        for index, point in enumerate(points):
-            if point in points[:index]:
-                raise RecipeError(f"{located.where((*place, 'sweep'))}: the point {point} stands twice")
-            yield _plan_at(method, steps, point, raw, spec, located, place)
 
 
-def _grid(sweep: dict[str, list[Any]] | list[dict[str, list[Any]]]) -> Iterable[Point]:
-    for grid in sweep if isinstance(sweep, list) else [sweep]:
-        for values in itertools.product(*grid.values()):
-            yield dict(zip(grid, values, strict=True))
+def _grids(
+    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]], place: tuple[Any, ...]
+) -> Iterable[tuple[dict[str, list[Any]], tuple[Any, ...]]]:
+    """Yield a copy of each grid of a sweep, and its place."""
+    if isinstance(sweep, dict):
+        yield dict(sweep), place
+        return
+    for index, grid in enumerate(sweep):
+        yield dict(grid), (*place, index)
+
+
+def _narrowed(seeds: tuple[int, ...], own: list[Any] | None, where: str) -> tuple[int, ...]:
+    """Return those of ``seeds`` that are a method's or a grid's ``own``; all where it has none."""
+    if own is None:
+        return seeds
+    if not own or any(type(seed) is not int for seed in own):
+        raise RecipeError(f"{where}: seeds is {own}; it lists one seed or more of the study's, as integers")
+    if len(set(own)) != len(own):
+        raise RecipeError(f"{where}: a seed stands twice in {own}")
+    return tuple(seed for seed in seeds if seed in own)
 
 
 def _plan_at(
     method: str,
     steps_raw: list[Any],
     point: Point,
+    seeds: tuple[int, ...],
     raw: dict[str, Any],
     spec: RecipeSpec,
     located: Located,
@@ -150,6 +190,8 @@ def _plan_at(
     config["steps"] = copy.deepcopy(steps_raw)
     for key, value in point.items():
         where = located.where((*place, "sweep", key)) + f": sweep {key}"
+        if key.partition(".")[0] in _OF_THE_STUDY:
+            raise RecipeError(f"{where}: is the whole study's; a sweep is over data, model, train and steps")
         set_value(config, key, value, where, _SETTABLE)
     train = training_of(config["train"] or {}, Training(), located, ("train",))
     if train.distill:
@@ -157,13 +199,7 @@ def _plan_at(
     steps: list[Step] = []
     for index, raw in enumerate(config["steps"]):
         steps.append(step_of(raw, train, located, (*place, "steps", index)))
-        if [s.id for s in steps].count(steps[-1].id) > 1:
-            where = located.where((*place, "steps", index))
-            raise RecipeError(f"{where}: two steps have the id {steps[-1].id!r}; give one an id of its own")
-        removing = next((s.kind for s in steps if s.kind in REMOVING), None)
-        if steps[-1].kind == "refit" and removing:
-            where = located.where((*place, "steps", index))
-            raise RecipeError(f"{where}: refit needs the dense network's shapes; put it before {removing}")
+        check_order(steps, located.where((*place, "steps", index)))
     return Plan(
         method=method,
         point=point,
@@ -174,5 +210,6 @@ def _plan_at(
         threads=spec.threads,
         device=spec.device,
         measure=tuple(spec.measure),
+        seeds=seeds,
         config=config,
     )

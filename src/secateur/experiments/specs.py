@@ -157,6 +157,24 @@ class CompactSpec(Strict):
     """One ``compact`` step: dead units are removed for real, and the result is proved equal."""
 
 
+class ShareSpec(Strict):
+    """One ``share`` step: the surviving weights of each target take ``values`` values (k-means), which are
+    trained by ``train``."""
+
+    values: int = 16
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    train: dict[str, Any] = {}
+
+
+class PackSpec(Strict):
+    """One ``pack`` step: the network in a small file, which is read back. ``values``: null keeps each, bit
+    for bit; float16 or a number of shared values loses something."""
+
+    values: int | str | None = None
+    compression: Literal["lzma", "zstd"] = "lzma"
+
+
 class ScratchSpec(Strict):
     """One ``scratch`` step: instead of the pruned network, a new one of the same kind with other
     ``model`` options, trained from its initial weights: the control that pruning has to beat.
@@ -168,10 +186,14 @@ class ScratchSpec(Strict):
 
 
 class MethodSpec(Strict):
-    """Steps and a sweep of their settings: a grid, or a list of grids one after the other."""
+    """Steps and a sweep of their settings: a grid, or a list of grids one after the other.
+
+    ``seeds``: of the study's seeds those that it runs with; a grid narrows them by a key ``seeds``.
+    """
 
     steps: list[dict[str, Any]]
     sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
+    seeds: list[int] | None = None
 
 
 class RecipeSpec(Strict):

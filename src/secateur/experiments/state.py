@@ -26,7 +26,7 @@ class TrialState:
     anything was. ``requested``: the sparsity of the dense network that was asked for last. ``structured``:
     whole units are gone, in masks or (``compacted``) for real. ``options``: those of a network from
     scratch. ``notes``: by step. ``stages``: those of an annealing, by step, and ``annealed`` the tensors
-    of the network with branches that is under way.
+    of the network with branches that is under way. ``bytes_packed``: of the file that holds the network.
     """
 
     model: nn.Module
@@ -43,6 +43,7 @@ class TrialState:
     structured: bool = False
     compacted: bool = False
     options: dict[str, Any] | None = None
+    bytes_packed: int | None = None
 
 
 _PLAIN = (
@@ -56,6 +57,7 @@ _PLAIN = (
     "structured",
     "compacted",
     "options",
+    "bytes_packed",
 )
 
 
@@ -78,6 +80,12 @@ def save_state(state: TrialState, folder: Path) -> None:
     _remove(folder, set(files.values()))
 
 
+def fresh_network(plan: Plan, seed: int, dense: nn.Module, options: dict[str, Any] | None) -> nn.Module:
+    """Return a network at its full size, to take the shapes and values of a saved one; ``options``: those
+    of one from scratch."""
+    return scratch_model(plan, options, seed) if options else copy.deepcopy(dense)
+
+
 def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialState | None:
     """Return the state in a trial's folder, or None."""
     if not (folder / _FILE).exists():
@@ -85,8 +93,7 @@ def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialSt
     saved = load_json(folder / _FILE)
 
     def network(file: str) -> nn.Module:
-        fresh = scratch_model(plan, saved["options"], seed) if saved["options"] else copy.deepcopy(dense)
-        return load(fresh, folder / file)
+        return load(fresh_network(plan, seed, dense, saved["options"]), folder / file)
 
     files = saved["files"]
     model = network(files["model"])

@@ -8,17 +8,21 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from secateur.deploy.encoding import Squeeze
+from secateur.deploy.sharing import check_values
 from secateur.errors import RecipeError, SecateurError, nearest
 from secateur.experiments.choices import make
 from secateur.experiments.specs import (
     AnnealSpec,
     CompactSpec,
     GreedySpec,
+    PackSpec,
     PruneSpec,
     PruneToSpec,
     RefitSpec,
     ScratchSpec,
     SelectionSpec,
+    ShareSpec,
 )
 from secateur.experiments.yaml_lines import Located
 from secateur.training.settings import Training
@@ -30,8 +34,8 @@ UNIT_BUDGETS = ("uniform", "global", "per_layer", "threshold", "lamp", "paramete
 @dataclass(frozen=True)
 class Step:
     """One validated step: its ``kind``, the ``id`` that sweeps address it by, its settings, and
-    its ``training``: between the cuts of a gradual or greedy one, at each stage of an annealing, or of a
-    network from scratch."""
+    its ``training``: between the cuts of a gradual or greedy one, at each stage of an annealing, of shared
+    values, or of a network from scratch."""
 
     kind: str
     id: str
@@ -44,6 +48,8 @@ class Step:
         | RefitSpec
         | CompactSpec
         | ScratchSpec
+        | ShareSpec
+        | PackSpec
         | Training
     )
     training: Training | None = None
@@ -123,6 +129,51 @@ def _scratch_step(
     if not spec.model and spec.width is None:
         raise RecipeError(f"{located.where(place)}: lacks 'model', the options that differ, or a 'width'")
     return spec, training_of(spec.train, train, located, (*place, "train"))
+
+
+def _share_step(
+    raw: Any, train: Training, located: Located, place: tuple[Any, ...]
+) -> tuple[ShareSpec, Training]:
+    spec = validated(ShareSpec, raw, located, place)
+    _check_shared(spec.values, located.where((*place, "values")))
+    return spec, training_of(spec.train, train, located, (*place, "train"))
+
+
+def _pack_step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[PackSpec, None]:
+    spec = validated(PackSpec, raw, located, place)
+    where = located.where((*place, "values"))
+    if isinstance(spec.values, int):
+        _check_shared(spec.values, where)
+    elif spec.values not in (None, "lossless", "float16"):
+        raise RecipeError(
+            f"{where}: values is {spec.values!r}; it is null (lossless), float16 or a number of shared values"
+        )
+    Squeeze(spec.compression)  # what it lacks is said before anything is trained
+    return spec, None
+
+
+def _check_shared(values: int, where: str) -> None:
+    try:
+        check_values(values)
+    except SecateurError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def check_order(steps: list[Step], where: str) -> None:
+    """Refuse the last of ``steps`` where it cannot stand after those before it."""
+    *before, last = steps
+    kinds = [step.kind for step in before]
+    if last.id in [step.id for step in before]:
+        raise RecipeError(f"{where}: two steps have the id {last.id!r}; give one an id of its own")
+    removing = next((kind for kind in kinds if kind in REMOVING), None)
+    if last.kind == "refit" and removing:
+        raise RecipeError(f"{where}: refit needs the dense network's shapes; put it before {removing}")
+    if "pack" in kinds:
+        raise RecipeError(
+            f"{where}: {last.kind} after pack: pack writes what the trial ends with, put it last"
+        )
+    if "share" in kinds and last.kind not in ("share", "compact", "pack"):
+        raise RecipeError(f"{where}: {last.kind} would undo what share did; put it before share")
 
 
 def make_schedule(spec: PruneSpec) -> list[Any]:
@@ -254,6 +305,8 @@ _STEPS = {
     "compact": _plain_step(CompactSpec),
     "retrain": _retrain_step,
     "scratch": _scratch_step,
+    "share": _share_step,
+    "pack": _pack_step,
 }
 
 

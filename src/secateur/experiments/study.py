@@ -72,33 +72,40 @@ def study_name(recipe: Recipe) -> str:
 
 
 def count_trials(recipe: Recipe) -> int:
-    plans = len(recipe.plans) if recipe.spec.sampler == "grid" else recipe.spec.trials
-    return plans * len(recipe.seeds)
+    if recipe.spec.sampler == "grid":
+        return len(recipe.jobs)
+    return recipe.spec.trials * len(recipe.seeds)
 
 
 def label_of(plan: Plan, seed: int) -> str:
     """Return "method, setting value, ..., seed 0": how progress names a trial."""
-    settings = [f"{key}={value}" for key, value in plan.point.items()]
-    return ", ".join([plan.method, *settings, f"seed {seed}"])
+    return f"{_point_of(plan)}, seed {seed}"
+
+
+def _point_of(plan: Plan) -> str:
+    return ", ".join([plan.method, *(f"{key}={value}" for key, value in plan.point.items())])
 
 
 def describe(recipe: Recipe, out: Path) -> str:
     """Return what a run would do: its trials, the epochs they train, the time and the disk they take."""
-    search = recipe.spec.sampler != "grid"
-    lines = [] if search else [label_of(plan, seed) for plan in recipe.plans for seed in recipe.seeds]
-    share = count_trials(recipe) / (len(recipe.plans) * len(recipe.seeds))
-    by_dense: dict[str, list[Plan]] = {}
-    for plan in recipe.plans:
-        by_dense.setdefault(repr((plan.data, plan.model, plan.train)), []).append(plan)
+    lines = [] if recipe.spec.sampler != "grid" else [label_of(plan, seed) for plan, seed in recipe.jobs]
+    idle = [_point_of(plan) for plan in recipe.plans if not plan.seeds]
+    lines += [f"{point}: no trial, none of the seeds {recipe.seeds} is one of its own" for point in idle]
+    share = count_trials(recipe) / len(recipe.jobs)
+    by_dense: dict[str, list[tuple[Plan, int]]] = {}
+    for plan, seed in recipe.jobs:
+        by_dense.setdefault(repr((plan.data, plan.model, plan.train)), []).append((plan, seed))
     training, retraining, seconds, size = 0, 0, 0.0, 0.0
-    for plans in by_dense.values():
-        each, network = seconds_an_epoch(plans[0])
-        own = 0 if plans[0].model.weights is not None else plans[0].train.epochs  # nothing is left to train
-        training += own * len(recipe.seeds)
-        retraining += round(sum(map(count_epochs, plans)) * share * len(recipe.seeds))
-        seconds += each * (own + sum(map(count_epochs, plans)) * share) * len(recipe.seeds)
+    for jobs in by_dense.values():
+        first, seeds = jobs[0][0], len({seed for _, seed in jobs})
+        each, network = seconds_an_epoch(first)
+        own = 0 if first.model.weights is not None else first.train.epochs  # nothing is left to train
+        after = share * sum(count_epochs(plan) for plan, _ in jobs)
+        training += own * seeds
+        retraining += round(after)
+        seconds += each * (own * seeds + after)
         # a network and its masks for each trial, one dense network for each seed
-        size += (len(plans) * share * 33 / 32 + 1) * bytes_dense(network) * len(recipe.seeds)
+        size += (len(jobs) * share * 33 / 32 + seeds) * bytes_dense(network)
     lines += [
         f"{count_trials(recipe)} trials into {out}: {training} epochs of dense training at most, "
         f"{retraining} of retraining",
@@ -122,7 +129,7 @@ def _work(
         return finished_or_run(plan, seed, out, on_epoch)
 
     if recipe.spec.sampler == "grid":
-        jobs = {trial_id(plan, seed): (plan, seed) for plan in recipe.plans for seed in recipe.seeds}
+        jobs = {trial_id(plan, seed): (plan, seed) for plan, seed in recipe.jobs}
 
         written = time.monotonic()
 
@@ -169,7 +176,7 @@ def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:
     if recipe.spec.sampler != "grid":
         return rows
     by_id = {row["id"]: row for row in rows}
-    names = [trial_id(plan, seed) for plan in recipe.plans for seed in recipe.seeds]
+    names = [trial_id(plan, seed) for plan, seed in recipe.jobs]
     return [by_id[name] for name in names if name in by_id]
 
 

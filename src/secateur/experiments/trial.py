@@ -12,7 +12,14 @@ from torch import nn
 
 from secateur.data.dataset import Dataset
 from secateur.experiments.actions import actions
-from secateur.experiments.dense import OnEpoch, dataset_of, dense_network, hash_of, what_determines
+from secateur.experiments.dense import (
+    OnEpoch,
+    dataset_of,
+    dense_name,
+    dense_network,
+    hash_of,
+    what_determines,
+)
 from secateur.experiments.recipe import Plan
 from secateur.experiments.state import TrialState, load_state, remove_state
 from secateur.experiments.work import Work
@@ -110,12 +117,17 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
         "notes": list(dict.fromkeys(note for notes in said for note in notes)),
         "config": plan.config,
+        "dense": None if plan.model.weights else dense_name(plan, seed),
         "classes": len(data.classes),
     }
 
 
 def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
     parameters, nonzero = count_parameters(state.model), count_nonzero(state.model)
+    packed: dict[str, Any] = {}
+    if state.bytes_packed is not None:
+        rate = bytes_dense(dense) / state.bytes_packed
+        packed = {"bytes_packed": state.bytes_packed, "compression_packed": rate}
     return {
         "sparsity": sparsity(state.model, dense)
         if state.masks is None or state.structured
@@ -125,6 +137,7 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
         "nonzero": nonzero,
         "bytes_dense": bytes_dense(state.model),
         "bytes_sparse": bytes_sparse(state.model),
+        **packed,
     }
 
 

@@ -53,6 +53,12 @@ class Group:
         return next((str(name) for name in names if name), "")
 
     @property
+    def network(self) -> str:
+        """The name of the network; empty where no trial says."""
+        names = (trial.get("config", {}).get("model", {}).get("name") for trial in self.trials)
+        return next((str(name) for name in names if name), "")
+
+    @property
     def final(self) -> str:
         """The metric of the network handed back: retrained where it was, else pruned."""
         retrained = self.figure("accuracy_retrained")
@@ -192,13 +198,21 @@ def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
         *(short(key) for key in keys),
     ]
     header += ["sparsity %", "requested %", "compression", "dense %", "pruned %", "retrained %", "epochs"]
-    header += ["change", "non-zero", "seeds"]
+    packed = any(group.figure("bytes_packed") for group in groups)
+    header += ["change", "non-zero", *(["file bytes", "dense / file"] if packed else []), "seeds"]
     rows: list[list[str]] = []
     for group in groups:
         cells = [*([group.study] if studies else []), *([group.method] if methods else [])]
         cells += [value_text(group.point[key]) if key in group.point else "" for key in keys]
-        rows.append(cells + _figures(group))
+        *figures, seeds = _figures(group)
+        rows.append([*cells, *figures, *(_file_of(group) if packed else []), seeds])
     return header, rows
+
+
+def _file_of(group: Group) -> list[str]:
+    """The bytes of the packed file, and how many times as many the dense network has."""
+    size, rate = group.figure("bytes_packed"), group.figure("compression_packed")
+    return [f"{size.mean:,.0f}" if size else "", f"{rate.mean:.2f}x" if rate else ""]
 
 
 def _figures(group: Group) -> list[str]:

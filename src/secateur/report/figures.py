@@ -17,11 +17,14 @@ from secateur.report.aggregate import (
     short,
     value_text,
 )
+from secateur.report.drawing import COLOURS, QUOTED, Plot, add_dense, axes_of, dense_levels, line_of
 from secateur.report.pareto import Front, Spot, fronts_of
 
-Plot = dict[str, Any]
-COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
-QUOTED = "#777777"
+_AXES = {
+    "sparsity": "sparsity, %",
+    "compression_rate": "compression rate, log scale",
+    "compression_packed": "bytes of the dense network / bytes of the file, log scale",
+}
 
 
 def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
@@ -29,6 +32,7 @@ def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) ->
     plots = {
         "Accuracy against sparsity": accuracy_plot(groups, reference, "sparsity"),
         "Accuracy against compression rate": accuracy_plot(groups, reference, "compression_rate"),
+        "Accuracy against file size": accuracy_plot(groups, reference, "compression_packed"),
         **{title: pareto_plot(front, groups) for title, front in fronts_of(groups).items()},
         "Parameters and non-zeros": counts_plot(groups),
         "Sparsity by layer": layers_plot(groups),
@@ -42,68 +46,25 @@ def accuracy_plot(
     groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str
 ) -> Plot | None:
     """Test accuracy before and after retraining against sparsity or compression, error bars over
-    seeds, the dense network's as a line, quoted figures as crosses."""
+    seeds, the dense network's as a line, quoted figures as crosses. Against the size of a file, the
+    accuracy of the network that it holds alone."""
     traces: list[Plot] = []
     for index, (name, members) in enumerate(series_of(groups).items()):
         colour = COLOURS[index % len(COLOURS)]
         for metric, dash in (("accuracy_retrained", "solid"), ("accuracy_pruned", "dot")):
             words = "retrained" if dash == "solid" else "pruned"
-            traces += _curve(members, against, metric, f"{name}, {words}", colour, dash)
-    traces += _quoted(groups, reference, against)
-    if not traces or not _dense_levels(groups):
+            shown = [g for g in members if against != "compression_packed" or g.final == metric]
+            traces += _curve(shown, against, metric, f"{name}, {words}", colour, dash)
+    if not traces and against == "compression_packed":
         return None
-    title = "sparsity, %" if against == "sparsity" else "compression rate, log scale"
-    layout = _layout(title, "test accuracy, %")
+    traces += _quoted(groups, reference, against)
+    if not traces or not dense_levels(groups):
+        return None
+    layout = axes_of(_AXES[against], "test accuracy, %")
     if against != "sparsity":
         layout["xaxis"]["type"] = "log"
-    _add_dense(layout, groups)
+    add_dense(layout, groups)
     return {"data": traces, "layout": layout}
-
-
-def _add_dense(layout: Plot, groups: Sequence[Group]) -> None:
-    """Draw the dense accuracies as lines with their names."""
-    levels = _dense_levels(groups)
-    layout["shapes"] = [
-        {
-            "type": "line",
-            "xref": "paper",
-            "x0": 0,
-            "x1": 1,
-            "y0": level,
-            "y1": level,
-            "line": {"color": "#444", "width": 1, "dash": "dash"},
-        }
-        for level in levels.values()
-    ]
-    layout["annotations"] = [
-        {
-            "xref": "paper",
-            "x": 0.01,
-            "y": level,
-            "text": f"{name} {level:.2f}",
-            "showarrow": False,
-            "yshift": 9,
-            "xanchor": "left",
-            "font": {"size": 11, "color": "#444"},
-        }
-        for name, level in levels.items()
-    ]
-
-
-def _dense_levels(groups: Sequence[Group]) -> dict[str, float]:
-    """The dense accuracy of each study, in percent: where a study trains several, their mean. Studies
-    of one dense network have one line."""
-    by_study: dict[str, list[float]] = {}
-    for group in groups:
-        dense = group.figure("accuracy_dense")
-        if dense:
-            by_study.setdefault(group.study, []).append(100 * dense.mean)
-    levels: dict[float, list[str]] = {}
-    for study, values in by_study.items():
-        levels.setdefault(round(statistics.fmean(values), 2), []).append(study)
-    if len(levels) == 1:
-        return {"dense": next(iter(levels))}
-    return {f"dense, {' and '.join(studies)}": level for level, studies in levels.items()}
 
 
 def _curve(
@@ -148,7 +109,7 @@ def counts_plot(groups: Sequence[Group]) -> Plot | None:
             _count_line(f"{name}, parameters", xs, [p for _, p, _ in points], colour, "dot"),
         ]
     traces = [trace for trace in traces if trace["x"]]
-    return {"data": traces, "layout": _layout("sparsity, %", "count")} if traces else None
+    return {"data": traces, "layout": axes_of("sparsity, %", "count")} if traces else None
 
 
 def _count_line(name: str, xs: list[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
@@ -229,7 +190,9 @@ def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
     that is had at each place, the dominated ones paler, the dense network's accuracy as a line, and
     the knee in a circle."""
     step = "vh" if front.axis.larger_is_better else "hv"
-    joined = _line("front", [spot.x for spot in front.best], [100 * s.y.mean for s in front.best], "#444444")
+    joined = line_of(
+        "front", [spot.x for spot in front.best], [100 * s.y.mean for s in front.best], "#444444"
+    )
     traces = [joined | {"line": {"color": "#444444", "width": 1, "shape": step}, "hoverinfo": "skip"}]
     best = {id(spot.group) for spot in front.best}
     spot_of = {id(spot.group): spot for spot in front.spots}
@@ -246,8 +209,8 @@ def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
         ring = {"symbol": "circle-open", "size": 17, "color": "#b8324f"}
         knee = _spots(f"knee: {front.knee.group.label}", front, [front.knee], ring)
         traces.append(knee | {"error_y": {}})
-    layout = _layout(front.axis.title, "test accuracy, %")
-    _add_dense(layout, [spot.group for spot in front.spots])
+    layout = axes_of(front.axis.title, "test accuracy, %")
+    add_dense(layout, [spot.group for spot in front.spots])
     return {"data": traces, "layout": layout}
 
 
@@ -281,7 +244,7 @@ def layers_plot(groups: Sequence[Group]) -> Plot | None:
     for group in shown:
         by_name = {row["name"]: 100 * row["sparsity"] for row in group.trials[0]["layers"]}
         grid.append([by_name.get(name) for name in names])
-    layout = _layout("", "")
+    layout = axes_of("", "")
     layout["height"] = 160 + 22 * len(shown)
     layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "type": "category", "title": None}
     layout["xaxis"] |= {"automargin": True, "type": "category", "title": None}
@@ -304,7 +267,7 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
     traces: list[Plot] = []
     dense = _mean_curve([t["curves"].get("dense", []) for g in groups for t in g.trials])
     if dense:
-        traces.append(_line("dense", range(1, len(dense) + 1), dense, "#444444"))
+        traces.append(line_of("dense", range(1, len(dense) + 1), dense, "#444444"))
     for index, group in enumerate(groups):
         rows = [
             [row for step, part in trial["curves"].items() if step != "dense" for row in part]
@@ -314,12 +277,12 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
         if curve:
             start = len(dense) + 1
             colour = COLOURS[index % len(COLOURS)]
-            traces.append(_line(group.label, range(start, start + len(curve)), curve, colour))
+            traces.append(line_of(group.label, range(start, start + len(curve)), curve, colour))
     if not traces:
         return None
     return {
         "data": traces,
-        "layout": _layout("epoch, retraining after the dense training", "validation accuracy, %"),
+        "layout": axes_of("epoch, retraining after the dense training", "validation accuracy, %"),
     }
 
 
@@ -346,8 +309,8 @@ def alpha_plot(groups: Sequence[Group]) -> Plot | None:
         texts = [f"{name}<br>alpha {a:g}: {percent(f)} %" for a, f in zip(line, figures, strict=True)]
         error = {"type": "data", "array": [100 * figure.std for figure in figures], "thickness": 1}
         more = {"mode": "lines+markers", "error_y": error, "text": texts, "hoverinfo": "text"}
-        traces.append(_line(name, xs, ys, COLOURS[index % len(COLOURS)]) | more)
-    layout = _layout("alpha, log scale and 0", "validation accuracy, %")
+        traces.append(line_of(name, xs, ys, COLOURS[index % len(COLOURS)]) | more)
+    layout = axes_of("alpha, log scale and 0", "validation accuracy, %")
     marks = [m for e in range(9) for m in (10.0**-e, 0.5 * 10.0**-e, 0.2 * 10.0**-e) if m >= least]
     ticks = {-math.log10(mark): f"{mark:g}" for mark in marks} | {end: "0"}
     layout["xaxis"] |= {"tickvals": [*ticks], "ticktext": [*ticks.values()]}
@@ -367,29 +330,3 @@ def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
         100 * statistics.fmean(curve[i]["validation_accuracy"] for curve in rows if len(curve) > i)
         for i in range(longest)
     ]
-
-
-def _line(name: str, xs: Sequence[float], ys: list[float], colour: str) -> Plot:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": list(xs),
-        "y": ys,
-        "line": {"color": colour, "width": 1.5},
-    }
-
-
-def _layout(x: str, y: str) -> Plot:
-    axis = {"gridcolor": "#e4e8ee", "zeroline": False, "linecolor": "#9aa4b0", "ticks": "outside"}
-    return {
-        "xaxis": {**axis, "title": {"text": x}},
-        "yaxis": {**axis, "title": {"text": y}, "automargin": True},
-        "margin": {"l": 50, "r": 10, "t": 10, "b": 45},
-        "height": 420,
-        "plot_bgcolor": "white",
-        "paper_bgcolor": "white",
-        "font": {"family": "system-ui, sans-serif", "size": 12},
-        "legend": {"orientation": "h", "y": -0.2, "font": {"size": 11}},
-        "hovermode": "closest",
-    }

@@ -11,6 +11,13 @@ from typing import Any
 
 from secateur.report.aggregate import Figure, Group, all_groups, percent, references_of, table_of
 from secateur.report.checklist import Point, checklist
+from secateur.report.deployed import (
+    Deployment,
+    deployment_lines,
+    deployment_table,
+    deployments_of,
+    environment_line,
+)
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
 from secateur.storage import replacing
@@ -69,6 +76,9 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
     costs = _costs(groups)
     if costs:
         parts.append(_section("Time and memory beside the dense network", costs))
+    deployments = deployments_of(studies)
+    if deployments:
+        parts.append(_section("Deployment", "\n".join(map(_deployed, deployments, deployments.values()))))
     if reference:
         parts.append(_section("Beside the quoted figures", _reference_table(groups, reference)))
     parts += _notes(studies)
@@ -149,6 +159,12 @@ def _costs(groups: Sequence[Group]) -> str:
         "<p>One example, one inference: the median time, both networks in turn, and the peak of weights and "
         "activations. Means over seeds; the ratios are the trials' own.</p>" + _table(header, rows)
     )
+
+
+def _deployed(label: str, deployment: Deployment) -> str:
+    lines = [*deployment_lines(deployment), environment_line(deployment)]
+    below = "".join(f"<p class=source>{_text(line)}</p>" for line in lines)
+    return f"<p>{_text(label)}</p>" + _table(*deployment_table(deployment)) + below
 
 
 def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> str:

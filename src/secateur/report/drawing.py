@@ -1,0 +1,88 @@
+"""What the figures of a report are drawn with: plain plotly, {"data": [...], "layout": {...}}."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from secateur.report.aggregate import Group
+
+Plot = dict[str, Any]
+COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
+QUOTED = "#777777"
+
+
+def add_dense(layout: Plot, groups: Sequence[Group]) -> None:
+    """Draw the dense accuracies as lines with their names."""
+    levels = dense_levels(groups)
+    layout["shapes"] = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": level,
+            "y1": level,
+            "line": {"color": "#444", "width": 1, "dash": "dash"},
+        }
+        for level in levels.values()
+    ]
+    layout["annotations"] = [
+        {
+            "xref": "paper",
+            "x": 0.01,
+            "y": level,
+            "text": f"{name} {level:.2f}",
+            "showarrow": False,
+            "yshift": 9,
+            "xanchor": "left",
+            "font": {"size": 11, "color": "#444"},
+        }
+        for name, level in levels.items()
+    ]
+
+
+def dense_levels(groups: Sequence[Group]) -> dict[str, float]:
+    """The dense accuracy of each network of each study, in percent: where several of one kind are trained,
+    their mean. Those that are equal have one line."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for group in groups:
+        dense = group.figure("accuracy_dense")
+        if dense:
+            found.setdefault((group.study, group.network), []).append(100 * dense.mean)
+    studies = [study for study, _ in found]
+    levels: dict[float, list[str]] = {}
+    for (study, network), values in found.items():
+        words = [study] if len(set(studies)) > 1 else []
+        words += [network] if studies.count(study) > 1 else []
+        levels.setdefault(round(statistics.fmean(values), 2), []).append(" ".join(words))
+    if len(levels) == 1:
+        return {"dense": next(iter(levels))}
+    return {f"dense, {' and '.join(names)}": level for level, names in levels.items()}
+
+
+def line_of(name: str, xs: Sequence[float], ys: list[float], colour: str) -> Plot:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": list(xs),
+        "y": ys,
+        "line": {"color": colour, "width": 1.5},
+    }
+
+
+def axes_of(x: str, y: str) -> Plot:
+    axis = {"gridcolor": "#e4e8ee", "zeroline": False, "linecolor": "#9aa4b0", "ticks": "outside"}
+    return {
+        "xaxis": {**axis, "title": {"text": x}},
+        "yaxis": {**axis, "title": {"text": y}, "automargin": True},
+        "margin": {"l": 50, "r": 10, "t": 10, "b": 45},
+        "height": 420,
+        "plot_bgcolor": "white",
+        "paper_bgcolor": "white",
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "legend": {"orientation": "h", "y": -0.2, "font": {"size": 11}},
+        "hovermode": "closest",
+    }
