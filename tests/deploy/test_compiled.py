@@ -214,7 +214,9 @@ def test_the_packages_own_networks(name, options, shape):
 def test_features_are_taken_sixty_four_at_a_time_and_images_by_their_size():
     mlp = program_of(build_model("fashion-mlp"), torch.randn(2, 784)).graph
     assert images_at_once(mlp) == 64
-    assert images_at_once(program_of(build_model("lenet-5"), torch.randn(2, 1, 28, 28)).graph) == 8192 // 24**2
+    assert (
+        images_at_once(program_of(build_model("lenet-5"), torch.randn(2, 1, 28, 28)).graph) == 8192 // 24**2
+    )
 
 
 def test_threads_share_a_batch_out():
