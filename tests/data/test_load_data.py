@@ -43,7 +43,7 @@ def test_every_entry_is_a_documented_function(name: str) -> None:
     [
         ("mnits", {}, r"no data set 'mnits'; did you mean 'mnist'"),
         ("imagenet-21k", {}, r"no data set 'imagenet-21k'; known: digits, "),
-        ("mnist", {"donwload": False}, r"^mnist: no option 'donwload'; its options: download$"),
+        ("mnist", {"donwload": False}, r"^mnist: no option 'donwload'; its options: download, normalise$"),
         ("digits", {"path": "x"}, r"^digits: no option 'path'; its options: none$"),
         ("npz", {}, r"^npz: option 'path' is missing"),
         ("image-folder", {"path": "x"}, r"^image-folder: option 'size' is missing"),
