@@ -70,7 +70,9 @@ def test_bombs(tmp_path: Path, refused, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no archive", gzip.compress(b"no archive"), tar(plain("a", b"x" * 99))[:-20]]
+    "data",
+    [b"", b"no archive", gzip.compress(b"no archive"), tar(plain("a", b"x" * 99))[:-20]],
+    ids=["empty", "text", "zipped text", "cut"],
 )
 def test_no_archive(tmp_path: Path, data: bytes, refused) -> None:
     with refused(r"t.tar.gz: not a whole .tar.gz archive: .*; get it again"):

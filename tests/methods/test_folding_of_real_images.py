@@ -24,7 +24,7 @@ NETWORKS = [
 
 @torch.no_grad()
 def answers(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([model(part.double()) for part in images.split(200)])
+    return torch.cat([model(part) for part in images.split(200)])
 
 
 @pytest.mark.slow
@@ -42,9 +42,8 @@ def test_every_image_of_the_test_split_is_answered_as_before(
     fit(annealing.network, few, data.validation, Training(epochs=1, lr=1e-3), seed=1)
     annealing.alpha = 0.0
     small, proof = annealing.fold()
-    assert proof.max_error <= 1e-9
-    before = answers(annealing.network.double().eval(), data.test.inputs)
-    after = answers(small.double().eval(), data.test.inputs)
-    assert (before - after).abs().max() <= 1e-9 * before.abs().max()
+    assert proof.max_error <= 1e-9  # in float64; the small network's weights are float32 again
+    before, after = (answers(model.eval(), data.test.inputs) for model in (annealing.network, small))
+    assert (before - after).abs().max() <= 1e-5 * before.abs().max()
     assert torch.equal(before.argmax(1), after.argmax(1))
     assert len(before.argmax(1).unique()) > 2
