@@ -59,7 +59,7 @@ def assemble(
     Each channel (dim 1) gets mean 0 and standard deviation 1 over what is left for training; a
     constant one is only centred. ``scale`` is the source's unit (255 for 8-bit images): it shows in
     the Dataset's ``mean`` and ``std``, and is divided by where ``normalise`` is off.
-    ``options``: the loader's options that determine the data. Raises DataError for an impossible
+    ``options``: the loader's other options that determine the data. Raises DataError for an impossible
     ``validation`` or ``seed``, and for data that are not finite.
     """
     check_whole("seed", seed, 0, 2**32 - 1)
@@ -68,6 +68,7 @@ def assemble(
     kept, taken = hold_out(number, held, seed)
     _check_classes(name, arrays.train_labels[kept], classes)
     everything = np.arange(len(arrays.test_labels))
+    determining = dict(options or {}) | ({} if normalise else {"normalise": False})
     with np.errstate(over="ignore", invalid="ignore"):  # Split refuses what is not finite
         mean, std = _moments(arrays.train_inputs, kept) if normalise else (np.zeros(1), np.full(1, scale))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
@@ -88,7 +89,7 @@ def assemble(
         classes,
         note=note,
         fingerprint=_fingerprint(
-            arrays, {"name": name, "seed": seed, "validation": held, "options": dict(options or {})}
+            arrays, {"name": name, "seed": seed, "validation": held, "options": determining}
         ),
         mean=tuple((mean / scale).tolist()) if normalise else (),
         std=tuple((std / scale).tolist()) if normalise else (),

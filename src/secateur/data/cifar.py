@@ -52,7 +52,7 @@ def cifar10(
     off. ``normalise``: each channel to mean 0 and deviation 1 by the training split; otherwise pixels are
     0 to 1. Raises DataError for an archive that is missing, damaged or another one.
     """
-    options = {} if check_flag("normalise", normalise) else {"normalise": False}
+    check_flag("normalise", normalise)
     arrays, note = _obtain(download)
     return assemble(
         "cifar10",
@@ -60,7 +60,6 @@ def cifar10(
         CLASSES,
         validation=validation,
         seed=seed,
-        options=options,
         scale=255.0,
         normalise=normalise,
         note=note,
@@ -74,7 +73,7 @@ def cifar10_first5(
 
     Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as :func:`cifar10` is.
     """
-    options = {} if check_flag("normalise", normalise) else {"normalise": False}
+    check_flag("normalise", normalise)
     arrays, note = _obtain(download)
     return assemble(
         "cifar10-first5",
@@ -82,7 +81,6 @@ def cifar10_first5(
         CLASSES[:5],
         validation=validation,
         seed=seed,
-        options=options,
         scale=255.0,
         normalise=normalise,
         note=note,

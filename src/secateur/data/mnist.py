@@ -90,7 +90,7 @@ def _load(
     name: str, classes: tuple[str, ...], validation: int | float, seed: int, download: bool, normalise: bool
 ) -> Dataset:
     check_flag("download", download)
-    options = {} if check_flag("normalise", normalise) else {"normalise": False}
+    check_flag("normalise", normalise)
     x, y, test_x, test_y = (_obtain(name, number, download) for number in range(4))
     for images, labels in ((x, y), (test_x, test_y)):
         check_pair(name, images, labels, len(classes))
@@ -101,7 +101,6 @@ def _load(
         classes,
         validation=validation,
         seed=seed,
-        options=options,
         scale=255.0,
         normalise=normalise,
     )
