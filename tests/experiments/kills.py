@@ -1,6 +1,7 @@
-"""Trials that are killed in the middle of every writing of their state, one after the other."""
+"""Trials that are killed at every writing of their state, or after epochs, one time after the other."""
 
 from secateur.experiments import state as states
+from secateur.training import fit as fitting
 
 
 class Killed(BaseException):
@@ -22,5 +23,25 @@ def killed_at_every_write(monkeypatch, run):
     while True:
         try:
             return run(), kills
+        except Killed:
+            kills += 1
+
+
+def killed_after_epochs(monkeypatch, run, every=1):
+    """Call ``run`` again and again until it ends, killed after each ``every``-th epoch that is saved; return
+    (its result, how often it was killed, how many epochs were saved)."""
+    real, number, kills = fitting.save_run, 0, 0
+
+    def killed_after(*args, **kwargs):
+        nonlocal number
+        number += 1
+        real(*args, **kwargs)
+        if number % every == 0:
+            raise Killed
+
+    monkeypatch.setattr(fitting, "save_run", killed_after)
+    while True:
+        try:
+            return run(), kills, number
         except Killed:
             kills += 1

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from kills import killed_at_every_write
+from kills import killed_after_epochs, killed_at_every_write
 from one_trial import plan_of, run, without_times
 
 import secateur as sc
@@ -15,7 +15,6 @@ from secateur.experiments import work as working
 from secateur.experiments.actions import count_epochs
 from secateur.experiments.recipe import load_recipe
 from secateur.models import build_model
-from secateur.training import fit as fitting
 
 HEAD = """
 name: annealing
@@ -103,27 +102,9 @@ def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monk
 
 def test_killed_in_the_middle_of_a_stage_it_goes_on_from_the_epoch(plan, tmp_path, monkeypatch):
     whole = run(plan(LATE), tmp_path / "whole")
-    real, number = fitting.save_run, 0
-
-    class Killed(BaseException):
-        pass
-
-    def killed_after(*args, **kwargs):
-        nonlocal number
-        number += 1
-        real(*args, **kwargs)
-        if number % 3 == 0:
-            raise Killed
-
-    (tmp_path / "killed").mkdir()
-    monkeypatch.setattr(fitting, "save_run", killed_after)
-    kills = 0
-    while True:
-        try:
-            again = run(plan(LATE), tmp_path / "killed")
-            break
-        except Killed:
-            kills += 1
+    again, kills, number = killed_after_epochs(
+        monkeypatch, lambda: run(plan(LATE), tmp_path / "killed"), every=3
+    )
     assert kills >= 2
     assert number <= 2 * len(whole["stages"]["anneal"]) + 4  # no epoch but the interrupted ones' was lost
     assert without_times(again) == without_times(whole)

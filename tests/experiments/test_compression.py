@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from kills import killed_at_every_write
+from kills import killed_after_epochs, killed_at_every_write
 from one_trial import plan_of, run, without_times
 
 import secateur as sc
@@ -15,7 +15,6 @@ from secateur.experiments.actions import count_epochs
 from secateur.measure.size import bytes_dense
 from secateur.models import build_model
 from secateur.pruning.targets import find_targets
-from secateur.training import fit as fitting
 from secateur.training.checkpoint import load_weights
 from secateur.training.evaluate import evaluate_on
 
@@ -179,24 +178,7 @@ def test_killed_at_any_write_it_goes_on_to_the_same_numbers(plan, tmp_path, monk
 
 def test_killed_in_any_epoch_it_goes_on_from_it(plan, tmp_path, monkeypatch):
     whole = run(plan(CHAIN), tmp_path / "whole")
-    real, number = fitting.save_run, 0
-
-    class Killed(BaseException):
-        pass
-
-    def killed_after(*args, **kwargs):
-        nonlocal number
-        number += 1
-        real(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(fitting, "save_run", killed_after)
-    while True:
-        try:
-            again = run(plan(CHAIN), tmp_path / "killed")
-            break
-        except Killed:
-            pass
+    again, _, number = killed_after_epochs(monkeypatch, lambda: run(plan(CHAIN), tmp_path / "killed"))
     assert number == 4  # two of retraining and two of shared values: none was run again
     assert without_times(again) == without_times(whole)
 

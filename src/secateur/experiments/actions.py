@@ -170,9 +170,7 @@ class Scratch:
     kind: ClassVar[str] = "retrain"
 
     def run(self, work: Work) -> None:
-        state, options = work.state, dict(self.spec.model)
-        if self.spec.width is not None:
-            options["width"] = (work.plan.model.model_extra or {}).get("width", 1.0) * self.spec.width
+        state, options = work.state, self.spec.options_beside(work.plan.model.model_extra or {})
         state.model, state.options = scratch_model(work.plan, options, work.seed), options
         state.masks = state.pruned = state.requested = None
         work.train(state.model, self.step, self.training)

@@ -12,8 +12,8 @@ from torch import nn
 from secateur.errors import StorageError
 from secateur.experiments.dense import dense_name
 from secateur.experiments.recipe import Plan
-from secateur.experiments.results import read_results
-from secateur.experiments.specs import DataSpec, ModelSpec
+from secateur.experiments.results import label_of, read_results
+from secateur.experiments.specs import DataSpec, ModelSpec, ScratchSpec
 from secateur.experiments.steps import training_of, validated
 from secateur.experiments.yaml_lines import Located
 from secateur.models import build_model
@@ -55,12 +55,6 @@ class FinishedTrial:
         if not path.is_file():
             raise StorageError(f"{path}: no such file; the trial's dense network should be there")
         return path
-
-
-def label_of_row(row: Mapping[str, Any]) -> str:
-    """Return "method, setting=value, ..., seed 0"."""
-    settings = [f"{key}={value}" for key, value in row["point"].items()]
-    return ", ".join([row["method"], *settings, f"seed {row['seed']}"])
 
 
 def read_trial(folder: Path) -> FinishedTrial:
@@ -108,7 +102,10 @@ def _no_trial(folder: Path) -> str:
     if not (folder / "results.json").is_file():
         return f"{folder}: is no finished trial: it holds no result.json"
     rows = [row for row in read_results(folder)["trials"] if row.get("state") == "finished"]
-    lines = [f"  {label_of_row(row)} -> {folder / 'trials' / row['id']}" for row in rows[:_LISTED]]
+    lines = [
+        f"  {label_of(row['method'], row['point'], row['seed'])} -> {folder / 'trials' / row['id']}"
+        for row in rows[:_LISTED]
+    ]
     if len(rows) > _LISTED:
         lines.append(f"  and {len(rows) - _LISTED} more")
     lines.append(f"`secateur choose {folder} --accuracy-drop 1` prints the one to take")
@@ -124,13 +121,8 @@ def pruned_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that build the network a trial left, at the size its file is loaded into: the dense
     network's, or those of the last network that a step made from scratch."""
     options = dense_options(config)
-    scratch = [step["scratch"] or {} for step in config["steps"] if "scratch" in step]
-    if not scratch:
-        return options
-    own = dict(scratch[-1].get("model", {}))
-    if scratch[-1].get("width") is not None:
-        own["width"] = options.get("width", 1.0) * scratch[-1]["width"]
-    return options | own
+    scratch = [ScratchSpec(**step["scratch"]) for step in config["steps"] if "scratch" in step]
+    return options | scratch[-1].options_beside(options) if scratch else options
 
 
 def load_dense(trial: FinishedTrial, path: Path) -> nn.Module:

@@ -6,6 +6,7 @@ import csv
 import io
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def read_results(folder: Path) -> dict[str, Any]:
         if deployed.exists():
             trial["deployment"] = load_json(deployed)
     return results
+
+
+def label_of(method: str, point: Mapping[str, Any], seed: int | None = None) -> str:
+    """Return "method, setting=value, ..., seed 0": how progress and errors name a trial, or a point."""
+    settings = [f"{key}={value}" for key, value in point.items()]
+    return ", ".join([method, *settings, *([] if seed is None else [f"seed {seed}"])])
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -183,6 +184,12 @@ class ScratchSpec(Strict):
     model: dict[str, Any] = {}
     width: Annotated[float, Field(gt=0)] | None = None
     train: dict[str, Any] = {}
+
+    def options_beside(self, network: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that differ from those of the study's ``network``."""
+        if self.width is None:
+            return dict(self.model)
+        return self.model | {"width": network.get("width", 1.0) * self.width}
 
 
 class MethodSpec(Strict):

@@ -19,7 +19,7 @@ from secateur.experiments import queue
 from secateur.experiments.actions import count_epochs
 from secateur.experiments.dense import hash_of, seconds_an_epoch
 from secateur.experiments.recipe import Plan, Recipe, load_recipe
-from secateur.experiments.results import write_results
+from secateur.experiments.results import label_of, write_results
 from secateur.experiments.trial import failed_row, run_trial, trial_id
 from secateur.measure.size import bytes_dense
 from secateur.storage import load_json, save_json
@@ -77,19 +77,14 @@ def count_trials(recipe: Recipe) -> int:
     return recipe.spec.trials * len(recipe.seeds)
 
 
-def label_of(plan: Plan, seed: int) -> str:
-    """Return "method, setting value, ..., seed 0": how progress names a trial."""
-    return f"{_point_of(plan)}, seed {seed}"
-
-
-def _point_of(plan: Plan) -> str:
-    return ", ".join([plan.method, *(f"{key}={value}" for key, value in plan.point.items())])
-
-
 def describe(recipe: Recipe, out: Path) -> str:
     """Return what a run would do: its trials, the epochs they train, the time and the disk they take."""
-    lines = [] if recipe.spec.sampler != "grid" else [label_of(plan, seed) for plan, seed in recipe.jobs]
-    idle = [_point_of(plan) for plan in recipe.plans if not plan.seeds]
+    lines = (
+        []
+        if recipe.spec.sampler != "grid"
+        else [label_of(plan.method, plan.point, seed) for plan, seed in recipe.jobs]
+    )
+    idle = [label_of(plan.method, plan.point) for plan in recipe.plans if not plan.seeds]
     lines += [f"{point}: no trial, none of the seeds {recipe.seeds} is one of its own" for point in idle]
     share = count_trials(recipe) / len(recipe.jobs)
     by_dense: dict[str, list[tuple[Plan, int]]] = {}
@@ -125,7 +120,7 @@ def _work(
     total = count_trials(recipe)
 
     def run_one(plan: Plan, seed: int) -> Row:
-        on_trial(len(queue.finished_rows(study)), total, label_of(plan, seed))
+        on_trial(len(queue.finished_rows(study)), total, label_of(plan.method, plan.point, seed))
         return finished_or_run(plan, seed, out, on_epoch)
 
     if recipe.spec.sampler == "grid":
