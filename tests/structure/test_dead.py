@@ -9,8 +9,8 @@ from nets import After, Between, Concat, error, mlp, only, wide
 from torch import nn
 
 import secateur as sc
+from secateur.measure.running import copied
 from secateur.structure.dead import find_dead
-from secateur.structure.surgery import copied
 
 ROWS = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 IMAGE = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))

@@ -12,7 +12,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import ModelError
-from secateur.structure.surgery import copied, cut, kept_index, mask_units, removed_by, sliced
+from secateur.measure.running import copied
+from secateur.structure.surgery import cut, kept_index, mask_units, removed_by, sliced
 
 ROWS = torch.zeros(4, 3)
 

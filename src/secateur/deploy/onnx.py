@@ -22,12 +22,11 @@ from torch.utils import _pytree
 
 from secateur.deploy.onnx_int8 import calibration, layers_of, measured, quantised
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
-from secateur.measure.running import failing, first_line, run_once, shapes
+from secateur.measure.running import copied, failing, first_line, run_once, shapes
 from secateur.pruning.calibration import Batches
 from secateur.storage import replacing
 from secateur.structure.capture import Captured, all_tensors, arguments, capture
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import copied
 from secateur.structure.verify import TOLERANCE, call, difference, hollow, redrawn, tensors_in
 
 _LARGEST = 2_000_000_000  # bytes; a protobuf message, so a file of one piece, ends at 2 GiB

@@ -15,11 +15,10 @@ from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.latency import Timing, time_inference
-from secateur.measure.running import call_model, evaluating, run_once
+from secateur.measure.running import call_model, copied, evaluating, run_once
 from secateur.measure.summary import aligned
 from secateur.structure.capture import Captured, capture
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import copied
 from secateur.structure.verify import difference, tensors_in
 
 _TOLERANCE = 1e-4

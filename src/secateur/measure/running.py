@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,28 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy that runs as it was written: children that torch.compile wrapped are plain again.
+
+    Raises ModelError where a module holds something that cannot be copied.
+    """
+    # Results that modules keep (weight_norm's weight, say) cannot be copied with their history.
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    try:
+        for module in model.modules():
+            original = module._modules.get("_orig_mod")
+            if original is not None:
+                memo[id(module)] = copy.deepcopy(original, memo)
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
 @contextmanager

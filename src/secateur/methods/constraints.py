@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.errors import BudgetError, SecateurWarning
 from secateur.measure.latency import time_inference
+from secateur.measure.running import copied
 from secateur.pruning.budgets import Global, check_share
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.prune import prune
@@ -19,7 +20,6 @@ from secateur.pruning.structured import select_groups
 from secateur.pruning.unit_criteria import L2Norm, UnitCriterion, unit_scores
 from secateur.structure.compact import compact
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import copied
 from secateur.structure.units import trace
 from secateur.structure.verify import Proof
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from secateur.errors import BudgetError, CriterionError, NonFiniteError
-from secateur.measure.running import denormals_flushed, first_line, run_once
+from secateur.measure.running import copied, denormals_flushed, first_line, run_once
 from secateur.methods.ablation import Ablation, Example
 from secateur.methods.goals import goal_of
 from secateur.pruning.calibration import Batches, batches
@@ -22,7 +22,7 @@ from secateur.structure.capture import arguments
 from secateur.structure.compact import compact
 from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import copied, mask_units
+from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure, trace
 from secateur.structure.verify import call
 

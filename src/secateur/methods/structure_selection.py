@@ -19,11 +19,11 @@ from torch.utils import _pytree
 
 from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
 from secateur.measure.macs import count_macs
+from secateur.measure.running import copied
 from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
 from secateur.pruning.structured import select_groups
 from secateur.structure.blocks import Block, find_blocks, remove_blocks
 from secateur.structure.compact import compact
-from secateur.structure.surgery import copied
 from secateur.structure.units import Group, trace
 from secateur.structure.verify import Proof, as_dtype, call, difference, redrawn
 

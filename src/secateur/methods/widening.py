@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.errors import ModelError
-from secateur.measure.running import first_line
+from secateur.measure.running import copied, first_line
 from secateur.methods.split_layers import SplitConv, SplitNorm
 from secateur.structure.attributes import Sizes, adjust
 from secateur.structure.capture import first_names, tensor_of
 from secateur.structure.propagate import values_in
-from secateur.structure.surgery import copied, set_attributes
+from secateur.structure.surgery import set_attributes
 from secateur.structure.units import Group, Slice, Structure
 from secateur.structure.verify import call, difference
 

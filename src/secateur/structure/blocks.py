@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.measure.running import copied
 from secateur.structure.capture import tensor_of
 from secateur.structure.names import canonical_modules
 from secateur.structure.propagate import Walk
-from secateur.structure.surgery import copied
 from secateur.structure.tables import MOVES, SAME
 from secateur.structure.units import Structure
 from secateur.structure.verify import call, difference, randomise, redrawn, tensors_in

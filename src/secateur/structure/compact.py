@@ -14,14 +14,14 @@ from torch import nn
 
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.macs import count_macs
-from secateur.measure.running import first_line, run_once
+from secateur.measure.running import copied, first_line, run_once
 from secateur.measure.size import count_parameters
 from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.capture import all_tensors, arguments
 from secateur.structure.dead import Found, find_dead, fold
 from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import Removed, copied, cut, mask_units, removed_by, sliced
+from secateur.structure.surgery import Removed, cut, mask_units, removed_by, sliced
 from secateur.structure.units import Structure, trace
 from secateur.structure.verify import (
     TOLERANCE,

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.measure.running import copied
 from secateur.structure.activations import Watcher
 from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
 from secateur.structure.steady import Steady
-from secateur.structure.surgery import copied, mask_units
+from secateur.structure.surgery import mask_units
 from secateur.structure.units import Group, Slice, Structure, living
 from secateur.structure.verify import as_dtype, randomise, redrawn
 

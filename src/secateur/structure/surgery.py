@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError
 from secateur.structure.attention import pruned
 from secateur.structure.capture import first_names
 from secateur.structure.labels import Array
@@ -64,21 +62,6 @@ def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
         if gone is not None:
             tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], gone).to(tensor.device))
     return tensor
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy; raises ModelError where a module holds something that cannot be copied."""
-    # Results that modules keep (weight_norm's weight, say) cannot be copied with their history.
-    memo = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
 @torch.no_grad()
