@@ -15,7 +15,7 @@ from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.latency import Timing, time_inference
-from secateur.measure.running import call_model, copied, evaluating, run_once
+from secateur.measure.running import call_model, cloned, copied, run_once
 from secateur.measure.summary import aligned
 from secateur.structure.capture import Captured, capture
 from secateur.structure.names import unwrapped
@@ -179,7 +179,7 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
 def _inputs_of(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Return what each layer reads in a run, for those that run once on one tensor."""
     read: dict[str, list[Any]] = {}
-    with ExitStack() as hooks, evaluating(model):
+    with ExitStack() as hooks:
         for path, module in model.named_modules():
 
             def hook(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
@@ -187,7 +187,7 @@ def _inputs_of(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
 
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
                 hooks.enter_context(module.register_forward_pre_hook(hook))
-        call_model(model, example_inputs)
+        call_model(model, cloned(example_inputs))
     return {path: found[0] for path, found in read.items() if found[0] is not None}
 
 

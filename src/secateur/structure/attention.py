@@ -65,15 +65,16 @@ class PrunedAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend within sequences of several lengths, as ``nn.TransformerEncoder`` makes them of padded ones
         for torch's fused layers."""
+        layout = query.layout
         lengths, keys = ([len(row) for row in x.unbind()] for x in (query, key))
-        padded = [torch.nested.to_padded_tensor(x, 0.0) for x in (query, key, value)]
+        query, key, value = (torch.nested.to_padded_tensor(x, 0.0) for x in (query, key, value))
         ends = torch.tensor(keys, device=query.device)[:, None]
         padding = torch.arange(max(keys), device=query.device) >= ends
         out, weights = self.forward(
-            *padded, padding, need_weights=need_weights, average_attn_weights=average_attn_weights
+            query, key, value, padding, need_weights, average_attn_weights=average_attn_weights
         )
         rows = [row[:length] for row, length in zip(out, lengths, strict=True)]
-        return torch.nested.as_nested_tensor(rows, layout=query.layout), weights
+        return torch.nested.as_nested_tensor(rows, layout=layout), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         if self.in_proj_weight is not None:
