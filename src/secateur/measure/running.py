@@ -45,6 +45,15 @@ def copied(model: nn.Module) -> nn.Module:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
+def fresh(inputs: Any) -> Any:
+    """Return a copy of nested inputs, for a forward that changes what it is given: a cache that it fills,
+    a tensor that it normalises in place."""
+    try:
+        return copy.deepcopy(inputs)
+    except Exception:  # a tensor with a history, an object of the user's: given as it is
+        return inputs
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, and back as it was."""
