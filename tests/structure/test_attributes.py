@@ -201,7 +201,7 @@ def test_a_literal_that_changes_the_result_is_not_let_through():
 
     small, proof = compacted(Scaled(), X)
     assert small.a.weight.shape == (8, 3)
-    assert "outputs off by" in proof.kept["a -> b"]
+    assert "outputs are off by" in proof.kept["a -> b"]
 
 
 def test_an_attribute_that_would_give_another_result_is_not_taken():

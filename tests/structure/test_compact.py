@@ -6,6 +6,7 @@ import copy
 import sys
 from itertools import pairwise
 from pathlib import Path
+from random import SystemRandom
 
 import pytest
 import torch
@@ -418,116 +419,12 @@ def test_notes_of_masks_are_kept():
     assert sc.compact(net, ROWS, masks=masks)[1].masks.notes == masks.notes
 
 
-# -- optimizers --------------------------------------------------------------------------------------------
-
-TARGET = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-    "nesterov with decay": lambda p: torch.optim.SGD(
-        p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01
-    ),
-    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
-    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
-    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
-}
-
-
-def step(net: nn.Module, optimizer: torch.optim.Optimizer, x=ROWS, target=TARGET) -> None:
-    optimizer.zero_grad()
-    nn.functional.mse_loss(net(x), target).backward()
-    optimizer.step()
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_the_next_ten_steps_are_the_same(kind):
-    net = mlp(3, 8, 6, 2, activation=nn.Tanh)
-    _, masks = halved(net, ROWS)
-    optimizer = OPTIMIZERS[kind](net.parameters())
-    with masks.held(optimizer):
-        for _ in range(5):
-            step(net, optimizer)
-        small, proof = sc.compact(net, ROWS, optimizer=optimizer, masks=masks)
-        assert type(proof.optimizer) is type(optimizer)
-        assert proof.optimizer.defaults == optimizer.defaults
-        for _ in range(10):
-            step(net, optimizer)
-            step(small, proof.optimizer)
-            assert error(net, small, ROWS) < 1e-5
-    kept = masks["0.weight"][:, 0]
-    assert torch.allclose(small[0].weight, net[0].weight[kept], rtol=0, atol=1e-5)
-    assert torch.allclose(small[4].bias, net[4].bias, rtol=0, atol=1e-5)
-
-
-def test_the_same_steps_through_a_batch_norm():
-    net = wide(nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)))
-    _, masks = halved(net, ROWS)
-    net.train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    with masks.held(optimizer):
-        for _ in range(3):
-            step(net, optimizer)
-        small, proof = sc.compact(net, ROWS, optimizer=optimizer)
-        assert small.training
-        for _ in range(10):
-            step(net, optimizer)
-            step(small, proof.optimizer)
-    assert error(net.eval(), small.eval(), ROWS) < 1e-5
-
-
-def test_groups_and_settings_of_the_optimizer_are_kept():
-    net = wide(mlp(3, 6, 2))
-    kill(net, 0, [1])
-    optimizer = torch.optim.SGD(
-        [{"params": [net[2].weight], "lr": 0.3}, {"params": list(net[0].parameters()), "weight_decay": 0.2}],
-        lr=0.1, momentum=0.9,
-    )  # fmt: skip
-    step(net, optimizer)
-    kill(net, 0, [1])
-    before = copy.deepcopy(optimizer.state_dict())
-    small, proof = sc.compact(net, ROWS, optimizer=optimizer)
-    moved = proof.optimizer
-    assert [group["lr"] for group in moved.param_groups] == [0.3, 0.1]
-    assert [group["weight_decay"] for group in moved.param_groups] == [0, 0.2]
-    assert moved.param_groups[0]["params"] == [small[2].weight]
-    assert [p is q for p, q in zip(moved.param_groups[1]["params"], small[0].parameters(), strict=True)] == [
-        True,
-        True,
-    ]
-    kept = [0, 2, 3, 4, 5]
-    momentum = optimizer.state[net[2].weight]["momentum_buffer"]
-    assert torch.equal(moved.state[small[2].weight]["momentum_buffer"], momentum[:, kept])
-    after = optimizer.state_dict()
-    assert after["param_groups"] == before["param_groups"]
-    assert all(
-        torch.equal(after["state"][i]["momentum_buffer"], before["state"][i]["momentum_buffer"])
-        for i in range(3)
-    )
-    step(small, moved)
-    assert torch.equal(optimizer.state[net[2].weight]["momentum_buffer"], momentum)
-
-
-def test_an_optimizer_that_has_not_stepped():
-    net = wide(mlp(3, 6, 2))
-    kill(net, 0, [1])
-    small, proof = sc.compact(net, ROWS, optimizer=torch.optim.Adam(net.parameters()))
-    step(small, proof.optimizer)
-    assert len(proof.optimizer.state) == 4
-
-
-def test_the_optimizer_of_another_model_is_an_error():
-    net = mlp(3, 6, 2)
-    with pytest.raises(ModelError, match=r"make it from model\.parameters\(\)"):
-        sc.compact(net, ROWS.float(), optimizer=torch.optim.SGD(mlp(3, 6, 2).parameters(), lr=0.1))
-
-
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
 def test_a_random_forward_is_one_clear_error():
-    net = After(lambda net, x: net.b(net.a(x) + torch.rand(4)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    noise = SystemRandom().random  # no state that could be set back
+    net = After(lambda net, x: net.b(net.a(x) + noise()), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
     with pytest.raises(ModelError, match="is its forward random in eval mode"):
         sc.compact(net, ROWS.float())
 
@@ -589,20 +486,6 @@ def test_rebound_masks_hold_where_a_constant_is_folded():
     sc.compact(net, ROWS, masks=masks)[1].masks.check()
 
 
-def test_an_optimizer_with_attributes_of_its_own():
-    net = wide(mlp(3, 6, 2))
-    kill(net, 0, [1])
-    small, proof = sc.compact(net, ROWS, optimizer=torch.optim.LBFGS(net.parameters()))
-
-    def closure():
-        proof.optimizer.zero_grad()
-        loss = nn.functional.mse_loss(small(ROWS), TARGET)
-        loss.backward()
-        return loss
-
-    proof.optimizer.step(closure)
-
-
 def test_a_structure_of_another_model_is_one_clear_error():
     first, second = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(ModelError, match="traced from another model"):
@@ -630,7 +513,7 @@ def test_integer_outputs_are_compared():
     halved(net, x)
     small, proof = sc.compact(net, x)
     assert torch.equal(net(x), small(x))
-    assert "outputs off by inf" in proof.kept["a -> b"]
+    assert "outputs are off by inf" in proof.kept["a -> b"]
 
 
 def test_outputs_that_cannot_be_compared_are_an_error():
@@ -667,7 +550,7 @@ def test_redrawn_inputs_that_give_nan_are_left_out():
     x = torch.randn(40, 3, dtype=torch.float64).mul(2).exp()  # redrawn from a normal: some are negative
     halved(net, x)
     proof = sc.compact(net, x)[1]
-    assert (proof.inputs, proof.removed) == (1, {"a -> b": (3, 6)})
+    assert (proof.inputs, proof.removed) == (2, {"a -> b": (3, 6)})  # in eval and in training mode
 
 
 def test_inputs_of_the_wrong_dtype_are_one_clear_error():

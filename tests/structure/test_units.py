@@ -248,5 +248,5 @@ def test_a_model_that_cannot_be_exported_is_one_clear_error(compact):
 
 
 def test_a_model_that_does_not_run_is_the_same_error():
-    with pytest.raises(ModelError, match="Sequential cannot be captured"):
+    with pytest.raises(ModelError, match="Sequential does not run on example inputs"):
         sc.trace(mlp(3, 4, 2), torch.zeros(4, 5))

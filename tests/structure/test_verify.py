@@ -190,7 +190,7 @@ def test_the_proof_of_a_network():
     assert proof.removed == {"0 -> 2": (2, 5)}
     assert proof.parameters == (32, 20)
     assert proof.macs == (4 * 25, 4 * 15)
-    assert (proof.inputs, proof.dtype, proof.folded, proof.kept, proof.changed) == (2, "float64", 0, {}, ())
+    assert (proof.inputs, proof.dtype, proof.folded, proof.kept, proof.changed) == (3, "float64", 0, {}, ())
     assert max(proof.max_error, proof.max_error_randomised) < 1e-12
     assert proof.optimizer is None
     assert proof.masks is None

@@ -15,7 +15,7 @@ from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.latency import Timing, time_inference
-from secateur.measure.running import call_model, cloned, copied, run_once
+from secateur.measure.running import call_model, copied, fresh, run_once
 from secateur.measure.summary import aligned
 from secateur.structure.capture import Captured, capture
 from secateur.structure.names import unwrapped
@@ -187,7 +187,7 @@ def _inputs_of(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
 
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
                 hooks.enter_context(module.register_forward_pre_hook(hook))
-        call_model(model, cloned(example_inputs))
+        call_model(model, fresh(example_inputs))
     return {path: found[0] for path, found in read.items() if found[0] is not None}
 
 

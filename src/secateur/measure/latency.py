@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.measure.running import call_model, cloned, copied, forward_once
+from secateur.measure.running import call_model, copied, forward_once, fresh
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def time_inference(
         for work in works.values():
             # What a forward keeps for good is made here, and never in inference mode.
             forward_once(work, example_inputs)
-        calls = {name: partial(_call, work, cloned(example_inputs), cuda) for name, work in works.items()}
+        calls = {name: partial(_call, work, fresh(example_inputs), cuda) for name, work in works.items()}
         with torch.inference_mode():
             return time_calls(calls, seconds=seconds, warmup=warmup, threads=torch.get_num_threads())
     finally:

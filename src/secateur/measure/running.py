@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map_only
 
 from secateur.errors import ModelError, SecateurError
 
@@ -69,6 +68,15 @@ def _kept(model: nn.Module) -> Iterator[torch.Tensor]:
             left.extend(value.values() if isinstance(value, dict) else value)
         else:
             left.append(getattr(value, "__dict__", ()))
+
+
+def fresh(inputs: Any) -> Any:
+    """Return a copy of nested inputs, for a forward that changes what it is given: a cache that it fills,
+    a tensor that it normalises in place."""
+    try:
+        return copy.deepcopy(inputs)
+    except Exception:  # a tensor with a history, an object of the user's: given as it is
+        return inputs
 
 
 @contextmanager
@@ -127,14 +135,9 @@ def forward_once(
     """Do what :func:`run_once` does with a network that is a copy already, and stays in eval mode."""
     work.eval()
     with torch.no_grad(), failing(work, inputs, what):
-        inputs, kwargs = cloned((inputs, kwargs))
+        inputs, kwargs = fresh((inputs, kwargs))
         with context or nullcontext():
             return work(*inputs, **kwargs) if kwargs else call_model(work, inputs)
-
-
-def cloned(inputs: Any) -> Any:
-    """Return nested inputs with tensors of their own: a forward may write into what it is given."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
 
 @contextmanager

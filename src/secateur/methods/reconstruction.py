@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
-from secateur.measure.running import as_written, call_model, cloned, copied, failing
+from secateur.measure.running import as_written, call_model, copied, failing, fresh
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.structure.capture import tensor_of
@@ -165,7 +165,7 @@ def _calls(model: nn.Module, layers: Mapping[str, _Layer], data: Batches) -> Map
         for inputs, _ in batches(data, "reconstruct", model):
             now.clear()
             with failing(model, inputs, "a batch of data="):
-                call_model(model, cloned(inputs))
+                call_model(model, fresh(inputs))
             most |= now
             if len(most) == len(layers):
                 break
@@ -184,7 +184,7 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
 
     register: Any = module.register_forward_hook if outputs else module.register_forward_pre_hook
     with register(hook, with_kwargs=True), suppress(_Enough), failing(model, batch, "a batch of data="):
-        call_model(model, cloned(batch))
+        call_model(model, fresh(batch))
     return seen
 
 

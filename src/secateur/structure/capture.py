@@ -13,16 +13,17 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from secateur.errors import ModelError
-from secateur.measure.running import evaluating
+from secateur.measure.running import copied, forward_once, fresh
 from secateur.structure.names import unwrapped
 
 
 @dataclass(frozen=True)
 class Captured:
-    """An exported graph and what its placeholders stand for.
+    """An exported graph of a copy of ``model``, and what its placeholders stand for.
 
     ``tensors``: parameter or buffer by placeholder name, under its first name in the model;
-    ``constants``: the tensors written into the forward; ``inputs``: the placeholders of the caller.
+    ``constants``: the tensors written into the forward, and those that it keeps from its first run on;
+    ``inputs``: the placeholders of the caller.
     """
 
     model: nn.Module
@@ -62,16 +63,23 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> Captured:
-    """Export ``model`` in eval mode on example inputs; raises ModelError where that fails."""
+    """Export a copy of ``model`` in eval mode on example inputs; raises ModelError where that fails.
+
+    The copy has run once before: what a forward makes at its first run and keeps (a table of positions,
+    an entry of a cache that all copies share) is made of real numbers, and not by the export.
+    """
     model = unwrapped(model)
     args, named = arguments(example_inputs, kwargs)
+    work = copied(model).eval()
+    if not any(tensor.is_meta for _, tensor in all_tensors(work)):
+        forward_once(work, args, kwargs=named)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                model, args, named or None, dynamic_shapes=dynamic_shapes, strict=False
+                work, fresh(args), fresh(named) or None, dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:  # export raises anything that the forward does, and its own kinds
         lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
@@ -80,7 +88,7 @@ def capture(
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    first = first_names(model)
+    first, made = first_names(model), dict(all_tensors(work))
     tensors: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
     inputs: list[str] = []
@@ -88,7 +96,10 @@ def capture(
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
-            tensors[name] = first.get(spec.target, spec.target)
+            if spec.target not in first:  # a buffer that the first run registered
+                constants[name] = made[spec.target]
+                continue
+            tensors[name] = first[spec.target]
             if spec.kind == InputKind.BUFFER:
                 buffers.add(tensors[name])
         elif spec.kind == InputKind.CONSTANT_TENSOR and spec.target is not None:
@@ -99,9 +110,11 @@ def capture(
 
 
 def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer under each of its names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    """Yield every parameter and buffer under each of its names, children that are compiled as they were
+    before."""
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            yield name.replace("_orig_mod.", ""), tensor
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -116,7 +129,7 @@ def first_names(model: nn.Module) -> dict[str, str]:
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """Return the parameter or buffer called ``name``."""
     path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
+    module = unwrapped(model.get_submodule(path))
     found = module._parameters.get(leaf)
     found = module._buffers.get(leaf) if found is None else found
     if found is None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any
@@ -14,26 +12,24 @@ from torch import nn
 
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.macs import count_macs
-from secateur.measure.running import copied, first_line, run_once
+from secateur.measure.running import copied, run_once
 from secateur.measure.size import count_parameters
 from secateur.structure.attributes import Change, adjust, changed_sizes
-from secateur.structure.capture import all_tensors, arguments
+from secateur.structure.capture import all_tensors
 from secateur.structure.dead import Found, find_dead, fold
+from secateur.structure.following import moved_masks, moved_optimizers
 from secateur.structure.labels import Array
 from secateur.structure.names import unwrapped
-from secateur.structure.surgery import Removed, cut, mask_units, removed_by, sliced
+from secateur.structure.runs import Methods, Run, Seen, in_training, runs_of, why_not
+from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure, trace
 from secateur.structure.verify import (
     TOLERANCE,
     Proof,
     Widened,
-    as_dtype,
-    call,
     difference,
     hollow,
     randomise,
-    redrawn,
-    resized,
     tensors_in,
     untraced,
 )
@@ -46,7 +42,10 @@ def compact(
     example_inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    examples: Sequence[Any] = (),
+    methods: Methods = ("forward",),
+    optimizer: Any = None,
+    scheduler: Any = None,
     masks: Any = None,
     structure: Structure | None = None,
 ) -> tuple[nn.Module, Proof]:
@@ -56,31 +55,40 @@ def compact(
     all columns of a neuron, or training. Constant outputs are folded into the next bias where that is
     exact. Returns (a new model of the same class, a :class:`Proof`); the given model never changes.
 
-    ``optimizer``: one that trains ``model``; its like for the small model, with momentum and Adam's
-    moments cut to size, is ``proof.optimizer``. ``masks``: masks held on ``model``; the same for the
-    small model is ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to
-    save time, or because it was made with ``streams=True``.
+    ``examples``: more inputs, each as ``example_inputs``, for paths that those do not take. ``methods``:
+    names of methods that are called on all of them, or a mapping from a name to the inputs of its own.
+    Every call is compared in eval mode, and in training mode (batch norms in eval mode, nothing dropped)
+    where it runs so; a unit whose removal breaks one of them stays. ``proof.notes`` says what was not
+    compared, ``proof.unseen`` which parameters of a size that was cut no call has read.
+
+    ``optimizer``: one that trains ``model``, or a list; its like for the small model, with momentum and
+    Adam's moments cut to size, is ``proof.optimizer``. ``scheduler``: of that optimizer; its like is
+    ``proof.scheduler``. ``masks``: masks held on ``model``; the same for the small model is
+    ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time, or because it was
+    made with ``streams=True``.
 
     Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay
     (their zeros too) and ``proof.kept`` says so. Raises ModelError where the model cannot be captured,
     copied or run, or where the small one is not equal and no such withdrawal mends it.
     """
     model = unwrapped(model)
-    args, named = arguments(example_inputs, kwargs)
+    runs = runs_of(model, example_inputs, kwargs, examples, methods)
     if structure is not None and (not isinstance(structure, Structure) or structure.model is not model):
         raise ModelError(f"structure= {untraced(structure)}")
     _check_finite(model)
+    args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
     found = find_dead(copied(model), structure)
-    trial = _Trial(model, structure, args, named, found)
+    trial = _Trial(model, structure, runs, found)
     doomed, changes, small, withdrawn, error = trial.search(found.doomed)
     found.kept.update(withdrawn)
     removed = removed_by(structure, doomed)
-    randomised, dtype = trial.prove_randomised(doomed, changes)
+    randomised = trial.prove_randomised(doomed, changes)
+    moved, moved_scheduler, said = moved_optimizers(optimizer, scheduler, model, small, removed)
     proof = Proof(
-        inputs=len(trial.draws),
-        dtype=str(dtype).removeprefix("torch."),
+        inputs=len(trial.runs),
+        dtype=str(trial.dtype).removeprefix("torch."),
         max_error=error,
         max_error_randomised=randomised,
         removed={n: (int(g.sum()), len(g)) for n, g in doomed.items() if g.any()},
@@ -91,10 +99,18 @@ def compact(
         changed=tuple(map(str, changes)),
         gone=doomed,
         units={name: len(group) for name, group in structure.groups.items()},
-        optimizer=None if optimizer is None else _migrated(optimizer, model, small, removed),
-        masks=None if masks is None else _rebound(masks, small, removed),
+        optimizer=moved,
+        scheduler=moved_scheduler,
+        masks=None if masks is None else moved_masks(masks, small, removed),
+        notes=(*trial.notes, *_compiled(model), *said),
+        unseen=trial.unseen(removed),
     )
     return small, proof
+
+
+def _compiled(model: nn.Module) -> list[str]:
+    names = [name for name, module in model.named_modules() if "_orig_mod" in module._modules]
+    return [f"{name} is compiled, and its copy is not; compile the small network anew" for name in names]
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -106,79 +122,122 @@ def _check_finite(model: nn.Module) -> None:
 
 
 class _Trial:
-    """The search for what can really be cut: everything that is dead, less what a forward refuses."""
+    """The search for what can really be cut: everything that is dead, less what a call refuses.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        args: tuple[Any, ...],
-        named: dict[str, Any],
-        found: Found,
-    ) -> None:
+    ``runs`` are the calls that are compared, ``wanted`` what the model gives in each; ``notes`` name the
+    calls that could not be compared, ``read`` the tensors that any of them has read.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure, runs: Sequence[Run], found: Found) -> None:
         self.model, self.structure, self.found = model, structure, found
-        generator = torch.Generator().manual_seed(0)
-        self.draws = [(args, named), (redrawn(args, generator), redrawn(named, generator))]
-        self.dtype = self._widest()
+        self.runs: list[Run] = []
+        self.wanted: list[Any] = []
+        self.notes: list[str] = []
+        self.read: set[str] = set()
+        self.dtype = self._widest(runs[0])
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
         self.widened = structure.walk.streams and self.dtype == torch.float64
+        self._begin(runs[0])
+        for run in runs[1:]:
+            self._add(run, strict=True)
+        for run in runs:
+            self._add(in_training(run))
+        if found.constants:
+            self._resize(runs[0])
+
+    def _begin(self, run: Run) -> None:
+        """Take up the first call, whose outputs must prove something, and one with other numbers."""
+        again = run.redrawn(torch.Generator().manual_seed(0))
         try:
-            self.wanted = [self._expected(draw) for draw in self.draws]
+            wanted = [self._expected(run), self._expected(again)]
         except (RuntimeError, TypeError, ValueError):
             if not self.widened:
                 raise
             self.widened = False
-            self.wanted = [self._expected(draw) for draw in self.draws]
-        self._check_outputs()
-        if found.constants:
-            self._resize()
-
-    def _check_outputs(self) -> None:
-        """Refuse outputs that prove nothing, and drop redrawn inputs that give such."""
-        name = type(self.model).__name__
-        if not any(t.numel() for t in tensors_in(self.wanted[0])):
-            raise ModelError(
-                f"{name} puts out no tensor on these example inputs, so nothing could be compared"
+            wanted = [self._expected(run), self._expected(again)]
+        why = _says_nothing(wanted[0])
+        if why:
+            kind = NonFiniteError if hollow(wanted[0]) else ModelError
+            raise kind(
+                f"{type(self.model).__name__} {why} on these example inputs, so nothing could be compared"
             )
-        if hollow(self.wanted[0]):
-            raise NonFiniteError(f"{name} puts out nothing but NaN on these example inputs")
-        if hollow(self.wanted[1]):
-            del self.draws[1], self.wanted[1]
+        pairs = [(run, wanted[0])] + ([] if hollow(wanted[1]) else [(again, wanted[1])])
+        self.runs, self.wanted = [run for run, _ in pairs], [outputs for _, outputs in pairs]
 
-    def _resize(self) -> None:
+    def _add(self, run: Run, *, strict: bool = False) -> None:
+        """Take up another call where the model itself bears it and gives the same twice, else note why
+        not; a ``strict`` one, which the user asked for, must run."""
+        name = type(self.model).__name__
+        try:
+            run.on(copied(self.model))  # in its own dtype: what a forward caches is of that
+            wanted, again = self._expected(run), self._expected(run)
+        except Exception as error:  # whatever a forward raises in a mode that it was not made for
+            if strict:
+                raise ModelError(f"{name} does not run on {run.label}: {why_not(error)}") from error
+            self.notes.append(f"{run.label} was not compared: {why_not(error)}")
+            return
+        why = _says_nothing(wanted) or ("is random" if difference(wanted, again) > self.tolerance() else "")
+        if why:
+            self.notes.append(f"{run.label} was not compared: it {why}")
+            return
+        self.runs.append(run)
+        self.wanted.append(wanted)
+
+    def _resize(self, example: Run) -> None:
         """Draw inputs of other sizes too, as far as the model takes them: a constant must hold there."""
-        example = self.draws[0]
-        for size in sorted({n for tensor in tensors_in(example) for n in tensor.shape if n > 1}):
+        tensors = tensors_in((example.args, example.kwargs))
+        for size in sorted({n for tensor in tensors for n in tensor.shape if n > 1}):
             for other in (size // 2, 2 * size):
-                draw = resized(example, size, other)
+                run = example.resized(size, other)
                 try:
-                    wanted = self._expected(draw)
+                    run.on(copied(self.model))
+                    wanted = self._expected(run)
                 except Exception:  # whatever a forward raises on sizes it did not expect
                     continue
-                self.draws.append(draw)
+                self.runs.append(run)
                 self.wanted.append(wanted)
                 break
 
-    def _widest(self) -> torch.dtype:
+    def _widest(self, run: Run) -> torch.dtype:
         """float64 where the model runs in it, else float32."""
         try:
-            wide = copied(self.model).double()
-            args, named = as_dtype(self.draws[0], torch.float64)
-            call(wide, args, named)
+            run.as_dtype(torch.float64).on(copied(self.model).double())
         except (RuntimeError, TypeError, ValueError):
             return torch.float32
         return torch.float64
 
-    def _expected(self, draw: Any) -> Any:
+    def _expected(self, run: Run) -> Any:
         wide = copied(self.model).to(self.dtype)
-        return self._call(wide, draw)
+        with Seen(wide) as seen:
+            outputs = self._call(wide, run)
+        self.read |= seen.read
+        return outputs
 
-    def _call(self, wide: nn.Module, draw: Any) -> Any:
+    def _call(self, wide: nn.Module, run: Run) -> Any:
         """Run a model of the proof's dtype; under streams also what its forward casts to float32 for,
         norms above all, which do not round the same over fewer channels."""
         with Widened() if self.widened else nullcontext():
-            return call(wide, *as_dtype(draw, self.dtype))
+            return run.as_dtype(self.dtype).on(wide)
+
+    def _calls(self, wide: nn.Module) -> list[Any]:
+        outputs = []
+        for run in self.runs:
+            try:
+                outputs.append(self._call(wide, run))
+            except Exception as error:
+                error.add_note(run.label)
+                raise
+        return outputs
+
+    def unseen(self, removed: Removed) -> tuple[str, ...]:
+        """Return the parameters that no call has read and that have a dim of a size that was cut."""
+        sizes = {old for own in changed_sizes(self.structure, removed).values() for old in own}
+        return tuple(
+            name
+            for name, tensor in all_tensors(self.model)
+            if isinstance(tensor, nn.Parameter) and name not in self.read and sizes & {*tensor.shape}
+        )
 
     def tolerance(self) -> float:
         """How far off outputs may be: rounding, and that of biases that took up a constant."""
@@ -208,8 +267,7 @@ class _Trial:
                 )
             blamed = self._blamed(current, stack) or self._halved(current)
             for name in blamed:
-                why = failure or f"outputs off by {error:.1e}"
-                withdrawn[name] = f"its removal breaks the forward: {why}"
+                withdrawn[name] = f"its removal breaks {failure}"
                 del current[name]
 
     def attempt(self, doomed: Mapping[str, Array]) -> tuple[nn.Module, list[Change], float, str, list[str]]:
@@ -220,56 +278,51 @@ class _Trial:
         try:
             cut(small, removed)
         except ModelError as error:
-            return small, [], float("inf"), str(error), []
+            return small, [], float("inf"), f"the forward: {error}", []
         # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
         cut(wide, removed)
-        sizes = changed_sizes(self.structure, removed)
-
-        def run() -> list[Any]:
-            return [self._call(wide, draw) for draw in self.draws]
-
         changes, attempt = adjust(
-            wide, sizes, run, lambda outputs: difference(self.wanted, outputs) <= self.tolerance()
+            wide,
+            changed_sizes(self.structure, removed),
+            lambda: self._calls(wide),
+            lambda outputs: difference(self.wanted, outputs) <= self.tolerance(),
         )
         if attempt.error is not None:
             where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
-            message = f"{type(attempt.error).__name__}{where}: {first_line(attempt.error)}"
-            return small, [], float("inf"), message, attempt.stack
+            what = (attempt.error.__notes__ or [""])[-1] or "the forward"
+            return small, [], float("inf"), f"{what}: {why_not(attempt.error)}{where}", attempt.stack
         for change in changes:
             change.apply(small)
-        return small, changes, difference(self.wanted, attempt.outputs), "", []
+        errors = [difference(*pair) for pair in zip(self.wanted, attempt.outputs, strict=True)]
+        worst = errors.index(max(errors))
+        what = self.runs[worst].label or "the forward"
+        return small, changes, errors[worst], f"{what}: its outputs are off by {errors[worst]:.1e}", []
 
     def _stored(self, small: nn.Module, error: float) -> float:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
         if not self.structure.walk.streams:
             return error
-        wide = copied(small).to(self.dtype)
-        found = [self._call(wide, draw) for draw in self.draws]
-        return max(error, difference(self.wanted, found))
+        return max(error, difference(self.wanted, self._calls(copied(small).to(self.dtype))))
 
-    def prove_randomised(
-        self, doomed: Mapping[str, Array], changes: list[Change]
-    ) -> tuple[float, torch.dtype]:
+    def prove_randomised(self, doomed: Mapping[str, Array], changes: list[Change]) -> float:
         """Compare again with the surviving weights randomised under the same masks."""
-        worst, outputs = float("nan"), []
+        worst = float("nan")
         for seed in range(_SEEDS):
             masked = self.base(doomed).to(self.dtype)
             randomise(masked, seed)
-            outputs = [self._call(masked, draw) for draw in self.draws]
+            outputs = self._calls(copied(masked))
             if not any(map(hollow, outputs)):
-                small = copied(masked)
-                cut(small, removed_by(self.structure, doomed))
+                cut(masked, removed_by(self.structure, doomed))
                 for change in changes:
-                    change.apply(small)
-                found = [self._call(small, draw) for draw in self.draws]
-                worst = max(map(difference, outputs, found))
+                    change.apply(masked)
+                worst = max(map(difference, outputs, self._calls(masked)))
                 break
         if worst > self.tolerance():
             raise ModelError(
                 f"{type(self.model).__name__}: the small network equals the masked one on these weights and "
                 f"not on others (relative error {worst:.1e}); nothing was changed"
             )
-        return worst, self.dtype
+        return worst
 
     def _blamed(self, current: Mapping[str, Array], stack: list[str]) -> list[str]:
         """The groups with a tensor in the module that failed, innermost first."""
@@ -295,51 +348,8 @@ class _Trial:
         return names[low:high]
 
 
-def _migrated(
-    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, removed: Removed
-) -> torch.optim.Optimizer:
-    """Return the optimizer's like for the small model: same settings, its state cut to size."""
-    pairs = zip(model.named_parameters(), small.parameters(), strict=True)
-    new_of = {id(old): (name, new) for (name, old), new in pairs}
-    strange = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in new_of]
-    if strange:
-        raise ModelError(
-            "the optimizer holds parameters that are not the model's; make it from model.parameters()"
-        )
-    moved = object.__new__(type(optimizer))  # copy.copy would drop what a subclass keeps of its own
-    moved.__dict__.update(optimizer.__dict__)
-    for name, value in vars(optimizer).items():
-        if isinstance(value, list) and value and all(id(part) in new_of for part in value):
-            moved.__dict__[name] = [new_of[id(part)][1] for part in value]  # LBFGS's own list
-    moved._optimizer_step_pre_hooks = OrderedDict()
-    moved._optimizer_step_post_hooks = OrderedDict()
-    moved.param_groups = [
-        {**group, "params": [new_of[id(p)][1] for p in group["params"]]} for group in optimizer.param_groups
-    ]
-    moved.state = defaultdict(dict)
-    for old, state in optimizer.state.items():
-        name, new = new_of[id(old)]
-        if any(isinstance(v, torch.Tensor) and v.dim() and v.shape != old.shape for v in state.values()):
-            continue  # LBFGS's history of the whole network: it starts anew
-        moved.state[new] = {
-            key: sliced(value, name, removed).clone()
-            if isinstance(value, torch.Tensor) and value.shape == old.shape
-            else copy.deepcopy(value)
-            for key, value in state.items()
-        }
-    return moved
-
-
-def _rebound(masks: Any, small: nn.Module, removed: Removed) -> Any:
-    parameters = dict(small.named_parameters())
-    # A bias entry that took up a constant is needed, masked or not.
-    kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in masks.items()}
-    return type(masks)(
-        small,
-        kept,
-        requested=masks.requested,
-        requested_overall=masks.requested_overall,
-        notes=masks.notes,
-        units=masks.units,
-        dense={name: mask.numel() for name, mask in masks.items()} | masks.dense,
-    )
+def _says_nothing(outputs: Any) -> str:
+    """Return why outputs prove nothing, if they do not."""
+    if not any(t.numel() for t in tensors_in(outputs)):
+        return "puts out no tensor"
+    return "puts out nothing but NaN" if hollow(outputs) else ""

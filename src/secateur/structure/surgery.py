@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.structure.attention import pruned
-from secateur.structure.capture import first_names
+from secateur.structure.capture import first_names, tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.normalisation import repair
 from secateur.structure.units import Structure
@@ -19,6 +19,7 @@ Removed = dict[tuple[str, int], Array]
 """By (parameter or buffer, dim): the sorted indices that go."""
 
 _CONVS = (nn.modules.conv._ConvNd,)
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
@@ -37,14 +38,13 @@ def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
 @torch.no_grad()
 def mask_units(model: nn.Module, structure: Structure, doomed: Mapping[str, Array]) -> None:
     """Zero every slice of the units ``doomed`` in place: rows, biases, norm affines and columns."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
     for name, gone in doomed.items():
         if not gone.any():
             continue
         for part in structure.groups[name].slices:
             if part.masked:
                 index = torch.from_numpy(part.indices[gone].reshape(-1))
-                tensor = tensors[part.name]
+                tensor = tensor_of(model, part.name)
                 tensor.index_fill_(part.dim, index.to(tensor.device), 0)
 
 
@@ -56,12 +56,16 @@ def kept_index(size: int, gone: Array) -> Tensor:
 
 
 def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
-    """Return a tensor of the shape of parameter ``name`` without the indices that go."""
+    """Return a tensor of the shape of parameter ``name`` without the indices that go, its channels still
+    last in memory where they were."""
+    layout = _FORMATS.get(tensor.dim())
+    if layout is not None and (tensor.is_contiguous() or not tensor.is_contiguous(memory_format=layout)):
+        layout = None
     for dim in range(tensor.dim()):
         gone = removed.get((name, dim))
         if gone is not None:
             tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], gone).to(tensor.device))
-    return tensor
+    return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ class Proof:
     by group the units that went, of how many, and ``gone`` a bool for each; ``units``: how many every
     group had. ``kept``: units that are dead and stay, and why.
     ``folded``: units whose constant output went into the next bias. ``changed``: attributes set.
+    ``notes``: calls that were not compared, and what did not follow. ``unseen``: parameters that no call
+    has read and that have a dim of a size that was cut: another path may fail on them.
     """
 
     inputs: int
@@ -40,7 +42,10 @@ class Proof:
     gone: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     optimizer: Any = None
+    scheduler: Any = None
     masks: Any = None
+    notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         units = sum(count for count, _ in self.removed.values())
@@ -56,6 +61,12 @@ class Proof:
         if self.folded:
             lines.append(f"{self.folded} constant units folded into the next layer's bias")
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.unseen:
+            lines.append(
+                f"no example ran what reads {', '.join(self.unseen)}, of a size that was cut: give examples= "
+                "or methods= that do"
+            )
         return "\n".join(lines)
 
 

@@ -1,0 +1,166 @@
+"""The ways in which a network is called for a proof: a method, its arguments, in eval or training mode."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import ModelError, nearest
+from secateur.measure.running import first_line, fresh
+from secateur.structure.capture import all_tensors, arguments
+from secateur.structure.verify import as_dtype, redrawn, resized
+
+Methods = Sequence[str] | Mapping[str, Any]
+_FORWARD = "forward"
+# Of functions that draw: every number becomes this one, so that fewer channels draw the same.
+_DRAWN = {
+    **dict.fromkeys(("rand", "rand_like", "uniform_", "randn", "randn_like", "normal", "normal_"), 0.5),
+    **dict.fromkeys(("bernoulli", "bernoulli_"), 1.0),
+}
+_DROPOUTS = tuple(f"{kind}{place}" for kind in ("dropout", "alpha_dropout", "feature_dropout",
+                  "feature_alpha_dropout") for place in ("", "_"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a network. ``label`` says in an error or a note which it is; empty for the first."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    method: str = _FORWARD
+    training: bool = False
+    label: str = ""
+
+    def redrawn(self, generator: torch.Generator) -> Run:
+        """Return the same call with other numbers of the same kind."""
+        return replace(self, args=redrawn(self.args, generator), kwargs=redrawn(self.kwargs, generator))
+
+    def resized(self, size: int, other: int) -> Run:
+        """Return the same call with every dim of ``size`` cut, or repeated, to ``other``."""
+        return replace(self, args=resized(self.args, size, other), kwargs=resized(self.kwargs, size, other))
+
+    def as_dtype(self, dtype: torch.dtype) -> Run:
+        """Return the same call with floating-point numbers of ``dtype``."""
+        return replace(self, args=as_dtype(self.args, dtype), kwargs=as_dtype(self.kwargs, dtype))
+
+    @torch.no_grad()
+    def on(self, model: nn.Module) -> Any:
+        """Call ``model``, a copy of nobody else's, without gradients; nothing in it is drawn at random.
+
+        In training mode its batch norms stay in eval mode: statistics of the batch are not what a removal
+        is to keep.
+        """
+        model.train(self.training)
+        for module in model.modules() if self.training else ():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+            if isinstance(vars(module).get("dropout"), float):  # of attention and recurrent layers
+                module.dropout = 0.0  # type: ignore[assignment]
+        target = model if self.method == _FORWARD else getattr(model, self.method)
+        with same_random_state(), Undisturbed() if self.training else nullcontext():
+            return target(*fresh(self.args), **fresh(self.kwargs))
+
+
+def runs_of(
+    model: nn.Module,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    examples: Sequence[Any] = (),
+    methods: Methods = (_FORWARD,),
+) -> list[Run]:
+    """Return the calls that a user's examples stand for, the first of them ``example_inputs``' forward.
+
+    ``examples``: more inputs, each as ``example_inputs``. ``methods``: the names of those that are called
+    on every example, or a mapping from the name of one to the inputs of its own.
+
+    Raises ModelError for a method that the model does not have.
+    """
+    args, named = arguments(example_inputs, kwargs)
+    calls = [("", args, named)]
+    calls += [(f"examples[{index}]", *arguments(example, None)) for index, example in enumerate(examples)]
+    runs = [Run(args, named, label=label) for label, args, named in calls]
+    own = methods if isinstance(methods, Mapping) else {}
+    for method in [methods] if isinstance(methods, str) else methods:
+        if not callable(getattr(model, method, None)):
+            known = [name for name in dir(type(model)) if not name.startswith("_")]
+            raise ModelError(f"{type(model).__name__} has no method {method!r}{nearest(method, known)}")
+        if method == _FORWARD:
+            continue
+        if method in own:
+            args, named = arguments(own[method], None)
+            runs.append(Run(args, named, method, label=f"{method}()"))
+            continue
+        runs += [
+            Run(args, named, method, label=f"{method}()" + (f" on {label}" if label else ""))
+            for label, args, named in calls
+        ]
+    return runs
+
+
+def in_training(run: Run) -> Run:
+    """Return the same call in training mode."""
+    label = "the training forward" if run.method == _FORWARD else f"{run.label} in training"
+    if run.method == _FORWARD and run.label:
+        label += f" on {run.label}"
+    return replace(run, training=True, label=label)
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Begin from the same random state whenever this is entered, and leave the caller's as it was."""
+    own, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(array)  # noqa: NPY002
+
+
+class Undisturbed(TorchFunctionMode):
+    """A training forward without its noise: nothing is dropped, and what is drawn is one number all over,
+    so that a network with fewer channels draws what the one with all of them does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if name == "scaled_dot_product_attention":
+            args = (*args[:4], *(0.0 for _ in args[4:5]), *args[5:])
+            kwargs |= {"dropout_p": 0.0} if "dropout_p" in kwargs else {}
+        result = func(*args, **kwargs)
+        drawn = _DRAWN.get(name)
+        return result if drawn is None else result.fill_(drawn)
+
+
+class Seen(TorchDispatchMode):
+    """Notes which tensors of a model its operators read, by canonical name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(tensor): name for name, tensor in all_tensors(model)}
+        self.read: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in _pytree.arg_tree_leaves(*args, **(kwargs or {})):
+            if id(leaf) in self.names:
+                self.read.add(self.names[id(leaf)])
+        return func(*args, **(kwargs or {}))
+
+
+def why_not(error: Exception) -> str:
+    """Return what an error of somebody's forward says, with its kind, on one line."""
+    return f"{type(error).__name__}: {first_line(error)}"
