@@ -236,7 +236,7 @@ def _captured(model: nn.Module, inputs: Inputs, batch: int) -> Captured:
         if isinstance(given, Tensor) and given.dim() and given.shape[0] == batch:
             dims[leaf] = {0: dim}
     try:
-        return capture(model, args, named, dynamic_shapes=dims)
+        return capture(model, args, named, dynamic_shapes=dims.dynamic_shapes(model, args, named))
     except ModelError as error:
         if "Constraints violated" not in str(error.__cause__):
             raise

@@ -96,8 +96,10 @@ def capture(
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
-            if spec.target not in first:  # a buffer that the first run registered
-                constants[name] = made[spec.target]
+            tensor = made[spec.target]
+            # A buffer that the run registered, or made anew for these inputs.
+            if spec.target not in first or tensor.shape != tensor_of(model, spec.target).shape:
+                constants[name] = tensor
                 continue
             tensors[name] = first[spec.target]
             if spec.kind == InputKind.BUFFER:
