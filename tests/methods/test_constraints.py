@@ -120,3 +120,19 @@ def test_macs_of_a_recurrent_network_meet_the_constraint(kind):
     small, proof = sc.prune_to(model, x, macs=0.5)
     assert proof.macs == (count_macs(model, x).dense, count_macs(small, x).dense)
     assert 0.4 < proof.macs[1] / proof.macs[0] <= 0.5
+
+
+def test_a_network_without_multiply_adds_cannot_be_limited_in_them():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.scale).sum(-1, keepdim=True)
+
+    batches = [(torch.randn(4, 6), torch.zeros(4))]
+    with pytest.raises(BudgetError, match="Table has no multiply-adds to limit; give parameters= instead"):
+        sc.prune_to(Table(), torch.randn(2, 6), macs=0.5)
+    with pytest.raises(BudgetError, match="Table has no multiply-adds"):
+        sc.prune_greedily(Table(), torch.randn(2, 6), batches, macs=0.5)
