@@ -150,16 +150,11 @@ def _linear(args: Sequence[Any], out: Any) -> list[Product]:
     return [(args[0].numel() * args[1].shape[:-1].numel(), args[:2])]
 
 
-def _convolution(transposed: int | None, channels: int = 1) -> Formula:
-    """Each weight is used once at every position that is made, or read by a transposed one; number
-    ``transposed`` of the arguments says which."""
-
-    def products(args: Sequence[Any], out: Any) -> list[Product]:
-        x, weight = args[:2]
-        positions = x if transposed is not None and args[transposed] else out
-        return [(weight.numel() * positions.numel() // max(positions.shape[channels], 1), (x, weight))]
-
-    return products
+def _convolution(args: Sequence[Any], out: Any) -> list[Product]:
+    """Each weight is used once at every position that is made, or that a transposed one reads."""
+    x, weight, *_, transposed = args[:7]
+    positions = x if transposed else out
+    return [(weight.numel() * positions.numel() // max(positions.shape[1], 1), (x, weight))]
 
 
 def _once(weights: Callable[[Sequence[Any]], Sequence[Tensor]]) -> Formula:
@@ -185,12 +180,11 @@ _FORMULAS: dict[Any, Formula] = {
     **dict.fromkeys((aten._sparse_addmm, aten._addmm_activation), _matrices(1)),
     aten.linear: _linear,
     aten._trilinear: _once(lambda args: args[1:2]),
-    aten.convolution: _convolution(6),
-    aten._convolution: _convolution(6),
-    aten.conv_tbc: _convolution(None, channels=2),
+    **dict.fromkeys((aten.convolution, aten._convolution), _convolution),
+    aten.conv_tbc: lambda args, out: [(args[1].numel() * out.shape[:2].numel(), args[:2])],
     aten.mkldnn_rnn_layer: _once(lambda args: args[1:3]),
-    aten._cudnn_rnn: _once(lambda args: [tensor for tensor in args[1] if tensor.dim() == 2]),
-    aten.miopen_rnn: _once(lambda args: [tensor for tensor in args[1] if tensor.dim() == 2]),
-    aten._embedding_bag: _bag,
-    aten._embedding_bag_forward_only: _bag,
+    **dict.fromkeys(
+        (aten._cudnn_rnn, aten.miopen_rnn), _once(lambda args: [w for w in args[1] if w.dim() == 2])
+    ),
+    **dict.fromkeys((aten._embedding_bag, aten._embedding_bag_forward_only), _bag),
 }
