@@ -283,7 +283,8 @@ class _Trial:
             if not current:
                 raise ModelError(
                     f"{type(self.model).__name__} with its dead units zeroed is not equal to the model "
-                    f"itself (relative error {done.error:.1e}); is its forward random in eval mode? {done.failure}"
+                    f"itself (relative error {done.error:.1e}); is its forward random in eval mode? "
+                    f"{done.failure}"
                 )
             for name in self._blamed(current, done.stack) or self._halved(current, done.run):
                 withdrawn[name] = f"its removal breaks {done.failure}"
