@@ -71,7 +71,8 @@ def off(model: nn.Module, program: Program, *inputs: torch.Tensor) -> float:
     found = execute(program.graph, program.arrays(), [x.numpy() for x in inputs])
     assert [y.shape for y in found] == [tuple(y.shape) for y in wanted]
     return max(
-        float(np.abs(a.numpy() - b).max()) / float(a.abs().max()) for a, b in zip(wanted, found, strict=True)
+        float(np.abs(a.numpy() - b).max()) / (float(a.abs().max()) or 1.0)
+        for a, b in zip(wanted, found, strict=True)
     )
 
 

@@ -352,7 +352,7 @@ def test_bad_input_is_one_clear_error(options: dict, error: type[Exception], mes
 def test_a_network_without_a_place_for_a_branch_is_one_clear_error():
     with pytest.raises(TargetError, match="no group"):
         BranchAnnealing(nn.Linear(4, 3), torch.randn(2, 4), start="random")
-    with pytest.raises(ModelError, match="cannot be captured"):
+    with pytest.raises(ModelError, match="Residual does not run"):
         BranchAnnealing(Residual(), torch.randn(2, 5, 9, 9), start="random")
 
 

@@ -99,7 +99,7 @@ def test_a_huge_ridge_leaves_the_weights_and_moves_the_bias():
     reconstruct(model, dense, structure, [x], ridge=1e15)
     assert torch.allclose(model[1].weight, before, rtol=1e-12, atol=0)
     assert torch.allclose(model(x).mean(0), dense(x).mean(0))
-    model, dense, structure = pair(combined(False), x, {0: [2]}, torch.float32)
+    model, dense, structure = pair(combined(False), x.float(), {0: [2]}, torch.float32)
     before = model[1].weight.detach().clone()
     reconstruct(model, dense, structure, [x.float()], ridge=1e15)
     assert torch.equal(model[1].weight, before)

@@ -263,6 +263,26 @@ def test_a_run_in_training_keeps_the_statistics_of_a_batch_norm():
     assert torch.equal(norm.running_mean, torch.zeros(3))
 
 
+def test_a_network_whose_outputs_do_not_hear_its_inputs_is_said():
+    net = After(lambda net, x: net.b(net.a(x * 1e-12).relu()), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    halved(net, ROWS)
+    assert "what was compared says little" in " ".join(sc.compact(net, ROWS)[1].notes)
+
+
+def test_a_signal_that_dies_on_the_way_is_proved_all_the_same():
+    """Initial weights this small leave nothing of the input in the output: the proof gives them a size."""
+    net = mlp(3, 40, 40, 40, 40, 40, 2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1e-3 if parameter.dim() > 1 else 1)
+    halved(net, ROWS)
+    masked = wide(net)
+    assert error(masked, lambda x: masked(x + 1), ROWS) < 1e-9
+    _, proof = sc.compact(net, ROWS)
+    assert proof.notes == ()
+    assert 0 < proof.max_error_randomised < 1e-12
+
+
 # -- memory formats and compiled children ------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -30,11 +31,13 @@ from secateur.structure.verify import (
     difference,
     hollow,
     randomise,
+    rescale,
     tensors_in,
     untraced,
 )
 
 _SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
+_DEAF = 1e-6  # under this, outputs do not depend on the inputs
 
 
 def compact(
@@ -121,6 +124,19 @@ def _check_finite(model: nn.Module) -> None:
             raise NonFiniteError(f"{name}: holds a NaN or an infinity; nothing can be proved of its network")
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """What came of cutting a copy: the attributes set, the largest ``error``; where it is too large, the
+    ``run`` that showed it and the modules it failed in."""
+
+    small: nn.Module
+    changes: list[Change] = field(default_factory=list)
+    error: float = float("inf")
+    failure: str = ""
+    stack: list[str] = field(default_factory=list)
+    run: int = 0
+
+
 class _Trial:
     """The search for what can really be cut: everything that is dead, less what a call refuses.
 
@@ -162,8 +178,12 @@ class _Trial:
             raise kind(
                 f"{type(self.model).__name__} {why} on these example inputs, so nothing could be compared"
             )
-        pairs = [(run, wanted[0])] + ([] if hollow(wanted[1]) else [(again, wanted[1])])
-        self.runs, self.wanted = [run for run, _ in pairs], [outputs for _, outputs in pairs]
+        self.runs, self.wanted = [run], [wanted[0]]
+        if not hollow(wanted[1]):
+            self.runs.append(again)
+            self.wanted.append(wanted[1])
+        drawn = any(t.is_floating_point() for t in tensors_in((run.args, run.kwargs)))
+        self.again = drawn and len(self.runs) > 1
 
     def _add(self, run: Run, *, strict: bool = False) -> None:
         """Take up another call where the model itself bears it and gives the same twice, else note why
@@ -220,9 +240,9 @@ class _Trial:
         with Widened() if self.widened else nullcontext():
             return run.as_dtype(self.dtype).on(wide)
 
-    def _calls(self, wide: nn.Module) -> list[Any]:
+    def _calls(self, wide: nn.Module, which: slice = slice(None)) -> list[Any]:
         outputs = []
-        for run in self.runs:
+        for run in self.runs[which]:
             try:
                 outputs.append(self._call(wide, run))
             except Exception as error:
@@ -257,46 +277,50 @@ class _Trial:
         withdrawn: dict[str, str] = {}
         current = {name: gone.copy() for name, gone in doomed.items() if gone.any()}
         while True:
-            small, changes, error, failure, stack = self.attempt(current)
-            if error <= self.tolerance():
-                return current, changes, small, withdrawn, self._stored(small, error)
+            done = self.attempt(current)
+            if done.error <= self.tolerance():
+                return current, done.changes, done.small, withdrawn, self._stored(done.small, done.error)
             if not current:
                 raise ModelError(
                     f"{type(self.model).__name__} with its dead units zeroed is not equal to the model "
-                    f"itself (relative error {error:.1e}); is its forward random in eval mode? {failure}"
+                    f"itself (relative error {done.error:.1e}); is its forward random in eval mode? "
+                    f"{done.failure}"
                 )
-            blamed = self._blamed(current, stack) or self._halved(current)
-            for name in blamed:
-                withdrawn[name] = f"its removal breaks {failure}"
+            for name in self._blamed(current, done.stack) or self._halved(current, done.run):
+                withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
 
-    def attempt(self, doomed: Mapping[str, Array]) -> tuple[nn.Module, list[Change], float, str, list[str]]:
-        """Cut a copy, adjust its attributes, and compare; returns what came of it."""
+    def attempt(self, doomed: Mapping[str, Array], only: int | None = None) -> _Cut:
+        """Cut a copy, adjust its attributes, and compare all calls, or ``only`` one."""
         removed = removed_by(self.structure, doomed)
         small = self.base(doomed)
         wide = copied(small).to(self.dtype)
         try:
             cut(small, removed)
         except ModelError as error:
-            return small, [], float("inf"), f"the forward: {error}", []
+            return _Cut(small, failure=f"the forward: {error}")
         # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
         cut(wide, removed)
+        which = slice(None) if only is None else slice(only, only + 1)
         changes, attempt = adjust(
             wide,
             changed_sizes(self.structure, removed),
-            lambda: self._calls(wide),
-            lambda outputs: difference(self.wanted, outputs) <= self.tolerance(),
+            lambda: self._calls(wide, which),
+            lambda outputs: difference(self.wanted[which], outputs) <= self.tolerance(),
         )
+        labels = [run.label for run in self.runs]
         if attempt.error is not None:
             where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
-            what = (attempt.error.__notes__ or [""])[-1] or "the forward"
-            return small, [], float("inf"), f"{what}: {why_not(attempt.error)}{where}", attempt.stack
+            label = attempt.error.__notes__[-1]
+            failure = f"{label or 'the forward'}: {why_not(attempt.error)}{where}"
+            return _Cut(small, failure=failure, stack=attempt.stack, run=labels.index(label))
         for change in changes:
             change.apply(small)
-        errors = [difference(*pair) for pair in zip(self.wanted, attempt.outputs, strict=True)]
+        errors = [difference(*pair) for pair in zip(self.wanted[which], attempt.outputs, strict=True)]
         worst = errors.index(max(errors))
-        what = self.runs[worst].label or "the forward"
-        return small, changes, errors[worst], f"{what}: its outputs are off by {errors[worst]:.1e}", []
+        label = labels[which][worst]
+        failure = f"{label or 'the forward'}: its outputs are off by {errors[worst]:.1e}"
+        return _Cut(small, changes, errors[worst], failure, run=worst)
 
     def _stored(self, small: nn.Module, error: float) -> float:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
@@ -305,17 +329,21 @@ class _Trial:
         return max(error, difference(self.wanted, self._calls(copied(small).to(self.dtype))))
 
     def prove_randomised(self, doomed: Mapping[str, Array], changes: list[Change]) -> float:
-        """Compare again with the surviving weights randomised under the same masks."""
+        """Compare again with the surviving weights randomised under the same masks, and of a size at
+        which what they compute reaches the outputs."""
         worst = float("nan")
         for seed in range(_SEEDS):
             masked = self.base(doomed).to(self.dtype)
             randomise(masked, seed)
+            if seed < _SEEDS // 2:
+                rescale(masked)
             outputs = self._calls(copied(masked))
             if not any(map(hollow, outputs)):
                 cut(masked, removed_by(self.structure, doomed))
                 for change in changes:
                     change.apply(masked)
                 worst = max(map(difference, outputs, self._calls(masked)))
+                self._note_deaf(outputs)
                 break
         if worst > self.tolerance():
             raise ModelError(
@@ -323,6 +351,14 @@ class _Trial:
                 f"not on others (relative error {worst:.1e}); nothing was changed"
             )
         return worst
+
+    def _note_deaf(self, outputs: list[Any]) -> None:
+        """Say so where other inputs, the second call's, change nothing that is compared."""
+        heard = difference(outputs[0], outputs[1]) if self.again else float("inf")
+        if heard < _DEAF:
+            self.notes.append(
+                f"other inputs change the outputs by {heard:.0e} of their size: what was compared says little"
+            )
 
     def _blamed(self, current: Mapping[str, Array], stack: list[str]) -> list[str]:
         """The groups with a tensor in the module that failed, innermost first."""
@@ -337,13 +373,14 @@ class _Trial:
                 return inside
         return []
 
-    def _halved(self, current: dict[str, Array]) -> list[str]:
-        """Find one group to blame by halves: the smallest leading part of the list that fails."""
+    def _halved(self, current: dict[str, Array], run: int) -> list[str]:
+        """Find one group to blame for a call that fails, by halves: the smallest leading part of the list
+        that makes it fail."""
         names = list(current)
         low, high = 0, len(names)
         while high - low > 1:
             middle = (low + high) // 2
-            error = self.attempt({name: current[name] for name in names[:middle]})[2]
+            error = self.attempt({name: current[name] for name in names[:middle]}, run).error
             low, high = (middle, high) if error <= self.tolerance() else (low, middle)
         return names[low:high]
 

@@ -210,3 +210,14 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")) and buffer.is_floating_point():
             buffer.mul_((torch.rand(buffer.shape, generator=generator) + 0.5).to(buffer))
+
+
+@torch.no_grad()
+def rescale(model: nn.Module) -> None:
+    """Give every weight matrix the size at which a signal neither dies nor grows (He et al., 2015), in
+    place: what reaches an output as less than its rounding is equal whatever it is."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dim() > 1:
+            squares = parameter.square().sum()
+            if squares > 0 and torch.isfinite(squares):
+                parameter.mul_((2 * len(parameter) / squares).sqrt())
