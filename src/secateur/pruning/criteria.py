@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ Rows = Callable[[slice], Tensor]
 
 
 class Criterion(Protocol):
-    """Gives the importance of every entry of every target."""
+    """Gives the importance of every entry of every target.
+
+    Where an attribute ``reads_data`` says so, or there is none and data are given, scores that are all the
+    same are an error.
+    """
 
     def __call__(
         self, targets: Targets, data: Batches | None = None, loss: Loss | None = None
@@ -30,6 +34,8 @@ class Criterion(Protocol):
 @dataclass(frozen=True)
 class Magnitude:
     """|w|: the size of the weight itself; needs no data."""
+
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         weights = {name: t.weight.detach() for name, t in targets.items()}
@@ -41,6 +47,7 @@ class Random:
     """Uniform random scores from ``seed``: the baseline that every criterion has to beat."""
 
     seed: int = 0
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -57,6 +64,8 @@ class Wanda:
     The rms runs over the batch and every position. The paper compares weights within one output:
     that is what it does under a budget per layer, one row at a time; here the budget decides.
     """
+
+    reads_data: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
@@ -75,6 +84,8 @@ class Taylor:
     The gradient is the mean over the batches.
     """
 
+    reads_data: ClassVar[bool] = True
+
     def __call__(
         self, targets: Targets, data: Batches | None = None, loss: Loss | None = None
     ) -> dict[str, Rows]:
@@ -87,6 +98,8 @@ class Taylor:
 class Fisher:
     """w^2 x mean squared gradient: Optimal Brain Damage (LeCun et al., 1990) with the empirical Fisher
     information for the Hessian's diagonal, over the batches of ``data``."""
+
+    reads_data: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         squares = mean_gradients(targets, data, loss, "Fisher", power=2)
