@@ -152,7 +152,9 @@ def _read_named(batch: Mapping[str, Any], takes: Arguments, what: str) -> tuple[
     labels = inputs[(own or names)[0]] if names else None
     if not own and not opaque and names:
         if len(names) > 1:
-            raise CriterionError(f"{what} has both {names[0]!r} and {names[1]!r}; leave the labels alone there")
+            raise CriterionError(
+                f"{what} has both {names[0]!r} and {names[1]!r}; leave the labels alone there"
+            )
         del inputs[names[0]]
     strange = [name for name in inputs if name not in takes.keywords and not takes.any_keyword]
     missing = sorted(takes.needed - inputs.keys())
@@ -166,7 +168,9 @@ def _read_named(batch: Mapping[str, Any], takes: Arguments, what: str) -> tuple[
 
 def _is_input(value: Any) -> bool:
     """Whether a value is one input: a tensor, or what moves between devices as one (PackedSequence)."""
-    return isinstance(value, Tensor) or (callable(getattr(value, "to", None)) and not isinstance(value, Mapping))
+    return isinstance(value, Tensor) or (
+        callable(getattr(value, "to", None)) and not isinstance(value, Mapping)
+    )
 
 
 def _to(value: Any, device: torch.device) -> Any:

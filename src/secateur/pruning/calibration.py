@@ -1,7 +1,7 @@
 """What criteria read from data: the size of each layer's input, the gradients of the loss.
 
-It is read from a copy of the network, so that nothing that a forward leaves behind is left on the user's own, and
-added up over the ranks that prune together.
+It is read from a copy of the network, so that nothing that a forward leaves behind is left on the user's own,
+and added up over the ranks that prune together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from secateur.measure.running import as_written, call_model, copied, failing, fi
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.ranks import together
 from secateur.pruning.targets import Target, Targets
-from secateur.structure.names import canonical_modules, canonical_parameters, unwrapped
+from secateur.structure.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.structure.units import Structure
 
 Loss = Callable[[Any, Any], Tensor]
@@ -78,8 +78,7 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
     Only weights of modules that are called with the activation they read are watched.
     """
     places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
-    canonical = {id(p): name for name, p in canonical_parameters(structure.model).items()}
-    own = dict(structure.model.named_parameters())
+    names = canonical_names(structure.model)
 
     def readers(work: nn.Module) -> dict[tuple[str, int], _Reader]:
         parameters = canonical_parameters(work)
@@ -91,7 +90,7 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
         }
         found = {}
         for name, dim in places:
-            weight = parameters.get(canonical.get(id(own.get(name)), name))
+            weight = parameters.get(names.get(name, name))
             module, leaf = owners.get(id(weight), (None, ""))
             if module is not None and weight is not None and leaf in ("weight", "weight_ih_l0", "weight_ih"):
                 convolves = isinstance(module, nn.modules.conv._ConvNd)
@@ -137,7 +136,7 @@ def _mean_squares(
     _check_number(sum(number for number, _, _ in told), who)
     everywhere: dict[Any, Tensor] = {}
     for key in dict.fromkeys(key for _, sums, _ in told for key in sums):
-        total = sum(sums[key] for _, sums, _ in told if key in sums)
+        total = torch.stack([sums[key] for _, sums, _ in told if key in sums]).sum(0)
         everywhere[key] = total / sum(counts.get(key, 0) for _, _, counts in told)
     return everywhere
 

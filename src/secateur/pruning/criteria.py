@@ -6,14 +6,16 @@ of rows to their scores; the second form never makes anything of the network's s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradients
+from secateur.pruning.selection import Scores
 from secateur.pruning.targets import Targets
 
 Rows = Callable[[slice], Tensor]
@@ -105,3 +107,33 @@ class Fisher:
         squares = mean_gradients(targets, data, loss, "Fisher", power=2)
         pairs = {name: (t.weight.detach(), squares[name]) for name, t in targets.items()}
         return {n: lambda rows, w=w, f=f: w[rows].square() * f[rows] for n, (w, f) in pairs.items()}
+
+
+def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any) -> None:
+    """Raise CriterionError where all that a criterion read from data is one number, over and over.
+
+    Equal magnitudes are a tie, which the exact count breaks; a constant read from data is a mistake.
+    """
+    if not getattr(criterion, "reads_data", data is not None):
+        return
+    number, value = 0, None
+    for one in scores:
+        for rows, score in one.chunks():
+            living = score if one.masked is None else score[~one.masked[rows]]
+            if living.numel():
+                low, high = (float(end) for end in living.aminmax())
+                value = low if value is None else value
+                if not low == high == value:
+                    return
+                number += living.numel()
+    if value is not None and any(one.numel - one.number_masked > 1 for one in scores):
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        where = " on which they differ"
+        if loss is None:
+            where += (
+                ", and where it reads a loss the task's own loss=, as in loss=torch.nn.functional.mse_loss: "
+                "the default, cross-entropy, is constant for a single output"
+            )
+        raise CriterionError(
+            f"{name}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
+        )

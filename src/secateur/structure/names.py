@@ -60,6 +60,12 @@ def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Return the canonical names of the parameters by the names that ``named_parameters`` gives."""
+    canonical = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
+    return {name: canonical[id(p)] for name, p in model.named_parameters() if id(p) in canonical}
+
+
 def adapter_parameters(model: nn.Module) -> set[int]:
     """Return the ids of the parameters of adapters: PEFT's, and whatever is called ``lora_...``."""
     found = {id(p) for n, p in model.named_parameters() if any(w.startswith("lora_") for w in n.split("."))}
@@ -94,5 +100,6 @@ def _tuned(module: nn.Module) -> nn.Module | None:
 def _is(module: nn.Module, package: str, name: str) -> bool:
     """Whether a module is of a class that may not be installed, or that would be slow to import."""
     return any(
-        kind.__name__ == name and f"{kind.__module__}.".startswith(f"{package}.") for kind in type(module).__mro__
+        kind.__name__ == name and f"{kind.__module__}.".startswith(f"{package}.")
+        for kind in type(module).__mro__
     )
