@@ -26,7 +26,8 @@ _HOW = "write ((a, b), labels), ((a, b), None) or a dict of the forward's argume
 @dataclass(frozen=True)
 class Arguments:
     """What a forward takes: ``positional`` names of which ``required`` come first without a default, all
-    that may be given by ``keyword`` and which of them must, and whether there are ``*args`` and ``**kwargs``.
+    that may be given by keyword and which of them are ``needed``, whether there are ``*args`` and
+    ``**kwargs``, and whether the first is annotated as a list.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Arguments:
     needed: frozenset[str]
     more: bool
     any_keyword: bool
+    a_list: bool
 
     def fits(self, number: int) -> bool:
         """Whether the forward takes ``number`` positional arguments."""
@@ -64,18 +66,19 @@ def arguments_of(model: nn.Module) -> Arguments:
         frozenset(p.name for p in named if p.default is Parameter.empty),
         any(p.kind is Parameter.VAR_POSITIONAL for p in found),
         any(p.kind is Parameter.VAR_KEYWORD for p in found),
+        bool(positional) and "list" in str(positional[0].annotation).lower(),
     )
 
 
 def batches(
-    data: Batches | None, who: str, model: nn.Module, *, empty: bool = False
+    data: Batches | None, who: str, model: nn.Module, *, inside: bool = True, empty: bool = False
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (inputs, labels or None) on the model's device from whatever the user calls batches.
 
     What is what goes by the forward's required arguments: for one of them ``(x, y)`` is an input and its
     labels, for two it is two inputs, ``(x1, x2, y)`` and ``((x1, x2), y)`` have labels too. A dict gives
-    arguments by name; ``labels`` in it stay there where the forward takes them. ``who`` asks, for the
-    errors. ``empty``: data without a batch are no error.
+    arguments by name; ``labels`` in it stay there too where the forward takes them, unless ``inside`` is
+    False. ``who`` asks, for the errors. ``empty``: data without a batch are no error.
 
     Raises CriterionError for what is no iterable of batches, or can be read in two ways.
     """
@@ -92,6 +95,8 @@ def batches(
     number = 0
     for number, batch in enumerate(data, 1):
         inputs, labels = read(batch, takes, f"{who}: batch {number} of data=")
+        if isinstance(batch, Mapping) and not inside:
+            inputs = {name: value for name, value in inputs.items() if name not in _LABELS}
         yield _to(inputs, device), _to(labels, device)
     if not number and not empty:
         raise CriterionError(f"{who} was given data without a single batch")
@@ -102,7 +107,7 @@ def read(batch: Any, takes: Arguments, what: str) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         return _read_named(batch, takes, what)
     if _is_input(batch):
-        return batch, None
+        return _alone(batch), None
     if not isinstance(batch, (tuple, list)) or not batch:
         raise CriterionError(
             f"{what} holds a {type(batch).__name__}; pass a list of tensors or of (inputs, labels)"
@@ -111,7 +116,7 @@ def read(batch: Any, takes: Arguments, what: str) -> tuple[Any, Any]:
         return _read_named(batch[0], takes, what)[0], batch[1]
     if len(batch) == 2 and isinstance(batch[0], (tuple, list)) and not _is_input(batch[0]):
         inputs, labels = batch
-        if takes.fits(len(inputs)):
+        if takes.fits(len(inputs)) and not takes.a_list:
             return list(inputs), labels
         if takes.required == 1:  # one argument that is a list
             return [inputs], labels
@@ -132,7 +137,7 @@ def _read_flat(parts: list[Any], takes: Arguments, what: str) -> tuple[Any, Any]
     if not opaque:
         # The usual pair, also where nothing is required (transformers' models give all a default).
         if number == max(takes.required, 1) + 1:
-            return (parts[0] if number == 2 else parts[:-1]), parts[-1]
+            return (_alone(parts[0]) if number == 2 else parts[:-1]), parts[-1]
         if named:
             return parts, parts[-1]
         if takes.fits(number - 1) and not takes.fits(number):
@@ -171,6 +176,11 @@ def _is_input(value: Any) -> bool:
     return isinstance(value, Tensor) or (
         callable(getattr(value, "to", None)) and not isinstance(value, Mapping)
     )
+
+
+def _alone(value: Any) -> Any:
+    """A single input so that it stays one: a tuple would be taken for several."""
+    return value if isinstance(value, Tensor) else [value]
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -116,7 +116,7 @@ def _mean_squares(
             if reader.channels in (None, inputs.shape[dim]):
                 others = [d for d in range(inputs.dim()) if d != dim]
                 squares = inputs.detach().to(torch.promote_types(inputs.dtype, torch.float32)).square()
-                total = squares.sum(others, dtype=torch.float64).cpu()
+                total = squares.sum(others, dtype=torch.float64)
                 sums[key] = sums[key] + total if key in sums else total
                 counts[key] = counts.get(key, 0) + inputs.numel() // inputs.shape[dim]
 
@@ -132,7 +132,7 @@ def _mean_squares(
                 with failing(work, inputs, "a batch of data="):
                     call_model(work, inputs)
                 number += 1
-        told = peers.gather((number, sums, counts))
+        told = peers.gather((number, {key: total.cpu() for key, total in sums.items()}, counts))
     _check_number(sum(number for number, _, _ in told), who)
     everywhere: dict[Any, Tensor] = {}
     for key in dict.fromkeys(key for _, sums, _ in told for key in sums):
