@@ -120,7 +120,11 @@ def test_a_batch_by_the_forward(kind, batch, inputs, labels):
 
 
 AMBIGUOUS = [
-    (Net, (X, Z, Y), r"batch 1 of data= is a tuple of 3, and Net.forward takes \(x\): .*write \(\(a, b\), labels"),
+    (
+        Net,
+        (X, Z, Y),
+        r"batch 1 of data= is a tuple of 3, and Net.forward takes \(x\): .*write \(\(a, b\), labels",
+    ),
     (Optional, (X, Z, Y), r"Optional.forward takes \(x, scale=\.\.\., shift=\.\.\.\)"),
     (Anything, (X, Y), r"Anything.forward takes \(\*, \*\*\)"),
     (Anything, (X, Z, Y), "can only be guessed"),
@@ -201,7 +205,9 @@ def test_transformers_dicts_with_labels_inside():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     net = transformers.DistilBertForSequenceClassification(
-        transformers.DistilBertConfig(vocab_size=20, dim=8, n_heads=2, n_layers=1, hidden_dim=12, num_labels=3)
+        transformers.DistilBertConfig(
+            vocab_size=20, dim=8, n_heads=2, n_layers=1, hidden_dim=12, num_labels=3
+        )
     )
     ids = torch.randint(0, 20, (6, 5))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 3, (6,))}

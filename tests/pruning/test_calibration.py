@@ -199,7 +199,9 @@ def test_what_reads_data_that_are_all_alike():
         (sc.ActivationNorm(), X, {"structure": sc.trace(dead, X)}),
         (lambda targets, *_: {n: torch.ones_like(t.weight) for n, t in targets.items()}, X, {}),
     ):
-        with pytest.raises(CriterionError, match=r": all \d+ scores are [01], which ranks nothing; pass data="):
+        with pytest.raises(
+            CriterionError, match=r": all \d+ scores are [01], which ranks nothing; pass data="
+        ):
             sc.prune(dead, criterion, sc.Global(0.5), data=[data], **options)
 
 
@@ -246,7 +248,9 @@ def test_weights_made_in_inference_mode_are_refused_before_anything_changes():
         lambda: masks.held(optimizer).__enter__(),
         masks.apply,
     ):
-        with pytest.raises(TargetError, match=r"^a\.weight: made in torch\.inference_mode\(\).*copy\.deepcopy"):
+        with pytest.raises(
+            TargetError, match=r"^a\.weight: made in torch\.inference_mode\(\).*copy\.deepcopy"
+        ):
             way()
     assert sc.sparsity(net) == 0
     assert sc.prune(copy.deepcopy(net), sc.Magnitude(), sc.Global(0.5)).sparsity == 0.5
