@@ -138,7 +138,9 @@ def mask_gradients(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         if weight.grad.layout == torch.sparse_coo:  # type: ignore[union-attr]
             grad = weight.grad.coalesce()  # type: ignore[union-attr]
             values = grad.values() * mask[tuple(grad.indices())]
-            weight.grad = torch.sparse_coo_tensor(grad.indices(), values, grad.shape, is_coalesced=True)
+            weight.grad = torch.sparse_coo_tensor(
+                grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
+            )
     dense = [(w.grad, m) for w, m in pairs if w.grad.layout == torch.strided]  # type: ignore[union-attr]
     if dense:
         grads, kept = zip(*dense, strict=True)
