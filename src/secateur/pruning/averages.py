@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import MaskError
 from secateur.structure.names import canonical_parameters
 
-_DEPTH = 3  # a callback holds an AveragedModel that holds the network, say
+_DEPTH = 4  # a callback, its AveragedModel, the module that trains, the network in it
 
 
 def weights_in(average: Any, model: nn.Module, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,14 +45,9 @@ def weights_in(average: Any, model: nn.Module, wanted: Mapping[str, Tensor]) -> 
     )
 
 
-def averages_in(model: nn.Module, things: list[Any]) -> Iterator[Any]:
-    """Yield what is an average of a network by its class: in ``things``, what they hold, or in ``model``."""
-    for thing in [*model.modules(), *things, *(part for one in things for part in _parts(one))]:
-        kind = type(thing).__name__
-        if thing is not model and (
-            "Average" in kind or "EMA" in kind or kind.endswith("Ema") or "ModelEma" in kind
-        ):
-            yield thing
+def averages_among(things: Iterable[Any]) -> Iterator[Any]:
+    """Yield what is an average of a network by the name of its class."""
+    return (thing for thing in things if re.search(r"[Aa]verag|EMA|Ema(?![a-z])", type(thing).__name__))
 
 
 def _fitting(

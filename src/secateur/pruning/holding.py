@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from secateur.errors import MaskError, NonFiniteError, SecateurWarning
-from secateur.pruning.averages import averages_in
+from secateur.pruning.averages import averages_among
 
 if TYPE_CHECKING:
     from secateur.pruning.masks import Masks
@@ -281,22 +281,21 @@ class Holder:
 
     def _warn_of_averages(self) -> None:
         """Say so where an average is in sight that nobody masks: its weights keep what was pruned."""
-        known = {
-            id(part) for average in self.averaged for part in (average, getattr(average, "module", None))
-        }
-        optimizers = [level for chain in self.chains for level in chain]
-        hooks = [
-            hook for level in optimizers for hook in getattr(level, "_optimizer_step_post_hooks", {}).values()
+        held = {id(tensor) for tensor in self.all}
+        levels = [level for chain in self.chains for level in chain]
+        hooks = [hook for o in levels for hook in getattr(o, "_optimizer_step_post_hooks", {}).values()]
+        near = [
+            *self.masks.model.modules(),
+            *(value for level in levels for value in getattr(level, "__dict__", {}).values()),
+            *(cell.cell_contents for hook in hooks for cell in getattr(hook, "__closure__", None) or ()),
+            *(getattr(hook, "__self__", None) for hook in hooks),
         ]
-        cells = [cell.cell_contents for hook in hooks for cell in getattr(hook, "__closure__", None) or ()]
-        owners = [getattr(hook, "__self__", None) for hook in hooks]
-        for average in averages_in(self.masks.model, [*optimizers, *cells, *owners]):
-            if id(average) in known or not self.masks.fit(average):
-                continue
-            warnings.warn(
-                f"a {type(average).__name__} keeps an average of the weights, in which pruned ones live on; "
-                "give it too: held(optimizer, averaged=it)",
-                SecateurWarning,
-                stacklevel=6,
-            )
-            return
+        for average in averages_among(near):
+            if self.masks.fit(average) and not held.issuperset(map(id, self.masks.weights_in(average).values())):
+                warnings.warn(
+                    f"{type(average).__name__} keeps an average of the weights, in which pruned ones live on; "
+                    "give it too: averaged=it",
+                    SecateurWarning,
+                    stacklevel=6,
+                )
+                return
