@@ -61,7 +61,9 @@ class EMAModel:
     """As diffusers'."""
 
     def __init__(self, model: nn.Module, trained: bool = False) -> None:
-        self.shadow_params = [p.detach().clone() for p in model.parameters() if p.requires_grad or not trained]
+        self.shadow_params = [
+            p.detach().clone() for p in model.parameters() if p.requires_grad or not trained
+        ]
         self.trained = trained
         self.temp_stored_params = None
 
@@ -228,7 +230,10 @@ def test_held_warns_of_an_average_beside_the_network(mlp):
     both = WithAverage(net, AveragedModel(net))
     masks = sc.prune(both.net, sc.Magnitude(), sc.Uniform(0.5))
     net.register_module("average", both.average)
-    with pytest.warns(SecateurWarning, match="^AveragedModel keeps"), masks.held(SGD(both.parameters(), lr=0.1)):
+    with (
+        pytest.warns(SecateurWarning, match="^AveragedModel keeps"),
+        masks.held(SGD(both.parameters(), lr=0.1)),
+    ):
         pass
 
 

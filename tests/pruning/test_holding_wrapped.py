@@ -71,7 +71,10 @@ class Combined:
 
     def __init__(self, net: nn.Module) -> None:
         matrices = [p for p in net.parameters() if p.dim() > 1]
-        self.parts = [SGD(matrices, lr=0.05, momentum=0.9), AdamW([p for p in net.parameters() if p.dim() < 2])]
+        self.parts = [
+            SGD(matrices, lr=0.05, momentum=0.9),
+            AdamW([p for p in net.parameters() if p.dim() < 2]),
+        ]
 
     def zero_grad(self) -> None:
         for part in self.parts:
@@ -123,8 +126,10 @@ def schedule_free_around(name: str) -> Any:
 
 
 def accelerated_schedule_free(net: nn.Module) -> Any:
-    optimizer = pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(
-        schedule_free("AdamWScheduleFree")(net)
+    optimizer = (
+        pytest.importorskip("accelerate")
+        .Accelerator(cpu=True)
+        .prepare(schedule_free("AdamWScheduleFree")(net))
     )
     optimizer.train()
     return optimizer

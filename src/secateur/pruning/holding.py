@@ -291,7 +291,9 @@ class Holder:
             *(getattr(hook, "__self__", None) for hook in hooks),
         ]
         for average in averages_among(near):
-            if self.masks.fit(average) and not held.issuperset(map(id, self.masks.weights_in(average).values())):
+            if self.masks.fit(average) and not held.issuperset(
+                map(id, self.masks.weights_in(average).values())
+            ):
                 warnings.warn(
                     f"{type(average).__name__} keeps an average of the weights, in which pruned ones live on; "
                     "give it too: averaged=it",

@@ -36,11 +36,12 @@ def canonical_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module in seen:
             return
         seen.add(module)
-        inner, tuned = _inside(module), _tuned(module)
-        if inner is not None or tuned is not None:
-            yield from walk(name, inner or tuned)  # type: ignore[arg-type]
-        else:
+        inner = _inside(module)
+        base = _tuned(module) if inner is None else inner
+        if base is None:
             yield name, module
+        else:
+            yield from walk(name, base)
         if inner is None:
             for child_name, child in module.named_children():
                 yield from walk(f"{name}.{child_name}" if name else child_name, child)
