@@ -296,7 +296,7 @@ def _share_zero(
         if isinstance(budget, ParameterShare):
             return share_gone(structure, gone), 1e-9
         number = sum(map(len, gone.values()))
-        return sum(int(units.sum()) for units in gone.values()) / number, len(gone) / number
+        return sum(int(units.sum()) for units in gone.values()) / number, len(gone) / 2 / number + 1e-9
     targets = find_targets(model, include, options.get("exclude"))
     kept = {} if masks is None else masks.bind(model)
     living = 0
@@ -304,7 +304,7 @@ def _share_zero(
         weight = target.weight.detach()
         living += count_nonzero(weight * kept[name].to(weight.device) if name in kept else weight)
     number = sum(target.weight.numel() for target in targets.values())
-    return 1 - living / number, len(targets) / number
+    return 1 - living / number, len(targets) / 2 / number + 1e-9
 
 
 def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str, Any]) -> None:
