@@ -214,9 +214,9 @@ def test_held_warns_of_an_average_that_it_sees(mlp, kind, make):
     average = kind(net)
     masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
     optimizer = make(net, average)
-    with pytest.warns(SecateurWarning, match=f"^{kind.__name__} keeps an average .*averaged=it") as caught:
-        with masks.held(optimizer):
-            pass
+    sees = pytest.warns(SecateurWarning, match=f"^{kind.__name__} keeps an average .*averaged=it")
+    with sees as caught, masks.held(optimizer):
+        pass
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")

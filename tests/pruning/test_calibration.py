@@ -1,4 +1,4 @@
-"""What criteria read leaves no trace on the network: not what a forward makes, nor flags, modes or gradients."""
+"""What criteria read leaves no trace on the network: nothing a forward makes, no flag, mode or gradient."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def failing(net: nn.Module) -> None:
 
 
 def pictured(thing: Any) -> Any:
-    """Everything that is reached from a network, by value, and by identity where it is to be the same object."""
+    """Everything that is reached from a network, by value and by identity."""
     if isinstance(thing, Tensor):
         grad = None if thing.grad is None else thing.grad.tolist()
         return id(thing), thing._version, thing.tolist(), thing.requires_grad, grad, type(thing)

@@ -1,4 +1,4 @@
-"""Zeros hold in optimizers around optimizers, in several at once, and in the copies of weights that they keep."""
+"""Zeros hold in optimizers around optimizers, in several at once, and in copies of weights that they keep."""
 
 from __future__ import annotations
 

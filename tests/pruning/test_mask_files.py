@@ -20,10 +20,12 @@ from secateur.storage import load_tensors
 TABLES = ("shapes", "requested", "units", "dense")
 FIELDS = ("secateur", *TABLES, "requested_overall", "notes")
 WRONG: list[Any] = [
-    None, True, False, 0, -1, 1, 3.5, 2**63, 10**400, float("nan"), float("inf"), "", "x", "\x1b[2J", "0.weight",
-    [], [[]], [0], [True, 8], [-16, -8], [16, 8], [8, 16], [16.0, 8.0], [2**40, 2**40], [0, 2**70], ["16", "8"],
-    {}, {"a": 1}, {"0.weight": None}, {"0.weight": [True, 8]}, {"0.weight": 1}, {"0.weight": -1}, {"\x07": 1},
-    {"0.weight": {}}, {"0.weight": "x"}, ["line\nline"], [1], [None], {"0.weight": [5, 3]}, {"0.weight": [1, 2, 3]},
+    None, True, False, 0, -1, 1, 3.5, 2**63, 10**400, float("nan"), float("inf"), "", "x", "\x1b[2J",
+    "0.weight", [], [[]], [0], [True, 8], [-16, -8], [16, 8],
+    [8, 16], [16.0, 8.0], [2**40, 2**40], [0, 2**70], ["16", "8"], {},
+    {"a": 1}, {"0.weight": None}, {"0.weight": [True, 8]}, {"0.weight": 1}, {"0.weight": -1}, {"\x07": 1},
+    {"0.weight": {}}, {"0.weight": "x"}, ["line\nline"], [1], [None],
+    {"0.weight": [5, 3]}, {"0.weight": [1, 2, 3]},
 ]  # fmt: skip
 
 
@@ -103,9 +105,7 @@ def outcome(call: Callable[[], sc.Masks]) -> str:
     try:
         masks = call()
     except SecateurError as error:
-        assert "\n" not in str(error)
-        assert str(error).isprintable()
-        return type(error).__name__
+        return type(error).__name__ if str(error).isprintable() else f"{error!r}, which is no line"
     assert repr(masks).replace("\n", "").isprintable()
     assert 0 <= masks.sparsity <= 1
     masks.state_dict()

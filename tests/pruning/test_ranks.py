@@ -209,7 +209,7 @@ def test_ranks_with_networks_of_their_own_prune_on_their_own(found):
 SAID = {
     "own data": ["MaskError, unchanged: 0.weight: rank 1 would prune other entries than rank 0"] * 2,
     "bad data": [
-        "CriterionError, unchanged: rank 1 failed, so that no rank prunes: ModelError: Sequential does not run",
+        "CriterionError, unchanged: rank 1 failed, so that no rank prunes: ModelError: Sequential does",
         "ModelError, unchanged: Sequential does not run on a batch of data=",
     ],
     "no data": [

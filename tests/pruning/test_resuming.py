@@ -22,11 +22,16 @@ WAYS = {
 }
 
 
-def start(mlp, way: str, units: bool = False) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+def start(
+    mlp, way: str, units: bool = False, saved: Any = None
+) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
     net = mlp()
     criterion, options = WAYS[way]
     if units:
         options = {**options, "structure": sc.trace(net, X)}
+    if saved is not None:  # the weights first, and the state on entry
+        net.load_state_dict(saved["net"])
+        options = {**options, "state": saved["pruning"]}
     optimizer = Adam(net.parameters(), lr=0.02)
     return (
         net,
@@ -38,22 +43,28 @@ def start(mlp, way: str, units: bool = False) -> tuple[nn.Module, torch.optim.Op
 @pytest.mark.parametrize("units", [False, True], ids=["weights", "units"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stop", [1, 3, 5, 9, 11])
-def test_a_state_loaded_into_a_fresh_one_goes_on_exactly(mlp, way, stop, units, tmp_path):
+@pytest.mark.parametrize("on_entry", [False, True], ids=["loaded inside", "given on entry"])
+def test_a_state_goes_on_exactly(mlp, way, stop, units, on_entry, tmp_path):
     net, optimizer, pruning = start(mlp, way, units)
     with pruning as whole:
         for number in range(12):
             if number == stop:
                 torch.save(
-                    {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "pruning": whole.state_dict()},
+                    {
+                        "net": net.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "pruning": whole.state_dict(),
+                    },
                     tmp_path / "checkpoint",
                 )
             step(net, optimizer)
     state = torch.load(tmp_path / "checkpoint", weights_only=True)
-    again, optimizer, pruning = start(mlp, way, units)
+    again, optimizer, pruning = start(mlp, way, units, state if on_entry else None)
     with pruning as resumed:
-        again.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        resumed.load_state_dict(state["pruning"])
+        if not on_entry:
+            again.load_state_dict(state["net"])
+            resumed.load_state_dict(state["pruning"])
         assert resumed.steps == stop
         for _ in range(12 - stop):
             step(again, optimizer)
@@ -70,7 +81,11 @@ def test_states_of_other_schedules_are_refused(mlp):
         step(net, optimizer)
         before = (state.level, state.steps, copy.deepcopy(state.masks))
         for change, kind, message in (
-            ({"levels": 9}, BudgetError, r"is of step 1 of 9, one every 3 .*; this schedule has 4, one every 3"),
+            (
+                {"levels": 9},
+                BudgetError,
+                r"is of step 1 of 9, one every 3 .*; this schedule has 4, one every 3",
+            ),
             ({"every": 5}, BudgetError, "one every 5 optimizer steps"),
             ({"level": 0}, BudgetError, "is of step 0 of 4"),
             ({"level": 5}, BudgetError, "is of step 5 of 4"),
@@ -126,8 +141,8 @@ def test_a_network_that_is_sparser_than_the_first_step(mlp, enter, schedule):
         before = [p.clone() for p in net.parameters()]
         with pytest.raises(
             BudgetError,
-            match=rf"Sequential is already .*% sparse, more than .*: go on with start={number} and masks= those of "
-            rf"step {number - 1}, or begin the schedule there, initial=0\.",
+            match=rf"Sequential is already .*% sparse, more than .*: go on with start={number} and masks= "
+            rf"those of step {number - 1} .*, or begin the schedule there, initial=0\.",
         ):
             enter(net, sc.Global(0.9), schedule)
         assert all(map(torch.equal, before, net.parameters()))
@@ -140,7 +155,9 @@ def test_a_network_that_is_sparser_than_the_first_step(mlp, enter, schedule):
 def test_masks_that_are_sparser_than_the_first_step(mlp, enter):
     net = mlp()
     masks = sc.prune(mlp(), sc.Magnitude(), sc.Global(0.8))
-    with pytest.raises(BudgetError, match=r"already 80\.\d+% sparse.*: go on with start=2 and masks= those of"):
+    with pytest.raises(
+        BudgetError, match=r"already 80\.\d+% sparse.*: go on with start=2 and masks= those of"
+    ):
         enter(net, sc.Global(0.9), sc.Cubic(5), masks=masks)
     assert sc.sparsity(net) == 0
     masks = sc.prune(mlp(), sc.Magnitude(), sc.Global(0.2))

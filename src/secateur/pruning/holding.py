@@ -295,8 +295,8 @@ class Holder:
                 map(id, self.masks.weights_in(average).values())
             ):
                 warnings.warn(
-                    f"{type(average).__name__} keeps an average of the weights, in which pruned ones live on; "
-                    "give it too: averaged=it",
+                    f"{type(average).__name__} keeps an average of the weights, in which pruned ones live "
+                    "on; give it too: averaged=it",
                     SecateurWarning,
                     stacklevel=6,
                 )

@@ -123,12 +123,14 @@ class GradualPruning:
 
     def __init__(
         self,
+        model: nn.Module,
         way: list[Any],
         every: int,
         take: Callable[[Any, Masks | None], Masks],
-        optimizer: Any,
+        optimizer: Optimizers,
         averaged: Any,
     ) -> None:
+        self.model = model
         self.way = way
         self.every = every
         self.level = 0
@@ -149,17 +151,14 @@ class GradualPruning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`. Load the network and the optimizer inside the block too: what
-        entering it pruned is then gone.
+        """Go on from a :meth:`state_dict`. Load the network's weights inside the block too: what entering
+        it pruned is then gone.
 
         Raises StorageError for what is no such state, MaskError for masks of another network, BudgetError
         for another schedule.
         """
-        assert self.masks is not None
-        numbers = [
-            state.get(k) if isinstance(state, Mapping) else None
-            for k in ("level", "steps", "levels", "every")
-        ]
+        names = ("level", "steps", "levels", "every")
+        numbers = [state.get(name) if isinstance(state, Mapping) else None for name in names]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise StorageError(
                 "the state is not one of during(): level, levels, steps and every are numbers there"
@@ -170,7 +169,7 @@ class GradualPruning:
                 f"the state is of step {level} of {schedule[0]}, one every {schedule[1]} optimizer steps; "
                 f"this schedule has {len(self.way)}, one every {self.every}"
             )
-        masks = Masks(self.masks.model, {})
+        masks = Masks(self.model, {})
         masks.load_state_dict(state.get("masks", {}))
         self._go_on(level, steps, masks)  # type: ignore[arg-type]
 
@@ -187,9 +186,11 @@ class GradualPruning:
             self._tighten()
 
     @contextmanager
-    def _under_way(self, level: int, steps: int, masks: Masks | None) -> Iterator[None]:
-        if level and masks is not None:
-            self._go_on(level, steps, masks)
+    def _under_way(self, level: int, steps: int, masks: Masks | None, state: Any) -> Iterator[None]:
+        if state is not None:
+            self.load_state_dict(state)
+        elif level and masks is not None:
+            self._go_on(level, steps, masks.bind(self.model))
         else:
             self.steps, self.masks = steps, masks
             self._tighten()
@@ -209,6 +210,7 @@ def during(
     start: int = 0,
     steps: int = 0,
     masks: Masks | None = None,
+    state: Mapping[str, Any] | None = None,
     averaged: Any = None,
     **options: Any,
 ) -> Iterator[GradualPruning]:
@@ -216,10 +218,11 @@ def during(
     first, where it is a list), one step of ``schedule``; the masks are held in between and to the end of
     the block.
 
-    Warns where the block ends before the schedule does. To resume, load the state of what was yielded
-    (``state_dict``) into a new one, or give ``start``, ``steps`` and ``masks`` as its ``level``, ``steps``
-    and ``masks`` stood: ``masks`` are then held until the next step of the schedule is due. ``averaged``:
-    see :meth:`secateur.Masks.held`. ``options`` are those of :func:`secateur.prune`.
+    Warns where the block ends before the schedule does. To resume, give the ``state`` that the
+    ``state_dict`` of what was yielded returned, or ``start``, ``steps`` and ``masks`` as its ``level``,
+    ``steps`` and ``masks`` stood: those are held until the next step of the schedule is due. A network
+    that is sparser than the first step would leave it is refused otherwise. ``averaged``: see
+    :meth:`secateur.Masks.held`. ``options`` are those of :func:`secateur.prune`.
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do
@@ -227,22 +230,20 @@ def during(
     if every < 1:
         raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
     _check_optimizer(optimizer, model, options)  # before the first weight goes
-    if not start:
+    if not start and state is None:
         _check_entry(way, model, masks, options)
-    elif masks is not None:
-        masks = masks.bind(model)
 
     def take(step: Any, before: Masks | None) -> Masks:
         return prune(model, criterion, step, masks=before, **options)
 
-    state = GradualPruning(way, every, take, optimizer, averaged)
-    with state._under_way(start, steps, masks):
-        yield state
-    assert state.masks is not None
-    if state.level < len(way):
+    pruning = GradualPruning(model, way, every, take, optimizer, averaged)
+    with pruning._under_way(start, steps, masks, state):
+        yield pruning
+    assert pruning.masks is not None
+    if pruning.level < len(way):
         warnings.warn(
-            f"training ended after {state.steps} optimizer steps, at step {state.level} of "
-            f"{len(way)} of the schedule: sparsity {state.masks.sparsity:.2%} of the budget {budget}",
+            f"training ended after {pruning.steps} optimizer steps, at step {pruning.level} of "
+            f"{len(way)} of the schedule: sparsity {pruning.masks.sparsity:.2%} of the budget {budget}",
             SecateurWarning,
             stacklevel=3,
         )
@@ -279,8 +280,8 @@ def _check_entry(way: list[Any], model: nn.Module, masks: Masks | None, options:
             fits = sum(level <= share + slack for level in levels)
             raise BudgetError(
                 f"{pattern or type(model).__name__} is already {share:.2%} sparse, more than the {first:.2%} "
-                f"of the schedule's first step: go on with start={fits} and masks= those of step {fits - 1}, "
-                f"or begin the schedule there, initial={share:.4f}"
+                f"of the schedule's first step: go on with start={fits} and masks= those of step {fits - 1} "
+                f"(or a state=, in during), or begin the schedule there, initial={share:.4f}"
             )
 
 
