@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -131,20 +131,16 @@ def around_steps(optimizer: Any, before: Callable[..., Any], after: Callable[...
                 optimizer.step = earlier
 
 
-def mask_gradients(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    """Zero the gradients, sparse ones too, where the masks (of the weights' dtype) are zero."""
-    pairs = [(w, m) for w, m in zip(weights, masks, strict=True) if w.grad is not None]
-    for weight, mask in pairs:
-        if weight.grad.layout == torch.sparse_coo:  # type: ignore[union-attr]
-            grad = weight.grad.coalesce()  # type: ignore[union-attr]
-            values = grad.values() * mask[tuple(grad.indices())]
-            weight.grad = torch.sparse_coo_tensor(
-                grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
-            )
-    dense = [(w.grad, m) for w, m in pairs if w.grad.layout == torch.strided]  # type: ignore[union-attr]
-    if dense:
-        grads, kept = zip(*dense, strict=True)
-        torch._foreach_mul_(list(grads), list(kept))
+def mask_sparse_gradient(weight: Tensor, mask: Tensor) -> bool:
+    """Zero a gradient that is sparse (an Embedding's) where the mask is zero; False where it is not one."""
+    if weight.grad is None or weight.grad.layout != torch.sparse_coo:
+        return False
+    grad = weight.grad.coalesce()
+    values = grad.values() * mask[tuple(grad.indices())]
+    weight.grad = torch.sparse_coo_tensor(
+        grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
+    )
+    return True
 
 
 class Holder:
@@ -277,7 +273,14 @@ class Holder:
                         yield copy, mask
 
     def _mask_grads(self) -> None:
-        mask_gradients(self.weights, self.own)
+        pairs = [
+            (weight.grad, mask)
+            for weight, mask in zip(self.weights, self.own, strict=True)
+            if not mask_sparse_gradient(weight, mask) and weight.grad is not None
+        ]
+        if pairs:
+            grads, masks = zip(*pairs, strict=True)
+            torch._foreach_mul_(list(grads), list(masks))
 
     def _warn_of_averages(self) -> None:
         """Say so where an average is in sight that nobody masks: its weights keep what was pruned."""
@@ -287,7 +290,7 @@ class Holder:
         near = [
             *self.masks.model.modules(),
             *(value for level in levels for value in getattr(level, "__dict__", {}).values()),
-            *(cell.cell_contents for hook in hooks for cell in getattr(hook, "__closure__", None) or ()),
+            *(value for hook in hooks for value in _closed_over(hook)),
             *(getattr(hook, "__self__", None) for hook in hooks),
         ]
         for average in averages_among(near):
@@ -301,3 +304,9 @@ class Holder:
                     stacklevel=6,
                 )
                 return
+
+
+def _closed_over(function: Any) -> Iterator[Any]:
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # not filled yet
+            yield cell.cell_contents

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import MaskError, NonFiniteError, TargetError, nearest
 from secateur.measure.summary import aligned
 from secateur.pruning.averages import weights_in
-from secateur.pruning.holding import Holder, Optimizers, mask_gradients
+from secateur.pruning.holding import Holder, Optimizers, mask_sparse_gradient
 from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.names import canonical_modules, canonical_parameters
@@ -180,11 +180,10 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def mask_grads(self) -> None:
         """Zero the gradients of masked weights now: before clipping, so that the norm is right."""
-        weights = self.parameters()
-        mask_gradients(
-            list(weights.values()),
-            [self.kept[n].to(device=w.device, dtype=w.dtype) for n, w in weights.items()],
-        )
+        for name, weight in self.parameters().items():
+            mask = self.kept[name].to(weight.device)
+            if not mask_sparse_gradient(weight, mask) and weight.grad is not None:
+                weight.grad.masked_fill_(~mask, 0)
 
     # -- binding -----------------------------------------------------------------------------
 

@@ -158,7 +158,7 @@ def prune(
         for name, target in targets.items():
             if name in gone:
                 target.weight.masked_fill_(gone[name], 0)
-            kept[name] = shrinkage(target.weight, doomed[name], cuts[name]).logical_not_()
+            kept[name] = shrinkage(target.weight, doomed.pop(name), cuts[name]).logical_not_()
             if name in gone:
                 kept[name] &= ~gone[name]
         if masks is not None:
