@@ -20,6 +20,7 @@ from secateur.pruning.shrinkage import Hard
 from secateur.pruning.structured import ParameterShare, already_gone, select_groups, share_gone
 from secateur.pruning.targets import count_nonzero, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.structure.capture import parameters_of
 from secateur.structure.names import unwrapped
 from secateur.structure.units import Structure
 
@@ -315,7 +316,7 @@ def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str,
     if isinstance(structure, Structure):
         groups = select_groups(structure, *patterns).values()
         names = {part.name for group in groups for part in group.slices}
-        wanted = [p for name, p in unwrapped(model).named_parameters() if name in names]
+        wanted = [p for name, p in parameters_of(unwrapped(model)) if name in names]
     else:
         wanted = [target.weight for target in find_targets(model, *patterns).values()]
     if not any(id(parameter) in mine for parameter in wanted):

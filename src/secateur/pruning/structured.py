@@ -30,6 +30,7 @@ from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, Scores
 from secateur.pruning.targets import matches
 from secateur.pruning.unit_criteria import unit_scores
+from secateur.structure.capture import parameters_of
 from secateur.structure.labels import Array
 from secateur.structure.names import canonical_names, canonical_parameters, unwrapped
 from secateur.structure.surgery import mask_units, removed_by
@@ -101,7 +102,7 @@ def prune_units(
     if round_to < 1 or min_kept < 1:
         raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
     chosen = select_groups(structure, include, exclude)
-    check_writable(dict(structure.model.named_parameters()))
+    check_writable(dict(parameters_of(structure.model)))
     if masks is not None and masks.model is not model:
         masks = masks.bind(model)
     part = replace(structure, groups=chosen)
@@ -161,7 +162,7 @@ def share_gone(structure: Structure, doomed: Mapping[str, Array]) -> float:
     """Return the share of the network's parameters that leave it with some units."""
     removed = removed_by(structure, doomed)
     left = total = 0
-    for name, parameter in structure.model.named_parameters():
+    for name, parameter in parameters_of(structure.model):
         total += parameter.numel()
         left += prod(size - len(removed.get((name, dim), ())) for dim, size in enumerate(parameter.shape))
     return (total - left) / total
@@ -279,7 +280,7 @@ def _rounded(wanted: Array, raw: Tensor, gone: Array, round_to: int, min_kept: i
 
 
 def _masks(structure: Structure, doomed: Mapping[str, Array], earlier: Masks | None) -> dict[str, Tensor]:
-    tensors = dict(structure.model.named_parameters())
+    tensors = dict(parameters_of(structure.model))
     names = canonical_names(structure.model)
     kept = {} if earlier is None else {name: mask.clone() for name, mask in earlier.items()}
     for name, gone in doomed.items():

@@ -18,7 +18,7 @@ from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.criteria import Random, Wanda
 from secateur.pruning.targets import find_targets
-from secateur.structure.capture import tensor_of
+from secateur.structure.capture import module_of, tensor_of
 from secateur.structure.units import Group, Slice, Structure
 
 UnitScores = dict[str, Tensor]
@@ -171,12 +171,15 @@ def _gathered(entries: Tensor, part: Slice) -> Tensor:
 
 
 def _scales(structure: Structure, group: Group) -> Tensor:
-    modules = dict(structure.model.named_modules())
     found = []
     for part in group.slices:
         path, _, leaf = part.name.rpartition(".")
         tensor = tensor_of(structure.model, part.name)
-        if leaf == "weight" and tensor.dim() == 1 and "Norm" in type(modules[path]).__name__:
+        if (
+            leaf == "weight"
+            and tensor.dim() == 1
+            and "Norm" in type(module_of(structure.model, path)).__name__
+        ):
             found.append(_squares(structure, part, 1))
     if not found:
         raise CriterionError(f"BNScale: no norm scales the units of {group.name}; exclude the group")

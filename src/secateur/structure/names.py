@@ -62,9 +62,11 @@ def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Return the canonical names of the parameters by the names that ``named_parameters`` gives."""
+    """Return the canonical names of the parameters by those that ``named_parameters`` gives, children that
+    are compiled as they were before."""
     canonical = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
-    return {name: canonical[id(p)] for name, p in model.named_parameters() if id(p) in canonical}
+    found = {name: canonical[id(p)] for name, p in model.named_parameters() if id(p) in canonical}
+    return {name.replace("_orig_mod.", ""): own for name, own in found.items()}
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
