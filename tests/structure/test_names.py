@@ -58,7 +58,7 @@ def test_compiled_children(child):
     net = Net()
     setattr(net, child, torch.compile(getattr(net, child), backend="eager"))
     assert list(canonical_parameters(net)) == NAMES
-    assert canonical_names(net)[f"{child}._orig_mod.weight"] == f"{child}.weight"
+    assert canonical_names(net)[f"{child}.weight"] == f"{child}.weight"
     masks = sc.prune(Net(), sc.Magnitude(), sc.Uniform(0.5)).bind(net).apply()
     masks.check()
     optimizer = torch.optim.Adam(net.parameters())
