@@ -185,6 +185,19 @@ def test_hooks_and_modes_come_back_after_an_error(mlp):
         assert all(m.training and not m._forward_pre_hooks for m in net)
 
 
+class Partly(nn.Sequential):
+    """Runs the first of its layers alone."""
+
+    def __init__(self, net: nn.Sequential, number: int) -> None:
+        super().__init__(*net)
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in list(self)[: self.number]:
+            x = layer(x)
+        return x
+
+
 def test_wanda_without_what_it_needs(mlp, convnet):
     with pytest.raises(CriterionError, match=r"Wanda needs data: pass data=batches"):
         scored(sc.Wanda(), mlp())
@@ -195,9 +208,7 @@ def test_wanda_without_what_it_needs(mlp, convnet):
         scored(sc.Wanda(), convnet(), [x], include=["0", "1"])
     with pytest.raises(CriterionError, match=r"0\.bias: Wanda needs the weight of a Linear or Conv"):
         scored(sc.Wanda(), convnet(), [x], include=["0", "0.bias"])
-    net = mlp()
-    net.aside = nn.Linear(2, 2)  # pyright: ignore
-    net.forward = lambda x: net[1](net[0](x))  # type: ignore[method-assign]
+    net = Partly(mlp(), 2)
     with pytest.raises(CriterionError, match=r"2\.weight: its layer never ran on the data given; exclude it"):
         scored(sc.Wanda(), net, [torch.randn(2, 8)])
 
@@ -262,9 +273,8 @@ def test_taylor_without_what_it_needs(mlp):
         scored(sc.Taylor(), mlp())
     with pytest.raises(CriterionError, match=r"Taylor needs batches of \(inputs, labels\); got inputs alone"):
         scored(sc.Taylor(), mlp(), [x])
-    net = mlp()
+    net = Partly(mlp(), 3)
     net.aside = nn.Linear(2, 2)  # pyright: ignore
-    net.forward = lambda x: net[2](net[1](net[0](x)))  # type: ignore[method-assign]
     with pytest.raises(CriterionError, match=r"aside\.weight: the loss does not depend on it; exclude it"):
         scored(sc.Taylor(), net, [(x, torch.zeros(2, dtype=torch.long))])
 

@@ -324,7 +324,7 @@ def _evaluate(model: nn.Module, chunks: Sequence[_Chunk], judge: Judge) -> tuple
 
 def _chunks(data: Batches, size: int, model: nn.Module, labelled: bool) -> list[_Chunk]:
     """Return the data in batches of one size, the last filled up with its own first examples."""
-    pairs = list(batches(data, "prune_greedily", model))
+    pairs = list(batches(data, "prune_greedily", model, inside=False))
     if labelled and any(labels is None for _, labels in pairs):
         raise CriterionError("prune_greedily needs batches of (inputs, labels); got inputs alone")
     conv = any(isinstance(module, nn.Conv2d) for module in model.modules())

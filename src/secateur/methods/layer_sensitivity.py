@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from secateur.errors import BudgetError, CriterionError
+from secateur.measure.running import copied
 from secateur.pruning.budgets import Uniform
 from secateur.pruning.criteria import Criterion, Magnitude
 from secateur.pruning.prune import prune
 from secateur.pruning.targets import find_targets
+from secateur.structure.names import unwrapped
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,22 @@ def sensitivity(
     """Evaluate ``model`` with each layer pruned alone at each level (Han et al., 2015).
 
     ``evaluate(model)`` returns a score, or (score, loss); use validation data, since the result is
-    for choosing. Every weight is put back, also after an error.
+    for choosing. It is given a copy, so that nothing of ``model`` itself changes.
     """
     if not levels:
         raise BudgetError("levels is empty; give shares between 0 and 1")
     criterion = criterion or Magnitude()
     scores: dict[str, tuple[float, ...]] = {}
-    dense = _score(evaluate(model))
-    for name, target in find_targets(model, include, exclude).items():
+    work = copied(unwrapped(model))
+    dense = _score(evaluate(work))
+    for name, target in find_targets(work, include, exclude).items():
         original = target.weight.detach().clone()
         row: list[float] = []
         for level in levels:
-            try:
-                prune(model, criterion, Uniform(level), include=name, data=data, loss=loss)
-                row.append(_score(evaluate(model)))
-            finally:
-                with torch.no_grad():
-                    target.weight.copy_(original)
+            prune(work, criterion, Uniform(level), include=name, data=data, loss=loss)
+            row.append(_score(evaluate(work)))
+            with torch.no_grad():
+                target.weight.copy_(original)
         scores[name] = tuple(row)
     return Sensitivity(dense, tuple(levels), scores)
 

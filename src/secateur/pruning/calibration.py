@@ -1,40 +1,41 @@
-"""What criteria read from data: the size of each layer's input, the gradients of the loss."""
+"""What criteria read from data: the size of each layer's input, the gradients of the loss.
+
+It is read from a copy of the network, so that nothing that a forward leaves behind is left on the user's own,
+and added up over the ranks that prune together.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CriterionError
-from secateur.measure.running import as_written, call_model, evaluating, failing, first_line, shapes
+from secateur.measure.running import as_written, call_model, copied, failing, first_line, shapes
+from secateur.pruning.batches import Batches, batches
+from secateur.pruning.ranks import together
 from secateur.pruning.targets import Target, Targets
+from secateur.structure.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.structure.units import Structure
 
-Batches = Iterable[Any]
 Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A module whose first argument is watched: ``channels`` of them (None: whatever comes) lie along the
+    dim that ``dim`` gives for a number of dims."""
+
+    module: nn.Module
+    dim: Callable[[int], int]
+    channels: int | None = None
 
 
 def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     """Return the rms of each target's input by channel, shaped to broadcast over its weight."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = dict.fromkeys(targets, 0)
-
-    def watch(name: str, target: Target) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = (args[0] if args else kwargs["input"]).detach().to(torch.float32)
-            dim = inputs.dim() - target.weight.dim() + 1  # channels, batched or not
-            others = [d for d in range(inputs.dim()) if d != dim]
-            total = inputs.square().sum(others).double()
-            sums[name] = sums[name] + total if name in sums else total
-            counts[name] += inputs.numel() // inputs.shape[dim]
-
-        return target.module.register_forward_pre_hook(hook, with_kwargs=True)
-
     for name, target in targets.items():
         layer = hasattr(target.module, "in_features") or hasattr(target.module, "in_channels")
         if not layer or target.weight.dim() < 2:
@@ -42,19 +43,20 @@ def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
                 f"{name}: Wanda needs the weight of a Linear or Conv layer, which its input "
                 f"multiplies; this is a parameter of {type(target.module).__name__}; exclude it"
             )
-    handles = [watch(name, target) for name, target in targets.items()]
-    try:
-        with evaluating(targets.model), as_written(), torch.no_grad():
-            for inputs, _ in batches(data, "Wanda", targets.model):
-                with failing(targets.model, inputs, "a batch of data="):
-                    call_model(targets.model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    unused = [name for name in targets if name not in sums]
+
+    def readers(work: nn.Module) -> dict[str, _Reader]:
+        modules = dict(canonical_modules(work))
+        return {
+            # Channels, batched or not.
+            name: _Reader(modules[name.rpartition(".")[0]], lambda dims, t=target: dims - t.weight.dim() + 1)
+            for name, target in targets.items()
+        }
+
+    found = _mean_squares(targets.model, readers, data, "Wanda")
+    unused = [name for name in targets if name not in found]
     if unused:
         raise CriterionError(f"{unused[0]}: its layer never ran on the data given; exclude it")
-    return {n: _over_weight(t, (sums[n] / counts[n]).sqrt()) for n, t in targets.items()}
+    return {n: _over_weight(t, found[n].sqrt().to(t.weight.device)) for n, t in targets.items()}
 
 
 def _over_weight(target: Target, rms: Tensor) -> Tensor:
@@ -75,84 +77,124 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
 
     Only weights of modules that are called with the activation they read are watched.
     """
-    sums: dict[tuple[str, int], Tensor] = {}
-    counts: dict[tuple[str, int], int] = {}
     places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
+    names = canonical_names(structure.model)
 
-    def watch(place: tuple[str, int], module: nn.Module, size: int, convolves: bool) -> Any:
+    def readers(work: nn.Module) -> dict[tuple[str, int], _Reader]:
+        parameters = canonical_parameters(work)
+        owners = {
+            id(parameter): (module, leaf)
+            for module in work.modules()
+            for leaf, parameter in module._parameters.items()
+            if not isinstance(module, nn.Embedding)  # a tied one looks its rows up, it does not sum
+        }
+        found = {}
+        for name, dim in places:
+            weight = parameters.get(names.get(name, name))
+            module, leaf = owners.get(id(weight), (None, ""))
+            if module is not None and weight is not None and leaf in ("weight", "weight_ih_l0", "weight_ih"):
+                convolves = isinstance(module, nn.modules.conv._ConvNd)
+                size = weight.shape[dim] * (module.groups if convolves and not module.transposed else 1)  # type: ignore[union-attr]
+                inner = weight.dim() - 1 if convolves else 1
+                found[name, dim] = _Reader(module, lambda dims, inner=inner: dims - inner, size)
+        return found
+
+    return {place: mean.sqrt() for place, mean in _mean_squares(structure.model, readers, data, who).items()}
+
+
+def _mean_squares(
+    model: nn.Module, readers: Callable[[nn.Module], Mapping[Any, _Reader]], data: Batches | None, who: str
+) -> dict[Any, Tensor]:
+    """Return the mean square of what each reader takes in, by channel, over the batches of all ranks."""
+    sums: dict[Any, Tensor] = {}
+    counts: dict[Any, int] = {}
+
+    def watch(key: Any, reader: _Reader) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
-            weight = getattr(module, "weight", None)
-            dim = given.dim() - (weight.dim() - 1) if convolves else given.dim() - 1  # type: ignore[union-attr]
-            if given.shape[dim] == size:
-                inputs = given.detach().double()
-                total = inputs.square().sum([d for d in range(inputs.dim()) if d != dim]).cpu()
-                sums[place] = sums[place] + total if place in sums else total
-                counts[place] = counts.get(place, 0) + inputs.numel() // size
+            inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
+            dim = reader.dim(inputs.dim())
+            if reader.channels in (None, inputs.shape[dim]):
+                others = [d for d in range(inputs.dim()) if d != dim]
+                squares = inputs.detach().to(torch.promote_types(inputs.dtype, torch.float32)).square()
+                total = squares.sum(others, dtype=torch.float64)
+                sums[key] = sums[key] + total if key in sums else total
+                counts[key] = counts.get(key, 0) + inputs.numel() // inputs.shape[dim]
 
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
+        reader.module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = []
-    parameters = dict(structure.model.named_parameters())
-    owners = {
-        id(parameter): (module, leaf)
-        for module in structure.model.modules()
-        for leaf, parameter in module._parameters.items()
-        if not isinstance(module, nn.Embedding)  # a tied one looks its rows up, it does not sum
-    }
-    for name, dim in places:
-        weight = parameters.get(name)
-        module, leaf = owners.get(id(weight), (None, ""))
-        if module is not None and weight is not None and leaf in ("weight", "weight_ih_l0", "weight_ih"):
-            convolves = isinstance(module, nn.modules.conv._ConvNd)
-            size = weight.shape[dim] * (module.groups if convolves and not module.transposed else 1)  # type: ignore[union-attr]
-            handles.append(watch((name, dim), module, size, convolves))
-    try:
-        with evaluating(structure.model), as_written(), torch.no_grad():
-            for inputs, _ in batches(data, who, structure.model):
-                with failing(structure.model, inputs, "a batch of data="):
-                    call_model(structure.model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {place: (total / counts[place]).sqrt() for place, total in sums.items()}
+    with together(model) as peers:
+        work = copied(unwrapped(model)).eval()
+        for key, reader in readers(work).items():
+            watch(key, reader)
+        number = 0
+        with as_written(), torch.no_grad():
+            for inputs, _ in batches(data, who, work, empty=peers.number > 1):
+                with failing(work, inputs, "a batch of data="):
+                    call_model(work, inputs)
+                number += 1
+        told = peers.gather((number, {key: total.cpu() for key, total in sums.items()}, counts))
+    _check_number(sum(number for number, _, _ in told), who)
+    everywhere: dict[Any, Tensor] = {}
+    for key in dict.fromkeys(key for _, sums, _ in told for key in sums):
+        total = torch.stack([sums[key] for _, sums, _ in told if key in sums]).sum(0)
+        everywhere[key] = total / sum(counts.get(key, 0) for _, _, counts in told)
+    return everywhere
 
 
 def mean_gradients(
     targets: Targets, data: Batches | None, loss: Loss | None, who: str, power: int = 1
 ) -> dict[str, Tensor]:
-    """Return the mean over the batches of the loss's gradient for each target, to a ``power``.
+    """Return the mean over the batches of all ranks of the loss's gradient for each target, to a ``power``.
 
-    ``loss(outputs, labels)`` is cross-entropy unless given; ``who`` asks, for the errors. Neither
-    ``.grad`` nor any buffer changes.
+    ``loss(outputs, labels)`` is what the model returns as its ``loss`` unless given, else cross-entropy;
+    ``who`` asks, for the errors.
     """
-    loss = nn.functional.cross_entropy if loss is None else loss
-    if not callable(loss):
+    if loss is not None and not callable(loss):
         raise CriterionError(f"loss is {loss!r}; it is a function of (outputs, labels)")
-    weights = [target.weight for target in targets.values()]
-    frozen = [w for w in weights if not w.requires_grad]
-    sums = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
-    number = 0
-    try:
-        for weight in frozen:
-            weight.requires_grad_(True)
-        with evaluating(targets.model), as_written(), torch.enable_grad():
-            for inputs, labels in batches(data, who, targets.model):
-                if labels is None:
-                    raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
-                with failing(targets.model, inputs, "a batch of data="):
-                    outputs = call_model(targets.model, inputs)
-                value = _loss_of(loss, outputs, labels, who)
+    with together(targets.model) as peers:
+        work = copied(unwrapped(targets.model)).eval()
+        parameters = canonical_parameters(work)
+        weights = [parameters[name].requires_grad_(True) for name in targets]
+        sums = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        number = 0
+        with as_written(), torch.enable_grad():
+            for value in _losses(work, batches(data, who, work, empty=peers.number > 1), loss, who):
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
                 for name, total, gradient in zip(targets, sums, gradients, strict=True):
                     if gradient is None:
                         raise CriterionError(f"{name}: the loss does not depend on it; exclude it")
-                    total += gradient.to(total.dtype).pow(power)
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    total += dense.to(total.dtype).pow(power)
                 number += 1
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
-    return {name: total / number for name, total in zip(targets, sums, strict=True)}
+        number = sum(peers.gather(number))
+        peers.add([total.detach() for total in sums])
+    _check_number(number, who)
+    return {name: total.detach() / number for name, total in zip(targets, sums, strict=True)}
+
+
+def _check_number(batches: int, who: str) -> None:
+    if not batches:
+        raise CriterionError(f"{who} was given data without a single batch")
+
+
+def _losses(
+    work: nn.Module, pairs: Iterator[tuple[Any, Any]], loss: Loss | None, who: str
+) -> Iterator[Tensor]:
+    """Yield the loss of each batch: one number that has a gradient."""
+    for inputs, labels in pairs:
+        with failing(work, inputs, "a batch of data="):
+            outputs = call_model(work, inputs)
+        own = getattr(outputs, "loss", None)
+        if loss is None and isinstance(own, Tensor):  # as transformers' models return it
+            yield _checked(own, f"outputs {shapes(outputs)}", who)
+        elif labels is None:
+            raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
+        else:
+            yield _loss_of(loss or _cross_entropy, outputs, labels, who)
+
+
+def _cross_entropy(outputs: Any, labels: Any) -> Tensor:
+    return nn.functional.cross_entropy(getattr(outputs, "logits", outputs), labels)
 
 
 def _loss_of(loss: Loss, outputs: Any, labels: Any, who: str) -> Tensor:
@@ -162,40 +204,13 @@ def _loss_of(loss: Loss, outputs: Any, labels: Any, who: str) -> Tensor:
         value = loss(outputs, labels)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise CriterionError(f"{who}: the loss fails on {given}: {first_line(error)}") from error
+    return _checked(value, given, who)
+
+
+def _checked(value: Any, given: str, who: str) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         what = shapes(value) + (
             "" if not isinstance(value, Tensor) or value.requires_grad else ", no gradient"
         )
         raise CriterionError(f"{who}: the loss of {given} is {what}; one number with a gradient is right")
     return value
-
-
-def batches(data: Batches | None, who: str, model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Yield (inputs, labels or None) on the model's device from whatever the user calls batches."""
-    if data is None:
-        raise CriterionError(f"{who} needs data: pass data=batches, an iterable of (inputs, labels)")
-    if isinstance(data, (Tensor, np.ndarray, str, bytes, Mapping)) or not isinstance(data, Iterable):
-        raise CriterionError(
-            f"{who} was given a {type(data).__name__} as data; "
-            "pass batches: a list of tensors or of (inputs, labels)"
-        )
-    device = next(itertools.chain(model.parameters(), model.buffers())).device
-    number = 0
-    for number, batch in enumerate(data, 1):
-        pair = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
-        if not isinstance(pair[0], (Tensor, Mapping, tuple, list)):
-            raise CriterionError(
-                f"{who}: batch {number} of data= holds a {type(pair[0]).__name__}; "
-                "pass a list of tensors or of (inputs, labels)"
-            )
-        yield _to(pair[0], device), _to(pair[1], device)
-    if not number:
-        raise CriterionError(f"{who} was given data without a single batch")
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _to(v, device) for key, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_to(v, device) for v in value]
-    return value.to(device) if isinstance(value, Tensor) else value

@@ -6,21 +6,27 @@ of rows to their scores; the second form never makes anything of the network's s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradients
+from secateur.pruning.selection import Scores
 from secateur.pruning.targets import Targets
 
 Rows = Callable[[slice], Tensor]
 
 
 class Criterion(Protocol):
-    """Gives the importance of every entry of every target."""
+    """Gives the importance of every entry of every target.
+
+    Where an attribute ``reads_data`` says so, or there is none and data are given, scores that are all the
+    same are an error.
+    """
 
     def __call__(
         self, targets: Targets, data: Batches | None = None, loss: Loss | None = None
@@ -30,6 +36,8 @@ class Criterion(Protocol):
 @dataclass(frozen=True)
 class Magnitude:
     """|w|: the size of the weight itself; needs no data."""
+
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         weights = {name: t.weight.detach() for name, t in targets.items()}
@@ -41,6 +49,7 @@ class Random:
     """Uniform random scores from ``seed``: the baseline that every criterion has to beat."""
 
     seed: int = 0
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -57,6 +66,8 @@ class Wanda:
     The rms runs over the batch and every position. The paper compares weights within one output:
     that is what it does under a budget per layer, one row at a time; here the budget decides.
     """
+
+    reads_data: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
@@ -75,6 +86,8 @@ class Taylor:
     The gradient is the mean over the batches.
     """
 
+    reads_data: ClassVar[bool] = True
+
     def __call__(
         self, targets: Targets, data: Batches | None = None, loss: Loss | None = None
     ) -> dict[str, Rows]:
@@ -88,7 +101,39 @@ class Fisher:
     """w^2 x mean squared gradient: Optimal Brain Damage (LeCun et al., 1990) with the empirical Fisher
     information for the Hessian's diagonal, over the batches of ``data``."""
 
+    reads_data: ClassVar[bool] = True
+
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         squares = mean_gradients(targets, data, loss, "Fisher", power=2)
         pairs = {name: (t.weight.detach(), squares[name]) for name, t in targets.items()}
         return {n: lambda rows, w=w, f=f: w[rows].square() * f[rows] for n, (w, f) in pairs.items()}
+
+
+def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any) -> None:
+    """Raise CriterionError where all that a criterion read from data is one number, over and over.
+
+    Equal magnitudes are a tie, which the exact count breaks; a constant read from data is a mistake.
+    """
+    if not getattr(criterion, "reads_data", data is not None):
+        return
+    number, value = 0, None
+    for one in scores:
+        for rows, score in one.chunks():
+            living = score if one.masked is None else score[~one.masked[rows]]
+            if living.numel():
+                low, high = (float(end) for end in living.aminmax())
+                value = low if value is None else value
+                if not low == high == value:
+                    return
+                number += living.numel()
+    if value is not None and any(one.numel - one.number_masked > 1 for one in scores):
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        where = " on which they differ"
+        if loss is None:
+            where += (
+                ", and where it reads a loss the task's own loss=, as in loss=torch.nn.functional.mse_loss: "
+                "the default, cross-entropy, is constant for a single output"
+            )
+        raise CriterionError(
+            f"{name}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
+        )

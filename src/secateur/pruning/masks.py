@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
-from secateur.errors import MaskError, NonFiniteError, StorageError, nearest
+from secateur.errors import MaskError, NonFiniteError, TargetError, nearest
 from secateur.measure.summary import aligned
-from secateur.storage import load_tensors, pack_bits, save_tensors, unpack_bits
+from secateur.pruning.averages import weights_in
+from secateur.pruning.holding import Holder, Optimizers, mask_sparse_gradient
+from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
+from secateur.storage import load_tensors, save_tensors
 from secateur.structure.names import canonical_modules, canonical_parameters
-
-_CHECK_EVERY = 64
-# These move every weight by its own gradient and state alone, so that masking the weights is enough.
-# Masked gradients would cost: where Adam's second moments are 0, MKL's sqrt takes five times as long.
-_WEIGHT_BY_WEIGHT = {
-    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop,
-    optim.Adagrad, optim.Adadelta,
-}  # fmt: skip
 
 
 class Masks(Mapping[str, Tensor]):
@@ -51,7 +46,7 @@ class Masks(Mapping[str, Tensor]):
         self.notes = tuple(notes)
         self.units = dict(units or {})
         self.dense = dict(dense or {})
-        self._parameters(model)
+        self.parameters()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.kept[name]
@@ -129,57 +124,66 @@ class Masks(Mapping[str, Tensor]):
     # -- holding -----------------------------------------------------------------------------
 
     @contextmanager
-    def held(self, optimizer: torch.optim.Optimizer) -> Iterator[Masks]:
+    def held(self, optimizer: Optimizers, *, averaged: Any = None) -> Iterator[Masks]:
         """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block.
 
         Works through hooks on its step: weights are masked after it, gradients before it where the
         optimizer mixes those of several weights, and a closure (LBFGS) sees masked weights. Names
         and the forward pass stay as they are. Leaving the block checks that the zeros held.
 
-        Raises MaskError where the optimizer updates none of the masked parameters, or the zeros
-        did not hold; NonFiniteError for NaN or infinite weights.
+        ``optimizer``: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
+        copies of weights that optimizers keep are masked with them. ``averaged``: averages of the model
+        (AveragedModel, ModelEmaV2, what holds one), one or a list, masked with it; SecateurWarning for one
+        that is in the model or the optimizer and not given.
+
+        Raises MaskError, before the block, for an optimizer that updates none of the masked parameters or
+        whose steps cannot be seen, and after it where the zeros did not hold; NonFiniteError for NaN or
+        infinite weights.
         """
-        holder = Holder(self, optimizer)
-        self.apply()
-        handles = [
-            optimizer.register_step_pre_hook(holder.before),
-            optimizer.register_step_post_hook(holder.after),
-        ]
-        try:
+        holder = Holder(optimizer, averaged)
+        holder.hold(self)
+        with holder.holding():
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-        holder.check_finite()
-        self.check()
 
     def check(self) -> None:
         """Raise MaskError where a masked weight of the model is not zero."""
-        for name, parameter in self._parameters(self.model).items():
-            alive = _count(parameter.detach()[~self.kept[name].to(parameter.device)])
-            if alive:
-                raise MaskError(
-                    f"{name}: {alive} masked weights are not zero; something other than the held "
-                    "optimizer wrote them (load_state_dict, another optimizer?)"
-                )
+        alive = {
+            name: number
+            for name, parameter in self.parameters().items()
+            if (number := _count(parameter.detach()[~self.kept[name].to(parameter.device)]))
+        }
+        if alive:
+            name, number = next(iter(alive.items()))
+            together = f"{sum(alive.values())} in {len(alive)} tensors; " if len(alive) > 1 else ""
+            raise MaskError(
+                f"{name}: {number} masked weights are not zero; {together}something other than the held "
+                "optimizer wrote them (load_state_dict, another optimizer, a merged adapter?); "
+                "masks.apply() puts the zeros back"
+            )
 
     @torch.no_grad()
-    def apply(self, model: nn.Module | None = None) -> Masks:
-        """Zero the masked weights of ``model`` (default: the bound one; an EMA copy, say)."""
-        parameters = self._parameters(self.model if model is None else model)
-        for name, parameter in parameters.items():
-            if not torch.isfinite(parameter).all():
+    def apply(self, model: Any = None) -> Masks:
+        """Zero the masked weights of ``model`` (default: the bound one).
+
+        It may be an average of the bound one, or what holds it: AveragedModel, timm's ModelEmaV2,
+        Lightning's callback, diffusers' EMAModel.
+        """
+        weights = self.weights_in(self.model if model is None else model)
+        check_writable(weights)
+        for name, weight in weights.items():
+            if not torch.isfinite(weight).all():
                 raise NonFiniteError(f"{name}: holds a NaN or an infinity; a mask does not hide it")
-        for name, parameter in parameters.items():
-            parameter.masked_fill_(~self.kept[name].to(parameter.device), 0)
+        for name, weight in weights.items():
+            weight.masked_fill_(~self.kept[name].to(weight.device), 0)
         return self
 
     @torch.no_grad()
     def mask_grads(self) -> None:
         """Zero the gradients of masked weights now: before clipping, so that the norm is right."""
-        for name, parameter in self._parameters(self.model).items():
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(~self.kept[name].to(parameter.device), 0)
+        for name, weight in self.parameters().items():
+            mask = self.kept[name].to(weight.device)
+            if not mask_sparse_gradient(weight, mask) and weight.grad is not None:
+                weight.grad.masked_fill_(~mask, 0)
 
     # -- binding -----------------------------------------------------------------------------
 
@@ -195,7 +199,9 @@ class Masks(Mapping[str, Tensor]):
             dense=self.dense,
         )
 
-    def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def parameters(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
+        """Return the masked parameters of ``model`` (default: the bound one), or raise MaskError."""
+        model = self.model if model is None else model
         parameters = canonical_parameters(model)
         for name, mask in self.kept.items():
             if name not in parameters:
@@ -211,6 +217,21 @@ class Masks(Mapping[str, Tensor]):
                 raise MaskError(f"{name}: the mask has dtype {mask.dtype}; bool is right")
         return {name: parameters[name] for name in self.kept}
 
+    def weights_in(self, average: Any) -> Mapping[str, Tensor]:
+        """Return the masked weights of a network with this one's names, or of what holds an average of it."""
+        if isinstance(average, nn.Module) and not (
+            canonical_parameters(average).keys().isdisjoint(self.kept) and self.fit(average)
+        ):
+            return self.parameters(average)
+        return weights_in(average, self.model, self.kept)
+
+    def fit(self, average: Any) -> bool:
+        """Whether an object holds weights that these masks could be applied to."""
+        try:
+            return bool(weights_in(average, self.model, self.kept))
+        except MaskError:
+            return False
+
     # -- combining ---------------------------------------------------------------------------
 
     def __and__(self, other: Masks) -> Masks:
@@ -222,7 +243,7 @@ class Masks(Mapping[str, Tensor]):
         return self._with(other, torch.logical_or, either=False)
 
     def _with(self, other: Masks, join: Callable[[Tensor, Tensor], Tensor], either: bool) -> Masks:
-        other._parameters(self.model)
+        other.parameters(self.model)
         kept = {n: join(self.kept[n], other.kept[n].to(self.kept[n].device)) for n in self.kept if n in other}
         if either:
             kept = {n: kept.get(n, m) for n, m in (other.kept | self.kept).items()}
@@ -233,48 +254,37 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write the masks to a safetensors file, one bit an entry."""
-        metadata = {
-            "secateur": "masks 1",
-            "shapes": {name: list(mask.shape) for name, mask in self.kept.items()},
+        save_tensors(path, *self._packed())
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> Masks:
+        """Read masks and bind them to ``model``; its weights are left as they are (see apply).
+
+        Raises StorageError for what is no file of masks, MaskError for masks of another network.
+        """
+        return cls(model, **unpacked(*load_tensors(path), path, model))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything as tensors by name, one bit an entry, for a checkpoint of any kind."""
+        return as_state(*self._packed())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the masks of :meth:`state_dict`, bound to the same model as before.
+
+        Its weights are left as they are. Begin from ``Masks(model, {})`` where there are no masks yet.
+        Raises as :meth:`load`, and then changes nothing.
+        """
+        vars(self).update(unpacked(*from_state(state), "the state", self.model))
+
+    def _packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        fields = {
             "requested": self.requested,
             "requested_overall": self.requested_overall,
             "notes": list(self.notes),
             "units": self.units,
             "dense": self.dense,
         }
-        save_tensors(path, {n: pack_bits(m) for n, m in self.kept.items()}, metadata)
-
-    @classmethod
-    def load(cls, path: str | Path, model: nn.Module) -> Masks:
-        """Read masks and bind them to ``model``; its weights are left as they are (see apply)."""
-        tensors, metadata = load_tensors(path)
-        shapes = metadata.get("shapes")
-        if metadata.get("secateur") != "masks 1" or not isinstance(shapes, dict):
-            raise StorageError(f"{path}: not a file of masks (its metadata lack 'secateur: masks 1')")
-        if set(shapes) != set(tensors):
-            raise StorageError(f"{path}: the shapes and the tensors do not name the same parameters")
-        parameters = canonical_parameters(model)
-        kept: dict[str, Tensor] = {}
-        for name, shape in shapes.items():
-            if name not in parameters:
-                raise MaskError(
-                    f"{path}: {type(model).__name__} has no parameter {name!r}{nearest(name, parameters)}"
-                )
-            if list(parameters[name].shape) != shape:
-                raise MaskError(
-                    f"{path}: {name} has shape {tuple(shape)} there and "
-                    f"{tuple(parameters[name].shape)} in the model"
-                )
-            kept[name] = unpack_bits(tensors[name], tuple(shape)).to(parameters[name].device)
-        return cls(
-            model,
-            kept,
-            requested=metadata.get("requested"),
-            requested_overall=metadata.get("requested_overall"),
-            notes=tuple(metadata.get("notes", ())),
-            units={name: (left, of) for name, (left, of) in metadata.get("units", {}).items()},
-            dense=metadata.get("dense"),
-        )
+        return packed(self.kept, fields)
 
     @classmethod
     def from_torch_prune(cls, model: nn.Module) -> Masks:
@@ -294,72 +304,14 @@ class Masks(Mapping[str, Tensor]):
         return cls(model, kept).apply()
 
 
-class Holder:
-    """The state behind ``Masks.held``: masks in the weights' dtype, ready for foreach operations."""
-
-    def __init__(self, masks: Masks, optimizer: torch.optim.Optimizer) -> None:
-        if not isinstance(optimizer, optim.Optimizer):
-            raise MaskError(f"optimizer is {optimizer!r}; it is the one that trains the model")
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        named = masks._parameters(masks.model)
-        # ``module.to(...)`` may replace parameters: an optimizer made before it updates nothing.
-        if named and not any(id(p) in mine for p in named.values()):
-            raise MaskError(
-                "the optimizer updates none of the masked parameters; make it from "
-                f"{type(masks.model).__name__}.parameters() of the model the masks are bound to"
+def check_writable(weights: Mapping[str, Tensor]) -> None:
+    """Raise TargetError for weights that torch lets nobody change."""
+    for name, weight in weights.items():
+        if weight.is_inference() and not torch.is_inference_mode_enabled():
+            raise TargetError(
+                f"{name}: made in torch.inference_mode(), so that it cannot be changed outside of it; "
+                "build or load the network outside, or take a copy.deepcopy of it there"
             )
-        self.names = list(named)
-        self.weights: list[Tensor] = list(named.values())
-        self.masks = [masks[n].to(device=p.device, dtype=p.dtype) for n, p in named.items()]
-        self.steps = 0
-
-    @torch.no_grad()
-    def before(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
-        closure = rest[0] if rest else kwargs.get("closure")
-        if closure is None:
-            if type(optimizer) not in _WEIGHT_BY_WEIGHT:
-                self._mask_grads()
-            return None
-
-        def masked_closure() -> Any:
-            with torch.no_grad():
-                self._mask_weights()
-            value = closure()
-            with torch.no_grad():
-                self._mask_grads()
-            return value
-
-        if rest:
-            return (*own, masked_closure, *rest[1:]), kwargs
-        return args, {**kwargs, "closure": masked_closure}
-
-    @torch.no_grad()
-    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._mask_weights()
-        self.steps += 1
-        if self.steps % _CHECK_EVERY == 0:
-            self.check_finite()
-
-    def check_finite(self) -> None:
-        """A NaN stays a NaN, so looking now and then, and at the end, misses none."""
-        if not self.weights:
-            return
-        for name, norm in zip(self.names, torch._foreach_norm(self.weights, torch.inf), strict=True):
-            if not torch.isfinite(norm):
-                raise NonFiniteError(f"{name}: training made a NaN or an infinity of its weights")
-
-    def _mask_weights(self) -> None:
-        if self.weights:
-            torch._foreach_mul_(self.weights, self.masks)
-
-    def _mask_grads(self) -> None:
-        pairs = [(w.grad, m) for w, m in zip(self.weights, self.masks, strict=True) if w.grad is not None]
-        if pairs:
-            grads, masks = zip(*pairs, strict=True)
-            torch._foreach_mul_(list(grads), list(masks))
 
 
 def _count(mask: Tensor) -> int:

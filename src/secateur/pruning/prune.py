@@ -20,8 +20,9 @@ from secateur.errors import (
 )
 from secateur.pruning.budgets import NM, Budget, MagnitudeRatios, Std
 from secateur.pruning.calibration import Batches, Loss
-from secateur.pruning.criteria import Criterion, Magnitude, Rows
-from secateur.pruning.masks import Masks
+from secateur.pruning.criteria import Criterion, Magnitude, Rows, check_telling
+from secateur.pruning.masks import Masks, check_writable
+from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import ParameterShare, prune_units
@@ -84,6 +85,7 @@ def prune(
     structure: Structure | None = None,
     round_to: int = 1,
     min_kept: int = 1,
+    group: Any = None,
 ) -> Masks:
     """Zero the least important weights of ``model`` in place and return what was zeroed.
 
@@ -98,6 +100,10 @@ def prune(
     parameters), ``include`` and ``exclude`` choose groups, every group keeps ``min_kept`` units, and a
     multiple of ``round_to`` where it is pruned; units given back for either are noted and warned of.
 
+    Where a process group is up and its ranks hold the same network, all of them call this: what criteria
+    read is added up over them, and MaskError names a tensor that they would mask differently. ``group``:
+    another process group than the model's, or False for a process that prunes on its own.
+
     >>> masks = prune(model, Magnitude(), Global(0.9))      # doctest: +SKIP
     """
     if not isinstance(model, nn.Module):
@@ -108,10 +114,11 @@ def prune(
             raise BudgetError(
                 "neither a shrinkage nor a granularity goes with structure=: whole units are masked"
             )
-        return prune_units(
-            structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
-            masks=masks, round_to=round_to, min_kept=min_kept,
-        )  # fmt: skip
+        with together(model, group):
+            return prune_units(
+                structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
+                masks=masks, round_to=round_to, min_kept=min_kept,
+            )  # fmt: skip
     _check_choices(criterion, budget, granularity)
     if getattr(criterion, "whole_units", False):
         raise CriterionError(
@@ -131,26 +138,27 @@ def prune(
         )
     if not isinstance(shrinkage, Hard) and granularity is not None:
         raise BudgetError(f"{type(shrinkage).__name__} works on single weights, not on blocks")
-    targets = find_targets(model, include, exclude)
-    gone = _already_masked(masks, targets, model)
-    scores = _scored(cast(Criterion, criterion), targets, data, loss, gone)
-    entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
-    cuts = budget(entries, {name: t.weight for name, t in targets.items()})
-    _check_shrinkage(shrinkage, cuts)
+    with together(model, group) as peers:
+        targets = find_targets(model, include, exclude)
+        check_writable({name: t.weight for name, t in targets.items()})
+        gone = _already_masked(masks, targets, model)
+        scores = _scored(cast(Criterion, criterion), targets, data, loss, gone)
+        check_telling(criterion, list(scores.values()), data, loss)
+        entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
+        cuts = budget(entries, {name: t.weight for name, t in targets.items()})
+        _check_shrinkage(shrinkage, cuts)
+        with one_thread():
+            doomed = {name: _doomed(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
+        for name, masked in gone.items():
+            _check_room(name, doomed[name], masked, cuts[name])
+        peers.compare(doomed)
 
     kept: dict[str, Tensor] = {}
     with one_thread():
         for name, target in targets.items():
-            doomed = cuts[name].doomed(entries[name])
-            if granularity is not None:
-                doomed = granularity.spread(doomed, target.weight.shape)
-            if name in gone:
-                _check_room(name, doomed, gone[name], cuts[name])
-            kept[name] = doomed
-        for name, target in targets.items():
             if name in gone:
                 target.weight.masked_fill_(gone[name], 0)
-            kept[name] = shrinkage(target.weight, kept[name], cuts[name]).logical_not_()
+            kept[name] = shrinkage(target.weight, doomed.pop(name), cuts[name]).logical_not_()
             if name in gone:
                 kept[name] &= ~gone[name]
         if masks is not None:
@@ -163,6 +171,11 @@ def prune(
         requested_overall=_requested_overall(budget),
         notes=notes,
     )
+
+
+def _doomed(target: Target, cut: Cut | PatternCut, scores: Scores, granularity: Block | None) -> Tensor:
+    doomed = cut.doomed(scores)
+    return doomed if granularity is None else granularity.spread(doomed, target.weight.shape)
 
 
 def _check_choices(criterion: Any, budget: Any, granularity: Any) -> None:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from secateur.errors import BudgetError, MaskError, SecateurWarning, nearest
+from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError, nearest
 from secateur.pruning.budgets import Budget
 from secateur.pruning.criteria import Criterion
-from secateur.pruning.masks import Holder, Masks
+from secateur.pruning.holding import Holder, Optimizers, chains_of, updated_by
+from secateur.pruning.masks import Masks
 from secateur.pruning.prune import prune
 from secateur.pruning.shrinkage import Hard
-from secateur.pruning.structured import ParameterShare, select_groups
-from secateur.pruning.targets import find_targets
+from secateur.pruning.structured import ParameterShare, already_gone, select_groups, share_gone
+from secateur.pruning.targets import count_nonzero, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.structure.capture import parameters_of
 from secateur.structure.names import unwrapped
 from secateur.structure.units import Structure
 
 _OPTIONS = (
     "shrinkage", "granularity", "data", "loss", "include", "exclude", "structure", "round_to", "min_kept",
+    "group",
 )  # fmt: skip
 
 
@@ -92,8 +94,9 @@ def gradually(
     """Prune ``model`` along ``schedule`` to ``budget``, yielding the masks of each step; train in
     the loop's body. What an earlier step masked stays masked.
 
-    ``start``: the step to resume at, with ``masks`` those of the step before. ``options`` are those
-    of :func:`secateur.prune`, ``structure`` for whole units among them.
+    ``start``: the step to resume at, with ``masks`` those of the step before; a network that is sparser
+    than the first step would leave it is refused. ``options`` are those of :func:`secateur.prune`,
+    ``structure`` for whole units among them.
 
     >>> for masks in gradually(model, Magnitude(), Global(0.98), Cubic(steps=10)):  # doctest: +SKIP
     ...     with masks.held(optimizer):
@@ -102,6 +105,8 @@ def gradually(
     way = budgets_along(budget, schedule)
     _check_start(start, len(way), masks)
     _check_options(options, len(way))
+    if not start:
+        _check_entry(way, model, masks, options)
     return _steps(way[start:], model, criterion, masks, options)
 
 
@@ -117,17 +122,86 @@ class GradualPruning:
     """Pruning under way inside :func:`during`: the ``masks`` in force, optimizer ``steps`` taken,
     and ``level``, how many of the schedule's amounts have been reached."""
 
-    def __init__(self, way: list[Any], every: int, level: int, steps: int, masks: Masks | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        way: list[Any],
+        every: int,
+        take: Callable[[Any, Masks | None], Masks],
+        optimizer: Optimizers,
+        averaged: Any,
+    ) -> None:
+        self.model = model
         self.way = way
         self.every = every
-        self.level = level
-        self.steps = steps
-        self.masks = masks
+        self.level = 0
+        self.steps = 0
+        self.masks: Masks | None = None
+        self._take = take
+        self._holder = Holder(optimizer, averaged, self._stepped)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the pruning stands, as numbers and tensors, for a checkpoint of any kind."""
+        assert self.masks is not None
+        return {
+            "level": self.level,
+            "levels": len(self.way),
+            "steps": self.steps,
+            "every": self.every,
+            "masks": self.masks.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`. Load the network's weights inside the block too: what entering
+        it pruned is then gone.
+
+        Raises StorageError for what is no such state, MaskError for masks of another network, BudgetError
+        for another schedule.
+        """
+        names = ("level", "steps", "levels", "every")
+        numbers = [state.get(name) if isinstance(state, Mapping) else None for name in names]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise StorageError(
+                "the state is not one of during(): level, levels, steps and every are numbers there"
+            )
+        level, steps, *schedule = numbers
+        if schedule != [len(self.way), self.every] or not 1 <= level <= len(self.way):  # type: ignore[operator]
+            raise BudgetError(
+                f"the state is of step {level} of {schedule[0]}, one every {schedule[1]} optimizer steps; "
+                f"this schedule has {len(self.way)}, one every {self.every}"
+            )
+        masks = Masks(self.model, {})
+        masks.load_state_dict(state.get("masks", {}))
+        self._go_on(level, steps, masks)  # type: ignore[arg-type]
+
+    def _go_on(self, level: int, steps: int, masks: Masks) -> None:
+        self._holder.hold(masks)
+        self.level, self.steps, self.masks = level, steps, masks
+
+    def _tighten(self) -> None:
+        self._go_on(self.level + 1, self.steps, self._take(self.way[self.level], self.masks))
+
+    def _stepped(self) -> None:
+        self.steps += 1
+        if self.steps % self.every == 0 and self.level < len(self.way):
+            self._tighten()
+
+    @contextmanager
+    def _under_way(self, level: int, steps: int, masks: Masks | None, state: Any) -> Iterator[None]:
+        if state is not None:
+            self.load_state_dict(state)
+        elif level and masks is not None:
+            self._go_on(level, steps, masks.bind(self.model))
+        else:
+            self.steps, self.masks = steps, masks
+            self._tighten()
+        with self._holder.holding():
+            yield
 
 
 @contextmanager
 def during(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     model: nn.Module,
     criterion: Criterion | UnitCriterion,
     budget: Budget | ParameterShare,
@@ -137,14 +211,19 @@ def during(
     start: int = 0,
     steps: int = 0,
     masks: Masks | None = None,
+    state: Mapping[str, Any] | None = None,
+    averaged: Any = None,
     **options: Any,
 ) -> Iterator[GradualPruning]:
-    """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer``,
-    one step of ``schedule``; the masks are held in between and to the end of the block.
+    """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer`` (of the
+    first, where it is a list), one step of ``schedule``; the masks are held in between and to the end of
+    the block.
 
-    Warns where the block ends before the schedule does. To resume, give ``start``, ``steps`` and
-    ``masks`` as the ``level``, ``steps`` and ``masks`` of what was yielded stood: ``masks`` are then
-    held until the next step of the schedule is due. ``options`` are those of :func:`secateur.prune`.
+    Warns where the block ends before the schedule does. To resume, give the ``state`` that the
+    ``state_dict`` of what was yielded returned, or ``start``, ``steps`` and ``masks`` as its ``level``,
+    ``steps`` and ``masks`` stood: those are held until the next step of the schedule is due. A network
+    that is sparser than the first step would leave it is refused otherwise. ``averaged``: see
+    :meth:`secateur.Masks.held`. ``options`` are those of :func:`secateur.prune`.
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do
@@ -152,42 +231,20 @@ def during(
     if every < 1:
         raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
     _check_optimizer(optimizer, model, options)  # before the first weight goes
-    state = GradualPruning(way, every, start, steps, masks)
+    if not start and state is None:
+        _check_entry(way, model, masks, options)
 
-    def tighten() -> Holder:
-        state.masks = prune(model, criterion, way[state.level], masks=state.masks, **options)
-        state.level += 1
-        return Holder(state.masks, optimizer)
+    def take(step: Any, before: Masks | None) -> Masks:
+        return prune(model, criterion, step, masks=before, **options)
 
-    if start and masks is not None:
-        state.masks = masks.bind(model).apply()
-        holder = Holder(state.masks, optimizer)
-    else:
-        holder = tighten()
-
-    def before(opt: Any, args: Any, kwargs: Any) -> Any:
-        return holder.before(opt, args, kwargs)
-
-    def after(opt: Any, args: Any, kwargs: Any) -> None:
-        nonlocal holder
-        holder.after(opt, args, kwargs)
-        state.steps += 1
-        if state.steps % every == 0 and state.level < len(way):
-            holder = tighten()
-
-    handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-    try:
-        yield state
-    finally:
-        for handle in handles:
-            handle.remove()
-    holder.check_finite()
-    assert state.masks is not None
-    state.masks.check()
-    if state.level < len(way):
+    pruning = GradualPruning(model, way, every, take, optimizer, averaged)
+    with pruning._under_way(start, steps, masks, state):
+        yield pruning
+    assert pruning.masks is not None
+    if pruning.level < len(way):
         warnings.warn(
-            f"training ended after {state.steps} optimizer steps, at step {state.level} of "
-            f"{len(way)} of the schedule: sparsity {state.masks.sparsity:.2%} of the budget {budget}",
+            f"training ended after {pruning.steps} optimizer steps, at step {pruning.level} of "
+            f"{len(way)} of the schedule: sparsity {pruning.masks.sparsity:.2%} of the budget {budget}",
             SecateurWarning,
             stacklevel=3,
         )
@@ -210,14 +267,56 @@ def budgets_along(budget: Any, schedule: Schedule) -> list[Any]:
     return [replace(budget, **{amount: level}) for level in levels]  # type: ignore[type-var]
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, options: dict[str, Any]) -> None:
-    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _check_entry(way: list[Any], model: nn.Module, masks: Masks | None, options: dict[str, Any]) -> None:
+    """Refuse a network that is sparser than the first of several steps would leave it: the schedule would
+    mask little or nothing until it caught up."""
+    if len(way) < 2 or way[0].amount != "sparsity":
+        return
+    amounts = [budget.sparsity for budget in way]
+    named = amounts[0] if isinstance(amounts[0], Mapping) else {None: amounts[0]}
+    for pattern, first in named.items():
+        share, slack = _share_zero(way[0], pattern, model, masks, options)
+        if share > first + slack:
+            levels = [amount if pattern is None else amount[pattern] for amount in amounts]
+            fits = sum(level <= share + slack for level in levels)
+            raise BudgetError(
+                f"{pattern or type(model).__name__} is already {share:.2%} sparse, more than the {first:.2%} "
+                f"of the schedule's first step: go on with start={fits} and masks= those of step {fits - 1} "
+                f"(or a state=, in during), or begin the schedule there, initial={share:.4f}"
+            )
+
+
+def _share_zero(
+    budget: Any, pattern: str | None, model: nn.Module, masks: Masks | None, options: dict[str, Any]
+) -> tuple[float, float]:
+    """Return the share, of what the budget counts, that is zero or masked, and how far counts round."""
+    include = options.get("include") if pattern is None else pattern
+    structure = options.get("structure")
+    if isinstance(structure, Structure):
+        groups = select_groups(structure, include, options.get("exclude"))
+        gone = already_gone(replace(structure, groups=groups), masks, model)
+        if isinstance(budget, ParameterShare):
+            return share_gone(structure, gone), 1e-9
+        number = sum(map(len, gone.values()))
+        return sum(int(units.sum()) for units in gone.values()) / number, len(gone) / 2 / number + 1e-9
+    targets = find_targets(model, include, options.get("exclude"))
+    kept = {} if masks is None else masks.bind(model)
+    living = 0
+    for name, target in targets.items():
+        weight = target.weight.detach()
+        living += count_nonzero(weight * kept[name].to(weight.device) if name in kept else weight)
+    number = sum(target.weight.numel() for target in targets.values())
+    return 1 - living / number, len(targets) / 2 / number + 1e-9
+
+
+def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str, Any]) -> None:
+    mine = updated_by(chains_of(optimizer))
     patterns = options.get("include"), options.get("exclude")
     structure = options.get("structure")
     if isinstance(structure, Structure):
         groups = select_groups(structure, *patterns).values()
         names = {part.name for group in groups for part in group.slices}
-        wanted = [p for name, p in unwrapped(model).named_parameters() if name in names]
+        wanted = [p for name, p in parameters_of(unwrapped(model)) if name in names]
     else:
         wanted = [target.weight for target in find_targets(model, *patterns).values()]
     if not any(id(parameter) in mine for parameter in wanted):

@@ -24,12 +24,15 @@ from secateur.pruning.budgets import (
     cut_keeping,
 )
 from secateur.pruning.calibration import Batches, Loss
-from secateur.pruning.masks import Masks
+from secateur.pruning.criteria import check_telling
+from secateur.pruning.masks import Masks, check_writable
+from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, Scores
 from secateur.pruning.targets import matches
 from secateur.pruning.unit_criteria import unit_scores
+from secateur.structure.capture import parameters_of
 from secateur.structure.labels import Array
-from secateur.structure.names import unwrapped
+from secateur.structure.names import canonical_names, canonical_parameters, unwrapped
 from secateur.structure.surgery import mask_units, removed_by
 from secateur.structure.units import Group, Structure, living
 from secateur.structure.verify import untraced
@@ -99,12 +102,14 @@ def prune_units(
     if round_to < 1 or min_kept < 1:
         raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
     chosen = select_groups(structure, include, exclude)
+    check_writable(dict(parameters_of(structure.model)))
     if masks is not None and masks.model is not model:
         masks = masks.bind(model)
     part = replace(structure, groups=chosen)
     raw = unit_scores(part, criterion, data, loss)
-    gone = _already(part, masks)
+    gone = already_gone(part, masks)
     scores = {name: _scores(name, raw.get(name), group, gone[name]) for name, group in chosen.items()}
+    check_telling(criterion, list(scores.values()), data, loss)
 
     def going(cuts: Mapping[str, Cut]) -> dict[str, Array]:
         return {n: cuts[n].doomed(scores[n]).numpy().astype(bool) | gone[n] for n in chosen}
@@ -112,9 +117,11 @@ def prune_units(
     cuts = _cuts(part, budget, scores, going, min_kept)
     wanted = going(cuts)
     doomed = {n: _rounded(w, raw[n], gone[n], round_to, min_kept) for n, w in wanted.items()}
+    with together(model) as peers:
+        peers.compare({name: torch.from_numpy(units) for name, units in doomed.items()})
     notes = _given_back(wanted, doomed, round_to, min_kept)
     if isinstance(budget, ParameterShare):
-        share = _share_gone(structure, doomed)
+        share = share_gone(structure, doomed)
         notes.append(
             f"{share:.2%} of the network's parameters go with the units, {budget.sparsity:.2%} asked"
         )
@@ -142,7 +149,7 @@ def _cuts(
 ) -> Mapping[str, Cut]:
     """Return the cuts of a budget on the units of some groups, each of which keeps ``min_kept``."""
     if isinstance(budget, ParameterShare):
-        return budget(scores, lambda cuts: _share_gone(structure, going(cuts)), min_kept)
+        return budget(scores, lambda cuts: share_gone(structure, going(cuts)), min_kept)
     if isinstance(budget, (Global, LAMP)):
         budget = replace(budget, min_kept=max(budget.min_kept, min_kept))
     if isinstance(budget, PerLayer):
@@ -151,11 +158,11 @@ def _cuts(
     return budget(scores, {name: torch.ones(s.numel) for name, s in scores.items()})
 
 
-def _share_gone(structure: Structure, doomed: Mapping[str, Array]) -> float:
+def share_gone(structure: Structure, doomed: Mapping[str, Array]) -> float:
     """Return the share of the network's parameters that leave it with some units."""
     removed = removed_by(structure, doomed)
     left = total = 0
-    for name, parameter in structure.model.named_parameters():
+    for name, parameter in parameters_of(structure.model):
         total += parameter.numel()
         left += prod(size - len(removed.get((name, dim), ())) for dim, size in enumerate(parameter.shape))
     return (total - left) / total
@@ -244,10 +251,20 @@ def _scores(name: str, raw: Tensor | None, group: Group, gone: Array) -> Scores:
     return Scores(name, (len(group),), raw.__getitem__, torch.from_numpy(gone) if gone.any() else None)
 
 
-def _already(structure: Structure, masks: Masks | None) -> dict[str, Array]:
-    """Return by group the units of which earlier masks leave nothing."""
+def already_gone(
+    structure: Structure, masks: Masks | None, model: nn.Module | None = None
+) -> dict[str, Array]:
+    """Return by group the units of which earlier masks leave nothing, or the zeros of ``model``."""
     kept: Mapping[str, Tensor] = {} if masks is None else masks.kept
-    return {name: ~living(group, kept.get) for name, group in structure.groups.items()}
+    names = canonical_names(structure.model)
+    weights = {} if model is None else canonical_parameters(model)
+
+    def left(name: str) -> Tensor | None:
+        name = names.get(name, name)
+        weight, mask = weights.get(name), kept.get(name)
+        return mask if weight is None else weight if mask is None else weight * mask
+
+    return {name: ~living(group, left) for name, group in structure.groups.items()}
 
 
 def _rounded(wanted: Array, raw: Tensor, gone: Array, round_to: int, min_kept: int) -> Array:
@@ -263,13 +280,14 @@ def _rounded(wanted: Array, raw: Tensor, gone: Array, round_to: int, min_kept: i
 
 
 def _masks(structure: Structure, doomed: Mapping[str, Array], earlier: Masks | None) -> dict[str, Tensor]:
-    tensors = dict(structure.model.named_parameters())
+    tensors = dict(parameters_of(structure.model))
+    names = canonical_names(structure.model)
     kept = {} if earlier is None else {name: mask.clone() for name, mask in earlier.items()}
     for name, gone in doomed.items():
         for part in structure.groups[name].slices:
             if part.masked and gone.any():
                 tensor = tensors[part.name]
-                mask = kept.setdefault(part.name, torch.ones_like(tensor, dtype=torch.bool))
+                mask = kept.setdefault(names[part.name], torch.ones_like(tensor, dtype=torch.bool))
                 index = torch.from_numpy(part.indices[gone].reshape(-1)).to(mask.device)
                 mask.index_fill_(part.dim, index, False)
     return kept

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import TargetError, nearest
-from secateur.structure.names import canonical_modules, canonical_parameters
+from secateur.structure.names import adapter_parameters, canonical_modules, canonical_parameters
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -56,7 +56,8 @@ def find_targets(
 ) -> Targets:
     """Find the tensors of ``model`` that may be pruned.
 
-    By default the weights of every Linear and Conv layer: never biases, norms or embeddings.
+    By default the weights of every Linear and Conv layer: never biases, norms, embeddings or adapters
+    (LoRA's and PEFT's others), which are listed as protected.
     ``include`` and ``exclude`` are patterns (``"features.*"``, ``"*.bias"``) matched against
     parameter names and the names of the modules that own them. ``include`` replaces the default; a
     pattern of it that names layers means their weights, and only one that ends in a parameter's own
@@ -68,6 +69,7 @@ def find_targets(
     found: dict[str, Target] = {}
     protected: dict[str, str] = {}
     owners = _owners(model)
+    adapters = adapter_parameters(model)
     parameters = canonical_parameters(model)
     wanted = _matching(model, parameters, include, "include")
     unwanted = _matching(model, parameters, exclude, "exclude") or set()
@@ -84,6 +86,9 @@ def find_targets(
         _check_local(name, parameter)
         if wanted is not None and name not in wanted:
             protected[name] = "not included by name"
+        elif wanted is None and id(parameter) in adapters:
+            if parameter.dim() > 1:
+                protected[name] = "part of an adapter; include it by name: include='*lora_*', say"
         elif wanted is None and not _by_default(name, module):
             if parameter.dim() > 1:
                 protected[name] = f"a parameter of {type(module).__name__}; include it by name"

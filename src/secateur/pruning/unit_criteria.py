@@ -18,7 +18,7 @@ from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.criteria import Random, Wanda
 from secateur.pruning.targets import find_targets
-from secateur.structure.capture import tensor_of
+from secateur.structure.capture import module_of, tensor_of
 from secateur.structure.units import Group, Slice, Structure
 
 UnitScores = dict[str, Tensor]
@@ -43,6 +43,7 @@ class L1Norm:
 
     normalise: bool = False
     whole_units: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _incoming(structure, g, 1), self.normalise)
@@ -57,6 +58,7 @@ class L2Norm:
 
     normalise: bool = False
     whole_units: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _incoming(structure, g, 2).sqrt(), self.normalise)
@@ -68,6 +70,7 @@ class BNScale:
     its norms. A group without a norm is an error: exclude it."""
 
     whole_units: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _scales(structure, g), False)
@@ -83,17 +86,18 @@ class ActivationNorm:
 
     normalise: bool = True
     whole_units: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Batches | None = None, loss: Any = None) -> UnitScores:
         rms = operand_rms(structure, data, "ActivationNorm")
 
         def score(group: Group) -> Tensor:
             total = torch.zeros(len(group), dtype=torch.float64)
-            for part in group.slices:
-                if part.reads and (part.name, part.dim) in rms:
-                    size = rms[part.name, part.dim][torch.from_numpy(part.indices)].square().sum(1).sqrt()
-                    total += size * _squares(structure, part, 2).sqrt()
-            if not total.any():
+            watched = [part for part in group.slices if part.reads and (part.name, part.dim) in rms]
+            for part in watched:
+                size = rms[part.name, part.dim][torch.from_numpy(part.indices)].square().sum(1).sqrt()
+                total += size * _squares(structure, part, 2).sqrt()
+            if not watched:
                 raise CriterionError(
                     f"ActivationNorm: nothing that it can watch reads the units of {group.name}; exclude it"
                 )
@@ -167,12 +171,15 @@ def _gathered(entries: Tensor, part: Slice) -> Tensor:
 
 
 def _scales(structure: Structure, group: Group) -> Tensor:
-    modules = dict(structure.model.named_modules())
     found = []
     for part in group.slices:
         path, _, leaf = part.name.rpartition(".")
         tensor = tensor_of(structure.model, part.name)
-        if leaf == "weight" and tensor.dim() == 1 and "Norm" in type(modules[path]).__name__:
+        if (
+            leaf == "weight"
+            and tensor.dim() == 1
+            and "Norm" in type(module_of(structure.model, path)).__name__
+        ):
             found.append(_squares(structure, part, 1))
     if not found:
         raise CriterionError(f"BNScale: no norm scales the units of {group.name}; exclude the group")

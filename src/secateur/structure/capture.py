@@ -16,6 +16,8 @@ from secateur.errors import ModelError
 from secateur.measure.running import copied, forward_once, fresh
 from secateur.structure.names import unwrapped
 
+_COMPILED = "_orig_mod."  # what torch.compile puts into names
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -116,7 +118,18 @@ def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     before."""
     for named in (model.named_parameters, model.named_buffers):
         for name, tensor in named(remove_duplicate=False):
-            yield name.replace("_orig_mod.", ""), tensor
+            yield name.replace(_COMPILED, ""), tensor
+
+
+def parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter once, by the name that :func:`all_tensors` gives it first."""
+    for name, parameter in model.named_parameters():
+        yield name.replace(_COMPILED, ""), parameter
+
+
+def module_of(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at ``path``, as it was before it was compiled."""
+    return unwrapped(model.get_submodule(path))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -131,7 +144,7 @@ def first_names(model: nn.Module) -> dict[str, str]:
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """Return the parameter or buffer called ``name``."""
     path, _, leaf = name.rpartition(".")
-    module = unwrapped(model.get_submodule(path))
+    module = module_of(model, path)
     found = module._parameters.get(leaf)
     found = module._buffers.get(leaf) if found is None else found
     if found is None:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.structure.capture import Captured
+from secateur.structure.capture import Captured, module_of
 from secateur.structure.labels import Array, Labels
-from secateur.structure.names import unwrapped
 from secateur.structure.normalisation import kind_of
 
 OUTPUT = "model output"
@@ -215,7 +214,7 @@ class Walk:
         """Return the module whose forward calls a node."""
         path = self.innermost(node)
         try:
-            return None if path is None else unwrapped(self.captured.model.get_submodule(path))
+            return None if path is None else module_of(self.captured.model, path)
         except AttributeError:
             return None
 

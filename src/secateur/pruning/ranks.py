@@ -1,0 +1,123 @@
+"""Ranks that train together prune alike: what they read is added up, and their masks are compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from secateur.errors import CriterionError, MaskError
+from secateur.structure.names import canonical_parameters
+
+
+class Peers:
+    """The ranks that prune one network together, or this process alone; ``over`` once one has failed.
+
+    Every rank takes the same steps in the same order. One that fails says so in place of its next step,
+    so that none waits for it.
+    """
+
+    def __init__(self, group: Any = None, number: int = 1) -> None:
+        self.group = group
+        self.number = number
+        self.over = False
+
+    def gather(self, said: Any) -> list[Any]:
+        """Return what each rank says, by rank; CriterionError where one of them failed before this."""
+        return [told for told, _ in self._exchange((said, None))]
+
+    def failed(self, error: Exception) -> None:
+        """Tell the others that this rank goes no further, unless they know that it is over."""
+        if not self.over:
+            self.over = True
+            self._exchange((None, f"{type(error).__name__}: {error}"))
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Add up tensors over the ranks, in place; they have the same shapes on all."""
+        if self.number > 1:
+            nccl = dist.get_backend(self.group) == "nccl"
+            for tensor in tensors:
+                shared = tensor.cuda() if nccl else tensor
+                dist.all_reduce(shared, group=self.group)
+                if shared is not tensor:
+                    tensor.copy_(shared)
+
+    def compare(self, what: Mapping[str, Tensor]) -> None:
+        """Raise MaskError where the ranks would not mask the same entries."""
+        if self.number == 1:
+            return
+        digests = self.gather({name: _digest([mask]) for name, mask in what.items()})
+        for rank, others in enumerate(digests):
+            for name in digests[0] | others:
+                if others.get(name) != digests[0].get(name):
+                    self.over = True
+                    raise MaskError(
+                        f"{name}: rank {rank} would prune other entries than rank 0; give all ranks the same "
+                        "criterion, budget and masks, and read data through secateur's own criteria, or pass "
+                        "group=False where each rank is to prune a network of its own"
+                    )
+
+    def _exchange(self, told: tuple[Any, str | None]) -> list[tuple[Any, str | None]]:
+        if self.number == 1:
+            return [told]
+        heard: list[Any] = [None] * self.number
+        dist.all_gather_object(heard, told, group=self.group)
+        failures = {rank: why for rank, (_, why) in enumerate(heard) if why is not None}
+        if failures and told[1] is None:
+            self.over = True
+            rank, why = next(iter(failures.items()))
+            raise CriterionError(f"rank {rank} failed, so that no rank prunes: {why}")
+        return heard
+
+
+_PEERS: ContextVar[Peers | None] = ContextVar("peers", default=None)
+
+
+@contextmanager
+def together(model: nn.Module, group: Any = None) -> Iterator[Peers]:
+    """Yield the ranks that hold this same network, for the whole of one pruning: the outermost call counts.
+
+    ``group``: their process group; by default DistributedDataParallel's, else the default one where all its
+    ranks hold equal parameters; False for this process alone.
+    """
+    if (outer := _PEERS.get()) is not None:
+        yield outer
+        return
+    peers = _find(model, group)
+    token = _PEERS.set(peers)
+    try:
+        yield peers
+    except Exception as error:
+        peers.failed(error)
+        raise
+    finally:
+        _PEERS.reset(token)
+
+
+def _find(model: nn.Module, group: Any) -> Peers:
+    if group is False or not (dist.is_available() and dist.is_initialized()):
+        return Peers()
+    wrapped = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
+    group = group or (wrapped[0].process_group if wrapped else None)
+    if dist.get_world_size(group) == 1:
+        return Peers()
+    peers = Peers(group, dist.get_world_size(group))
+    if not wrapped and len(set(peers.gather(_digest(canonical_parameters(model).values())))) > 1:
+        return Peers()  # each rank has a network of its own
+    return peers
+
+
+def _digest(tensors: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        local = getattr(tensor, "to_local", lambda t=tensor: t)().detach().cpu().contiguous()
+        digest.update(f"{tuple(local.shape)}".encode())
+        digest.update(local.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
