@@ -24,12 +24,6 @@ import secateur as sc
 from secateur.measure.running import copied
 from secateur.methods import constraints
 
-# Functions that do not keep to it yet, and why.
-_PENDING: dict[str, str] = dict.fromkeys(
-    ("prune: Wanda", "prune: Taylor", "prune: Fisher", "prune: ActivationNorm", "gradually", "sensitivity"),
-    "criteria run the network given",
-)
-
 LENGTH, OTHER = 5, 7
 DATA = [
     (torch.randn(4, 6, LENGTH, generator=torch.Generator().manual_seed(n)), torch.arange(4) % 3)
@@ -412,14 +406,7 @@ CASES = [(name, idiom.__name__, (idiom,)) for name in (*READS, *WRITES) for idio
 @pytest.mark.parametrize("state", ["never run", "run at another shape", "run at this shape"])
 @pytest.mark.parametrize(
     ("name", "idioms"),
-    [
-        pytest.param(
-            *(name, idioms),
-            id=f"{name}-{kind}",
-            marks=[pytest.mark.xfail(reason=_PENDING[name], strict=False)] if name in _PENDING else [],
-        )
-        for name, kind, idioms in CASES
-    ],
+    [pytest.param(name, idioms, id=f"{name}-{kind}") for name, kind, idioms in CASES],
 )
 def test_nothing_but_what_is_asked_for_changes(name, idioms, state, tmp_path):
     net = built(idioms, state)
