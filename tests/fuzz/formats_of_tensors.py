@@ -9,7 +9,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from secateur.pruning.masks import Masks
 from secateur.storage import load_tensors
 from secateur.structure import saved
 from secateur.training.checkpoint import load_network, load_run, save_run, save_weights
+from secateur.training.fit import Epoch, _progress_of
 
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _RARE = (
@@ -240,8 +241,9 @@ def trainings(folder: Path) -> Opened:
         optimizer = optimizer_of(model)
         model(torch.randn(2, 2, 6, 6)).square().sum().backward()
         optimizer.step()
-        rows = [{"epoch": 1, "train_loss": 0.5, "validation_accuracy": 0.9, "lr": 1e-3}]
-        save_run(path, model, optimizer, model.state_dict(), {"epoch": 1, "rows": rows, "best": 0.9})
+        row = Epoch(1, 1e-3, 0.5, 0.9, 0.4, 2.0)
+        progress = {"epochs": [asdict(row)], "best_epoch": 1, "best_score": (0.9, -0.4)}
+        save_run(path, model, optimizer, model.state_dict(), progress)
 
     contents = _kept(folder, "trainings", [write])
     subject = Subject(fresh)
@@ -249,7 +251,7 @@ def trainings(folder: Path) -> Opened:
     def load(model: nn.Module, path: Path) -> None:
         optimizer = optimizer_of(model)
         try:
-            load_run(path, model, optimizer)
+            load_run(path, model, optimizer, _progress_of)
         except SecateurError:
             if optimizer.state:
                 raise AssertionError("the optimizer was changed before the error") from None

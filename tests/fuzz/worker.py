@@ -183,7 +183,7 @@ class Worker:
 def _wrong_message(error: SecateurError) -> str | None:
     """An error is one short text that a terminal can print."""
     text = str(error)
-    if not text or len(text) > 3000:
+    if not text or len(text) > 3100:
         return f"a message of {len(text)} characters"
     bad = next((c for c in text if not (c.isprintable() or c == "\n")), None)
     return None if bad is None else f"a message with U+{ord(bad):04X}"
