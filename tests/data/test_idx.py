@@ -49,7 +49,7 @@ def test_md5_is_that_of_the_uncompressed_bytes(tmp_path: Path) -> None:
         (b"\0\0\x08\xff" + GOOD[4:], r"IDX with 255 dims; 1 to 4 are right"),
         (b"\0\0\x08\x03" + b"\xff" * 12, r"IDX of shape \(4294967295, 4294967295, 4294967295\); 1 to"),
         (b"\0\0\x08\x02" + bytes(8), r"IDX of shape \(0, 0\); 1 to"),
-        (b"\0\0\x08\x01\x7f\xff\xff\xff", r"truncated: shape \(2147483647,\) needs 2147483647 bytes"),
+        (b"\0\0\x08\x01\x0f\xff\xff\xff", r"truncated: shape \(268435455,\) needs 268435455 bytes"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])

@@ -19,7 +19,7 @@ from secateur.deploy import unpacking
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
 from secateur.deploy.sharing import check_values, clustered
 from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, Contents, FileError
-from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
+from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError, nearest
 from secateur.measure.summary import aligned
 from secateur.pruning.targets import matches
 from secateur.storage import replacing
@@ -261,6 +261,8 @@ def _read(path: str | Path, limit: int) -> tuple[Contents, dict[str, Tensor], An
         arrays, metadata = unpacking.read(data, limit=limit)
     except FileError as error:
         raise StorageError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise MissingExtraError("zstandard", "fast") from error
     dtypes = {entry.name: entry.dtype for entry in contents.entries}
     tensors = {name: _tensor(arrays[name], dtype) for name, dtype in dtypes.items()}
     return contents, tensors | {name: tensors[first] for name, first in contents.tied.items()}, metadata
