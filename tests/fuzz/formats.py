@@ -45,11 +45,12 @@ class Format:
 def all_formats() -> dict[str, Format]:
     """Return every format by name, imported here: each imports the product's readers."""
     import formats_of_data
+    import formats_of_images
     import formats_of_studies
     import formats_of_tensors
 
-    parts = (formats_of_studies.FORMATS, formats_of_tensors.FORMATS, formats_of_data.FORMATS)
-    return {name: Format(name, opener) for part in parts for name, opener in part.items()}
+    parts = (formats_of_studies, formats_of_tensors, formats_of_data, formats_of_images)
+    return {name: Format(name, opener) for part in parts for name, opener in part.FORMATS.items()}
 
 
 def files_below(folder: Path, inside: str = "") -> Files:

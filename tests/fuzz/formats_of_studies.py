@@ -189,7 +189,7 @@ def _dotted(raw: dict[str, Any]) -> list[str]:
 def _of_study(
     folder: Path, names: tuple[str, ...], read: Callable[[Path], Any], trial: str | None = None
 ) -> Opened:
-    """Mutate the JSON files ``names`` of a study; ``trial``: the method of the trial that TRIAL stands for."""
+    """Mutate the JSON files ``names`` of a study; ``trial``: the method of the trial TRIAL."""
     study = make_study(folder / "study")
     rows = json.loads((study / "results.json").read_text())["trials"]
     chosen = [row["id"] for row in rows if trial in (None, row["method"])]

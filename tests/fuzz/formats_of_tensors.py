@@ -9,6 +9,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _change_a_tensor(tensors: dict[str, tuple[Any, Any, bytes]], chance: Chance)
     if kind == 0:
         del tensors[name]
     elif kind == 1:
-        tensors[str(chance.choice(TEXTS + [name + "_", name.upper()]))] = tensors.pop(name)
+        tensors[str(chance.choice([*TEXTS, name + "_", name.upper()]))] = tensors.pop(name)
     elif kind == 2:  # another dtype, at the size that fits it, or at this one
         new = chance.choice([*_DTYPES, *_DTYPES, *_RARE])
         size = _DTYPES.get(str(new), 1) * (len(content) // _DTYPES[dtype] if dtype in _DTYPES else 1)
@@ -337,10 +338,8 @@ def packed(folder: Path) -> Opened:
 
     def read(place: Path) -> None:
         path = place / "file.secateur"
-        try:
+        with suppress(unpacking.FileError):  # its own kind of error, without the rest of secateur
             unpacking.read(path, limit=1 << 26, sparse=True)
-        except unpacking.FileError:  # its own kind of error, without the rest of secateur
-            pass
         found, _ = unpack_tensors(path, limit=1 << 26)
         if "conv.weight" in found:
             subject.load(lambda model: unpack(model, path, limit=1 << 26))

@@ -177,5 +177,6 @@ def plant(folder: Path) -> None:
     """Put modules into ``folder`` that leave a mark where they are imported."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in PLANTED:
-        text = f"import os\nopen({str(folder / 'imported')!r}, 'a').write({name!r})\ndef run(**k): os._exit(66)\n"
+        mark = f"import os\nopen({str(folder / 'imported')!r}, 'a').write({name!r})\n"
+        text = mark + "def run(**options):\n    os._exit(66)\n"
         (folder / f"{name}.py").write_text(text)

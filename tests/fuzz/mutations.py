@@ -209,7 +209,7 @@ def _sets(data: bytearray, chance: Chance, other: bytes) -> bytearray:
 
 
 def _lengths(data: bytearray, chance: Chance, other: bytes) -> bytearray:
-    form = chance.choice("<H >H <I >I <Q >Q".split())
+    form = chance.choice(("<H", ">H", "<I", ">I", "<Q", ">Q"))
     size = struct.calcsize(form)
     if len(data) >= size:
         most = 2 ** (8 * size) - 1

@@ -2,7 +2,7 @@
 
     python tests/fuzz/worker.py OUT --formats masks,npz --seconds 60 [--seed 0] [--part 0/2] [--only 12345]
 
-A mutant is named by the seed, its format and its index. Run again in the same folder, it goes on where it was.
+A mutant is named by the seed, its format and its index. Run again in the same folder, it goes on from there.
 """
 
 from __future__ import annotations
@@ -10,43 +10,26 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import json
 import mmap
 import os
 import random
 import shutil
-import struct
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import guard
-from formats import Files, Opened, Special, all_formats
+from campaign import read_counts, write_counts
+from counts import CLOCK, Count
+from formats import Files, Opened, all_formats
 
 import secateur
 from secateur.errors import SecateurError
 
 SLICE = 5.0  # seconds with one format before the next one's turn
-_CLOCK = struct.Struct("<qqd")  # which format, which mutant, since when
-
-
-@dataclass
-class Count:
-    """How one format has fared: the ``next`` index, what was accepted and refused, findings by signature."""
-
-    next: int = 0
-    accepted: int = 0
-    refused: int = 0
-    seconds: float = 0.0
-    findings: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def inputs(self) -> int:
-        return self.accepted + self.refused + sum(self.findings.values())
 
 
 class Worker:
@@ -63,17 +46,15 @@ class Worker:
         (out / "findings").mkdir(parents=True, exist_ok=True)
         self.state = out / f"worker-{part}.json"
         self.counts = {name: Count(next=part) for name in names}
-        if self.state.exists():
-            for name, count in json.loads(self.state.read_text()).items():
-                self.counts[name] = Count(**count)
+        self.counts |= read_counts(self.state)
         clock = out / f"worker-{part}.clock"
-        clock.write_bytes(bytes(_CLOCK.size))
+        clock.write_bytes(bytes(CLOCK.size))
         with clock.open("r+b") as file:
-            self.clock = mmap.mmap(file.fileno(), _CLOCK.size)
+            self.clock = mmap.mmap(file.fileno(), CLOCK.size)
         formats = all_formats()
         self.opened = {name: formats[name].open(out / "seeds") for name in names}
 
-    def places(self, name: str) -> Path:
+    def place_of(self, name: str) -> Path:
         place = self.sandbox / name
         if not place.exists():
             put(self.opened[name].always or {}, place)
@@ -83,12 +64,12 @@ class Worker:
         """Read what was not changed: the product must take it, and what it imports lazily is there then."""
         for name, opened in self.opened.items():
             for original in opened.originals:
-                put(original, self.places(name))
+                put(original, self.place_of(name))
                 try:
-                    opened.read(self.places(name))
+                    opened.read(self.place_of(name))
                 except SecateurError as error:
                     raise SystemExit(f"{name}: a file that nobody changed is refused: {error}") from error
-            shutil.rmtree(self.places(name))
+            shutil.rmtree(self.place_of(name))
         gc.collect()
         gc.freeze()
         sys.path[:] = self.guard.path
@@ -98,12 +79,11 @@ class Worker:
     def run(self, seconds: float, each: int) -> None:
         """Give every format its turn until the time is over, or ``each`` mutants of every one were read."""
         end = time.monotonic() + seconds
-        done = False
-        while not done and time.monotonic() < end:
-            done = True
-            for name in self.names:
-                share = min(SLICE, seconds / len(self.names), end - time.monotonic())
-                done &= self.slice(name, share, each)
+        share = min(SLICE, seconds / len(self.names))
+        more = True
+        while more:  # each has its turn in the first round, however long another took
+            enough = [self.slice(name, share, each) for name in self.names]
+            more = not all(enough) and time.monotonic() < end
             self.save()
 
     def slice(self, name: str, seconds: float, each: int) -> bool:
@@ -112,19 +92,19 @@ class Worker:
         start = saved = time.monotonic()
         number = self.names.index(name)
         while (now := time.monotonic()) < start + seconds and count.next < each:
-            _CLOCK.pack_into(self.clock, 0, number, count.next, now)
+            CLOCK.pack_into(self.clock, 0, number, count.next, now)
             self.one(name, opened, count.next)
             count.next += self.parts
             if now > saved + 2:
                 count.seconds, saved = count.seconds + now - saved, now
                 self.save()
         count.seconds += time.monotonic() - saved
-        _CLOCK.pack_into(self.clock, 0, -1, 0, 0.0)
+        CLOCK.pack_into(self.clock, 0, -1, 0, 0.0)
         return count.next >= each
 
     def one(self, name: str, opened: Opened, index: int) -> str:
         """Read one mutant; return how it ended."""
-        count, place = self.counts[name], self.places(name)
+        count, place = self.counts[name], self.place_of(name)
         files = opened.mutate(random.Random(f"{self.seed} {name} {index}"))
         if opened.wiped:
             shutil.rmtree(place, ignore_errors=True)
@@ -171,9 +151,7 @@ class Worker:
         return signature
 
     def save(self) -> None:
-        temporary = self.state.with_suffix(".new")
-        temporary.write_text(json.dumps({name: asdict(count) for name, count in self.counts.items()}))
-        temporary.replace(self.state)
+        write_counts(self.state, self.counts)
 
     def close(self) -> None:
         os.chdir("/")

@@ -100,8 +100,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> Arr
         raise DataError(f"{shown}: zip method {member.compress_type}; numpy.savez stores or deflates")
     if member.file_size > MAX_SMALL and member.file_size > MAX_RATIO * member.compress_size:
         raise DataError(
-            f"{shown}: {member.compress_size} bytes that unpack to {member.file_size}; at most {MAX_RATIO} times "
-            "as many are read (numpy.savez does not compress)"
+            f"{shown}: {member.compress_size} bytes that unpack to {member.file_size}; at most {MAX_RATIO} "
+            "times as many are read (numpy.savez does not compress)"
         )
     with archive.open(member) as stream:
         head = io.BytesIO(stream.read(MAX_HEADER))
