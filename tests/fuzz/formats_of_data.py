@@ -184,17 +184,17 @@ def _zip(members: dict[str, bytes], chance: Chance | None) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
             method = zipfile.ZIP_STORED
-            if chance is not None and chance.random() < 0.3:
-                method = chance.choice(
-                    (zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-                )
+            if chance is not None and chance.random() < 0.2:
+                method = zipfile.ZIP_DEFLATED
+            elif chance is not None and chance.random() < 0.02:
+                method = chance.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
             info = zipfile.ZipInfo(name)
             if chance is not None and chance.random() < 0.06:
                 info = zipfile.ZipInfo(
                     chance.choice(("", "../x.npy", "/x.npy", "x", "x.npy.npy", "y.npy", "a\0b", "é"))
                 )
             info.compress_type = method
-            if chance is not None and chance.random() < 0.01:
+            if chance is not None and chance.random() < 0.002:
                 data += bytes(chance.choice((2**20, 2**27)))
                 info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, data)
