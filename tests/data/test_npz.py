@@ -204,7 +204,7 @@ def test_zip_methods_that_unpack_without_a_limit(tmp_path: Path, method: int, re
 
 def test_an_array_that_unpacks_to_far_more_than_its_bytes(tmp_path: Path, refused) -> None:
     x = np.zeros((60, 2**21), np.uint8)  # 120 MiB of zeros
-    path = zipped_npz(tmp_path, zipfile.ZIP_DEFLATED, x=npy(x), y=array_bytes(LABELS))
+    path = zipped_npz(tmp_path, zipfile.ZIP_DEFLATED, x=array_bytes(x), y=array_bytes(LABELS))
     with refused(r"own.npz: x: \d+ bytes that unpack to \d+; at most 200 times as many are read"):
         load_data("npz", path=path)
 
