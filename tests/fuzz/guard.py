@@ -50,6 +50,7 @@ _CHANGES = (
         "shutil.chown",
     ),
 )
+_TWO = ("os.symlink", "os.rename", "os.link", "shutil.move")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -134,7 +135,8 @@ class Guard:
         elif event.startswith(_STARTS) or event in _NEVER:
             self.seen.append(f"{event}{args!r:.120}")
         elif event in _CHANGES:
-            for path in args[:2] if event in ("os.rename", "os.link", "shutil.move") else args[:1]:
+            first = 1 if event == "os.symlink" else 0  # where the link will stand, not where it leads
+            for path in args[first : 2 if event in _TWO else 1]:
                 self._changed(event, path)
 
     def _changed(self, event: str, path: Any) -> None:
