@@ -370,3 +370,18 @@ def test_a_class_that_cannot_take_it_leaves_the_model_whole(file):
     refused(file, RuntimeError, "no", model)
     assert {name: (type(module), repr(module)) for name, module in model.named_modules()} == before
     assert "full_size" not in vars(model.first)
+
+
+def test_a_file_with_holes_that_claims_a_giant_model(tmp_path):
+    item = {"dtype": "BOOL", "shape": [2**31], "data_offsets": [0, 2**31]}
+    header = json.dumps({"a": item, "__metadata__": {"secateur": json.dumps("model 2")}}).encode()
+    with (tmp_path / "x").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2**31)
+    refused(tmp_path / "x", ModelError, "holds 2,147,483,648 values, far more than the model, which has")
+
+
+def test_heads_that_are_not_those_of_the_tensors(tmp_path):
+    sc.save(small("attention"), tmp_path / "x")
+    rewritten(tmp_path / "x", lambda tensors, metadata: metadata["modules"]["mix"][1].update(num_heads=7))
+    refused(tmp_path / "x", StorageError, "the sizes of module 'mix' are not those", Attention())

@@ -24,7 +24,7 @@ from secateur.measure.summary import aligned
 from secateur.pruning.targets import matches
 from secateur.storage import replacing
 from secateur.structure.names import unwrapped
-from secateur.structure.saved import check_finite, describe, restore
+from secateur.structure.saved import ALLOW, check_finite, describe, restore
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _fill_state(
                 "its state_dict: then a fresh one takes the shapes of one that was compacted"
             )
     if not allow_nonfinite:
-        check_finite(model.state_dict(keep_vars=True), tensors, path)
+        check_finite(model.state_dict(keep_vars=True), tensors, path, ALLOW)
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)

@@ -31,6 +31,8 @@ from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
 from secateur.structure.surgery import set_attributes
 
 FORMAT = "model 2"
+ALLOW = "; allow_nonfinite=True loads it all the same"
+_MANY = 2**30  # values that are hashed whatever the model has: a file with holes can claim any number
 # What surgery makes of a module of torch's, by what a fresh model has there.
 _PRUNED: dict[type[nn.Module], type[nn.Module]] = {
     PrunedAttention: nn.MultiheadAttention,
@@ -85,6 +87,9 @@ def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") != FORMAT:
         raise StorageError(f"{path}: not a model saved by secateur (its metadata lack 'secateur: {FORMAT}')")
+    there, own = (sum(map(Tensor.numel, t)) for t in (tensors.values(), dict(all_tensors(model)).values()))
+    if there > max(_MANY, 2 * own):
+        raise ModelError(f"{path}: holds {there:,} values, far more than the model, which has {own:,}")
     digest = metadata.pop("sha256", None)
     if digest != _digest(tensors, metadata):
         raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
@@ -105,7 +110,7 @@ def restore(
     _check_modules(model, saved, removed, path)
     _check_names(model, tensors, saved.tied, removed, path)
     if not allow_nonfinite:
-        check_finite(dict(all_tensors(model)), tensors, path)
+        check_finite(dict(all_tensors(model)), tensors, path, ALLOW)
     with _whole_or_not_at_all(model):
         for place in removed:
             parent, _, leaf = place.rpartition(".")
@@ -122,20 +127,20 @@ def restore(
     return model
 
 
-def check_finite(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def check_finite(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path, hint: str = ""
+) -> None:
     """Raise NonFiniteError for a NaN or an infinity in ``tensors``, but in a buffer that has some by
     nature: in the model's ``own`` too."""
     for name, tensor in tensors.items():
         if all_finite(tensor) or not (isinstance(own[name], nn.Parameter) or all_finite(own[name])):
             continue
-        raise NonFiniteError(
-            f"{path}: {name} holds a NaN or an infinity; allow_nonfinite=True loads it all the same"
-        )
+        raise NonFiniteError(f"{path}: {name} holds a NaN or an infinity{hint}")
 
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor of any dtype holds no NaN and no infinity."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
@@ -185,11 +190,14 @@ def _is_size(value: Any) -> bool:
 
 def _check_fits(module: nn.Module, place: str, path: str | Path) -> None:
     """What a module of torch's says of its size must be what its tensors are."""
-    if not type(module).__module__.startswith("torch.nn.") or getattr(module, "proj_size", 0):
+    known = type(module) in _PRUNED or type(module).__module__.startswith("torch.nn.")
+    if not known or getattr(module, "proj_size", 0):
         return
     said = _sizes(module)
     try:
         set_attributes(module, place, {}, {})
+        if isinstance(module, PrunedAttention):
+            pruned(module)
         fits = _sizes(module) == said
     except ZeroDivisionError:  # of groups, say
         fits = False
@@ -221,7 +229,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
