@@ -102,6 +102,66 @@ def test_malformed_json(tmp_path, content):
         load_json(tmp_path / "x.json")
 
 
+NO_JSON = {
+    "nan": (b'{"a": NaN}', "NaN is no finite number"),
+    "infinity": (b"[-Infinity]", "-Infinity is no finite number"),
+    "too large for a float": (b"[1e400]", "1e400 is no finite number"),
+    "digits": (b"[" + b"7" * 5000 + b"]", "a whole number of 5000 digits"),
+    "more digits than 64 bits have": (b"123456789012345678901", "a whole number of 21 digits"),
+    "deep": (b"[" * 100_000 + b"]" * 100_000, "recursion|nested"),
+    "rather deep": (b"[" * 200 + b"]" * 200, "nested deeper than 100"),
+    "a key twice": (b'{"a": {"b": 1, "c": 2, "b": 1}}', "key 'b' stands twice"),
+    "half a pair": (b'["\\uD800"]', "surrogates not allowed"),
+    "half a pair as a key": (b'{"\\udfff": 1}', "surrogates not allowed"),
+    "a byte order mark": (b"\xef\xbb\xbf[]", "BOM"),
+    "utf-16": ("[]".encode("utf-16"), "can't decode"),
+    "a zero byte": (b"[]\0", "Extra data"),
+    "many values": (b"[" + b"[]," * 8_000_001 + b"0]", "more than 8,000,000 values"),
+}
+
+
+@pytest.mark.parametrize("what", NO_JSON)
+def test_json_is_read_strictly(tmp_path, what):
+    content, words = NO_JSON[what]
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(StorageError, match=rf"x\.json: not valid JSON: .*({words})"):
+        load_json(tmp_path / "x.json")
+
+
+def test_json_that_looks_odd_and_is_right(tmp_path):
+    text = '{"": "\\ud83d\\ude00 \\\\ud800 [[{,,", "a": [1e308, -0.0, 9223372036854775807, 5e-324]}'
+    (tmp_path / "x.json").write_text(text)
+    assert load_json(tmp_path / "x.json") == {
+        "": "\U0001f600 \\ud800 [[{,,",
+        "a": [1e308, -0.0, 2**63 - 1, 5e-324],
+    }
+
+
+def test_a_json_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(StorageError, match=r"x\.json: over 256 MiB are too large for a JSON file"):
+        load_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("load", [load_json, load_tensors])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path, load):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(StorageError, match=f"{name}: is a pipe, a socket or a device, not a file"):
+            load(tmp_path / name)
+    for name, words in [
+        ("loop", "symbolic links"),
+        ("x" * 300, "too long"),
+        ("a\0b", "null"),
+        ("\ud800", ""),
+    ]:
+        with pytest.raises(StorageError, match=f": cannot be read: .*{words}"):
+            load(tmp_path / name)
+
+
 @pytest.mark.parametrize("load", [load_json, load_tensors])
 def test_missing_files_and_folders(tmp_path, load):
     with pytest.raises(StorageError, match=r"nowhere: no such file$"):
@@ -217,6 +277,61 @@ def test_text_is_not_tensors(tmp_path):
         load_tensors(tmp_path / "x")
 
 
+def header(text: bytes, body: bytes = b"", size: int | None = None) -> bytes:
+    return (len(text) if size is None else size).to_bytes(8, "little") + text + body
+
+
+def item(dtype: object = "F32", shape: object = (1,), offsets: object = (0, 4)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def several(**items: object) -> bytes:
+    return json.dumps(items).encode()
+
+
+NO_TENSORS = {
+    "a header longer than the file": header(b"{}", size=2**40),
+    "a header of 2^64 - 1 bytes": header(b"{}", size=2**64 - 1),
+    "no object": header(b"[1, 2]"),
+    "no UTF-8": header(b'{"\xff": 1}'),
+    "a deep header": header(b'{"a": ' * 5000),
+    "a hole": header(several(a=item(offsets=(4, 8))), bytes(8)),
+    "one over the other": header(several(a=item(), b=item(offsets=(2, 6))), bytes(6)),
+    "the same twice": header(several(a=item(), b=item()), bytes(4)),
+    "the end before the start": header(several(a=item(offsets=(4, 0))), bytes(4)),
+    "more than there is": header(several(a=item(shape=(1 << 40,), offsets=(0, 1 << 42))), bytes(4)),
+    "a size that overflows": header(several(a=item(shape=(1 << 33, 1 << 33))), bytes(4)),
+    "a negative size": header(several(a=item(shape=(-1,))), bytes(4)),
+    "a size with a comma": header(several(a=item(shape=(1.5,))), bytes(4)),
+    "bytes that follow": header(several(a=item()), bytes(9)),
+    "a dtype of none": header(several(a=item(dtype="F5")), bytes(4)),
+    "metadata that are a list": header(several(a=item(), __metadata__=["x"]), bytes(4)),
+    "metadata that hold a number": header(several(a=item(), __metadata__={"x": 1}), bytes(4)),
+    "a name with a line end": header(several(**{"a\n": item()}), bytes(4)),
+    "a name with an escape": header(several(**{"\x1b[31m": item()}), bytes(4)),
+}
+
+
+@pytest.mark.parametrize("what", NO_TENSORS)
+def test_headers_that_lie(tmp_path, what):
+    (tmp_path / "x").write_bytes(NO_TENSORS[what])
+    with pytest.raises(StorageError, match=r"x: (not a complete safetensors file|.* cannot be the name of)"):
+        load_tensors(tmp_path / "x")
+
+
+def test_metadata_that_are_no_plain_json_stay_text(tmp_path):
+    texts = {
+        "a": "NaN",
+        "b": "[" * 100_000,
+        "c": "9" * 5000,
+        "d": '{"x": 1, "x": 2}',
+        "e": '"\\ud800"',
+        "f": "[1]",
+    }
+    save_file({"a": torch.ones(1)}, tmp_path / "x", metadata=texts)
+    assert load_tensors(tmp_path / "x")[1] == texts | {"f": [1]}
+
+
 # -- bits --------------------------------------------------------------------------------------------
 
 
@@ -242,3 +357,9 @@ def test_bits_there_and_back(shape, seed):
 def test_bits_that_do_not_fit(packed):
     with pytest.raises(StorageError, match=rf"packed mask has {packed.numel()} bytes; 2 are right"):
         unpack_bits(packed, (3, 4))
+
+
+@pytest.mark.parametrize("shape", [(-3, -4), (True, 12), (3.0, 4), ("3", 4), (None,)])
+def test_bits_of_what_is_no_shape(shape):
+    with pytest.raises(StorageError, match="is no shape of a mask"):
+        unpack_bits(torch.zeros(2, dtype=torch.uint8), shape)

@@ -5,9 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 3000  # characters of a message
+
 
 class SecateurError(Exception):
-    """Base of every error that secateur raises on purpose."""
+    """Base of every error that secateur raises on purpose.
+
+    As text it is fit for a terminal and a log, whatever a file named: characters that cannot be printed
+    are escaped, and what is very long is cut.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[:_LONGEST]}... ({len(text) - _LONGEST:,} characters more)"
+        if text.replace("\n", " ").isprintable():
+            return text
+        return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class TargetError(SecateurError, ValueError):

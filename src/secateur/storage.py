@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import StorageError
+
+_LARGEST_JSON = 1 << 28
+_MOST_VALUES = 8_000_000
+_DEEPEST = 100
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -52,11 +60,60 @@ def save_json(path: str | Path, value: Any) -> None:
 
 
 def load_json(path: str | Path) -> Any:
-    """Read a JSON file; a missing or malformed one is one clear error."""
+    """Read a JSON file; one that is missing, malformed or not plain JSON is one clear error.
+
+    Refused besides: NaN and infinities, a key that stands twice, whole numbers of over 20 digits, nesting
+    deeper than 100, lone surrogates, and more than 256 MiB or 8,000,000 values.
+    """
+    with _opened(path) as file:
+        if os.fstat(file.fileno()).st_size > _LARGEST_JSON:
+            raise StorageError(f"{path}: over {_LARGEST_JSON >> 20} MiB are too large for a JSON file")
+        data = file.read()
     try:
-        return json.loads(_existing(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _parsed(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: not valid JSON: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    """Parse JSON strictly; raises ValueError or RecursionError."""
+    if sum(map(text.count, "[{,")) > _MOST_VALUES:  # some take a hundred times the memory of their text
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
+    value = json.loads(
+        text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite, parse_int=_integer
+    )
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [part for node in level if type(node) in (dict, list) for part in _parts(node)]
+    if level:
+        raise ValueError(f"nested deeper than {_DEEPEST}")
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair has no UTF-8
+    return value
+
+
+def _parts(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return node.values() if type(node) is dict else node
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in found if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
 
 
 def save_tensors(
@@ -84,8 +141,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises StorageError for a file that is missing, truncated, or of another format. Pickle files
     (``torch.save``) are recognised and refused: loading one can run any code.
     """
-    path = _existing(path)
-    with path.open("rb") as file:
+    with _opened(path) as file:
         start = file.read(16)
     pickled = start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"
     if pickled and start[8:9] != b"{":  # a safetensors header of 128 bytes begins with 0x80 too
@@ -94,28 +150,37 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "convert it where you trust it: "
             "safetensors.torch.save_file(torch.load(old, weights_only=True), new)"
         )
-    try:
+    try:  # the library checks the header, and that the file is as long as it says, before any tensor is made
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"{path}: not a complete safetensors file: {error}") from error
+    bad = next((name for name in tensors if not name.isprintable()), None)
+    if bad is not None:
+        raise StorageError(f"{path}: {bad!r} cannot be the name of a tensor; printable characters are right")
     return tensors, {key: _decoded(value) for key, value in metadata.items()}
 
 
 def _decoded(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return _parsed(text)
+    except (ValueError, RecursionError):
         return text  # a file of another tool's: safetensors metadata are plain strings there
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise StorageError(f"{path}: {what}")
-    return path
+def _opened(path: str | Path) -> BinaryIO:
+    """Open a plain file to read, nothing that could make a reader wait or change what it names."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+            raise StorageError(f"{path}: is {what}, not a file")
+        return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL or half a surrogate pair
+        raise StorageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -128,9 +193,9 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Undo :func:`pack_bits`; raises StorageError where the length does not fit ``shape``."""
-    number = 1
-    for size in shape:
-        number *= size
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise StorageError(f"{shape} is no shape of a mask; whole numbers from 0 are right")
+    number = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() != -(-number // 8):
         raise StorageError(
             f"packed mask has {packed.numel()} bytes; {-(-number // 8)} are right for shape {shape}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,7 @@ def test_md5_is_that_of_the_uncompressed_bytes(tmp_path: Path) -> None:
         (b"\0\0\x08\xff" + GOOD[4:], r"IDX with 255 dims; 1 to 4 are right"),
         (b"\0\0\x08\x03" + b"\xff" * 12, r"IDX of shape \(4294967295, 4294967295, 4294967295\); 1 to"),
         (b"\0\0\x08\x02" + bytes(8), r"IDX of shape \(0, 0\); 1 to"),
-        (b"\0\0\x08\x01\x7f\xff\xff\xff", r"truncated: shape \(2147483647,\) needs 2147483647 bytes"),
+        (b"\0\0\x08\x01\x0f\xff\xff\xff", r"truncated: shape \(268435455,\) needs 268435455 bytes"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
@@ -107,3 +109,15 @@ def test_mutated_gzip_gives_the_same_array_or_a_data_error(
         check_one_line(error)
     else:
         np.testing.assert_array_equal(array, ARRAY)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path, refused) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with refused("pipe: a folder, a pipe or a device; an IDX file is right"):
+        read_idx(tmp_path / "pipe")
+
+
+def test_a_small_file_that_claims_to_unpack_to_a_giant_one(tmp_path: Path, refused) -> None:
+    (tmp_path / "x").write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + struct.pack(">I", 2**28 + 1)))
+    with refused("x: IDX of shape .268435457,.; 1 to 268435456 values are right"):
+        read_idx(tmp_path / "x")

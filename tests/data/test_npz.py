@@ -180,3 +180,49 @@ def test_mutated_archives_raise_data_error_only(
         load_data("npz", path=path, validation=1)
     except DataError as error:
         check_one_line(error)
+
+
+def zipped_npz(tmp_path: Path, method: int, **members: bytes) -> str:
+    with zipfile.ZipFile(tmp_path / "own.npz", "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return str(tmp_path / "own.npz")
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_methods_that_unpack_without_a_limit(tmp_path: Path, method: int, refused) -> None:
+    path = zipped_npz(tmp_path, method, x=array_bytes(np.zeros((60, 4))), y=array_bytes(LABELS))
+    with refused(r"own.npz: x: zip method \d+; numpy.savez stores or deflates"):
+        load_data("npz", path=path)
+
+
+def test_an_array_that_unpacks_to_far_more_than_its_bytes(tmp_path: Path, refused) -> None:
+    x = np.zeros((60, 2**21), np.uint8)  # 120 MiB of zeros
+    path = zipped_npz(tmp_path, zipfile.ZIP_DEFLATED, x=array_bytes(x), y=array_bytes(LABELS))
+    with refused(r"own.npz: x: \d+ bytes that unpack to \d+; at most 200 times as many are read"):
+        load_data("npz", path=path)
+
+
+def test_a_header_that_is_longer_than_any(tmp_path: Path, refused) -> None:
+    bomb = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**27) + b" " * 2**25
+    path = zipped_npz(tmp_path, zipfile.ZIP_DEFLATED, x=bomb, y=array_bytes(LABELS))
+    with refused(r"own.npz: an array in it cannot be read"):
+        load_data("npz", path=path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name(tmp_path: Path, refused) -> None:
+    for name in ("x.npy", "x"):
+        path = zipped_npz(
+            tmp_path, zipfile.ZIP_STORED, x=array_bytes(np.zeros((60, 4))), y=array_bytes(LABELS)
+        )
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, array_bytes(np.ones((60, 4))))
+        with refused(r"own.npz: two arrays of one name; each once is right"):
+            load_data("npz", path=path)

@@ -274,6 +274,20 @@ def test_a_description_that_is_none_is_refused(tmp_path, monkeypatch):
             unpack(nn.Linear(2, 3), tmp_path / "x")
 
 
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
+    net = nn.Linear(2, 3)
+    with torch.no_grad():
+        net.weight[0, 0] = torch.nan
+    for number, packed in enumerate((net, net.state_dict())):
+        pack(packed, tmp_path / f"{number}")
+        fresh = nn.Linear(2, 3)
+        with pytest.raises(NonFiniteError, match="weight holds a NaN or an infinity"):
+            unpack(fresh, tmp_path / f"{number}")
+        assert torch.isfinite(fresh.weight).all()
+        found: Any = unpack(fresh, tmp_path / f"{number}", allow_nonfinite=True)
+        assert found.weight[0, 0].isnan()
+
+
 # -- refusals ----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import subprocess
 import sys
 import zlib
@@ -115,6 +116,8 @@ def test_zstandard_that_is_missing_is_named(tmp_path, monkeypatch):
         read(tmp_path / "x")
     with pytest.raises(MissingExtraError, match=r"pip install 'secateur\[fast\]'"):
         pack({"w": torch.ones(3)}, tmp_path / "x", compression="zstd")
+    with pytest.raises(MissingExtraError, match=r"'zstandard' is not installed"):
+        unpack_tensors(tmp_path / "x")
 
 
 # -- refusals ----------------------------------------------------------------------------------------
@@ -238,3 +241,13 @@ def test_headers_that_are_none():
     for text in (b"[]", b"{", b"\xff", b"[" * 5000 + b"]" * 5000, b'{"tensors": ' + b"1" * 5000 + b"}"):
         with pytest.raises(FileError, match="the header is not a JSON object"):
             read(written(None, text=text))
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(FileError, match=f"{name}: a pipe, a socket or a device, not a file"):
+            read(tmp_path / name)
+    with pytest.raises(FileError, match="null"):
+        read("a\0b")

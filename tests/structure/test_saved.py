@@ -17,7 +17,7 @@ from saved_models import MODELS, Attention, Normed, Recurrent, inputs
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.errors import ModelError, StorageError
+from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.methods.structure_selection import StructureSelection
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import _digest
@@ -164,11 +164,11 @@ def test_a_layer_norm_of_another_full_size(file):
     refused(file, ModelError, re.escape("cut from a LayerNorm over 11 channels and has 12 here"), model)
 
 
-def forged(file: Path, place: str, name: str, value: Any) -> None:
-    """Change a size in the metadata, digest and all."""
+def rewritten(file: Path, change: Any) -> None:
+    """Change tensors and metadata of a file, and give it the digest that fits."""
     tensors, metadata = load_tensors(file)
     metadata.pop("sha256")
-    metadata["modules"][place][1][name] = value
+    change(tensors, metadata)
     save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
@@ -184,7 +184,7 @@ def forged(file: Path, place: str, name: str, value: Any) -> None:
     ],
 )
 def test_a_size_that_is_none(file, place, name, value):
-    forged(file, place, name, value)
+    rewritten(file, lambda tensors, metadata: metadata["modules"][place][1].update({name: value}))
     refused(file, StorageError, f"'{name}' of module '{place}' cannot be")
 
 
@@ -245,7 +245,7 @@ def test_a_removed_block_that_is_none(file, removed):
     metadata.pop("sha256")
     metadata["removed"] = removed
     save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
-    refused(file, StorageError, "cannot be a block that was removed|name no modules")
+    refused(file, StorageError, "cannot be a block that was removed|modules is damaged")
 
 
 def test_modules_and_tensors_below_a_removed_block(file):
@@ -258,3 +258,130 @@ def test_modules_and_tensors_below_a_removed_block(file):
     metadata["modules"]["up.more"] = ["torch.nn.modules.linear.Linear", {}]
     save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
     refused(file, ModelError, "the file has a module 'up.more' and the model has not")
+
+
+# -- a file whose digest is right and whose content is not -------------------------------------------
+
+
+DAMAGED = "what it says of the model's modules is damaged"
+FORGERIES: dict[str, tuple[type[Exception], str, Any]] = {
+    "no class": (StorageError, DAMAGED, lambda t, m: m.pop("class")),
+    "a class that is a list": (StorageError, DAMAGED, lambda t, m: m.update({"class": ["Normed"]})),
+    "no modules": (StorageError, DAMAGED, lambda t, m: m.pop("modules")),
+    "a module that is a number": (StorageError, DAMAGED, lambda t, m: m["modules"].update(up=1.5)),
+    "a module of one part": (StorageError, DAMAGED, lambda t, m: m["modules"]["up"].pop()),
+    "sizes that are a number": (StorageError, DAMAGED, lambda t, m: m["modules"]["up"].__setitem__(1, 3)),
+    "a class that is a number": (StorageError, DAMAGED, lambda t, m: m["modules"]["up"].__setitem__(0, 3)),
+    "ties that are a list": (StorageError, DAMAGED, lambda t, m: m.update(tied=["up.bias"])),
+    "a tie to nothing": (StorageError, "cannot be tied to 'gone'", lambda t, m: m["tied"].update(x="gone")),
+    "a tie to a dict": (StorageError, "'x' cannot be tied to {}", lambda t, m: m["tied"].update(x={})),
+    "a tensor tied to another": (
+        ModelError,
+        "first.weight and first.bias are one tensor there and two in the model",
+        lambda t, m: (t.pop("first.weight"), m["tied"].update({"first.weight": "first.bias"})),
+    ),
+    "a size that is true": (
+        StorageError,
+        "'in_features' of module 'up' cannot be True",
+        lambda t, m: m["modules"]["up"][1].update(in_features=True),
+    ),
+    "a size that is a list": (
+        StorageError,
+        r"'in_features' of module 'up' cannot be \[3\]",
+        lambda t, m: m["modules"]["up"][1].update(in_features=[3]),
+    ),
+    "a size of another tensor": (
+        StorageError,
+        "the sizes of module 'up' are not those of its tensors",
+        lambda t, m: m["modules"]["up"][1].update(in_features=3),
+    ),
+    "no full size": (ModelError, "cut from a LayerNorm over", lambda t, m: m["modules"]["first"][1].clear()),
+    "a NaN": (
+        NonFiniteError,
+        "up.bias holds a NaN or an infinity",
+        lambda t, m: t["up.bias"].fill_(torch.nan),
+    ),
+    "an infinity": (NonFiniteError, "up.bias holds", lambda t, m: t["up.bias"][:1].fill_(torch.inf)),
+    "float64": (
+        ModelError,
+        r"up.bias is torch.float64 there and torch.float32 in the model; .* model.to\(torch.float64\)",
+        lambda t, m: t.update({"up.bias": t["up.bias"].double()}),
+    ),
+    "integers": (
+        ModelError,
+        "up.bias is torch.int32",
+        lambda t, m: t.update({"up.bias": t["up.bias"].int()}),
+    ),
+    "a dim of none": (
+        ModelError,
+        "up.bias has 2 dims",
+        lambda t, m: t.update({"up.bias": t["up.bias"][None]}),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_everything_is_checked_before_the_first_change(file, what):
+    kind, words, change = FORGERIES[what]
+    rewritten(file, change)
+    refused(file, kind, words)
+
+
+def test_nonfinite_weights_are_loaded_when_asked_for(file):
+    rewritten(file, lambda tensors, metadata: tensors["up.bias"].fill_(torch.nan))
+    assert sc.load(Normed(), file, allow_nonfinite=True).up.bias.isnan().all()  # type: ignore[union-attr]
+
+
+def test_a_buffer_that_is_infinite_by_nature(tmp_path):
+    def masked() -> nn.Module:
+        model = Normed()
+        model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        return model
+
+    sc.save(masked(), tmp_path / "x")
+    assert sc.load(masked(), tmp_path / "x").mask.isinf().any()  # type: ignore[union-attr]
+
+
+def test_weights_that_are_tied_here_and_not_there(tmp_path):
+    def made(tied: bool) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        if tied:
+            model[1].weight = model[0].weight
+        return model
+
+    sc.save(made(tied=False), tmp_path / "x")
+    words = "1.weight and 0.weight are two tensors there and one in the model"
+    refused(tmp_path / "x", ModelError, words, made(tied=True))
+
+
+def test_a_class_that_cannot_take_it_leaves_the_model_whole(file):
+    class Stubborn(nn.Linear):
+        """Refuses a new bias, after other tensors have been given to other modules."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "bias" and "bias" in self._parameters:
+                raise RuntimeError("no")
+            super().__setattr__(name, value)
+
+    Stubborn.__module__, Stubborn.__qualname__ = nn.Linear.__module__, "Linear"
+    model = Normed()
+    model.out = Stubborn(11, 4)
+    before = {name: (type(module), repr(module)) for name, module in model.named_modules()}
+    refused(file, RuntimeError, "no", model)
+    assert {name: (type(module), repr(module)) for name, module in model.named_modules()} == before
+    assert "full_size" not in vars(model.first)
+
+
+def test_a_file_with_holes_that_claims_a_giant_model(tmp_path):
+    item = {"dtype": "BOOL", "shape": [2**31], "data_offsets": [0, 2**31]}
+    header = json.dumps({"a": item, "__metadata__": {"secateur": json.dumps("model 2")}}).encode()
+    with (tmp_path / "x").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2**31)
+    refused(tmp_path / "x", ModelError, "holds 2,147,483,648 values, far more than the model, which has")
+
+
+def test_heads_that_are_not_those_of_the_tensors(tmp_path):
+    sc.save(small("attention"), tmp_path / "x")
+    rewritten(tmp_path / "x", lambda tensors, metadata: metadata["modules"]["mix"][1].update(num_heads=7))
+    refused(tmp_path / "x", StorageError, "the sizes of module 'mix' are not those", Attention())

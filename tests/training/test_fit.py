@@ -9,6 +9,7 @@ from secateur.data import load_data
 from secateur.data.dataset import Split
 from secateur.errors import NonFiniteError, RecipeError, StorageError
 from secateur.models import build_model
+from secateur.storage import load_tensors, save_tensors
 from secateur.training.batches import augment, seed_of, training_batches
 from secateur.training.checkpoint import load_weights, save_weights
 from secateur.training.evaluate import evaluate_on
@@ -242,6 +243,62 @@ def test_weights_are_checked_before_any_is_loaded(tmp_path):
         load_weights(path, model)
     with pytest.raises(StorageError, match=r"lacks 'weight', which Linear has"):
         load_weights(path, nn.Linear(3, 3))
+    assert same(before, weights_of(model))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = nn.Linear(3, 3)
+    before = weights_of(model)
+    save_weights(tmp_path / "w", model)
+    tensors, _ = load_tensors(tmp_path / "w")
+    tensors["weight"][1, 1] = value
+    save_tensors(tmp_path / "w", tensors)
+    with pytest.raises(NonFiniteError, match="w: weight holds a NaN or an infinity"):
+        load_weights(tmp_path / "w", model)
+    assert same(before, weights_of(model))
+
+
+def change_first(key, value):
+    return lambda tensors, metadata: metadata["progress"]["epochs"][0].update({key: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, metadata: metadata.pop("progress"),
+        lambda tensors, metadata: metadata.update(progress=[1]),
+        lambda tensors, metadata: metadata["progress"].pop("best_score"),
+        lambda tensors, metadata: metadata["progress"].update(best_score=[1.0]),
+        lambda tensors, metadata: metadata["progress"].update(best_epoch="one"),
+        lambda tensors, metadata: metadata["progress"].update(epochs={"a": 1}),
+        change_first("epoch", 7),
+        change_first("lr", None),
+        change_first("more", 1),
+        lambda tensors, metadata: metadata.pop("optimizer"),
+        lambda tensors, metadata: metadata.update(optimizer=3),
+        lambda tensors, metadata: metadata.update(optimizer={"a": {}}),
+        lambda tensors, metadata: metadata.update(optimizer={"99": {"step": 1}}),
+        lambda tensors, metadata: tensors.pop("optimizer/0/exp_avg"),
+        lambda tensors, metadata: tensors.update({"optimizer/0/exp_avg": torch.zeros(1, 2)}),
+        lambda tensors, metadata: tensors["optimizer/0/exp_avg"].fill_(math.nan),
+        lambda tensors, metadata: tensors.update({"optimizer/x/exp_avg": torch.zeros(1)}),
+        lambda tensors, metadata: tensors.update(more=torch.zeros(1)),
+        lambda tensors, metadata: tensors.pop("best/weight"),
+        lambda tensors, metadata: tensors.update({"model/weight": torch.zeros(3, 2)}),
+    ],
+)
+def test_a_damaged_training_checkpoint_is_one_error_and_changes_nothing(tmp_path, change):
+    data = Split(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), torch.tensor([0, 1]))
+    settings, path = Training(epochs=1, batch_size=None), tmp_path / "run.safetensors"
+    fit(nn.Linear(2, 2), data, data, settings, checkpoint=path)
+    tensors, metadata = load_tensors(path)
+    change(tensors, metadata)
+    save_tensors(path, tensors, metadata)
+    model = nn.Linear(2, 2)
+    before = weights_of(model)
+    with pytest.raises(StorageError, match=r"run\.safetensors: "):
+        fit(model, data, data, settings.with_epochs(2), checkpoint=path)
     assert same(before, weights_of(model))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from secateur.data.checks import one_line
 from secateur.errors import DataError
 
-MAX_TOTAL = 2**30  # of all that comes out of one archive, headers included
+MAX_TOTAL = 2**28  # of all that comes out of one archive, headers included; CIFAR-10's has 184 MB
+MAX_HEADER = 2**12  # of what belongs to no file: long names, and attributes that tarfile keeps as text
 MAX_MEMBERS = 200_000
 
 
@@ -20,12 +21,12 @@ def members(path: Path, largest: int) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Yield (name, content) of each file in the archive at ``path``; folders are passed over.
 
     Raises DataError for links and devices, absolute names and '..', a name that comes twice, a file
-    over ``largest`` bytes, an archive that is damaged or unpacks to more than 1 GiB.
+    over ``largest`` bytes, an archive that is damaged or unpacks to more than 256 MiB.
     """
     try:
         with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unzipped:
             capped = io.BufferedReader(_Capped(unzipped, MAX_TOTAL, str(path)))
-            with tarfile.open(fileobj=capped, mode="r|") as archive:
+            with tarfile.open(str(path), "r|", capped, tarinfo=_Member) as archive:
                 yield from _members(archive, largest, str(path))
             while capped.read(2**16):  # to the end, where gzip compares its checksum
                 pass
@@ -56,6 +57,15 @@ def _members(archive: tarfile.TarFile, largest: int, shown: str) -> Iterator[tup
         if len(data) != member.size:
             raise DataError(f"{what} is truncated: {len(data)} of {member.size} bytes; get the archive again")
         yield name, data
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended header, which tarfile reads into memory whole, is no longer than MAX_HEADER."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isreg() and self.size > MAX_HEADER:
+            raise DataError(f"{archive.name}: a header of {self.size} bytes; at most {MAX_HEADER} are right")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class _Capped(io.RawIOBase):

@@ -206,7 +206,7 @@ def _load_decoded(cached: Path, archive: str) -> Arrays:
     tensors, metadata = load_tensors(cached)
     try:
         arrays = Arrays(**{name: tensor.numpy() for name, tensor in tensors.items()})
-    except TypeError as error:
+    except (TypeError, DataError) as error:
         raise StorageError(f"{cached}: not the four arrays of decoded images") from error
     # safetensors has no checksum of its own; a bit that fell over in the cache would go unseen
     if metadata != {"archive": archive, "pixels": _pixels_hash(arrays)}:

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from secateur.data.checks import MAX_VALUES, one_line
+from secateur.data.checks import one_line
 from secateur.errors import DataError
 
 MAX_DIMS = 4
+MAX_VALUES = 2**28  # MNIST's largest file has 47 million; a gzip file can claim a thousand times its size
 UNSIGNED_BYTE = 0x08
 DEFLATE = 1032  # the most that one byte of a gzip file can become
 
@@ -29,6 +30,8 @@ def read_idx(path: Path) -> tuple[Array, str]:
     of unsigned bytes.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: a folder, a pipe or a device; an IDX file is right")
         size = path.stat().st_size
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"

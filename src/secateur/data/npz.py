@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 import zlib
@@ -19,6 +20,9 @@ from secateur.errors import DataError
 FOUR = ("x_train", "y_train", "x_test", "y_test")
 TWO = ("x", "y")
 MAX_BYTES = 2**34
+MAX_HEADER = 2**16
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # numpy's own; the others unpack without a limit
+MAX_SMALL, MAX_RATIO = 2**26, 200  # what is larger than the first may not unpack to so many times its size
 
 Array = np.ndarray[Any, Any]
 
@@ -67,6 +71,8 @@ def _read(file: Path) -> tuple[dict[str, Array], list[str]]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise DataError(f"{file}: two arrays of one name; each once is right")
             wanted = _wanted(file, members)
             found = {name: _array(archive, members[name], f"{file}: {name}") for name in wanted}
             return found, [name for name in members if name not in wanted]
@@ -90,9 +96,17 @@ def _wanted(file: Path, members: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> Array:
+    if member.compress_type not in METHODS:
+        raise DataError(f"{shown}: zip method {member.compress_type}; numpy.savez stores or deflates")
+    if member.file_size > MAX_SMALL and member.file_size > MAX_RATIO * member.compress_size:
+        raise DataError(
+            f"{shown}: {member.compress_size} bytes that unpack to {member.file_size}; at most {MAX_RATIO} "
+            "times as many are read (numpy.savez does not compress)"
+        )
     with archive.open(member) as stream:
-        shape, dtype = _header(stream, shown)
-        start = stream.tell()
+        head = io.BytesIO(stream.read(MAX_HEADER))
+    shape, dtype = _header(head, shown)
+    start = head.tell()
     if dtype.hasobject:
         raise DataError(f"{shown}: Python objects, which only pickle can read; plain numbers are right")
     if dtype.kind not in "fiub":

@@ -19,12 +19,12 @@ from secateur.deploy import unpacking
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
 from secateur.deploy.sharing import check_values, clustered
 from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, Contents, FileError
-from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
+from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError, nearest
 from secateur.measure.summary import aligned
 from secateur.pruning.targets import matches
 from secateur.storage import replacing
 from secateur.structure.names import unwrapped
-from secateur.structure.saved import describe, restore
+from secateur.structure.saved import ALLOW, check_finite, describe, restore
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,25 @@ def pack(
     return Packed(Path(path), len(data), tuple(_row(one, rates) for one in coded))
 
 
-def unpack(model: nn.Module, path: str | Path, *, limit: int = 1 << 32) -> nn.Module:
+def unpack(
+    model: nn.Module, path: str | Path, *, limit: int = 1 << 32, allow_nonfinite: bool = False
+) -> nn.Module:
     """Give ``model``, fresh and of the class that was packed, the shapes and values of the file.
 
-    It is changed in place and returned, after every name and shape has been checked; where the packed
+    It is changed in place and returned, after every name, shape and value has been checked; where the packed
     model was compacted it takes its shapes, as with :func:`secateur.load`. A file of tensors alone (a
     ``state_dict``) must have the model's names, shapes and dtypes.
 
     Raises StorageError for a file that is damaged, of another kind or beyond ``limit`` (as
-    :func:`secateur.deploy.unpacking.read` has it), ModelError for a model that the file does not fit.
+    :func:`secateur.deploy.unpacking.read` has it), ModelError for a model that the file does not fit,
+    NonFiniteError for weights that hold a NaN or an infinity, unless ``allow_nonfinite``.
     """
     model = unwrapped(model)
     contents, tensors, _ = _read(path, limit)
     if contents.model is None:
-        _fill_state(model, tensors, path)
+        _fill_state(model, tensors, path, allow_nonfinite)
     else:
-        _reshape(model, contents, tensors, path)
+        _reshape(model, contents, tensors, path, allow_nonfinite)
     return model
 
 
@@ -258,6 +261,8 @@ def _read(path: str | Path, limit: int) -> tuple[Contents, dict[str, Tensor], An
         arrays, metadata = unpacking.read(data, limit=limit)
     except FileError as error:
         raise StorageError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise MissingExtraError("zstandard", "fast") from error
     dtypes = {entry.name: entry.dtype for entry in contents.entries}
     tensors = {name: _tensor(arrays[name], dtype) for name, dtype in dtypes.items()}
     return contents, tensors | {name: tensors[first] for name, first in contents.tied.items()}, metadata
@@ -286,7 +291,9 @@ def _untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return found, tied
 
 
-def _fill_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def _fill_state(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, allow_nonfinite: bool
+) -> None:
     state = model.state_dict()
     for name in sorted(state.keys() ^ tensors.keys()):
         here, there, others = ("file", "model", state) if name in tensors else ("model", "file", tensors)
@@ -300,18 +307,21 @@ def _fill_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
                 f"{tuple(state[name].shape)} of {state[name].dtype} in the model. Pack the model itself, not "
                 "its state_dict: then a fresh one takes the shapes of one that was compacted"
             )
+    if not allow_nonfinite:
+        check_finite(model.state_dict(keep_vars=True), tensors, path, ALLOW)
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
 
 
-def _reshape(model: nn.Module, contents: Contents, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def _reshape(
+    model: nn.Module,
+    contents: Contents,
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    allow_nonfinite: bool,
+) -> None:
     """Give the model the shapes and values that the file says, once it is known to say them."""
     described = contents.model if isinstance(contents.model, dict) else {}
-    modules = described.get("modules")
-    items = list(modules.values()) if isinstance(modules, dict) else [None]
-    good = all(isinstance(item, list) and list(map(type, item)) == [str, dict] for item in items)
-    if not (good and isinstance(described.get("class"), str)):
-        raise StorageError(f"{path}: what it says of the model's modules is damaged")
     own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
-    restore(model, own, {"removed": {}, **described, "tied": contents.tied}, path)
+    restore(model, own, {**described, "tied": contents.tied}, path, allow_nonfinite=allow_nonfinite)

@@ -182,13 +182,15 @@ def parse(data: bytes, limit: int = 1 << 32) -> Contents:
 def bytes_of(source: str | os.PathLike[str] | bytes, limit: int) -> bytes:
     if isinstance(source, bytes):
         return source
+    if os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source)):
+        raise FileError(f"{os.fspath(source)}: a pipe, a socket or a device, not a file")
     try:
         if os.path.getsize(source) > 2 * limit:
-            raise FileError(f"{os.fspath(source)}: twice as large as limit={limit} or more")
+            raise OSError(f"twice as large as limit={limit} or more")
         with open(source, "rb") as file:
             return file.read()
-    except OSError as error:
-        raise FileError(f"{os.fspath(source)}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise FileError(f"{os.fspath(source)}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _typed(value: Any, kind: type, what: str) -> Any:

@@ -7,16 +7,19 @@ nothing from the file: the caller makes the original, full-size model, and it is
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, StorageError, nearest
+from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure import normalisation
 from secateur.structure.attention import PrunedAttention, pruned
@@ -25,8 +28,11 @@ from secateur.structure.blocks import identity_for, replaced_class
 from secateur.structure.capture import all_tensors, first_names
 from secateur.structure.names import unwrapped
 from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
+from secateur.structure.surgery import set_attributes
 
 FORMAT = "model 2"
+ALLOW = "; allow_nonfinite=True loads it all the same"
+_MANY = 2**30  # values that are hashed whatever the model has: a file with holes can claim any number
 # What surgery makes of a module of torch's, by what a fresh model has there.
 _PRUNED: dict[type[nn.Module], type[nn.Module]] = {
     PrunedAttention: nn.MultiheadAttention,
@@ -57,43 +63,106 @@ def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, described
 
 
-def load(model: nn.Module, path: str | Path) -> nn.Module:
+@dataclass(frozen=True)
+class _Saved:
+    """What the metadata of a file say of a model, of the right types throughout: the name of its class, the
+    other names of tied tensors, class and sizes of every module, and the classes of removed blocks."""
+
+    kind: str
+    tied: dict[str, str]
+    modules: dict[str, list[Any]]
+    removed: dict[str, str]
+
+
+def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -> nn.Module:
     """Give ``model``, fresh and of the class that was saved, the shapes and values of a saved one.
 
-    The model is changed in place and returned. Every name, shape and value is checked before the
+    The model is changed in place and returned. Every name, shape, dtype and value is checked before the
     first change. Raises StorageError for a file that is damaged, changed or of another kind, ModelError
-    for a model of another class or with other modules. Where the saved model has lost a residual block,
+    for a model of another class, with other modules or of other dtypes, NonFiniteError for weights that
+    hold a NaN or an infinity, unless ``allow_nonfinite``. Where the saved model has lost a residual block,
     an ``nn.Identity`` takes its place.
     """
     model = unwrapped(model)
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") != FORMAT:
         raise StorageError(f"{path}: not a model saved by secateur (its metadata lack 'secateur: {FORMAT}')")
+    there, own = (sum(map(Tensor.numel, t)) for t in (tensors.values(), dict(all_tensors(model)).values()))
+    if there > max(_MANY, 2 * own):
+        raise ModelError(f"{path}: holds {there:,} values, far more than the model, which has {own:,}")
     digest = metadata.pop("sha256", None)
     if digest != _digest(tensors, metadata):
         raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
-    return restore(model, tensors, metadata, path)
+    return restore(model, tensors, metadata, path, allow_nonfinite=allow_nonfinite)
 
 
 def restore(
-    model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str | Path
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    path: str | Path,
+    *,
+    allow_nonfinite: bool = False,
 ) -> nn.Module:
     """Do what :func:`load` does with what :func:`describe` returned; ``path`` is for the errors."""
-    removed = _removed(model, metadata, path)
-    _check_modules(model, metadata, removed, path)
-    _check_names(model, tensors, metadata["tied"], removed, path)
-    for place in removed:
-        parent, _, leaf = place.rpartition(".")
-        model.get_submodule(parent)._modules[leaf] = identity_for(model.get_submodule(place))
-    _fill(model, tensors, metadata["tied"])
-    for place, module in list(model.named_modules()):
-        kind, sizes = metadata["modules"][place]
-        if kind == _class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
-            pruned(module)  # type: ignore[arg-type]
-        elif kind == _class_of_type(PrunedLayerNorm):
-            normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
-        _set_sizes(module, sizes)
+    saved = _typed(tensors, metadata, path)
+    removed = _removed(model, saved, path)
+    _check_modules(model, saved, removed, path)
+    _check_names(model, tensors, saved.tied, removed, path)
+    if not allow_nonfinite:
+        check_finite(dict(all_tensors(model)), tensors, path, ALLOW)
+    with _whole_or_not_at_all(model):
+        for place in removed:
+            parent, _, leaf = place.rpartition(".")
+            model.get_submodule(parent)._modules[leaf] = identity_for(model.get_submodule(place))
+        _fill(model, tensors, saved.tied)
+        for place, module in list(model.named_modules()):
+            kind, sizes = saved.modules[place]
+            if kind == _class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
+                pruned(module)  # type: ignore[arg-type]
+            elif kind == _class_of_type(PrunedLayerNorm):
+                normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
+            _set_sizes(module, sizes)
+            _check_fits(module, place, path)
     return model
+
+
+def check_finite(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path, hint: str = ""
+) -> None:
+    """Raise NonFiniteError for a NaN or an infinity in ``tensors``, but in a buffer that has some by
+    nature: in the model's ``own`` too."""
+    for name, tensor in tensors.items():
+        if all_finite(tensor) or not (isinstance(own[name], nn.Parameter) or all_finite(own[name])):
+            continue
+        raise NonFiniteError(f"{path}: {name} holds a NaN or an infinity{hint}")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor of any dtype holds no NaN and no infinity."""
+    if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+@contextmanager
+def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
+    """Put every module back as it was where the block raises: no check foresees all that a class does."""
+    modules = list(model.modules())
+    kinds = [(module, type(module)) for module in modules]
+    holders: list[Any] = [vars(holder) for module in modules for _, holder in settings_of(module)]
+    holders += [vars(module) for module in modules]
+    inner = [value for holder in holders for value in holder.values() if type(value) in (dict, list)]
+    kept = [(container, copy.copy(container)) for container in (*holders, *inner)]
+    try:
+        yield
+    except BaseException:
+        for module, kind in kinds:
+            module.__class__ = kind
+        for container, before in kept:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(before)
+        raise
 
 
 def _class_of(module: nn.Module) -> str:
@@ -117,6 +186,23 @@ def _is_size(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return type(value) in (list, tuple) and len(value) < 64 and all(_is_size(v) for v in value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_fits(module: nn.Module, place: str, path: str | Path) -> None:
+    """What a module of torch's says of its size must be what its tensors are."""
+    known = type(module) in _PRUNED or type(module).__module__.startswith("torch.nn.")
+    if not known or getattr(module, "proj_size", 0):
+        return
+    said = _sizes(module)
+    try:
+        set_attributes(module, place, {}, {})
+        if isinstance(module, PrunedAttention):
+            pruned(module)
+        fits = _sizes(module) == said
+    except ZeroDivisionError:  # of groups, say
+        fits = False
+    if not fits:
+        raise StorageError(f"{path}: the sizes of module {place!r} are not those of its tensors")
 
 
 def _set_sizes(module: nn.Module, sizes: Mapping[str, Any]) -> None:
@@ -143,28 +229,47 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _removed(model: nn.Module, metadata: Mapping[str, Any], path: str | Path) -> set[str]:
+def _typed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str | Path) -> _Saved:
+    """Check the metadata of a file as far as that goes without the model."""
+    kind, tied, modules = metadata.get("class"), metadata.get("tied"), metadata.get("modules")
+    removed = metadata.get("removed", {})
+    if not (
+        isinstance(kind, str)
+        and isinstance(tied, dict)
+        and isinstance(modules, dict)
+        and isinstance(removed, dict)
+    ):
+        raise StorageError(f"{path}: what it says of the model's modules is damaged")
+    for place, described in modules.items():
+        if not (isinstance(described, list) and [type(part) for part in described] == [str, dict]):
+            raise StorageError(f"{path}: what it says of the model's modules is damaged: {place!r}")
+    for name, first in tied.items():
+        if name in tensors or not isinstance(first, str) or first not in tensors:
+            raise StorageError(f"{path}: {name!r} cannot be tied to {first!r}")
+    identity = [_class_of_type(nn.Identity), {}]
+    for place, lost in removed.items():
+        if not place or not isinstance(lost, str) or modules.get(place) != identity:
+            raise StorageError(f"{path}: {place!r} cannot be a block that was removed")
+    return _Saved(kind, tied, modules, removed)
+
+
+def _removed(model: nn.Module, saved: _Saved, path: str | Path) -> set[str]:
     """Return the places where the saved model has an ``nn.Identity`` for a block that it lost, and this
     one still has the block: of the class that is written in the file."""
-    removed, saved = metadata.get("removed", {}), metadata.get("modules")
-    if not isinstance(removed, dict) or not isinstance(saved, dict):
-        raise StorageError(f"{path}: its metadata name no modules")
     own = dict(model.named_modules())
     found: set[str] = set()
-    for place, kind in removed.items():
-        if not place or not isinstance(kind, str) or saved.get(place) != [_class_of_type(nn.Identity), {}]:
-            raise StorageError(f"{path}: {place!r} cannot be a block that was removed")
+    for place, kind in saved.removed.items():
         if place not in own:
             continue  # the check of the modules says so
         stands = replaced_class(own[place])
         if not _alike(stands or _class_of(own[place]), kind):
             raise ModelError(
                 f"{path}: module {place!r} was a {kind} before it was removed and is a "
-                f"{_class_of(own[place])} here; load it into a fresh {metadata['class']}"
+                f"{_class_of(own[place])} here; load it into a fresh {saved.kind}"
             )
         if stands is None:
             found.add(place)
@@ -180,25 +285,22 @@ def _below(name: str, removed: Collection[str]) -> bool:
     return any(name.startswith(f"{place}.") for place in removed)
 
 
-def _check_modules(
-    model: nn.Module, metadata: Mapping[str, Any], removed: Collection[str], path: str | Path
-) -> None:
-    saved = metadata.get("modules")
-    if not isinstance(saved, dict) or not isinstance(metadata.get("tied"), dict):
-        raise StorageError(f"{path}: its metadata name no modules")
+def _check_modules(model: nn.Module, saved: _Saved, removed: Collection[str], path: str | Path) -> None:
     modules = dict(model.named_modules()) | {place: nn.Identity() for place in removed}
     own = {place: _class_of(module) for place, module in modules.items() if not _below(place, removed)}
-    for place in saved.keys() ^ own.keys():
-        here, there = ("the file", "the model") if place in saved else ("the model", "the file")
+    for place in sorted(saved.modules.keys() ^ own.keys()):
+        here, there = ("the file", "the model") if place in saved.modules else ("the model", "the file")
         raise ModelError(
-            f"{path}: {here} has a module {place!r} and {there} has not; load it into a {metadata['class']}"
+            f"{path}: {here} has a module {place!r} and {there} has not; load it into a {saved.kind}"
         )
-    before = {_class_of_type(new): _class_of_type(old) for new, old in _PRUNED.items()}
-    for place, (kind, sizes) in saved.items():
-        if not (_alike(own[place], kind) or _alike(own[place], str(before.get(kind)))):
+    before = {_class_of_type(new): old for new, old in _PRUNED.items()}
+    for place, (kind, sizes) in saved.modules.items():
+        fresh = before.get(kind)
+        good = _alike(own[place], kind) if fresh is None else isinstance(modules[place], fresh)
+        if not good:
             raise ModelError(
                 f"{path}: module {place or 'itself'!r} was a {kind} and is a {own[place]} here; "
-                f"load it into a fresh {metadata['class']}"
+                f"load it into a fresh {saved.kind}"
             )
         _check_sizes(modules[place], place, kind, sizes, path)
 
@@ -206,15 +308,16 @@ def _check_modules(
 def _check_sizes(
     module: nn.Module, place: str, kind: str, sizes: Mapping[str, Any], path: str | Path
 ) -> None:
-    """Sizes are integers; the one other number is the eps of a norm."""
-    eps = eps_name(module)
+    """Sizes are integers, or lists of them where the module has a list; the one other number is the eps of
+    a norm."""
+    eps, now = eps_name(module), _sizes(module)
     for name, value in sizes.items():
         good = is_eps(value, module) if name == eps else _is_size(value)
-        if not good:
-            raise StorageError(f"{path}: {name!r} of module {place!r} cannot be {value!r}")
+        if not good or (name in now and _many(now[name]) != _many(value)):
+            raise StorageError(f"{path}: {name!r} of module {place!r} cannot be {value!r:.80}")
     if kind == _class_of_type(PrunedLayerNorm):
-        full = sizes.get("full_size")
-        own = getattr(module, "full_size", len(module._parameters["weight"]))  # type: ignore[arg-type]
+        full, weight = sizes.get("full_size"), module._parameters["weight"]
+        own = getattr(module, "full_size", 0 if weight is None else len(weight))
         if full != own:
             raise ModelError(
                 f"{path}: module {place!r} was cut from a LayerNorm over {full} channels and has {own} here; "
@@ -239,7 +342,13 @@ def _check_names(
         raise ModelError(f"{path}: holds a tensor {name!r} that the model has not{nearest(name, own)}")
     for name in sorted(own.keys() - saved):
         raise ModelError(f"{path}: has no tensor {name!r}, which the model needs{nearest(name, saved)}")
+    _check_ties(own, first_names(model), tied, path)
     for name, tensor in tensors.items():
+        if tensor.dtype != own[name].dtype:
+            raise ModelError(
+                f"{path}: {name} is {tensor.dtype} there and {own[name].dtype} in the model; "
+                f"convert the model first: model.to({tensor.dtype})"
+            )
         if tensor.dim() != own[name].dim():
             raise ModelError(
                 f"{path}: {name} has {tensor.dim()} dims there and {own[name].dim()} in the model"
@@ -249,6 +358,20 @@ def _check_names(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, more than the model's "
                 f"{tuple(own[name].shape)}; load it into the model at its full size"
             )
+
+
+def _check_ties(
+    own: Mapping[str, Tensor], firsts: Mapping[str, str], tied: Mapping[str, str], path: str | Path
+) -> None:
+    """One tensor under two names must be one in the file too, and the other way round."""
+    same: dict[int, str] = {}
+    for name, tensor in own.items():
+        first = same.setdefault(id(tensor), name)
+        if tied.get(name, name) != tied.get(first, first):
+            raise ModelError(f"{path}: {name} and {first} are two tensors there and one in the model")
+        there = tied.get(name, name)
+        if firsts[there] != firsts[name]:
+            raise ModelError(f"{path}: {name} and {there} are one tensor there and two in the model")
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:

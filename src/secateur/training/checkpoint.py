@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import StorageError
 from secateur.storage import load_tensors, save_tensors
-from secateur.structure.saved import load
+from secateur.structure.saved import all_finite, check_finite, load
 
 State = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def save_weights(path: str | Path, model: nn.Module, **metadata: Any) -> None:
@@ -41,7 +43,13 @@ def load_network(path: str | Path, model: nn.Module) -> bool:
 
 
 def load_state(model: nn.Module, tensors: State, where: str) -> None:
-    expected = model.state_dict()
+    """Load a state dict that has been read from the file ``where``, all of it or nothing."""
+    _check_state(model, tensors, where)
+    model.load_state_dict(tensors)
+
+
+def _check_state(model: nn.Module, tensors: State, where: str) -> None:
+    expected = model.state_dict(keep_vars=True)
     for name in expected:
         if name not in tensors:
             raise StorageError(f"{where}: lacks {name!r}, which {type(model).__name__} has")
@@ -58,7 +66,7 @@ def load_state(model: nn.Module, tensors: State, where: str) -> None:
     extra = next((name for name in tensors if name not in expected), None)
     if extra is not None:
         raise StorageError(f"{where}: holds {extra!r}, which {type(model).__name__} does not have")
-    model.load_state_dict(tensors)
+    check_finite(expected, tensors, where)
 
 
 def save_run(
@@ -77,20 +85,56 @@ def save_run(
     save_tensors(path, tensors, {"secateur": "training 1", "optimizer": plain, "progress": progress})
 
 
-def load_run(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
-    """Undo :func:`save_run`: load model and optimizer, return (best weights, progress)."""
+def load_run(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress_of: Callable[[Any], T]
+) -> tuple[State, T]:
+    """Undo :func:`save_run`: load model and optimizer, return (best weights, progress).
+
+    ``progress_of`` makes the progress of what was saved. A ValueError, TypeError or KeyError of its means
+    a damaged file, as everything does that does not fit: a StorageError, and nothing has been changed.
+    """
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") != "training 1":
         raise StorageError(f"{path}: not a training checkpoint")
-    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in metadata["optimizer"].items()}
-    groups: dict[str, State] = {"model": {}, "best": {}}
+    groups: dict[str, State] = {"model": {}, "best": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
-        if kind == "optimizer":
-            index, _, key = rest.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
-        else:
-            groups[kind][rest] = tensor
-    load_state(model, groups["model"], str(path))
+        if kind not in groups:
+            raise StorageError(f"{path}: {name!r} is no part of a training checkpoint")
+        groups[kind][rest] = tensor
+    for part in ("model", "best"):
+        _check_state(model, groups[part], str(path))
+    try:
+        progress = progress_of(metadata["progress"])
+        state = _optimizer_state(groups["optimizer"], metadata["optimizer"], optimizer)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StorageError(f"{path}: its progress or its optimizer's state is damaged: {error}") from error
+    model.load_state_dict(groups["model"])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return groups["best"], metadata["progress"]
+    return groups["best"], progress
+
+
+def _optimizer_state(
+    tensors: State, plain: Mapping[str, Mapping[str, Any]], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Any]]:
+    """Return the state by parameter; raises ValueError where it cannot be that of ``optimizer``."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain.items()}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = tensor
+    keys = {frozenset(values) for values in state.values()}
+    if len(keys) > 1 or not state.keys() <= set(range(len(parameters))):
+        raise ValueError("it is not of this optimizer's parameters, or not the same for all of them")
+    for index, values in state.items():
+        for key, value in values.items():
+            shape = value.shape if isinstance(value, Tensor) else ()
+            if shape not in ((), parameters[index].shape) or not _finite(value):
+                raise ValueError(f"{key!r} of parameter {index} has another shape, or is not finite")
+    return state
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return all_finite(value)
+    return value is None or type(value) in (int, float, bool)

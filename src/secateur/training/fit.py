@@ -93,9 +93,8 @@ def fit(
     optimizer = settings.make_optimizer(model)
     history, best, best_score, first = History(), _copy(model), (-1.0, 0.0), 1
     if checkpoint is not None and checkpoint.exists():
-        best, progress = load_run(checkpoint, model, optimizer)
-        history = History([Epoch(**row) for row in progress["epochs"]], progress["best_epoch"])
-        best_score, first = tuple(progress["best_score"]), len(history.epochs) + 1
+        best, (history, best_score) = load_run(checkpoint, model, optimizer, _progress_of)
+        first = len(history.epochs) + 1
     loop = _Loop(model, optimizer, settings, device, count_batches(train, settings), masks, teacher)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
     devices = [device] if device.type == "cuda" else []
@@ -127,6 +126,18 @@ def fit(
     else:
         history.best_epoch = len(history.epochs)
     return history
+
+
+def _progress_of(saved: Any) -> tuple[History, tuple[float, float]]:
+    """Return the history and the best score that were saved; raises ValueError or TypeError for others."""
+    history = History([Epoch(**row) for row in saved["epochs"]], saved["best_epoch"])
+    accuracy, loss = saved["best_score"]
+    numbers = [accuracy, loss, history.best_epoch, *(n for row in history.epochs for n in vars(row).values())]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError("a figure of its epochs is no number")
+    if [row.epoch for row in history.epochs] != list(range(1, len(history.epochs) + 1)):
+        raise ValueError("its epochs do not count from 1")
+    return history, (accuracy, loss)
 
 
 class _Loop:
