@@ -16,6 +16,7 @@ from secateur.models import build_model
 from secateur.structure.capture import capture
 
 pytest.importorskip("numba")
+Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
 
 def pruned(name: str, sparsity: float, **options) -> nn.Module:
@@ -157,3 +158,78 @@ def test_bad_input_is_one_clear_error():
         layer(torch.randn(2, 784, requires_grad=True))
     with pytest.raises(ModelError, match="float32 on the CPU"):
         layer(torch.randn(2, 784).double())
+
+
+class Scale(nn.Module):
+    """A layer of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.gain = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix * self.gain
+
+
+class Every(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.ones(5, 8))
+        self.words, self.recurrent = nn.Embedding(7, 8), nn.LSTM(8, 8, batch_first=True)
+        self.cell, self.attention = nn.GRUCell(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up, self.own, self.both = nn.ConvTranspose1d(5, 5, 1), Scale(), nn.Bilinear(8, 8, 8)
+        self.turned = Conv1D(8, 8)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.norm, self.full, self.pruned = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.read = nn.Linear(8, 8)  # its weight is read, and it is not called
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.recurrent(self.words(ids) + self.position)[0]
+        x = self.up(self.attention(x, x, x)[0])
+        x = self.cell(self.own(x).flatten(0, 1)).view_as(x)
+        x = self.normed(self.turned(self.both(x, x)))
+        return nn.functional.linear(self.pruned(self.full(self.norm(x))), self.read.weight)
+
+
+def test_every_layer_with_weights_that_stays_dense_is_named_with_its_kind_and_why(sparse_wins):
+    torch.manual_seed(0)
+    model = Every()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not name.startswith("full") and not name.endswith("original0"):
+                parameter.view(-1)[::2] = 0
+    ids = torch.randint(7, (2, 5))
+    _, table = sparsify(model, ids, engines=["compiled"])
+    assert [layer.name for layer in table.layers] == ["pruned"]
+    form = "which has no sparse kernel in this form"
+    assert dict(table.skipped) == {
+        "Every": f"Every, {form}",  # the positions
+        "words": f"Embedding, {form}",
+        "recurrent": f"LSTM, {form}",
+        "cell": f"GRUCell, {form}",
+        "attention": f"MultiheadAttention, {form}",
+        "attention.out_proj": f"NonDynamicallyQuantizableLinear, {form}",
+        "up": f"ConvTranspose1d, {form}",
+        "own": f"Scale, {form}",
+        "both": f"Bilinear, {form}",
+        "turned": f"Conv1D, {form}",
+        "normed": f"ParametrizedLinear, {form}",
+        "full": "Linear, none of its weights is zero",
+        "read": "Linear, not called on one tensor alone",
+    }
+    assert all(f"{name}: {why}" in repr(table) for name, why in table.skipped.items())
+
+
+def test_weights_without_zeros_are_named_whatever_their_kind(sparse_wins):
+    _, table = sparsify(nn.GRU(4, 4), torch.randn(3, 2, 4))
+    assert dict(table.skipped) == {"GRU": "GRU, none of its weights is zero"}
+
+
+def test_a_layer_alone_becomes_a_sparse_one(sparse_wins):
+    layer, x = nn.Linear(16, 8), torch.randn(3, 16)
+    with torch.no_grad():
+        layer.weight[:, :12] = 0
+    made, table = sparsify(layer, x)
+    assert isinstance(made, SparseLayer)
+    assert table.layers[0].engine == "compiled"
+    assert off(layer(x).detach(), made(x)) < 1e-5

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from secateur.errors import ModelError
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
+from secateur.measure.running import copied
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, tensor_bytes_sparse
 from secateur.measure.summary import profile
 
@@ -120,3 +123,52 @@ def test_profile_rows_and_text():
 def test_wrong_inputs_are_one_clear_error():
     with pytest.raises(ModelError, match=r"Linear does not run on example inputs \(1, 7\) of float32: "):
         profile(nn.Linear(4, 2), torch.zeros(1, 7))
+
+
+def test_a_lazy_network_is_told_to_run_first():
+    with pytest.raises(ModelError, match="LazyLinear has lazy parameters; run it once"):
+        profile(nn.LazyLinear(3), torch.zeros(1, 4))
+
+
+def test_what_cannot_be_copied_is_one_clear_error():
+    net = nn.Linear(4, 2)
+    net.lock = threading.Lock()
+    for measure in (count_macs, profile, measure_peak_memory, lambda m, x: time_inference({"m": m}, x)):
+        with pytest.raises(ModelError, match=r"Linear cannot be copied: cannot pickle '_thread.lock'"):
+            measure(net, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("measure", [count_macs, profile, measure_peak_memory])
+def test_inputs_that_a_forward_writes_into_stay(measure):
+    x = -torch.ones(2, 4)
+    measure(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), x)
+    assert torch.equal(x, -torch.ones(2, 4))
+
+
+def test_results_with_a_history_are_copied_wherever_a_module_keeps_them():
+    class Box:
+        pass
+
+    net = nn.Linear(4, 2)
+    net.box, net.outputs, net.last = Box(), [], {}
+    net.box.value = net(torch.ones(1, 4))
+    net.outputs.append(net.box.value * 2)
+    net.last["key"] = (net.box.value,)
+    made = copied(net)
+    assert torch.equal(made.box.value, net.box.value)
+    assert made.last["key"][0] is made.box.value  # shared as before
+    assert made.outputs[0].is_leaf
+    assert net.outputs[0].requires_grad
+
+
+def test_nothing_that_inference_mode_made_is_left_in_a_cache_for_training():
+    cache = {}
+
+    class Net(nn.Module):
+        def forward(self, x):
+            if x.shape not in cache:
+                cache[x.shape] = torch.arange(x.shape[1]) * 1.0
+            return x * cache[x.shape]
+
+    time_inference({"net": Net()}, torch.ones(2, 3), seconds=0.01)
+    assert not any(tensor.is_inference() for tensor in cache.values())

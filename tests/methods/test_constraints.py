@@ -8,6 +8,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import BudgetError, TargetError
+from secateur.measure.macs import count_macs
 
 
 @pytest.fixture
@@ -102,3 +103,36 @@ def test_min_kept_is_a_floor_of_each_group_and_the_rest_is_made_up_elsewhere():
 @pytest.mark.filterwarnings("error")
 def test_rounding_is_no_reason_to_warn(net):
     assert sc.prune_to(net, X, parameters=0.7, round_to=4)[1].removed
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_macs_of_a_recurrent_network_meet_the_constraint(kind):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.out = kind(6, 24, batch_first=True), nn.Linear(24, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.recurrent(x)[0][:, -1])
+
+    x = torch.randn(2, 7, 6)
+    model = Net().eval()
+    small, proof = sc.prune_to(model, x, macs=0.5)
+    assert proof.macs == (count_macs(model, x).dense, count_macs(small, x).dense)
+    assert 0.4 < proof.macs[1] / proof.macs[0] <= 0.5
+
+
+def test_a_network_without_multiply_adds_cannot_be_limited_in_them():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.scale).sum(-1, keepdim=True)
+
+    batches = [(torch.randn(4, 6), torch.zeros(4))]
+    with pytest.raises(BudgetError, match="Table has no multiply-adds to limit; give parameters= instead"):
+        sc.prune_to(Table(), torch.randn(2, 6), macs=0.5)
+    with pytest.raises(BudgetError, match="Table has no multiply-adds"):
+        sc.prune_greedily(Table(), torch.randn(2, 6), batches, macs=0.5)

@@ -93,8 +93,14 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
     args, kwargs = arguments(example_inputs, None)
     size = _batch_size(model, (args, kwargs))
     batch = _strange_size(model, (args, kwargs))
-    wide_args, wide_kwargs = _rebatched((args, kwargs), batch)
-    lowered = lower(capture(model, wide_args, wide_kwargs), batch)
+    run_once(model, args, kwargs=kwargs)
+    try:
+        captured = capture(model, *_rebatched((args, kwargs), batch))
+    except ModelError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be captured with any number of examples in a batch: {error}"
+        ) from error
+    lowered = lower(captured, batch)
     nodes = pruned(lowered.nodes, lowered.outputs)
     nodes, tensors = fold(nodes, lowered.tensors, lowered.outputs)
     nodes = fuse(nodes, lowered.outputs)

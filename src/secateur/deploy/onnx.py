@@ -102,7 +102,7 @@ def export_onnx(
     path = _writable(path)
     _check_choices(model, int8, data)
     _require("onnx", "onnxscript", "onnxruntime")
-    model = _on_cpu(unwrapped(model))
+    model = copied(unwrapped(model)).cpu()  # there torch and onnxruntime round alike
     args, named = _cpu(arguments(example_inputs, kwargs))
     _check_numbers(model, (args, named))
     draws = list(_draws(model, (args, named), _batch_size((args, named))))
@@ -185,12 +185,6 @@ def _check_choices(model: Any, int8: Any, data: Any) -> None:
         raise ModelError("data= calibrates int8; pass int8=True with it, or leave it out")
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
-    """Return the model, or its copy on the CPU: there torch and onnxruntime round alike."""
-    away = any(tensor.device.type != "cpu" for _, tensor in all_tensors(model))
-    return copied(model).cpu() if away else model
-
-
 def _cpu(value: Any) -> Any:
     return _pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), value)
 
@@ -242,7 +236,7 @@ def _captured(model: nn.Module, inputs: Inputs, batch: int) -> Captured:
         if isinstance(given, Tensor) and given.dim() and given.shape[0] == batch:
             dims[leaf] = {0: dim}
     try:
-        return capture(model, args, named, dynamic_shapes=dims)
+        return capture(model, args, named, dynamic_shapes=dims.dynamic_shapes(model, args, named))
     except ModelError as error:
         if "Constraints violated" not in str(error.__cause__):
             raise

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import ParametrizationList
 
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError, NonFiniteError
 from secateur.measure.latency import Timing, time_inference
-from secateur.measure.running import call_model, copied, evaluating, run_once
+from secateur.measure.running import call_model, copied, fresh, run_once
 from secateur.measure.summary import aligned
 from secateur.structure.capture import Captured, capture
 from secateur.structure.names import unwrapped
@@ -23,6 +24,7 @@ from secateur.structure.verify import difference, tensors_in
 
 _TOLERANCE = 1e-4
 _WORTH = 0.95  # of dense's time: a sparse layer has to be faster than that to take its place
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -43,7 +45,8 @@ class Sparsified:
 
     ``times``: the network's time in seconds as it was ("dense"), with its batch norms folded ("folded") and
     as it is returned ("sparse"). ``max_error``: against the network given, relative to its largest output.
-    ``skipped``: engines that are not there, and layers that cannot be sparse, with the reason.
+    ``skipped``: engines that are not there, and every layer with weights that was not timed and stays dense,
+    its kind and the reason.
     """
 
     layers: tuple[LayerChoice, ...]
@@ -112,25 +115,26 @@ def sparsify(
     read = _inputs_of(made, example_inputs)
     layers, skipped = [], {}
     for path, module in list(made.named_modules()):
-        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or path not in read:
+        if not (weights := _weights_of(module)):
             continue
-        weight = module.weight
-        zeros = 1 - int(weight.count_nonzero()) / max(weight.numel(), 1)
-        if zeros == 0:
-            continue
+        zeros = 1 - sum(int(w.count_nonzero()) for w in weights) / max(sum(w.numel() for w in weights), 1)
         possible = [name for name in supported(module) if name in (engines or known)]
-        if not possible:
-            skipped[path] = f"{type(module).__name__} of this form has no sparse kernel"
+        x = read.get(path)
+        why = _why_dense(zeros, possible, x)
+        if why or x is None:
+            skipped[path or type(module).__name__] = f"{type(module).__name__}, {why}"
             continue
-        built = _built(module, possible, read[path], threads, skipped)
-        times = time_inference({"dense": module, **built}, read[path], seconds=seconds, threads=threads)
+        built = _built(module, possible, x, threads, skipped)
+        times = time_inference({"dense": module, **built}, x, seconds=seconds, threads=threads)
         medians = {name: timing.median for name, timing in times.items()}
         best = min(medians, key=lambda name: medians[name])
         engine = best if medians[best] < _WORTH * medians["dense"] else "dense"
-        if engine != "dense":
+        if engine != "dense" and path:
             parent, _, leaf = path.rpartition(".")
             setattr(made.get_submodule(parent), leaf, built[engine])
-        layers.append(LayerChoice(path, tuple(weight.shape), zeros, medians, engine))
+        elif engine != "dense":
+            made = built[engine]
+        layers.append(LayerChoice(path, tuple(weights[0].shape), zeros, medians, engine))
     both = {"dense": model, "folded": folded, "sparse": made}
     times = time_inference(both, example_inputs, seconds=max(seconds, 0.1), threads=threads)
     if times["sparse"].median > times["folded"].median:
@@ -176,19 +180,37 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
     return gone
 
 
-def _inputs_of(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Return what each layer reads in a run, for those that run once on one tensor."""
-    read: dict[str, list[Any]] = {}
-    with ExitStack() as hooks, evaluating(model):
+def _weights_of(module: nn.Module) -> list[torch.Tensor]:
+    """Return the matrices that a module multiplies by or looks up in, whatever its kind."""
+    if isinstance(module, _LAYERS):
+        return [module.weight]  # a computed one too
+    if isinstance(module, ParametrizationList):  # its layer's, seen already
+        return []
+    return [p for p in module._parameters.values() if p is not None and p.dim() > 1]
+
+
+def _why_dense(zeros: float, engines: Sequence[str], x: torch.Tensor | None) -> str:
+    """Return why a layer that reads ``x`` is not worth timing, or cannot be; empty where it is."""
+    if zeros == 0:
+        return "none of its weights is zero"
+    if not engines:
+        return "which has no sparse kernel in this form"
+    return "not called on one tensor alone" if x is None else ""
+
+
+def _inputs_of(model: nn.Module, example_inputs: Any) -> dict[str, torch.Tensor]:
+    """Return what each layer reads first in a run, for those that are called on one tensor."""
+    read: dict[str, torch.Tensor | None] = {}
+    with ExitStack() as hooks:
         for path, module in model.named_modules():
 
             def hook(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
-                read.setdefault(path, []).append(args[0].detach().clone() if len(args) == 1 else None)
+                read.setdefault(path, args[0].detach().clone() if len(args) == 1 else None)
 
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            if isinstance(module, _LAYERS):
                 hooks.enter_context(module.register_forward_pre_hook(hook))
-        call_model(model, example_inputs)
-    return {path: found[0] for path, found in read.items() if found[0] is not None}
+        call_model(model, fresh(example_inputs))
+    return {path: x for path, x in read.items() if x is not None}
 
 
 def _built(

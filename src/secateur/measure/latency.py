@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.measure.running import call_model, evaluating, run_once
+from secateur.measure.running import call_model, copied, forward_once, fresh
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,19 @@ def time_inference(
     """Time one forward pass of each model on the same inputs, in turn, for about ``seconds`` in all.
 
     ``threads``: torch's intra-op threads while it measures (default: as they are). On CUDA every
-    run is synchronised.
+    run is synchronised. Copies run, in eval mode; ModelError where a model cannot be copied or does not run.
     """
     before = torch.get_num_threads()
     cuda = any(p.is_cuda for model in models.values() for p in model.parameters())
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        for model in models.values():
-            run_once(model, example_inputs)
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            for model in models.values():
-                stack.enter_context(evaluating(model))
-            calls = {name: partial(_call, model, example_inputs, cuda) for name, model in models.items()}
+        works = {name: copied(model) for name, model in models.items()}
+        for work in works.values():
+            # What a forward keeps for good is made here, and never in inference mode.
+            forward_once(work, example_inputs)
+        calls = {name: partial(_call, work, fresh(example_inputs), cuda) for name, work in works.items()}
+        with torch.inference_mode():
             return time_calls(calls, seconds=seconds, warmup=warmup, threads=torch.get_num_threads())
     finally:
         torch.set_num_threads(before)

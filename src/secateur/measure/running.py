@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 
 from secateur.errors import ModelError, SecateurError
 
@@ -18,7 +22,7 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     """Call ``model`` on a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
+    if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
         return model(*inputs)
     return model(inputs)
 
@@ -26,23 +30,44 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy that runs as it was written: children that torch.compile wrapped are plain again.
 
-    Raises ModelError where a module holds something that cannot be copied.
+    Raises ModelError where a module holds something that cannot be copied, or lazy parameters.
     """
-    # Results that modules keep (weight_norm's weight, say) cannot be copied with their history.
-    memo: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
+    if any(map(is_lazy, model.parameters())):
+        raise ModelError(f"{type(model).__name__} has lazy parameters; run it once, which gives them a shape")
     try:
+        # Results that modules keep (weight_norm's weight, a list of outputs) cannot be copied with their
+        # history, and sparse tensors not as Python copies.
+        memo: dict[int, Any] = {
+            id(t): _cloned(t) for t in _kept(model) if not t.is_leaf or t.layout != torch.strided
+        }
         for module in model.modules():
-            original = module._modules.get("_orig_mod")
-            if original is not None:
-                memo[id(module)] = copy.deepcopy(original, memo)
+            if "_orig_mod" in module._modules:
+                memo[id(module)] = copy.deepcopy(module._modules["_orig_mod"], memo)
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+def _cloned(tensor: torch.Tensor) -> torch.Tensor:
+    clone = tensor.detach().clone()
+    return nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
+
+
+def _kept(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors that modules hold as attributes, in containers and in plain objects too."""
+    seen: set[int] = set()
+    left: list[Any] = [vars(module) for module in model.modules()]
+    while left:
+        value = left.pop()
+        if id(value) in seen or isinstance(value, (str, bytes, type, ModuleType, nn.Module)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple, set, frozenset, deque)):
+            left.extend(value.values() if isinstance(value, dict) else value)
+        else:
+            left.append(getattr(value, "__dict__", ()))
 
 
 def fresh(inputs: Any) -> Any:
@@ -95,9 +120,24 @@ def run_once(
     kwargs: Mapping[str, Any] | None = None,
     what: str = "example inputs",
 ) -> Any:
-    """Run ``model`` once in eval mode without gradients; a failure is one ModelError."""
-    with evaluating(model), torch.no_grad(), context or nullcontext(), failing(model, inputs, what):
-        return model(*inputs, **kwargs) if kwargs else call_model(model, inputs)
+    """Run a copy of ``model`` once in eval mode without gradients; a failure is one ModelError."""
+    return forward_once(copied(model), inputs, context, kwargs=kwargs, what=what)
+
+
+def forward_once(
+    work: nn.Module,
+    inputs: Any,
+    context: AbstractContextManager[Any] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    what: str = "example inputs",
+) -> Any:
+    """Do what :func:`run_once` does with a network that is a copy already, and stays in eval mode."""
+    work.eval()
+    with torch.no_grad(), failing(work, inputs, what):
+        inputs, kwargs = fresh((inputs, kwargs))
+        with context or nullcontext():
+            return work(*inputs, **kwargs) if kwargs else call_model(work, inputs)
 
 
 @contextmanager
@@ -120,6 +160,8 @@ def first_line(error: Exception) -> str:
 
 def shapes(value: Any) -> str:
     """Return the shapes and dtypes of nested inputs, as one reads them in a message."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return f"nested of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):

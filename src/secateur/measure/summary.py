@@ -12,6 +12,7 @@ from torch import nn
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
+from secateur.measure.running import copied
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
 
 
@@ -78,8 +79,9 @@ def profile(
     """Measure ``model`` on ``example_inputs`` (a tensor, a tuple, or a dict of keyword arguments).
 
     ``dense``: the network before pruning, timed in turn with this one. Inputs lie on the model's
-    device. Raises ModelError where the model does not run on them.
+    device. What runs are copies. Raises ModelError where the model cannot be copied, or does not run on them.
     """
+    model = copied(model)
     macs = count_macs(model, example_inputs)
     models = {"model": model} | ({"dense": dense} if dense is not None else {})
     timings = time_inference(models, example_inputs, seconds=seconds, threads=threads)
@@ -97,16 +99,16 @@ def profile(
         latency_dense_ms=timings["dense"].median * 1e3 if dense is not None else None,
         threads=mine.threads,
         peak_memory_mb=None if peak is None else peak / 1e6,
-        layers=layer_profiles(model, macs.layers),
+        layers=layer_profiles(model, macs.weights),
     )
 
 
 def layer_profiles(model: nn.Module, macs: dict[str, int] | None = None) -> tuple[LayerProfile, ...]:
-    """Return one row for each parameter; the multiply-adds stand beside the weight."""
+    """Return one row for each parameter, with its multiply-adds where ``macs`` has some by its name."""
     modules = dict(model.named_modules())
     rows: list[LayerProfile] = []
     for name, parameter in model.named_parameters():
-        owner, _, attribute = name.rpartition(".")
+        owner = name.rpartition(".")[0]
         rows.append(
             LayerProfile(
                 name=name,
@@ -114,7 +116,7 @@ def layer_profiles(model: nn.Module, macs: dict[str, int] | None = None) -> tupl
                 shape=tuple(parameter.shape),
                 parameters=parameter.numel(),
                 nonzero=int(torch.count_nonzero(parameter.detach())),
-                macs=(macs or {}).get(owner, 0) if attribute == "weight" else 0,
+                macs=(macs or {}).get(name, 0),
             )
         )
     return tuple(rows)

@@ -13,6 +13,7 @@ from torch import nn
 from secateur.errors import BudgetError, SecateurWarning
 from secateur.measure.latency import time_inference
 from secateur.measure.running import copied
+from secateur.methods.goals import dense_macs
 from secateur.pruning.budgets import Global, check_share
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.prune import prune
@@ -127,5 +128,6 @@ def _measure(
             )
         return lambda small, proof: time_inference({"small": small}, example_inputs)["small"].median * 1e3
     if name == "macs":
-        return lambda small, proof: proof.macs[1] / max(1.0, proof.macs[0])
+        macs = dense_macs(model, example_inputs, kwargs)
+        return lambda small, proof: proof.macs[1] / macs
     return lambda small, proof: proof.parameters[1] / proof.parameters[0]

@@ -55,7 +55,7 @@ def goal_of(dense: nn.Module, example_inputs: Any, **wanted: float | None) -> Go
         raise BudgetError(f"{name} is {limit}; it is a share of the dense network's, between 0 and 1")
     if name == "latency_ms" and limit <= 0:
         raise BudgetError(f"latency_ms is {limit}; it is a positive number of milliseconds")
-    all_macs = count_macs(dense, example_inputs).dense if name == "macs" else 0
+    all_macs = dense_macs(dense, example_inputs) if name == "macs" else 0
 
     def left(model: nn.Module, structure: Structure | None, doomed: Mapping[str, Array]) -> float:
         if name == "sparsity":
@@ -69,6 +69,14 @@ def goal_of(dense: nn.Module, example_inputs: Any, **wanted: float | None) -> Go
         return math.inf
 
     return Goal(name, 1 - limit if name == "sparsity" else limit, left)
+
+
+def dense_macs(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> int:
+    """Return the multiply-adds of which a share may be left; raises BudgetError where there are none."""
+    macs = count_macs(model, example_inputs, kwargs).dense
+    if not macs:
+        raise BudgetError(f"{type(model).__name__} has no multiply-adds to limit; give parameters= instead")
+    return macs
 
 
 def _parameters_left(model: nn.Module, structure: Structure | None, doomed: Mapping[str, Array]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
-from secateur.measure.running import as_written, call_model, evaluating, failing
+from secateur.measure.running import as_written, call_model, copied, failing, fresh
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.structure.capture import tensor_of
@@ -61,7 +61,8 @@ def reconstruct(
     layer's error grows. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
     is skipped. ``data``: batches of inputs or (inputs, labels) from the training split, iterated
     over once a layer. A convolution reads at most :data:`POSITIONS` positions an example, drawn with
-    a fixed seed. An error leaves the model as it was.
+    a fixed seed. Copies of both networks run, and nothing but the refitted weights and biases changes in
+    the model; an error leaves it as it was.
 
     Raises TargetError, ModelError, MaskError, CriterionError or BudgetError where the structure, the
     dense network, the masks, the data or the ridge do not fit; NonFiniteError for a NaN inside.
@@ -73,23 +74,22 @@ def reconstruct(
         raise BudgetError(f"ridge is {ridge}; a number from 0 is right")
     if isinstance(data, Iterator):
         raise CriterionError("reconstruct reads data several times; pass a list of batches or a DataLoader")
-    layers, skipped = _readers(structure, model, dense, {} if masks is None else masks.bind(model).kept)
+    work, reference = copied(model).eval(), copied(dense).eval()
+    layers, skipped = _readers(structure, work, reference, {} if masks is None else masks.bind(model).kept)
     found: dict[str, tuple[float, float]] = {}
-    originals = {p: p.clone() for layer in layers.values() for p in layer.module.parameters()}
-    try:
-        with evaluating(model), evaluating(dense), as_written():
-            calls = _calls(model, layers, data) if layers else {}
-            for name, number in calls.items():
-                layer = layers.pop(name)  # its sums are large
-                pairs = batches(data, "reconstruct (which reads data several times)", model)
-                if all(layer.see(model, dense, inputs, number) for inputs, _ in pairs):
-                    found[name] = layer.refit(name, ridge)
-                else:
-                    skipped[name] = "it does not run on the same examples in both networks"
-    except BaseException:
-        for parameter, original in originals.items():
-            parameter.copy_(original)
-        raise
+    with as_written():
+        calls = _calls(work, layers, data) if layers else {}
+        for name, number in calls.items():
+            layer = layers.pop(name)  # its sums are large
+            pairs = batches(data, "reconstruct (which reads data several times)", model)
+            if all(layer.see(work, reference, inputs, number) for inputs, _ in pairs):
+                found[name] = layer.refit(name, ridge)
+            else:
+                skipped[name] = "it does not run on the same examples in both networks"
+    for name in found:
+        both = (network.get_submodule(name).parameters() for network in (model, work))
+        for parameter, refitted in zip(*both, strict=True):
+            parameter.copy_(refitted)
     return Refit(found, skipped | dict.fromkeys(layers, "its module is never called on the data given"))
 
 
@@ -165,7 +165,7 @@ def _calls(model: nn.Module, layers: Mapping[str, _Layer], data: Batches) -> Map
         for inputs, _ in batches(data, "reconstruct", model):
             now.clear()
             with failing(model, inputs, "a batch of data="):
-                call_model(model, inputs)
+                call_model(model, fresh(inputs))
             most |= now
             if len(most) == len(layers):
                 break
@@ -184,7 +184,7 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
 
     register: Any = module.register_forward_hook if outputs else module.register_forward_pre_hook
     with register(hook, with_kwargs=True), suppress(_Enough), failing(model, batch, "a batch of data="):
-        call_model(model, batch)
+        call_model(model, fresh(batch))
     return seen
 
 

@@ -220,7 +220,7 @@ class StructureSelection:
         masked = folded(self.network, chosen)
         device = next(iter(chosen.values())).device
         args, kwargs = _pytree.tree_map_only(Tensor, lambda t: t.to(device), self._inputs)
-        off = difference(call(self.network, args, kwargs), call(dense, args, kwargs))
+        off = difference(call(copied(self.network), args, kwargs), call(dense, args, kwargs))
         tolerance = 32 * max(torch.finfo(p.dtype).eps for p in dense.parameters() if p.is_floating_point())
         if off > tolerance:
             raise ModelError(f"the factors do not fold: outputs are off by {off:.1e}; exclude groups")

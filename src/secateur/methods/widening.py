@@ -249,7 +249,7 @@ class Widened(nn.Module):
 
         Raises ModelError where there is no set of them with which they are."""
         args, kwargs = structure.captured.args, structure.captured.kwargs
-        wanted = call(structure.model, args, kwargs)
+        wanted = call(copied(structure.model), args, kwargs)
         rounding = max(torch.finfo(p.dtype).eps for p in self.up.parameters())
         equal = max(1e-4, 8 * rounding)  # relative to the largest |output|
         _, attempt = adjust(

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from secateur.errors import ModelError
-from secateur.measure.running import copied, fresh, run_once
+from secateur.measure.running import copied, forward_once, fresh
 from secateur.structure.names import unwrapped
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
@@ -74,7 +74,7 @@ def capture(
     args, named = arguments(example_inputs, kwargs)
     work = copied(model).eval()
     if not any(tensor.is_meta for _, tensor in all_tensors(work)):
-        run_once(work, fresh(args), kwargs=fresh(named))
+        forward_once(work, args, kwargs=named)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -98,8 +98,10 @@ def capture(
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
-            if spec.target not in first:  # a buffer that the first run registered
-                constants[name] = made[spec.target]
+            tensor = made[spec.target]
+            # A buffer that the run registered, or made anew for these inputs.
+            if spec.target not in first or tensor.shape != tensor_of(model, spec.target).shape:
+                constants[name] = tensor
                 continue
             tensors[name] = first[spec.target]
             if spec.kind == InputKind.BUFFER:

@@ -80,7 +80,7 @@ def compact(
         raise ModelError(f"structure= {untraced(structure)}")
     _check_finite(model)
     args, named = runs[0].args, runs[0].kwargs
-    run_once(copied(model), args, kwargs=named)
+    run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
     found = find_dead(copied(model), structure)
     trial = _Trial(model, structure, runs, found)

@@ -25,6 +25,10 @@ class PrunedLayerNorm(nn.LayerNorm):
     full_size: int
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.is_nested:  # as nn.TransformerEncoder makes padded sequences; few operators take such
+            return torch.nested.as_nested_tensor(
+                [self.forward(row) for row in input.unbind()], layout=input.layout
+            )
         half = input.dtype in (torch.float16, torch.bfloat16)
         x = input.float() if half else input
         mean = x.sum(-1, keepdim=True) / self.full_size

@@ -1,0 +1,435 @@
+"""Nothing given ever changes: what a forward keeps for itself stays as it was, whichever function runs it.
+
+Seven ways in which forwards keep things, in networks that never ran, ran at another shape, or ran at this
+one, and every public function that takes a network.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import secateur as sc
+from secateur.measure.running import copied
+from secateur.methods import constraints
+
+LENGTH, OTHER = 5, 7
+DATA = [
+    (torch.randn(4, 6, LENGTH, generator=torch.Generator().manual_seed(n)), torch.arange(4) % 3)
+    for n in (1, 2)
+]
+X = DATA[0][0]
+
+
+def grid(length: int) -> Tensor:
+    return torch.arange(1, length + 1) / length
+
+
+# -- seven idioms: each multiplies by a grid that it keeps ---------------------------------------------
+
+
+class ClassDefault(nn.Module):
+    kept = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None or len(self.kept) != x.shape[-1]:
+            self.kept = grid(x.shape[-1])
+        return x * self.kept
+
+
+class HasAttribute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "kept") or len(self.kept) != x.shape[-1]:
+            self.kept = grid(x.shape[-1])
+        return x * self.kept
+
+
+class LateBuffer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if "kept" not in self._buffers or len(self.kept) != x.shape[-1]:
+            self.register_buffer("kept", grid(x.shape[-1]), persistent=False)
+        return x * self.kept
+
+
+class Box:
+    """A plain object, which no state dict and no list of buffers knows."""
+
+    def __init__(self) -> None:
+        self.kept: Tensor | None = None
+        self.calls = 0
+
+
+class PlainObject(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.box = Box()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.box.calls += 1
+        if self.box.kept is None or len(self.box.kept) != x.shape[-1]:
+            self.box.kept = grid(x.shape[-1])
+        return x * self.box.kept
+
+
+@functools.lru_cache
+def cached_grid(length: int) -> Tensor:
+    return grid(length)
+
+
+GRIDS: dict[int, Tensor] = {}
+
+
+class Global(nn.Module):
+    @functools.lru_cache  # noqa: B019
+    def own_grid(self, length: int) -> Tensor:
+        return grid(length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        if length not in GRIDS:
+            GRIDS[length] = grid(length)
+        return x * cached_grid(length) * GRIDS[length] * self.own_grid(length)
+
+
+class Filled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, Tensor] = {}
+        self.outputs: list[Tensor] = []
+        self.recent: deque[int] = deque(maxlen=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.kept.setdefault(x.shape[-1], grid(x.shape[-1]))
+        self.outputs.append(y)
+        self.recent.append(x.shape[-1])
+        return y
+
+
+class LastShape(nn.Module):
+    """As a detection head keeps its anchors and strides."""
+
+    shape: torch.Size | None = None
+    anchors = strides = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape[1:]:
+            self.anchors, self.strides = (
+                part.transpose(0, 1) for part in (grid(x.shape[-1])[None], torch.ones(1, 1))
+            )
+            self.shape = x.shape[1:]
+        return x * self.anchors[:, 0] * self.strides[0]
+
+
+IDIOMS: tuple[type[nn.Module], ...] = (
+    *(ClassDefault, HasAttribute, LateBuffer, PlainObject),
+    *(Global, Filled, LastShape),
+)
+
+
+class Net(nn.Module):
+    def __init__(self, *idioms: type[nn.Module]) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv1d(6, 8, 1), nn.BatchNorm1d(8)
+        self.keep = nn.Sequential(*(idiom() for idiom in idioms))
+        self.b = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.keep(torch.relu(self.norm(self.a(x)))).mean(-1))
+
+
+def built(idioms: tuple[type[nn.Module], ...], state: str) -> Net:
+    torch.manual_seed(0)
+    cached_grid.cache_clear()
+    Global.own_grid.cache_clear()
+    GRIDS.clear()
+    net = Net(*idioms).eval()
+    net.norm.train()  # a flag of its own, which has to stay
+    net.b.bias.requires_grad_(False)
+    if state != "never run":
+        net.eval()(torch.randn(2, 6, OTHER if state == "run at another shape" else LENGTH)).sum().backward()
+        net.norm.train()
+    return net
+
+
+# -- every public function that takes a network --------------------------------------------------------
+
+
+def pruned(net: nn.Module) -> nn.Module:
+    """Half of the first layer's channels are zero, as pruning leaves them."""
+    with torch.no_grad():
+        for parameter in (net.a.weight, net.a.bias, net.norm.weight, net.norm.bias):
+            parameter[:4] = 0
+        net.b.weight[:, :4] = 0
+    return net
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+
+
+def small_step(net: nn.Module, *rest: Any) -> None:
+    sgd(net).step()
+
+
+def score(net: nn.Module) -> tuple[float, float]:
+    """An evaluation that does not run the network: what that keeps is the caller's affair."""
+    return float(net.b.weight.detach().abs().sum()), 0.0
+
+
+def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, labels)
+
+
+def pruning(criterion: Any, budget: Any = None, **options: Any) -> Callable[[nn.Module, Path], Any]:
+    def run(net: nn.Module, folder: Path) -> Any:
+        structure = sc.trace(net, X) if options.get("structure") else None
+        data = {"data": DATA, "loss": loss} if options.get("loss") else {"data": DATA}
+        return sc.prune(net, criterion, budget or sc.Uniform(0.5), structure=structure, **data)
+
+    return run
+
+
+def gradual(net: nn.Module, folder: Path) -> None:
+    for _ in sc.gradually(net, sc.Wanda(), sc.Uniform(0.5), sc.Iterative(2), data=DATA):
+        pass
+
+
+def during(net: nn.Module, folder: Path) -> None:
+    optimizer = sgd(net)
+    with sc.during(optimizer, net, sc.Magnitude(), sc.Uniform(0.5), sc.OneShot(), every=1):
+        optimizer.step()
+        optimizer.step()
+
+
+def masks(net: nn.Module, folder: Path) -> None:
+    made = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+    made.apply(net)
+    made.bind(net).check()
+
+
+def refit(net: nn.Module, folder: Path) -> None:
+    dense = copied(net)
+    structure = sc.trace(net, X)
+    before = Snapshot(dense)
+    sc.reconstruct(pruned(net), dense, structure, DATA)
+    assert before.changes(dense) == []
+
+
+def constrained(net: nn.Module, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constraints, "_PROBES", 2)  # every one of them does the same
+        sc.prune_to(net, X, macs=0.7)
+
+
+def saved(net: nn.Module, folder: Path) -> None:
+    sc.save(net, folder / "net.safetensors")
+
+
+def loaded(net: nn.Module, folder: Path) -> None:
+    sc.save(net, folder / "net.safetensors")
+    sc.load(net, folder / "net.safetensors")
+
+
+def unpacked(net: nn.Module, folder: Path) -> None:
+    sc.pack(net, folder / "net.secateur")
+    sc.unpack(net, folder / "net.secateur")
+
+
+def selection(net: nn.Module, folder: Path) -> None:
+    selected = sc.StructureSelection(net, X, blocks=False)
+    next(iter(selected.factors.values()))[:4] = 0
+    selected.fold()
+
+
+def slimmed(net: nn.Module, folder: Path) -> None:
+    optimizer = sgd(net)
+    with sc.slimming(optimizer, net):
+        optimizer.step()
+
+
+def branches(net: nn.Module, folder: Path) -> None:
+    sc.BranchAnnealing(net, X, data=DATA).fold()
+
+
+def annealed(net: nn.Module, folder: Path) -> None:
+    made = sc.BranchAnnealing(net, X, start="random")
+    sc.anneal_branches(made, lambda *_: None, lambda network: (0.5, 1.0), sc.Annealing(sc.Descent(step=0.5)))
+
+
+def shared(net: nn.Module, folder: Path) -> None:
+    sharing = sc.share_weights(net, values=4)
+    sharing.apply(net)
+    sharing.check()
+
+
+def exported(net: nn.Module, folder: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    sc.export_onnx(net, X, folder / "int8.onnx", int8=True, data=DATA)
+
+
+READS: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "find_targets": lambda net, folder: sc.find_targets(net),
+    "sparsity": lambda net, folder: sc.sparsity(net, copied(net)),
+    "trace": lambda net, folder: sc.trace(net, X),
+    "Structure": lambda net, folder: repr(sc.trace(net, X)),
+    "compact": lambda net, folder: sc.compact(net, X, optimizer=sgd(net)),
+    "save": saved,
+    "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),
+    "sparsify": lambda net, folder: sc.sparsify(net, X, seconds=0.001),
+    "profile": lambda net, folder: sc.profile(net, X, dense=net, seconds=0.001),
+    "sensitivity": lambda net, folder: sc.sensitivity(
+        net, score, criterion=sc.Wanda(), levels=(0.5,), data=DATA
+    ),
+}
+WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "prune": pruning(sc.Magnitude()),
+    "prune: Wanda": pruning(sc.Wanda()),
+    "prune: Taylor": pruning(sc.Taylor(), loss=True),
+    "prune: Fisher": pruning(sc.Fisher(), loss=True),
+    "prune: ActivationNorm": pruning(sc.ActivationNorm(), structure=True),
+    "prune: L2Norm": pruning(sc.L2Norm(), structure=True),
+    "gradually": gradual,
+    "during": during,
+    "Masks": masks,
+    "load": loaded,
+    "unpack": unpacked,
+    "reconstruct": refit,
+    "slimming": slimmed,
+    "share_weights": shared,
+    "Sharing": shared,
+}
+# These take seconds: one network with all idioms at once.
+SLOW: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "prune_to": constrained,
+    "prune_greedily": lambda net, folder: sc.prune_greedily(net, X, DATA, parameters=0.8),
+    "StructureSelection": selection,
+    "BranchAnnealing": branches,
+    "anneal_branches": annealed,
+    "write_folder": lambda net, folder: sc.write_folder(net, X, folder / "out"),
+    "export_onnx": exported,
+}
+
+
+def takes_a_network(function: Any) -> bool:
+    called = [function]
+    if inspect.isclass(function):
+        called += [value for name, value in vars(function).items() if name[0] != "_" and callable(value)]
+    for one in called:
+        with suppress(ValueError):
+            if any("Module" in str(p.annotation) for p in inspect.signature(one).parameters.values()):
+                return True
+    return False
+
+
+def test_every_public_function_that_takes_a_network_is_here():
+    public = {name for name in sc.PUBLIC if takes_a_network(getattr(sc, name))}
+    assert public == {name.partition(":")[0] for name in (*READS, *WRITES, *SLOW)}
+
+
+# -- what is compared ----------------------------------------------------------------------------------
+
+
+class Snapshot:
+    """What a network holds, by where: every attribute, item of a container and field of a plain object."""
+
+    def __init__(self, net: nn.Module, values: bool = True) -> None:
+        self.values = values
+        self.found = dict(self._walk("", net, set()))
+
+    def _walk(self, path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Tensor):
+            parameter = isinstance(value, nn.Parameter)
+            numbers = value.detach().clone() if self.values or not parameter else None
+            yield path, (value, type(value), value.requires_grad, value.is_inference(), numbers)
+            if value.is_leaf and value.grad is not None:
+                slope = value.grad.clone() if self.values else None
+                yield f"{path}.grad", (value.grad, type(value.grad), False, False, slope)
+            return
+        if isinstance(value, (int, float, str, bool, torch.Size, type(None))):
+            yield path, value
+            return
+        yield path, (value, type(value))
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, dict):
+            inside = {f"[{key!r}]": part for key, part in value.items()}
+        elif isinstance(value, (list, tuple, deque)):
+            inside = {f"[{number}]": part for number, part in enumerate(value)}
+        else:
+            inside = {f".{name}": part for name, part in getattr(value, "__dict__", {}).items()}
+        for name, part in inside.items():
+            yield from self._walk(path + name, part, seen)
+
+    def changes(self, net: nn.Module) -> list[str]:
+        now = Snapshot(net, self.values).found
+        lost = [f"lost {path}" for path in self.found.keys() - now.keys()]
+        new = [f"new {path}" for path in now.keys() - self.found.keys()]
+        both = self.found.keys() & now.keys()
+        return sorted(lost + new + [path for path in both if not same(self.found[path], now[path])])
+
+
+def same(before: Any, after: Any) -> bool:
+    if not isinstance(before, tuple) or isinstance(before, torch.Size):
+        return type(before) is type(after) and before == after
+    *_, numbers = before
+    if isinstance(before[0], Tensor) and isinstance(numbers, Tensor):
+        return before[0] is after[0] and before[1:4] == after[1:4] and torch.equal(numbers, after[4])
+    return before[0] is after[0] and before[1:] == after[1:]
+
+
+def check_caches() -> None:
+    """What networks share for good is real, and can be trained through."""
+    shared_grids = [*GRIDS.items(), *((n, cached_grid(n)) for n in (LENGTH, OTHER))]
+    for length, tensor in shared_grids:
+        assert type(tensor) is Tensor
+        assert not tensor.is_inference()
+        assert torch.equal(tensor, grid(length))
+
+
+CASES = [(name, idiom.__name__, (idiom,)) for name in (*READS, *WRITES) for idiom in IDIOMS] + [
+    (name, "all", IDIOMS) for name in SLOW
+]
+
+
+@pytest.mark.parametrize("state", ["never run", "run at another shape", "run at this shape"])
+@pytest.mark.parametrize(
+    ("name", "idioms"),
+    [pytest.param(name, idioms, id=f"{name}-{kind}") for name, kind, idioms in CASES],
+)
+def test_nothing_but_what_is_asked_for_changes(name, idioms, state, tmp_path):
+    net = built(idioms, state)
+    writes = name in WRITES
+    dense = copied_for_comparison(net)
+    before = Snapshot(net, values=not writes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (READS | WRITES | SLOW)[name](net, tmp_path)
+    changes = before.changes(net)
+    if name in ("load", "unpack"):  # their tensors are new
+        changes = [place for place in changes if "['keep']" in place and "_buffers" not in place]
+    assert changes == []
+    check_caches()
+    if writes:
+        dense.load_state_dict(net.state_dict())
+    x = X.clone()
+    assert torch.equal(net.eval()(x), dense.eval()(x))
+    net(x).sum().backward()  # nothing that it keeps is in the way of training
+
+
+def copied_for_comparison(net: nn.Module) -> nn.Module:
+    """A network of its own with the same weights, which has never run."""
+    made = Net(*(type(module) for module in net.keep))
+    made.load_state_dict(net.state_dict())
+    return made
