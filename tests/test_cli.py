@@ -1,7 +1,10 @@
 import contextlib
+import errno
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch
 import secateur
 from secateur.cli import main
 from secateur.data import load_data
+from secateur.experiments import deployment
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
@@ -217,3 +221,84 @@ def test_bad_input_is_one_line_and_status_two(arguments, message, tmp_path, monk
     assert printed.startswith("error: ")
     assert len(printed.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("result*.json"))
+
+
+@pytest.fixture
+def received(tmp_path, monkeypatch):
+    """A study in a folder that takes no file, with one trial that names somebody's code."""
+    study = tmp_path / "received"
+    trial = study / "trials" / "abc"
+    trial.mkdir(parents=True)
+    row = {
+        "id": "abc",
+        "method": "[red]m[/red]\x1b[2J",
+        "state": "finished",
+        "point": {},
+        "seed": 0,
+        "metrics": {"accuracy_dense_validation": 0.9, "accuracy_pruned_validation": 0.9, "bytes_sparse": 5},
+        "layers": [],
+        "curves": {},
+        "epochs": {},
+        "classes": 10,
+        "config": {
+            "data": {"name": "digits"},
+            "model": {"name": "os:system", "command": f"touch {tmp_path / 'ran'}"},
+            "steps": [],
+        },
+    }
+    (study / "results.json").write_text(json.dumps({"schema": 1, "recipe": "r", "trials": [row]}))
+    (trial / "result.json").write_text(json.dumps(row))
+    save_weights(trial / "model.safetensors", build_model("digits-mlp"))
+    whole = tempfile.TemporaryFile
+
+    def read_only(*args, dir=None, **kwargs):
+        if study in (dir, *Path(dir or "/").parents):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return whole(*args, dir=dir, **kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    yield study
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "choose"])
+def test_a_read_only_folder_names_the_option(received, tmp_path, capsys, monkeypatch, command):
+    more = ["--accuracy-drop", "1"] if command == "choose" else []
+    monkeypatch.setattr(sys, "argv", ["secateur", command, str(received), *more])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.endswith("cannot be written (Read-only file system); name another place with --out\n")
+    assert error.count("\n") == 1
+    out = tmp_path / "elsewhere" / "file"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(out)])
+    with contextlib.suppress(SystemExit):
+        main()
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert out.is_file()
+    assert "\x1b" not in said.out
+    assert b"\x1b[2J" not in out.read_bytes()
+
+
+def test_a_trial_that_names_code_is_refused_in_one_line(received, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["secateur", "deploy", str(received / "trials" / "abc")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "result.json: names the network 'os:system', none of secateur's own" in error
+    assert "give --model package.module:function" in error
+    assert error.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", "digits-mlp", "--out", str(tmp_path / "out")])
+    asked = {}
+    monkeypatch.setattr(deployment, "_make", lambda making: asked.update(name=making.trial.plan.model.name))
+    monkeypatch.setattr(deployment, "_measured", lambda making, seconds: [])
+    monkeypatch.setattr(deployment, "_differences", lambda trial, rows: [])
+    with contextlib.suppress(SystemExit):
+        main()
+    said = capsys.readouterr()
+    assert asked == {"name": "digits-mlp"}
+    assert "no report: " in said.err
+    assert (tmp_path / "out" / "deploy.json").exists()

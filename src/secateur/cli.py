@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import secateur
-from secateur.errors import MissingExtraError, RecipeError, SecateurError
+from secateur.errors import MissingExtraError, RecipeError, SecateurError, StorageError
 
 try:
     import typer
@@ -139,14 +139,15 @@ def report(
     ] = None,
 ) -> None:
     """Write one report over one or several studies."""
-    from secateur.experiments.results import read_results
+    from secateur.experiments.results import check_writable, read_results
     from secateur.report.page import write_page
     from secateur.report.pictures import check_format, write_pictures
 
     check_format(pictures)
     studies = [read_results(folder) for folder in folders]
-    page = write_page(studies, out or folders[0] / "report.html")
-    typer.echo(f"report: {page}")
+    page = out or folders[0] / "report.html"
+    check_writable(page.parent)
+    typer.echo(f"report: {write_page(studies, page)}")
     for picture in write_pictures(studies, page.parent, pictures) if pictures else []:
         typer.echo(f"picture: {picture}")
 
@@ -163,12 +164,14 @@ def choose(
     ] = None,
 ) -> None:
     """Take the smallest network whose validation accuracy holds, and only then say its test figures."""
+    from secateur.experiments.results import check_writable
     from secateur.report.choice import choose, write_choice
     from secateur.report.terminal import print_choice
 
     choice = choose(folders, accuracy_drop, minimise)
-    files = write_choice(choice, out or folders[0] / "chosen.safetensors")
-    print_choice(choice, files, _console())
+    file = out or folders[0] / "chosen.safetensors"
+    check_writable(file.parent)
+    print_choice(choice, write_choice(choice, file), _console())
 
 
 @app.command()
@@ -177,18 +180,33 @@ def deploy(
     out: Annotated[
         Path | None, typer.Option(help="Where the files go [deploy in the trial's folder].")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own network, as for inspect: its module is imported, a trial's file names none."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Your own data set: package.module:function, or YAML with options.")
+    ] = None,
 ) -> None:
     """Write a trial's network in every format, and measure each: bytes, load, latency, memory, accuracy."""
     from secateur.experiments.deployment import deploy
-    from secateur.experiments.results import read_results
+    from secateur.experiments.results import check_writable, read_results
     from secateur.report.page import write_page
     from secateur.report.terminal import print_deployment
 
-    deployment = deploy(trial, out, on_step=typer.echo)
+    named = {"model": _named("--model", model), "data": _named("--data", data)}
+    deployment = deploy(trial, out, **named, on_step=typer.echo)
     print_deployment(deployment, _console())
     study = trial.resolve().parent.parent
-    if (study / "results.json").is_file():
-        typer.echo(f"report: {write_page([read_results(study)], study / 'report.html')}")
+    if trial.resolve().parent.name == "trials" and (study / "results.json").is_file():
+        try:
+            check_writable(study)
+        except StorageError as error:  # the table above is what was asked for
+            typer.echo(f"no report: {error}", err=True)
+        else:
+            typer.echo(f"report: {write_page([read_results(study)], study / 'report.html')}")
 
 
 @app.command()

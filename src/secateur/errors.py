@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 _LONGEST = 3000  # characters of a message
@@ -81,3 +82,18 @@ def nearest(name: str, known: Iterable[str], number: int = 3) -> str:
         return ""
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"; known: {shown}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text as a terminal or a page may show it: no character in it moves a cursor, changes the
+    direction of writing or shows as nothing. Those are written out, like \\x1b, but for the ones in ``keep``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _written_out(c) for c in text)
+
+
+def _written_out(character: str) -> str:
+    if unicodedata.category(character) == "Zs":  # a space that does not break, say
+        return " "
+    return character.encode("unicode_escape").decode("ascii")

@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from secateur.errors import SecateurError, nearest
 
 
-def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:
+def named_function(path: str, error: type[SecateurError]) -> Callable[..., Any]:
     """Import and return the function that ``package.module:function`` names.
 
-    A module in the current folder is found too, as ``python -m`` finds it. Raises ``error`` naming
-    the part that does not exist.
+    Raises ``error`` naming the part that does not exist.
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise error(f"{path!r} is not of the form package.module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as failure:  # a user's module can raise anything, or exit as a script
         said = " ".join(f"{type(failure).__name__}: {failure}".split())
         raise error(f"{path}: cannot import {module_name!r}: {said}") from failure
-    if not callable(getattr(module, attribute, None)):
+    function = getattr(module, attribute, None)
+    if not callable(function):
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise error(f"{path}: {module_name} has no function {attribute!r}{nearest(attribute, functions)}")
-    return getattr(module, attribute)
+    return function
+
+
+def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:
+    """Return a user's own function, as :func:`named_function` does.
+
+    A module in the current folder is found too, as ``python -m`` finds it, also one that the function
+    imports when it is called. ``sys.path`` stays as it was. Raises ``error`` as :func:`named_function` does.
+    """
+    with _importing([os.getcwd(), *sys.path]):
+        function = named_function(path, error)
+        places = list(sys.path)  # with those that the module itself added
+
+    @functools.wraps(function, updated=())
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _importing(places):
+            return function(*args, **kwargs)
+
+    return called
+
+
+@contextmanager
+def _importing(places: Sequence[str]) -> Iterator[None]:
+    """Import from ``places`` in here, whatever the code that runs makes of ``sys.path``."""
+    before, entries = sys.path, list(sys.path)
+    sys.path = list(places)
+    try:
+        yield
+    finally:
+        sys.path = before
+        sys.path[:] = entries

@@ -1,9 +1,14 @@
 """A finished trial deployed: its files, and one table of what each costs."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +19,14 @@ from secateur.errors import MissingExtraError, StorageError
 from secateur.experiments import deployment
 from secateur.experiments.deployment import deploy
 from secateur.experiments.finished import pruned_options, read_trial
+from secateur.experiments.inference import Format
+from secateur.experiments.private import PrivateFolder
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
 from secateur.experiments.study import run_study
 from secateur.models import build_model
 from secateur.storage import save_json
+from secateur.training.checkpoint import save_weights
 
 RECIPE = """
 name: small
@@ -60,14 +68,31 @@ def study(tmp_path_factory):
     return folder / "runs" / "small", {row["method"]: row for row in results["trials"]}
 
 
+def planted(folder):
+    """Fill a folder with modules of everybody's names, each of which leaves a mark when it is run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("numpy", "decimal", "torch", "onnxruntime", "sitecustomize", "secateur", "numba", "scipy"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\n")
+    (folder / ".numba_config.yaml").write_text(f"cache_dir: {folder / 'numba'}\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
-def deployed(study):
-    """What the command wrote of the first trial, its folder, its row in the results, and what was printed."""
+def deployed(study, tmp_path_factory):
+    """What the command wrote of the first trial, its folder, its row in the results, and what was printed:
+    run in a folder of planted modules, into one where somebody has left files to be run."""
     out, rows = study
     folder = out / "trials" / rows["units"]["id"]
-    command = [sys.executable, "-m", "secateur.cli", "deploy", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    place = planted(tmp_path_factory.mktemp("working"))
+    left = planted(folder / "deploy" / "packed" / "__pycache__")
+    for name in ("run.py", "kernels.py", "model.secateur"):
+        (left.parent / name).write_text(f"open({str(place / 'ran')!r}, 'a').write({name!r})\n")
+    (left.parent.parent / ".dense.onnx.abcdefgh").write_text("left by a deployment that was killed")
+    command = [sys.executable, "-P", "-m", "secateur.cli", "deploy", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
     assert done.returncode == 0, done.stderr
+    assert not (place / "ran").exists(), (place / "ran").read_text()
+    assert not (place / "numba").exists()
     result = json.loads((folder / "deploy" / "deploy.json").read_text())
     return result, folder, rows["units"], done.stdout
 
@@ -95,6 +120,16 @@ def test_every_format_is_a_row_with_all_its_figures(deployed):
         assert f"│ {name} " in said
     assert "Fastest at batch 1: " in said
     assert "units, seed 0: 360 test examples" in said
+
+
+def test_what_somebody_left_there_is_neither_run_nor_kept(deployed):
+    _, folder, _, said = deployed
+    out = folder / "deploy"
+    assert not (out / "packed" / "__pycache__").exists()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    subprocess.run([sys.executable, "-I", out / "packed" / "run.py", "--check"], check=True)
+    assert f"  {out / 'packed' / 'model.secateur'}" in said
+    assert "secateur-deploy-" not in said
 
 
 def test_accuracies_are_those_of_the_study_and_of_the_whole_test_split(deployed):
@@ -197,7 +232,7 @@ def test_a_folder_that_is_no_finished_trial_is_one_error(study, tmp_path):
     ],
 )
 def test_a_trial_without_a_network_is_one_error(tmp_path, change, message):
-    row = {"state": "finished", "method": "m", "seed": 0, "point": {}, "config": {}, "notes": []}
+    row = {"id": "a", "state": "finished", "method": "m", "seed": 0, "point": {}, "config": None, "notes": []}
     (tmp_path / "result.json").write_text(json.dumps(row | change))
     with pytest.raises(StorageError, match=message):
         read_trial(tmp_path)
@@ -232,9 +267,90 @@ def test_a_network_of_the_users_module(tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "export_onnx", no_onnx)  # half of the time
     out = tmp_path / "runs" / "own"
     row = run_study(load_recipe("own.yaml"), out)["trials"][0]
-    found = formats_of(deploy(out / "trials" / row["id"], seconds=0.01))
+    found = formats_of(deploy(out / "trials" / row["id"], model="mine:make", seconds=0.01))
     assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["accuracy_dense"]
     assert found["pruned, PyTorch"]["accuracy"] == row["metrics"]["accuracy_pruned"]
     assert found["sparse, PyTorch"]["same"] == found["pruned, PyTorch"]["same"]
     assert "sin" in found["packed, numpy"]["reason"]
     assert found["packed, compiled"]["reason"] == found["packed, numpy"]["reason"]
+
+
+@pytest.fixture
+def private(tmp_path):
+    (tmp_path / "private").mkdir()
+    np.save(tmp_path / "private" / "examples.npy", np.zeros((64, 1, 8, 8), np.float32))
+    return PrivateFolder(tmp_path / "private", ())
+
+
+def test_a_measuring_process_finds_no_module_by_its_surroundings(private, tmp_path, monkeypatch):
+    """Neither in the working folder nor by PYTHONPATH; the user's own module there, once it is named."""
+    place = planted(tmp_path / "working")
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(place)]))
+    monkeypatch.setenv("PYTHONSTARTUP", str(place / "numpy.py"))
+    file = tmp_path / "w.safetensors"
+    save_weights(file, build_model("digits-mlp", hidden=4))
+    made = Format("x", "torch", str(file), "digits-mlp", {"hidden": 4})
+    answer = deployment._asked(private, [made], seconds=0.01)
+    assert answer["x"]["1"]["median"] > 0, answer
+    assert "lacks" not in str(answer)
+    (place / "mine.py").write_text("from secateur.models import build_model as make\n")
+    own = Format("x", "torch", str(file), "mine:make", {"name": "digits-mlp", "hidden": 4})
+    assert "error" in deployment._asked(private, [replace(own, model="nobodys:make")], seconds=0.01)
+    answer = deployment._asked(private, [replace(own, options={})], seconds=0.01)
+    assert "missing 1 required positional argument: 'name'" in answer["error"], "it was found and called"
+    assert not (place / "ran").exists(), (place / "ran").read_text()
+
+
+def unmeasured(making, seconds):
+    return [{"name": name, "reason": "not measured"} for name in making.formats]
+
+
+@pytest.mark.parametrize("name", ["deploy", "deploy/packed", "deploy/dense.safetensors"])
+def test_a_planted_link_is_not_written_through(study, tmp_path, monkeypatch, name):
+    out, rows = study
+    shutil.copytree(out, tmp_path / "runs" / "small", ignore=shutil.ignore_patterns("deploy"))
+    shutil.copytree(out.parent / "dense", tmp_path / "runs" / "dense")
+    folder = tmp_path / "runs" / "small" / "trials" / rows["zeros"]["id"]
+    save_json(folder / "result.json", rows["zeros"])  # which another test has changed
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "model.secateur").write_text("mine")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside / "model.secateur" if name.endswith("safetensors") else outside)
+    monkeypatch.setattr(deployment, "_measured", unmeasured)
+    if name == "deploy":
+        with pytest.raises(
+            StorageError, match="is a link, which is not followed; name the folder itself with"
+        ):
+            deploy(folder)
+    else:
+        deploy(folder)
+        assert (folder / "deploy" / "deploy.json").exists()
+        assert (folder / name).is_symlink() == (name == "deploy/packed"), "no packed format, a file replaced"
+    assert [path.name for path in outside.iterdir()] == ["model.secateur"]
+    assert (outside / "model.secateur").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_names_the_option(study, tmp_path, monkeypatch):
+    """A trial received on a read-only disk: at once, not after minutes; with --out it is deployed."""
+    out, rows = study
+    folder = out / "trials" / rows["zeros"]["id"]
+    whole = tempfile.TemporaryFile
+
+    def read_only(*args, dir=None, **kwargs):
+        if dir is not None and out in Path(dir).parents:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return whole(*args, dir=dir, **kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(deployment, "_measured", unmeasured)
+    said = []
+    with pytest.raises(
+        StorageError, match=r"cannot be written \(Read-only file system\); name another place"
+    ):
+        deploy(folder, on_step=said.append)
+    assert said == []
+    deploy(folder, tmp_path / "elsewhere", on_step=said.append)
+    assert (tmp_path / "elsewhere" / "deploy.json").exists()
+    assert said[-1].startswith("not kept for the study's report: ")

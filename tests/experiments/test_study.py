@@ -266,6 +266,8 @@ def test_what_ran_is_recorded(done):
 
 
 def test_results_of_an_early_version_are_one_clear_error(tmp_path):
-    (tmp_path / "results.json").write_text('{"schema": 1, "trials": [{"state": "finished", "method": "m"}]}')
+    (tmp_path / "results.json").write_text(
+        '{"schema": 1, "recipe": "r", "trials": [{"state": "finished", "method": "m"}]}'
+    )
     with pytest.raises(StorageError, match="a trial lacks 'point': written by an early version"):
         read_results(tmp_path)

@@ -20,7 +20,7 @@ def compacted(name="compacted", sparsities=(0.3, 0.6, 0.9), seeds=(0, 1)):
 def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
     trials = [
         {
-            "id": f"{s}{seed}",
+            "id": f"{round(1000 * s)}{seed}",
             "method": name,
             "state": "finished",
             "point": {"prune.budget.sparsity": s, "prune.criterion": "</script><script>alert(1)</script>"},
@@ -34,7 +34,7 @@ def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
                 "accuracy_pruned": 0.9 - s / 10,
                 "accuracy_retrained": 0.97 - s / 100 + seed / 1000,
                 "parameters": 1000,
-                "nonzero": 1000 * (1 - s),
+                "nonzero": round(1000 * (1 - s)),
             },
             "layers": [{"name": "fc<1>", "sparsity": s}],
             "curves": {
@@ -45,6 +45,7 @@ def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
             "classes": 10,
             "config": {
                 "data": {"name": "digits"},
+                "model": {"name": "digits-mlp", "hidden": 8},
                 "steps": [{"prune": {"criterion": "magnitude", "budget": {"name": "global", "sparsity": s}}}],
             },
             "notes": ["fc<1> is emptied"],
@@ -53,6 +54,7 @@ def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
         for seed in seeds
     ]
     return {
+        "schema": 1,
         "recipe": name,
         "description": "d <i>",
         "source": "s",

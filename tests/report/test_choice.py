@@ -1,3 +1,5 @@
+import ast
+import hashlib
 import io
 
 import pytest
@@ -5,12 +7,16 @@ import torch
 from rich.console import Console
 
 import secateur as sc
-from secateur.errors import RecipeError, StorageError
+from secateur.errors import ModelError, RecipeError, StorageError
 from secateur.models import build_model
 from secateur.report.choice import QUANTITIES, Files, choose, how_to_load, write_choice
 from secateur.report.terminal import print_choice
 from secateur.storage import save_json, save_tensors
 from secateur.training.checkpoint import save_weights
+
+
+def id_of(method, seed=0):
+    return hashlib.sha256(f"{method}-{seed}".encode()).hexdigest()[:16]
 
 
 def trial(method, seed=0, validation=0.95, test=0.9, data="digits", **metrics):
@@ -33,7 +39,7 @@ def trial(method, seed=0, validation=0.95, test=0.9, data="digits", **metrics):
         "latency_dense_ms": 2.0,
     }
     return {
-        "id": f"{method}-{seed}",
+        "id": id_of(method, seed),
         "method": method,
         "state": "finished",
         "point": {},
@@ -140,12 +146,12 @@ def test_test_figures_play_no_part(tmp_path):
                 each["metrics"][name] = figure - (number if index else -number) / 100
         choice = choose([study_in(tmp_path / str(index), *trials)], 1.0)
         chosen.append((method(choice), choice.trial["id"], [c.group.method for c in choice.within]))
-    assert chosen[0] == chosen[1] == ("b", "b-1", ["b", "c", "a"])
+    assert chosen[0] == chosen[1] == ("b", id_of("b", 1), ["b", "c", "a"])
     for each in trials:
         for name in names:
             del each["metrics"][name]
     choice = choose([study_in(tmp_path / "none", *trials)], 1.0)
-    assert choice.trial["id"] == "b-1", "none is even looked for"
+    assert choice.trial["id"] == id_of("b", 1), "none is even looked for"
 
 
 def test_the_seed_is_the_best_on_validation(tmp_path):
@@ -222,7 +228,7 @@ def test_a_folder_without_results(tmp_path):
 
 def test_files_are_copied_and_stale_masks_go(tmp_path):
     choice = choose([study_in(tmp_path, trial("a"))], 5.0)
-    source, out = tmp_path / "trials" / "a-0", tmp_path / "elsewhere" / "best.safetensors"
+    source, out = tmp_path / "trials" / id_of("a"), tmp_path / "elsewhere" / "best.safetensors"
     with pytest.raises(StorageError, match="no such file; the chosen trial's network is not beside"):
         write_choice(choice, out)
     assert not out.exists()
@@ -248,7 +254,7 @@ def test_how_a_network_is_loaded(tmp_path):
     each = trial("a")
     each["config"]["model"]["weights"] = "start.safetensors"
     choice = choose([study_in(tmp_path, each)], 5.0)
-    source = tmp_path / "trials" / "a-0"
+    source = tmp_path / "trials" / id_of("a")
     source.mkdir(parents=True)
     out = tmp_path / "o.safetensors"
     save_weights(source / "model.safetensors", build_model("digits-mlp", hidden=8))
@@ -274,7 +280,7 @@ def test_what_is_printed_ends_with_the_test_figures_and_the_file(tmp_path):
     trials += [trial(f"bad {index}", validation=0.9 - index / 100) for index in range(11)]
     trials.append({"id": "f", "method": "a", "state": "failed", "point": {}, "seed": 1, "metrics": {}})
     choice = choose([study_in(tmp_path, *trials)], 1.0)
-    source = tmp_path / "trials" / "good-1"
+    source = tmp_path / "trials" / id_of("good", 1)
     source.mkdir(parents=True)
     save_weights(source / "model.safetensors", build_model("digits-mlp", hidden=8))
     text = printed(choice, write_choice(choice, tmp_path / "o.safetensors"))
@@ -308,3 +314,56 @@ def test_what_is_not_recorded_and_what_ties_are_said(tmp_path):
     assert "50.0" in text
     row = next(line for line in text.splitlines() if "measured latency, batch of one, ms" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")][1:] == ["2", "1", "1"]
+
+
+def test_a_network_of_ones_own_is_not_pasted_into_code(tmp_path):
+    """Whatever a file calls it: the lines printed build secateur's own, and leave others to the user."""
+    each = trial("a")
+    each["config"]["model"] = {"name": "os:system", "command": "touch ran"}
+    choice = choose([study_in(tmp_path, each)], 5.0)
+    for reshaped in (False, True):
+        lines = how_to_load(choice, Files(tmp_path / "o", None, reshaped))
+        assert not any("command" in line or "build_model" in line for line in lines)
+        assert "network = ...  # your own, built as in the recipe, where it is 'os:system'" in lines
+        ast.parse("\n".join(lines))
+    assert " --model package.module:factory\n" in printed(choice, Files(tmp_path / "o", None, reshaped=True))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["'); import os; ('", "a\nb", "\u2028", -1.5, 1e300, True, None, [1, "x'"], {"k": ["v"]}, 2**70],
+)
+def test_values_are_literals(tmp_path, value):
+    each = trial("a")
+    each["config"]["model"]["hidden"] = value
+    choice = choose([study_in(tmp_path, each)], 5.0)
+    line = how_to_load(choice, Files(tmp_path / "it's", None, reshaped=False))[2]
+    call = ast.parse(line).body[0].value
+    assert [keyword.arg for keyword in call.keywords] == ["hidden"]
+    assert ast.literal_eval(call.keywords[0].value) == value
+
+
+def test_a_width_that_is_no_number_is_one_error(tmp_path):
+    each = trial("a")
+    each["config"]["model"]["width"] = "wide"
+    each["config"]["steps"] = [{"scratch": {"width": 0.5}}]
+    choice = choose([study_in(tmp_path, each)], 5.0)
+    with pytest.raises(
+        ModelError, match=r"results\.json: scratch: width times 0\.5 is no number for a width"
+    ):
+        how_to_load(choice, Files(tmp_path / "o", None, reshaped=False))
+
+
+@pytest.mark.parametrize("name", ["model", "masks"])
+def test_no_link_is_followed_to_the_network(tmp_path, name):
+    choice = choose([study_in(tmp_path / "study", trial("a"))], 5.0)
+    folder = tmp_path / "study" / "trials" / id_of("a")
+    folder.mkdir(parents=True)
+    save_weights(folder / "model.safetensors", build_model("digits-mlp", hidden=8))
+    secret = tmp_path / "secret.safetensors"
+    save_weights(secret, build_model("digits-mlp", hidden=8))
+    (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    (folder / f"{name}.safetensors").symlink_to(secret)
+    with pytest.raises(StorageError, match="a link leads out of"):
+        write_choice(choice, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -28,7 +28,8 @@ def made(name, file, number, latency, **more):
 
 
 DEPLOYMENT = {
-    "trial": {"id": "x", "method": "<i>zeros", "point": {"prune.budget.sparsity": 0.5}, "seed": 0},
+    "schema": 1,
+    "trial": {"id": "5000", "method": "<i>zeros", "point": {"prune.budget.sparsity": 0.5}, "seed": 0},
     "environment": {"torch": "<2>", "commit": None},
     "test": 10_000,
     "formats": [

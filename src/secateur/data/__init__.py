@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import DataError, nearest
-from secateur.factories import find_factory
+from secateur.factories import find_factory, named_function
 
 if TYPE_CHECKING:
     from secateur.data.dataset import Dataset
@@ -34,11 +34,13 @@ def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **opti
     Raises DataError for an unknown name or option, and for data that are missing or damaged;
     MissingExtraError where a package of the extra ``lab`` is needed.
     """
-    path = DATASETS.get(name, name)
-    if ":" not in str(path):
+    if name in DATASETS:
+        loader = named_function(DATASETS[name], DataError)
+    elif ":" in str(name):
+        loader = find_factory(name, DataError)
+    else:
         known = nearest(str(name), DATASETS)
         raise DataError(f"no data set {name!r}{known} (your own: package.module:function)")
-    loader = find_factory(path, DataError)
     parameters = inspect.signature(loader).parameters
     known = [option for option in parameters if option not in _SHARED]
     for option in options:

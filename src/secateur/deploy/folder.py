@@ -110,7 +110,7 @@ def write_folder(
     holds other files.
     """
     target = Path(folder)
-    _check_free(target)
+    check_free(target)
     program = program_of(model, example_inputs)
     args, kwargs = arguments(example_inputs if check_inputs is None else check_inputs, None)
     inputs = in_order(program.graph, args, kwargs)
@@ -132,7 +132,7 @@ def write_folder(
             for path, array in zip(check_paths(str(made), kind, len(arrays)), arrays, strict=True):
                 np.save(path, np.ascontiguousarray(array))
         _check(made)
-        _put(made, target)
+        put(made, target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return target
@@ -159,8 +159,10 @@ def _check(folder: Path) -> None:
         raise ModelError(f"run.py --check fails in a process of its own: {said[-1]}")
 
 
-def _check_free(target: Path) -> None:
-    """Refuse to replace what this module has not written."""
+def check_free(target: Path) -> None:
+    """Raise StorageError where ``target`` is what :func:`write_folder` has not written, or a link."""
+    if target.is_symlink():
+        raise StorageError(f"{target} is a link, which is not followed; name a new folder")
     if not target.exists():
         return
     found = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
@@ -172,7 +174,7 @@ def _check_free(target: Path) -> None:
         raise StorageError(f"{target} holds other files, {sorted(other)[0]!r} for one; name a new folder")
 
 
-def _put(made: Path, target: Path) -> None:
+def put(made: Path, target: Path) -> None:
     """Rename the new folder to where it belongs, and an old one away first."""
     umask = os.umask(0)
     os.umask(umask)

@@ -66,7 +66,7 @@ def load_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
 
     Raises StorageError for a file of another kind, and ModelError for one of another network.
     """
-    spec = _described("--model", name, ModelSpec)
+    spec = described("--model", name, ModelSpec)
     if spec.weights is not None:
         raise RecipeError("--model: its weights are an option of their own: --weights")
     network = build_model(spec.name, **(spec.model_extra or {}))
@@ -122,7 +122,7 @@ def prune_checkpoint(
     if input_shape is not None and not removing:
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
     _check_files(out, masks_out)
-    dataset = None if data is None else load_dataset(_described("--data", data, DataSpec))
+    dataset = None if data is None else load_dataset(described("--data", data, DataSpec))
     network, reshaped = load_network(model, weights)
     inputs = before = None
     if input_shape is not None:
@@ -167,7 +167,7 @@ def prune_checkpoint(
     return "\n\n".join(said)
 
 
-def _described(option: str, value: Any, kind: type[Any]) -> Any:
+def described(option: str, value: Any, kind: type[Any]) -> Any:
     """Return the specification that an option's name, or its mapping with a name, stands for."""
     raw = _mapping(option, value)
     return validated(kind, raw, Located(raw, {}, option))

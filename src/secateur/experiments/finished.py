@@ -1,27 +1,41 @@
-"""A finished trial as its folder holds it: what it came to, and the networks it came from and left."""
+"""A finished trial as its folder holds it: what it came to, and the networks it came from and left.
+
+Its files are data, maybe somebody else's: the network and the data set that they name are looked up among
+secateur's own, and only the caller can name others.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from secateur.errors import StorageError
+from secateur.data import DATASETS
+from secateur.errors import DataError, ModelError, SecateurError, StorageError, printable
+from secateur.experiments.checkpoints import Named, described
 from secateur.experiments.dense import dense_name
 from secateur.experiments.recipe import Plan
-from secateur.experiments.results import label_of, read_results
+from secateur.experiments.results import inside, label_of, read_results
+from secateur.experiments.schema import validated_row
 from secateur.experiments.specs import DataSpec, ModelSpec, ScratchSpec
 from secateur.experiments.steps import training_of, validated
 from secateur.experiments.yaml_lines import Located
-from secateur.models import build_model
+from secateur.factories import named_function
+from secateur.models import MODELS, build_model
 from secateur.storage import load_json
 from secateur.training.checkpoint import load_network
 from secateur.training.settings import Training
 
 _LISTED = 12  # trials of a study that an error names
+_LARGEST = 100_000_000  # parameters of a network that a file asks for
 
 
 @dataclass(frozen=True)
@@ -38,54 +52,70 @@ class FinishedTrial:
 
     @property
     def network_file(self) -> Path:
-        return self.folder / "model.safetensors"
+        return inside(self.folder, "model.safetensors")
 
     def dense_file(self) -> Path:
-        """Return the dense network's file: kept beside the study, or the weights that the recipe names.
+        """Return the dense network's file: kept in the study or beside it, or the weights that the recipe
+        names.
 
         Raises StorageError where it is not there.
         """
         weights = self.plan.model.weights
-        if weights is None:
-            # A row of an early version does not say: then it is what this version would call it.
-            name = self.row.get("dense") or dense_name(self.plan, self.row["seed"])
-            path = self.study.parent / "dense" / f"{name}.safetensors"
+        if weights is not None:
+            places = [Path(weights)]
         else:
-            path = Path(weights)
-        if not path.is_file():
-            raise StorageError(f"{path}: no such file; the trial's dense network should be there")
-        return path
+            # A row of an early version does not say: then it is what this version would call it.
+            name = f"{self.row.get('dense') or dense_name(self.plan, self.row['seed'])}.safetensors"
+            places = [inside(study, "dense", name) for study in (self.study, self.study.parent)]
+        found = next((path for path in places if os.path.isfile(path)), None)
+        if found is None:
+            shown = printable(str(places[-1])[:300])
+            raise StorageError(f"{shown}: no such file; the trial's dense network should be there")
+        return found
 
 
-def read_trial(folder: Path) -> FinishedTrial:
+def read_trial(folder: Path, model: Named | None = None, data: Named | None = None) -> FinishedTrial:
     """Read a finished trial.
 
+    ``model`` and ``data`` are what the caller names instead of what the trial's file does: a network and a
+    data set, with their options, which may come from a module of their own. A file can name secateur's alone.
+
     Raises StorageError for a folder that is none: of a study (it names its trials), of a trial that is not
-    finished or has failed, or that lacks what this version reads.
+    finished or has failed, or that holds what no study writes; ModelError and DataError where its file names
+    what is not secateur's.
     """
     folder = folder.resolve()
     if not folder.is_dir():
         raise StorageError(f"{folder}: no such folder")
-    if not (folder / "result.json").is_file():
+    path = inside(folder, "result.json")
+    if not path.is_file():
         raise StorageError(_no_trial(folder))
-    row = load_json(folder / "result.json")
-    if row.get("state") != "finished":
-        raise StorageError(f"{folder}: the trial failed: {'; '.join(row.get('notes', []))}")
-    if not row.get("config"):
-        raise StorageError(f"{folder}: written by an early version; run the study again")
-    return FinishedTrial(folder, row, _plan_of(row))
+    row = validated_row(load_json(path), str(path))
+    if row["state"] != "finished":
+        raise StorageError(f"{folder}: the trial failed: {printable('; '.join(row['notes']))}")
+    return FinishedTrial(folder, row, _plan_of(row, str(path), model, data))
 
 
-def _plan_of(row: Mapping[str, Any]) -> Plan:
+def _plan_of(row: Mapping[str, Any], where: str, model: Named | None, data: Named | None) -> Plan:
     """Return the plan of a row without its steps: they have been run."""
-    config = dict(row["config"])
-    written = Located(config, {}, "result.json")
+    config, written = dict(row["config"]), Located(None, {}, where)
+    if data is None:
+        _check_ours("data set", config["data"]["name"], DATASETS, DataError, where)
+    else:
+        config["data"] = described("--data", data, DataSpec).model_dump()
+    if model is None:
+        _check_ours("network", config["model"]["name"], MODELS, ModelError, where)
+        for options in (dense_options(config), pruned_options(config, where)):
+            _check_buildable(config["model"]["name"], options, where)
+    else:
+        given = described("--model", model, ModelSpec)
+        config["model"] = given.model_dump() | {"weights": given.weights or config["model"].get("weights")}
     return Plan(
         method=row["method"],
         point=row["point"],
-        data=validated(DataSpec, config["data"], written),
-        model=validated(ModelSpec, config["model"], written),
-        train=training_of(config["train"] or {}, Training(), written, ("train",)),
+        data=validated(DataSpec, config["data"], written, ("data",)),
+        model=validated(ModelSpec, config["model"], written, ("model",)),
+        train=training_of(config.get("train") or {}, Training(), written, ("train",)),
         steps=(),
         threads=1,
         device="auto",
@@ -95,17 +125,51 @@ def _plan_of(row: Mapping[str, Any]) -> Plan:
     )
 
 
+def _check_ours(
+    kind: str, name: str, ours: Mapping[str, str], error: type[SecateurError], where: str
+) -> None:
+    if name not in ours:
+        option = {"network": "--model", "data set": "--data"}[kind]
+        raise error(
+            f"{where}: names the {kind} {name[:80]!a}, none of secateur's own, and nothing that a file names "
+            f"is imported; if it is yours, give {option} package.module:function, or YAML with its options: "
+            f"{option} '{{name: package.module:function, option: value}}'"
+        )
+
+
+def _check_buildable(name: str, options: Mapping[str, Any], where: str) -> None:
+    """Refuse options that its factory does not take, or that make a network which no memory holds."""
+    kinds = get_type_hints(named_function(MODELS[name], ModelError))
+    for option, value in options.items():
+        if option not in kinds:
+            raise ModelError(f"{where}: model: {name} has no option {option[:80]!a}")
+        try:
+            TypeAdapter(kinds[option]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise ModelError(f"{where}: model: {option} is {ascii(value)[:80]}: {said}") from error
+    try:
+        with torch.device("meta"):
+            network = build_model(name, **options)
+    except ModelError as error:
+        raise ModelError(f"{where}: model: {printable(str(error)[:300])}") from error
+    size = sum(parameter.numel() for parameter in network.parameters())
+    if size > _LARGEST:
+        raise ModelError(
+            f"{where}: model: {name} with these options has {size:,} parameters, and {_LARGEST:,} are the "
+            "most that a file may ask for; if you trust it, name it with the same options by --model"
+        )
+
+
 def _no_trial(folder: Path) -> str:
     """Return what a folder is that holds no result of a trial."""
     if folder.parent.name == "trials":
         return f"{folder}: the trial is not finished; run the same command again to go on with its study"
     if not (folder / "results.json").is_file():
         return f"{folder}: is no finished trial: it holds no result.json"
-    rows = [row for row in read_results(folder)["trials"] if row.get("state") == "finished"]
-    lines = [
-        f"  {label_of(row['method'], row['point'], row['seed'])} -> {folder / 'trials' / row['id']}"
-        for row in rows[:_LISTED]
-    ]
+    rows = [row for row in read_results(folder)["trials"] if row["state"] == "finished"]
+    labels = {row["id"]: label_of(row["method"], row["point"], row["seed"]) for row in rows[:_LISTED]}
+    lines = [f"  {printable(label)} -> {folder / 'trials' / name}" for name, label in labels.items()]
     if len(rows) > _LISTED:
         lines.append(f"  and {len(rows) - _LISTED} more")
     lines.append(f"`secateur choose {folder} --accuracy-drop 1` prints the one to take")
@@ -117,12 +181,20 @@ def dense_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config["model"].items() if key not in ("name", "weights")}
 
 
-def pruned_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def pruned_options(config: Mapping[str, Any], where: str = "the trial") -> dict[str, Any]:
     """Return the options that build the network a trial left, at the size its file is loaded into: the dense
-    network's, or those of the last network that a step made from scratch."""
+    network's, or those of the last network that a step made from scratch. ``where``: what an error names."""
     options = dense_options(config)
-    scratch = [ScratchSpec(**step["scratch"]) for step in config["steps"] if "scratch" in step]
-    return options | scratch[-1].options_beside(options) if scratch else options
+    scratch = [step["scratch"] for step in config["steps"] if "scratch" in step]
+    if not scratch:
+        return options
+    spec = validated(ScratchSpec, scratch[-1], Located(None, {}, where), ("scratch",))
+    width = options.get("width", 1.0)
+    if spec.width is not None and not (isinstance(width, (int, float)) and math.isfinite(width * spec.width)):
+        raise ModelError(
+            f"{where}: scratch: width times {spec.width:g} is no number for a width {width!a:.80}"
+        )
+    return options | spec.options_beside(options)
 
 
 def load_dense(trial: FinishedTrial, path: Path) -> nn.Module:

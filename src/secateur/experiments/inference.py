@@ -1,8 +1,6 @@
 """One format of a network loaded and run in a process that imports no more than the format needs.
 
-    python -m secateur.experiments.inference request.json
-
-is how :mod:`secateur.experiments.deployment` measures: what the process imports counts in its memory, so a
+:mod:`secateur.experiments.deployment` measures so: what the process imports counts in its memory, and a
 format that needs no PyTorch must not meet it here.
 """
 
@@ -180,7 +178,3 @@ def main(path: str) -> None:
     except Exception as error:  # every engine raises its own kinds; the table says what it was
         answer = {"error": " ".join(f"{error}".split()) or type(error).__name__}
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import platform
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,8 @@ import secateur
 from secateur.errors import StorageError
 from secateur.experiments.dense import pick_device
 from secateur.experiments.recipe import Recipe
+from secateur.experiments.schema import SCHEMA, validated_deployment, validated_results
 from secateur.storage import load_json, replacing, save_json
-
-_TRIAL_KEYS = ("method", "point", "seed", "metrics", "layers", "curves", "epochs", "config", "classes")
 
 DEPLOYED = Path("deploy", "deploy.json")  # in a trial's folder
 
@@ -26,7 +28,7 @@ DEPLOYED = Path("deploy", "deploy.json")  # in a trial's folder
 def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Write ``results.json`` and ``results.csv`` into ``out`` and return the results."""
     results = {
-        "schema": 1,
+        "schema": SCHEMA,
         "recipe": recipe.name,
         "description": recipe.spec.description,
         "source": recipe.spec.source,
@@ -38,27 +40,46 @@ def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict
     }
     save_json(out / "results.json", results)
     with replacing(out / "results.csv") as temporary:
-        temporary.write_text(_csv(rows), encoding="utf-8")
+        temporary.write_text(_csv(rows), encoding="utf-8", errors="backslashreplace")
     return results
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read a study's results, with what ``secateur deploy`` measured of a trial as its ``deployment``; a
-    folder without any, or with a newer schema, is one clear error."""
-    results = load_json(folder / "results.json")
-    if not isinstance(results, dict) or results.get("schema") != 1:
-        raise StorageError(f"{folder}/results.json: not results of schema 1")
-    for trial in results.get("trials", []):
-        lacking = [key for key in _TRIAL_KEYS if key not in trial]
-        if trial.get("state") == "finished" and lacking:
-            raise StorageError(
-                f"{folder}/results.json: a trial lacks {lacking[0]!r}: written by an early version; "
-                "run the study again"
-            )
-        deployed = folder / "trials" / str(trial.get("id")) / DEPLOYED
+    """Read a study's results, with what ``secateur deploy`` measured of a trial as its ``deployment``.
+
+    Raises StorageError for a folder without any, and for files that hold what no study writes.
+    """
+    path = inside(folder, "results.json")
+    results = validated_results(load_json(path), str(path))
+    for trial in results["trials"]:
+        deployed = inside(folder, "trials", trial["id"], *DEPLOYED.parts)
         if deployed.exists():
-            trial["deployment"] = load_json(deployed)
+            trial["deployment"] = validated_deployment(load_json(deployed), str(deployed))
     return results
+
+
+def inside(folder: Path, *parts: str) -> Path:
+    """Return a path in ``folder``; raises StorageError where a link would lead out of it."""
+    path = folder.joinpath(*parts)
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise StorageError(f"{path}: a link leads out of {folder}, and is not followed; put the file there")
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder where there is none.
+
+    Raises StorageError, which names ``--out``, for one that is a link or takes no file.
+    """
+    if folder.is_symlink():
+        raise StorageError(f"{folder}: is a link, which is not followed; name the folder itself with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise StorageError(f"{folder}: cannot be written ({why}); name another place with --out") from error
 
 
 def label_of(method: str, point: Mapping[str, Any], seed: int | None = None) -> str:
@@ -98,9 +119,12 @@ def _processor() -> str:
 def _commit() -> str | None:
     """The commit of secateur itself, where it runs from a checkout."""
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
+    # An empty or relative entry of the path would find a program of that name in the working folder.
+    places = [place for place in os.get_exec_path() if os.path.isabs(place)]
+    git = shutil.which("git", path=os.pathsep.join(places))
+    if git is None or not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    command = [git, "-C", str(root), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 

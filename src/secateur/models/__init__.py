@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import ModelError, nearest
-from secateur.factories import find_factory
+from secateur.factories import find_factory, named_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,12 +46,13 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
 
 
 def _factory(name: str) -> Any:
-    path = MODELS.get(name, name)
-    if ":" not in path:
+    if name in MODELS:
+        return named_function(MODELS[name], ModelError)
+    if ":" not in name:
         raise ModelError(
             f"unknown network {name!r}{nearest(name, MODELS)} (your own: package.module:factory)"
         )
-    return find_factory(path, ModelError)
+    return find_factory(name, ModelError)
 
 
 def _check_options(name: str, factory: Any, options: dict[str, Any]) -> None:

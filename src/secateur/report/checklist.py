@@ -62,12 +62,12 @@ def _architecture(trials: Sequence[Mapping[str, Any]]) -> Answer:
 
 def _same_start(trials: Sequence[Mapping[str, Any]]) -> Answer:
     """One dense accuracy for each seed and data set tells that all began from one network."""
-    found: dict[str, set[float]] = {}
+    found: dict[str, set[float | None]] = {}
     for trial in trials:
         changed = {
             k: v for k, v in trial["point"].items() if k.partition(".")[0] in ("train", "data", "model")
         }
-        found.setdefault(f"{trial['seed']} {changed}", set()).add(trial["metrics"]["accuracy_dense"])
+        found.setdefault(f"{trial['seed']} {changed}", set()).add(trial["metrics"].get("accuracy_dense"))
     differing = sum(len(values) > 1 for values in found.values())
     return bool(found) and not differing, f"{len(found)} dense networks, {differing} differ between methods"
 
@@ -113,7 +113,7 @@ def _scratch(trials: Sequence[Mapping[str, Any]]) -> Answer:
     if not controls:
         return False, "no trial trains one"
     pruned = {sum(t["epochs"].values()) for t in trials if t["layers"]}
-    equal = sum(t["epochs"]["retrain"] in pruned for t in controls)
+    equal = sum(t["epochs"].get("retrain", 0) in pruned for t in controls)
     return equal == len(controls), f"{equal} of {len(controls)} controls train as long as a pruned network"
 
 

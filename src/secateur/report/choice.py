@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import RecipeError, StorageError
+from secateur.errors import RecipeError, StorageError, printable
 from secateur.experiments.finished import pruned_options
-from secateur.experiments.results import read_results
+from secateur.experiments.results import inside, read_results
+from secateur.models import MODELS
 from secateur.report.aggregate import Figure, Group, groups_of, names_of
 from secateur.storage import load_tensors, replacing
 
@@ -41,13 +42,15 @@ class Quantity:
         return group.figure(self.metric) if self.over is None else group.ratio(self.metric, self.over)
 
 
-def _dense_parameters(metrics: Metrics) -> float:
-    return metrics["compression_rate"] * max(1, metrics["nonzero"])
+def _dense_parameters(metrics: Metrics) -> float | None:
+    rate, nonzero = (metrics.get(name) for name in ("compression_rate", "nonzero"))
+    return None if rate is None or nonzero is None else rate * max(1, nonzero)
 
 
-def _dense_bytes(metrics: Metrics) -> float:
+def _dense_bytes(metrics: Metrics) -> float | None:
     """At the bytes a parameter that the network left has: buffers make this an estimate."""
-    return _dense_parameters(metrics) * metrics["bytes_dense"] / max(1, metrics["parameters"])
+    number, size, left = _dense_parameters(metrics), metrics.get("bytes_dense"), metrics.get("parameters")
+    return None if number is None or size is None or left is None else number * size / max(1, left)
 
 
 QUANTITIES = {
@@ -58,7 +61,7 @@ QUANTITIES = {
             "latency",
             "latency_ms",
             "measured latency, batch of one, ms",
-            lambda metrics: metrics["latency_dense_ms"],
+            lambda metrics: metrics.get("latency_dense_ms"),
             over="latency_dense_ms",
         ),
         Quantity("macs", "macs", "multiply-adds, zeros counted", lambda metrics: metrics.get("macs_dense")),
@@ -192,7 +195,8 @@ def _check_one_data_set(groups: Sequence[Group]) -> None:
     names = list(dict.fromkeys(group.data for group in groups))
     if len(names) > 1:
         raise RecipeError(
-            f"accuracies on several data sets ({', '.join(names)}) cannot be compared; choose in each apart"
+            f"accuracies on several data sets ({printable(', '.join(names))}) cannot be compared; "
+            "choose in each apart"
         )
 
 
@@ -215,8 +219,10 @@ def write_choice(choice: Choice, out: Path) -> Files:
 
     Each file is replaced as a whole. Raises StorageError where the network is missing or damaged.
     """
-    folder = choice.chosen.folder / "trials" / choice.trial["id"]
-    model, masks = folder / "model.safetensors", folder / "masks.safetensors"
+    place = ("trials", choice.trial["id"])
+    model, masks = (
+        inside(choice.chosen.folder, *place, f"{name}.safetensors") for name in ("model", "masks")
+    )
     if not model.is_file():
         raise StorageError(f"{model}: no such file; the chosen trial's network is not beside its results")
     _, metadata = load_tensors(model)  # a damaged file is refused here
@@ -235,15 +241,29 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def is_own(choice: Choice) -> bool:
+    """Whether the chosen network is one of the user's own: its name is no part of any code then."""
+    return choice.trial["config"]["model"]["name"] not in MODELS
+
+
 def how_to_load(choice: Choice, files: Files) -> list[str]:
-    """Return the lines of Python that load the network written."""
+    """Return the lines of Python that load the network written.
+
+    The results name a network and its options: of secateur's own they are pasted in as what they are, texts
+    and numbers; one of the user's own is for the user to build.
+    """
     config = choice.trial["config"]
-    options = pruned_options(config).items()
-    words = [repr(config["model"]["name"]), *(f"{key}={value!r}" for key, value in options)]
-    build = f"build_model({', '.join(words)})"
+    name, own = config["model"]["name"], is_own(choice)
+    options = pruned_options(config, str(choice.chosen.folder / "results.json")).items()
+    words = [repr(name), *(f"{key}={value!r}" for key, value in options)]
+    build = "network" if own else f"build_model({', '.join(words)})"
+    start = f"network = ...  # your own, built as in the recipe, where it is {name!a}"
+    first = [start] if own else ["from secateur.models import build_model"]
     if files.reshaped:
-        first, last = "import secateur as sc", [f"model = sc.load({build}, {str(files.model)!r})"]
-    else:
-        first = "from secateur.training.checkpoint import load_weights"
-        last = [f"model = {build}", f"load_weights({str(files.model)!r}, model)"]
-    return [first, "from secateur.models import build_model", *last]
+        return ["import secateur as sc", *first, f"model = sc.load({build}, {str(files.model)!r})"]
+    return [
+        "from secateur.training.checkpoint import load_weights",
+        *first,
+        f"model = {build}",
+        f"load_weights({str(files.model)!r}, model)",
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from secateur.report.aggregate import Group
@@ -11,6 +11,15 @@ from secateur.report.aggregate import Group
 Plot = dict[str, Any]
 COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
 QUOTED = "#777777"
+
+
+def with_texts(part: Any, change: Callable[[str], str]) -> Any:
+    """Return a plot, or a part of one, with every text in it changed; the keys are our own."""
+    if isinstance(part, str):
+        return change(part)
+    if isinstance(part, Mapping):
+        return {key: with_texts(value, change) for key, value in part.items()}
+    return [with_texts(value, change) for value in part] if isinstance(part, (list, tuple)) else part
 
 
 def add_dense(layout: Plot, groups: Sequence[Group]) -> None:

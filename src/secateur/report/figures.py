@@ -139,9 +139,9 @@ def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], aga
         for entry in reference:
             group = match(groups, entry)
             x = group.figure(against) if group else None
-            given = entry.get(against)
-            value = float(given) if isinstance(given, (int, float)) else x.mean if x else None
-            if metric in entry and value is not None:
+            given: Any = entry.get(against)
+            value = float(given) if is_number(given) else x.mean if x else None
+            if is_number(entry.get(metric)) and value is not None:
                 xs.append(100 * value if against == "sparsity" else value)
                 ys.append(100 * entry[metric])
                 texts.append(f"quoted: {describe_point(entry)}, {100 * entry[metric]:.2f} %")
@@ -321,7 +321,7 @@ def _by_alpha(trial: Mapping[str, Any]) -> dict[float, float]:
     """The accuracy that went on from each alpha of a trial's last annealing."""
     steps = [*trial.get("stages", {}).values()]
     rows = steps[-1] if steps else []
-    return {row["alpha"]: row["score"] for row in rows if row["kept"]}
+    return {row["alpha"]: row["score"] for row in rows if row["kept"] and row["score"] is not None}
 
 
 def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:

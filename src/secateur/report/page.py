@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, all_groups, percent, references_of, table_of
+from secateur.errors import printable
+from secateur.report.aggregate import (
+    Figure,
+    Group,
+    all_groups,
+    is_number,
+    percent,
+    references_of,
+    table_of,
+)
 from secateur.report.checklist import Point, checklist
 from secateur.report.deployed import (
     Deployment,
@@ -18,6 +28,7 @@ from secateur.report.deployed import (
     deployments_of,
     environment_line,
 )
+from secateur.report.drawing import with_texts
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
 from secateur.storage import replacing
@@ -89,7 +100,6 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
         settings = "".join(f"\n# --set {k}={v}" for k, v in study.get("settings", {}).items())
         recipe = _text(study.get("text", "") + settings)
         parts.append(_section(f"Recipe {study['recipe']}", f"<pre>{recipe}</pre>"))
-    script = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -97,12 +107,17 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
         f"<title>{_text(title)} - secateur</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + f"\n<script type='application/json' id=figures>{_json(figures)}</script>"
-        + f"\n<script>{script}</script>\n<script>{_SCRIPT}</script>\n</body></html>\n"
+        + f"\n<script>{_plotly()}</script>\n<script>{_SCRIPT}</script>\n</body></html>\n"
     )
 
 
+@functools.cache
+def _plotly() -> str:
+    return resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+
+
 def _note_on_figures(groups: Sequence[Group]) -> str:
-    seeds = {len(group.trials) for group in groups}
+    seeds = {len(group.trials) for group in groups} or {0}
     number = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     return (
         f"<p>Accuracies are of the test set, read once a trial after every choice, in percent: mean ± "
@@ -173,7 +188,7 @@ def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, A
     for entry in reference:
         group = match(groups, entry)
         for metric, quoted in entry.items():
-            if "." in metric or metric in ("method", "note", "study") or group is None:
+            if "." in metric or not is_number(quoted) or group is None:
                 continue
             ours = group.figure(metric)
             if ours is not None:
@@ -217,17 +232,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "nu
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(str(value), keep="\n\t"))
 
 
 def _json(value: Any) -> str:
     """JSON that cannot end its script element, with names safe in plotly's own small HTML."""
-    return json.dumps(_escaped(value), allow_nan=False).replace("</", "<\\/")
+    return json.dumps(with_texts(value, _name), allow_nan=False).replace("</", "<\\/")
 
 
-def _escaped(value: Any) -> Any:
-    if isinstance(value, str):
-        return html.escape(value, quote=False).replace("&lt;br&gt;", "<br>")
-    if isinstance(value, Mapping):
-        return {key: _escaped(v) for key, v in value.items()}
-    return [_escaped(v) for v in value] if isinstance(value, (list, tuple)) else value
+def _name(text: str) -> str:
+    return html.escape(printable(text), quote=False).replace("&lt;br&gt;", "<br>")

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import MissingExtraError, RecipeError
+from secateur.errors import MissingExtraError, RecipeError, printable
 from secateur.report.aggregate import all_groups, references_of
+from secateur.report.drawing import with_texts
 from secateur.report.figures import Plot, plots_of
 from secateur.storage import replacing
 
+_TALLEST, _NAMED = 100, 200  # inches of a picture, and rows or columns of a map with a name each
 FORMATS = ("png", "svg", "pdf")
 _DASHES = {"solid": "-", "dot": ":", "dash": "--"}
 _MARKERS = {"x": "x", "x-open": "+", "circle": "o", "circle-open": "o"}
@@ -29,12 +31,14 @@ def write_pictures(studies: Sequence[Mapping[str, Any]], folder: Path, kind: str
     groups = all_groups(studies)
     reference = references_of(studies)
     paths: list[Path] = []
-    for title, plot in plots_of(groups, reference).items():
-        name = re.sub(r"\W+", "-", title.lower())
-        path = folder / f"{name}.{kind}"
-        with replacing(path) as temporary:
-            _draw(plot, temporary, kind)
-        paths.append(path)
+    # A name with two dollars is no formula, whatever a matplotlibrc in the working folder says.
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        for title, plot in plots_of(groups, reference).items():
+            name = re.sub(r"\W+", "-", title.lower())[:100]
+            path = folder / f"{name}.{kind}"
+            with replacing(path) as temporary:
+                _draw(with_texts(plot, printable), temporary, kind)
+            paths.append(path)
     return paths
 
 
@@ -48,7 +52,8 @@ def _draw(plot: Plot, path: Path, kind: str) -> None:
 
     layout = plot["layout"]
     heatmap = plot["data"][0]["type"] == "heatmap"
-    figure, axes = pyplot.subplots(figsize=(8, max(2.5, layout["height"] / 90)), layout="constrained")
+    height = min(max(2.5, layout["height"] / 90), _TALLEST)
+    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
     if heatmap:
         _draw_map(figure, axes, plot["data"][0])
     else:
@@ -99,8 +104,9 @@ def _draw_trace(axes: Any, trace: Plot) -> None:
 def _draw_map(figure: Any, axes: Any, trace: Plot) -> None:
     grid = [[float("nan") if v is None else v for v in row] for row in trace["z"]]
     image = axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(trace["x"])), trace["x"], fontsize=8, rotation=30, ha="right")
-    axes.set_yticks(range(len(trace["y"])), trace["y"], fontsize=8)
+    x, y = (list(enumerate(trace[axis]))[:: 1 + len(trace[axis]) // _NAMED] for axis in ("x", "y"))
+    axes.set_xticks([i for i, _ in x], [name for _, name in x], fontsize=8, rotation=30, ha="right")
+    axes.set_yticks([i for i, _ in y], [name for _, name in y], fontsize=8)
     figure.colorbar(image, ax=axes, label="sparsity, %")
 
 

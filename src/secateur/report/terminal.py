@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from secateur.errors import printable
 from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
-from secateur.report.choice import Choice, Files, Quantity, how_to_load
+from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
 from secateur.report.deployed import (
     Deployment,
     deployment_label,
@@ -37,7 +38,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     title = f"{results['recipe']}: test accuracy, mean ± std over seeds"
     _print_rows(title, *table_of(groups_of(results)), console)
     for note in dict.fromkeys(note for trial in results["trials"] for note in trial.get("notes", [])):
-        console.print(Text(f"note: {note}"), style="yellow" if "emptied" in note else "dim")
+        console.print(Text(printable(f"note: {note}")), style="yellow" if "emptied" in note else "dim")
 
 
 def print_choice(choice: Choice, files: Files, console: Console) -> None:
@@ -79,7 +80,8 @@ def print_choice(choice: Choice, files: Files, console: Console) -> None:
     for line in how_to_load(choice, files):
         _say(f"  {line}", console)
     trial = choice.chosen.folder / "trials" / choice.trial["id"]
-    _say(f"in every format, and what each costs: secateur deploy {trial}", console)
+    own = " --model package.module:factory" if is_own(choice) else ""
+    _say(f"in every format, and what each costs: secateur deploy {trial}{own}", console)
 
 
 def print_deployment(deployment: Deployment, console: Console) -> None:
@@ -136,16 +138,16 @@ def _number(figure: Figure | None, quantity: Quantity) -> str:
 
 
 def _say(text: str, console: Console) -> None:
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 def _print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    console.print(Text(title, style="italic"), soft_wrap=True)
+    console.print(Text(printable(title), style="italic"), soft_wrap=True)
     table = Table()
     for index, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(Text(printable(name)), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 
@@ -158,11 +160,11 @@ def progress(console: Console, quiet: bool) -> Iterator[Reporter]:
         yield _Lines(console)
     else:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[epoch]}", style="dim"),
+            TextColumn("{task.fields[epoch]}", style="dim", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as bar:
             yield _Bars(bar)
@@ -182,7 +184,7 @@ class _Lines:
 
     def trial(self, index: int, total: int, label: str) -> None:
         if index < total:
-            self.console.print(Text(f"trial {index + 1}/{total}: {label}"))
+            self.console.print(Text(printable(f"trial {index + 1}/{total}: {label}")))
 
     def epoch(self, text: str) -> None:
         pass
@@ -194,7 +196,7 @@ class _Bars:
         self.task = bar.add_task("trials", total=None, epoch="")
 
     def trial(self, index: int, total: int, label: str) -> None:
-        self.bar.update(self.task, total=total, completed=index, description=label)
+        self.bar.update(self.task, total=total, completed=index, description=printable(label))
 
     def epoch(self, text: str) -> None:
-        self.bar.update(self.task, epoch=text)
+        self.bar.update(self.task, epoch=printable(text))

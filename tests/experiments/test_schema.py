@@ -1,0 +1,106 @@
+"""What a study and a deployment write today is read back as it is; what a file must not hold is named."""
+
+import json
+
+import pytest
+
+from secateur.errors import StorageError
+from secateur.experiments.recipe import load_recipe
+from secateur.experiments.results import read_results
+from secateur.experiments.schema import validated_deployment, validated_results, validated_row
+from secateur.experiments.study import run_study
+from secateur.experiments.trial import failed_row
+
+RECIPE = """
+name: kinds
+description: "every kind of step\\nÇa va\\u202f?"
+source: "a test"
+data: {name: digits, validation: 200}
+model: {name: digits-mlp, hidden: 12}
+train: {epochs: 1}
+measure: [latency, memory]
+methods:
+  zeros:
+    steps:
+      - prune: {budget: {name: global, sparsity: 0.5}, criterion: {name: magnitude}}
+      - retrain: {epochs: 1}
+      - share: {values: 8, train: {epochs: 1}}
+      - pack: {}
+    sweep: {prune.budget.sparsity: [0.25, 0.5]}
+  units:
+    steps:
+      - prune: {units: true, criterion: l2_norm, budget: {name: uniform, sparsity: 0.5}}
+      - compact: {}
+  alphas: {steps: [{id: slowly, anneal: {ratio: 0.5, schedule: {step: 0.5}, train: {epochs: 1}}}]}
+  wider: {steps: [scratch: {model: {hidden: 16}, train: {epochs: 1}}]}
+  dense: {steps: []}
+seeds: [0]
+reference: [{method: zeros, prune.budget.sparsity: 0.5, accuracy_retrained: 0.9, note: "quoted"}]
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    (folder / "kinds.yaml").write_text(RECIPE)
+    recipe = load_recipe(str(folder / "kinds.yaml"))
+    return recipe, folder / "kinds", run_study(recipe, folder / "kinds")
+
+
+def test_every_row_that_is_written_reads_back_as_it_is(ran):
+    recipe, out, results = ran
+    assert read_results(out) == results
+    for row in results["trials"]:
+        again = validated_row(json.loads((out / "trials" / row["id"] / "result.json").read_text()), "file")
+        assert again == row
+        assert list(again) == list(row), "in the order of the file"
+    lost = failed_row(recipe.plans[0], 0, "its loss is nan\n\x1b[0m")
+    assert validated_row(lost, "database") == lost
+
+
+@pytest.fixture
+def results(ran):
+    return json.loads((ran[1] / "results.json").read_text())
+
+
+def test_keys_of_a_later_version_are_left_out(results):
+    results["trials"][0] |= {"later": 1, "deployment": {"formats": [{"name": "forged"}]}}
+    results["trials"][0]["metrics"]["later"] = {"x": 1}
+    found = validated_results(results | {"later": 1}, "file")
+    assert "later" not in found
+    assert not {"later", "deployment"} & set(found["trials"][0])
+    assert "later" not in found["trials"][0]["metrics"]
+
+
+@pytest.mark.parametrize("schema", [2, 1.0, True, "1", None, [1]])
+def test_another_schema_is_refused(results, schema):
+    for read in (validated_results, validated_deployment):
+        with pytest.raises(StorageError, match=r"^file: not results of schema 1, which this version reads$"):
+            read(results | {"schema": schema}, "file")
+    with pytest.raises(StorageError, match="schema 1"):
+        validated_results([results], "file")
+
+
+@pytest.mark.parametrize("row", [None, [], "x", 5, {}, {"state": "finished"}, {"state": "failed", "id": "a"}])
+def test_a_row_of_another_kind_is_one_error(row):
+    with pytest.raises(StorageError, match=r"^database: "):
+        validated_row(row, "database")
+
+
+def test_what_is_nested_or_long_beyond_measure_is_refused(results):
+    deep = value = {}
+    for _ in range(40):
+        value["x"] = value = {}
+    row = results["trials"][0]
+    with pytest.raises(
+        StorageError, match=r"file: point is an object of 1 keys; plain data are right, of at"
+    ):
+        validated_row(row | {"point": deep}, "file")
+    with pytest.raises(
+        StorageError, match=r"notes\.0 is 'xxx.*\.\.\.; a text of at most 1,000,000 characters"
+    ):
+        validated_row(row | {"notes": ["x" * 1_000_001]}, "file")
+    with pytest.raises(
+        StorageError, match=r"notes is a list of 1000001; a list of at most 1,000,000 is right"
+    ):
+        validated_row(row | {"notes": ["x"] * 1_000_001}, "file")
