@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError, nearest
+from secateur.experiments.feasible import check_data, check_device, check_networks
 from secateur.experiments.overrides import set_value
 from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
 from secateur.experiments.steps import Step, check_order, step_of, training_of, trainings, validated
@@ -112,8 +113,8 @@ def load_recipe(
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
-    raw, settings = copy.deepcopy(located.value), plain_copy(settings or {}, "settings")
-    for key, value in settings.items():
+    raw, over = copy.deepcopy(located.value), plain_copy(settings or {}, "settings")
+    for key, value in over.items():
         set_value(raw, key, value, f"--set {shown(key)}", _SETTABLE)
     if seeds is not None:
         raw["seeds"] = plain_copy(list(seeds), "--seeds")
@@ -124,13 +125,14 @@ def load_recipe(
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {shown(spec.seeds)}")
     if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
         raise RecipeError(f"{path.name}: sampler tpe searches one grid: give steps and one sweep")
-    if spec.sampler == "grid" and "trials" in settings:
+    if spec.sampler == "grid" and "trials" in over:
         raise RecipeError("trials: a grid runs every point of its sweep; trials go with sampler tpe")
     if spec.sampler == "tpe" and "seeds" in spec.sweep:
         where = located.where(("sweep", "seeds"))
         raise RecipeError(
             f"{where}: sampler tpe runs each point with all seeds: leave seeds out of the sweep"
         )
+    check_device(spec.device, located.where(("device",)))
     _check_size(spec, located)
     plans = tuple(_plans(raw, spec, located))
     if not any(plan.seeds for plan in plans):
@@ -138,7 +140,7 @@ def load_recipe(
             f"{path.name}: nothing runs with the seeds {shown(spec.seeds)}: "
             "every method has others of its own"
         )
-    return Recipe(spec, plans, located.text, str(path), settings, raw, located)
+    return Recipe(spec, plans, located.text, str(path), over, raw, located)
 
 
 def _check_size(spec: RecipeSpec, located: Located) -> None:
@@ -241,11 +243,15 @@ def _plan_at(
     if "temperature" in usual and not any(training.distill for training in trainings(steps)):
         where = located.where(("train", "temperature"))
         raise RecipeError(f"{where}: temperature does nothing without a step that has distill")
+    data = validated(DataSpec, config["data"], located, ("data",))
+    model = validated(ModelSpec, config["model"], located, ("model",))
+    check_data(data, located.where(("data",)))
+    check_networks(model, steps, located, place)
     return Plan(
         method=method,
         point=point,
-        data=validated(DataSpec, config["data"], located, ("data",)),
-        model=validated(ModelSpec, config["model"], located, ("model",)),
+        data=data,
+        model=model,
         train=train,
         steps=tuple(steps),
         threads=spec.threads,
@@ -254,3 +260,10 @@ def _plan_at(
         seeds=seeds,
         config=config,
     )
+
+
+def check_factories(recipe: Recipe) -> None:
+    """Build every network of a recipe that comes from a factory of the user's, and so run that factory,
+    before anything is trained. Raises RecipeError for one that cannot be built or lacks what is named."""
+    for plan in {repr((plan.model, plan.steps)): plan for plan in recipe.plans}.values():
+        check_networks(plan.model, plan.steps, recipe.located, (), own=True)

@@ -87,7 +87,7 @@ class PruneSpec(Strict):
     units: bool = False
     round_to: Count = 1
     min_kept: Count = 1
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     calibration: Count = 1024
     relative_to: Literal["network", "dense"] = "network"
@@ -113,7 +113,7 @@ class PruneToSpec(Strict):
     latency_ms: Real | None = None
     round_to: Count = 1
     min_kept: Count = 1
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     calibration: Count = 1024
 
@@ -137,7 +137,7 @@ class GreedySpec(Strict):
     at_once: Count = 1
     min_kept: Count = 1
     examples: Count = 1000
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     retrain: dict[str, Any] | None = None
 
@@ -153,7 +153,7 @@ class SelectionSpec(Strict):
     threshold: Annotated[Real, Field(ge=0)] = 1e-4
     blocks: bool = True
     units: bool = True
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     train: dict[str, Any] = {}
 
@@ -184,7 +184,7 @@ class AnnealSpec(Strict):
     adaptive: bool = False
     tolerance: Real = 1.0
     rates: Annotated[list[Real], Field(max_length=100)] = [1.0]
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     calibration: Count = 1024
     train: dict[str, Any] = {}
@@ -199,7 +199,7 @@ class ShareSpec(Strict):
     trained by ``train``."""
 
     values: int = 16
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     train: dict[str, Any] = {}
 

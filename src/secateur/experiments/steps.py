@@ -143,6 +143,8 @@ def _scratch_step(
     spec = validated(ScratchSpec, raw, located, place)
     if not spec.model and spec.width is None:
         raise RecipeError(f"{located.where(place)}: lacks 'model', the options that differ, or a 'width'")
+    if "weights" in spec.model:
+        raise RecipeError(f"{located.where((*place, 'model'))}: weights: from scratch, a network has none")
     return spec, _retraining(spec.train, train, located, (*place, "train"))
 
 
@@ -281,6 +283,8 @@ def _selection_step(
         raise RecipeError(
             f"{located.where(place)}: units and blocks are both false: nothing is left to select"
         )
+    if not spec.units and (spec.include or spec.exclude):
+        raise RecipeError(f"{located.where(place)}: include and exclude choose units, and units is false")
     # The factors shrink from epoch to epoch: the best epoch on validation would be the first.
     training = _retraining({"keep": "last"} | spec.train, train, located, (*place, "train"))
     if training.epochs == 0 or training.keep != "last":
