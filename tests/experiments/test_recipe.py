@@ -279,7 +279,7 @@ BAD = {
     ),
     "wrong type": (
         RECIPE.replace("epochs: 2", "epochs: many"),
-        r"line 4: epochs is 'many': ",
+        r"line 4: epochs is 'many'; it is a whole number from 0",
     ),
     "negative epochs": (RECIPE.replace("epochs: 3", "epochs: -3"), r"line 7: .*epochs is -3"),
     "no model": (RECIPE.replace("model: {name: digits-mlp}\n", ""), r"lacks 'model'"),

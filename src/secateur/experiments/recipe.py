@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import json
@@ -18,7 +17,7 @@ from secateur.experiments.feasible import check_data, check_device, check_networ
 from secateur.experiments.overrides import set_value
 from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
 from secateur.experiments.steps import Step, check_order, step_of, training_of, trainings, validated
-from secateur.experiments.yaml_lines import Located, plain_copy, read_yaml, shown
+from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml, shown
 from secateur.training.settings import Training
 
 Point = dict[str, Any]
@@ -113,7 +112,7 @@ def load_recipe(
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
-    raw, over = copy.deepcopy(located.value), plain_copy(settings or {}, "settings")
+    raw, over = copied(located.value), plain_copy(settings or {}, "settings")
     for key, value in over.items():
         set_value(raw, key, value, f"--set {shown(key)}", _SETTABLE)
     if seeds is not None:
@@ -225,8 +224,8 @@ def _plan_at(
     located: Located,
     place: tuple[str, ...],
 ) -> Plan:
-    config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
-    config["steps"] = copy.deepcopy(steps_raw)
+    config = {key: copied(raw.get(key)) for key in ("data", "model", "train")}
+    config["steps"] = copied(steps_raw)
     for key, value in point.items():
         where = located.where((*place, "sweep", key)) + f": sweep {shown(key)}"
         if key.partition(".")[0] in _OF_THE_STUDY:

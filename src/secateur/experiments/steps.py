@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -209,8 +209,16 @@ def training_of(raw: Any, base: Training, located: Located, place: tuple[Any, ..
     """Validate training settings; what ``raw`` does not say is as in ``base``."""
     if not isinstance(raw, dict):
         raise RecipeError(f"{located.where(place)}: {place[-1]} is a mapping of training settings")
-    usual = {f.name: getattr(base, f.name) for f in fields(Training)}
-    return validated(Training, usual | {key: as_number(value) for key, value in raw.items()}, located, place)
+    known = [field.name for field in fields(Training)]
+    for key in raw:
+        if key not in known:
+            where = located.where((*place, key))
+            raise RecipeError(f"{where}: unknown key {shown(key)!r}{nearest(key, known)}")
+    try:
+        return replace(base, **{key: as_number(value) for key, value in raw.items()})
+    except RecipeError as error:
+        key = str(error).split()[0]  # it begins with the setting's name
+        raise RecipeError(f"{located.where((*place, key))}: {error}") from error
 
 
 def _retraining(raw: Any, base: Training, located: Located, place: tuple[Any, ...]) -> Training:
@@ -355,7 +363,7 @@ def validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = ()
         if first["type"] == "value_error":  # a check of our own: its message says all
             message = first["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{where}: {message}") from error
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if first["type"] == "extra_forbidden":
             raise RecipeError(
                 f"{where}: unknown key {shown(key)!r}{nearest(str(key), _known(kind, loc))}"
             ) from error
@@ -381,4 +389,4 @@ def _known(kind: Any, loc: tuple[Any, ...]) -> list[str]:
         annotation = kind.model_fields[part].annotation if part in getattr(kind, "model_fields", {}) else None
         options = [annotation, *get_args(annotation)]
         kind = next((option for option in options if hasattr(option, "model_fields")), kind)
-    return [*kind.model_fields] if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]
+    return [*kind.model_fields]

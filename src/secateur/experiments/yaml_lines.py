@@ -100,25 +100,25 @@ def plain_copy(value: Any, where: str) -> Any:
     """Return a copy of a setting from Python, which may hold what a file could. Raises RecipeError."""
     left = [VALUES]
 
-    def copied(value: Any, depth: int) -> Any:
+    def checked(value: Any, depth: int) -> Any:
         left[0] -= 1
         if depth > DEPTH or left[0] < 0:
             raise RecipeError(f"{where}: holds more than {VALUES} values, or nests deeper than {DEPTH}")
         if isinstance(value, (list, tuple)):
-            return [copied(part, depth + 1) for part in value]
+            return [checked(part, depth + 1) for part in value]
         if isinstance(value, Mapping):
-            return {copied_key(key): copied(part, depth + 1) for key, part in value.items()}
+            return {checked_key(key): checked(part, depth + 1) for key, part in value.items()}
         wrong = _complaint(value)
         if wrong:
             raise RecipeError(f"{where}: {wrong}")
         return value
 
-    def copied_key(key: Any) -> str:
+    def checked_key(key: Any) -> str:
         if not isinstance(key, str) or _complaint(key):
             raise RecipeError(f"{where}: the key {shown(key)} is not printable text")
         return key
 
-    return copied(value, 0)
+    return checked(value, 0)
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -235,7 +235,7 @@ class _Builder:
         if node is None:
             self.refuse(f"the alias *{shown(anchor)} stands within its own anchor")
         self._make_room(node)
-        self._put(replace(node, value=_copied(node.value)))
+        self._put(replace(node, value=copied(node.value)))
 
     def _make_room(self, node: _Node) -> None:
         self.count += node.size
@@ -292,7 +292,8 @@ _MADE = {
 }
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Return a copy of plain values."""
     if isinstance(value, list):
-        return [_copied(part) for part in value]
-    return {key: _copied(part) for key, part in value.items()} if isinstance(value, dict) else value
+        return [copied(part) for part in value]
+    return {key: copied(part) for key, part in value.items()} if isinstance(value, dict) else value
