@@ -112,7 +112,7 @@ def load_recipe(
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
-    raw, over = copied(located.value), plain_copy(settings or {}, "settings")
+    raw, over = copied(located.value), plain_copy(settings or {}, "--set")
     for key, value in over.items():
         set_value(raw, key, value, f"--set {shown(key)}", _SETTABLE)
     if seeds is not None:
@@ -131,6 +131,9 @@ def load_recipe(
         raise RecipeError(
             f"{where}: sampler tpe runs each point with all seeds: leave seeds out of the sweep"
         )
+    grids = [grid for sweep, place in _sweeps(spec) for grid, _ in _grids(sweep, place)]
+    if swept := next((key for key in over if all(key in grid for grid in grids)), None):
+        raise RecipeError(f"--set {shown(swept)}: every point of the sweep sets it; set the sweep instead")
     check_device(spec.device, located.where(("device",)))
     _check_size(spec, located)
     plans = tuple(_plans(raw, spec, located))

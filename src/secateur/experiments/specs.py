@@ -11,6 +11,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from secateur.experiments.choices import as_number
+from secateur.experiments.yaml_lines import shown
 
 # Of no folder everywhere, or of one elsewhere; `dense` keeps the networks that studies share.
 _NOT_IN_A_NAME = re.compile(r'[/\\:*?"<>|]|^[. ]|[. ]$')
@@ -19,13 +20,11 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)\d)(\..*)?|dense", re.IGNOREC
 
 def _folder_name(name: str) -> str:
     """Return the name of a recipe, which names its folder of results too."""
-    if not name or len(name.encode()) > 100 or _NOT_IN_A_NAME.search(name):
+    if not name or len(name.encode()) > 100 or _NOT_IN_A_NAME.search(name) or _RESERVED.fullmatch(name):
         raise ValueError(
-            'name is also the folder of the results: 1 to 100 bytes, none of / \\ : * ? " < > |, '
-            "and no dot or space at its ends"
+            f"name is {shown(repr(name))}; the folder of the results has it too: 1 to 100 bytes, none of "
+            '/ \\ : * ? " < > |, no dot or space at its ends, and no reserved name'
         )
-    if _RESERVED.fullmatch(name):
-        raise ValueError(f"name {name!r} is reserved; choose another")
     return name
 
 

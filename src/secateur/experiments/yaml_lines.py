@@ -114,8 +114,9 @@ def plain_copy(value: Any, where: str) -> Any:
         return value
 
     def checked_key(key: Any) -> str:
-        if not isinstance(key, str) or _complaint(key):
-            raise RecipeError(f"{where}: the key {shown(key)} is not printable text")
+        wrong = _complaint(key) if isinstance(key, str) else "is no text"
+        if wrong:
+            raise RecipeError(f"{where}: the key {shown(key)}: {wrong}")
         return key
 
     return checked(value, 0)
