@@ -275,7 +275,10 @@ def check_value(what: str, value: float) -> None:
 
 def is_real(value: Any) -> bool:
     """Whether a value is a finite number; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def is_whole(value: Any) -> bool:
