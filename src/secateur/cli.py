@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -312,12 +313,14 @@ def _console() -> Console:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
+    from secateur.experiments.yaml_lines import shown
+
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise RecipeError(f"--set {pair}: write it as key=value, like retrain.epochs=0")
-        settings[key] = _yaml(f"--set {key}", value)
+            raise RecipeError(f"--set {shown(pair)}: write it as key=value, like retrain.epochs=0")
+        settings[key] = _yaml(f"--set {shown(key)}", value)
     return settings
 
 
@@ -329,12 +332,12 @@ def _named(option: str, text: str | None) -> Any:
 
 
 def _yaml(option: str, text: str) -> Any:
-    import yaml
+    from secateur.experiments.yaml_lines import parse_yaml, shown
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{option}: {text!r} is not valid YAML") from error
+        return parse_yaml(text, "").value
+    except RecipeError as error:
+        raise RecipeError(f"{option}: {shown(repr(text))} is not valid YAML: {error}") from error
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -349,10 +352,12 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise RecipeError(f"{option} {text}: write whole numbers with commas, like 0,1,2") from error
+    from secateur.experiments.yaml_lines import shown
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("-?[0-9]{1,19}", part) for part in parts):
+        raise RecipeError(f"{option} {shown(text)}: write whole numbers with commas, like 0,1,2")
+    return [int(part) for part in parts]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checkpoints of one's own, read, pruned and refused."""
 
 import copy
+import os
 import sys
 
 import pytest
@@ -38,6 +39,15 @@ class Odd(Whole):
 
 def lazy():
     return nn.LazyLinear(3)
+
+def inferred():
+    with torch.inference_mode():
+        return Whole()
+
+def inferred_buffer():
+    with torch.inference_mode():
+        norm = nn.BatchNorm1d(4, affine=False)
+    return nn.Sequential(norm, nn.Linear(4, 5))
 """
 
 
@@ -210,6 +220,37 @@ def test_prunings_that_cannot_be(place, options, message):
     with pytest.raises(SecateurError, match=message):
         pruned(place, **options)
     assert not (place / "out.safetensors").exists()
+
+
+def test_tensors_of_inference_mode_are_said_before_anything_changes(place):
+    save_weights(place / "whole.safetensors", load_network("own_networks:Whole", None)[0])
+    for model, name in (("inferred", "a.weight"), ("inferred_buffer", "0.running_mean")):
+        model, message = (
+            f"own_networks:{model}",
+            f"{name} was made in inference mode, .* clones of its tensors",
+        )
+        with pytest.raises(ModelError, match=message):
+            pruned(place, model=model, weights="whole.safetensors", sparsity=0.5)
+        for shape in (None, (2, 4)):
+            with pytest.raises(ModelError, match=message):
+                inspect_model(model, None, shape)
+
+
+def test_no_file_is_written_over_the_weights(place):
+    before = (place / "in.safetensors").read_bytes()
+    (place / "link.safetensors").symlink_to("in.safetensors")
+    (place / "hard.safetensors").hardlink_to(place / "in.safetensors")
+    os.mkfifo(place / "pipe")
+    for name in ("in.safetensors", "link.safetensors", "hard.safetensors"):
+        with pytest.raises(RecipeError, match=f"--out .*{name}: is the file of --weights"):
+            pruned(place, out=name, sparsity=0.5)
+        with pytest.raises(RecipeError, match=f"--masks .*{name}: is the file of --weights"):
+            pruned(place, masks_out=place / name, sparsity=0.5)
+    with pytest.raises(RecipeError, match=r"--out .*pipe: is not a file"):
+        pruned(place, out="pipe", sparsity=0.5)
+    with pytest.raises(StorageError, match="pipe: is not a file"):
+        pruned(place, weights="pipe", sparsity=0.5)
+    assert (place / "in.safetensors").read_bytes() == before
 
 
 def test_masks_do_not_overwrite_the_network(place):

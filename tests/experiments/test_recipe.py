@@ -1,6 +1,7 @@
 import textwrap
 
 import pytest
+import yaml
 
 from secateur.errors import RecipeError
 from secateur.experiments.actions import Cut, Retrain, actions, count_epochs
@@ -279,7 +280,7 @@ BAD = {
     ),
     "wrong type": (
         RECIPE.replace("epochs: 2", "epochs: many"),
-        r"line 4: epochs is 'many': ",
+        r"line 4: epochs is 'many'; it is a whole number from 0",
     ),
     "negative epochs": (RECIPE.replace("epochs: 3", "epochs: -3"), r"line 7: .*epochs is -3"),
     "no model": (RECIPE.replace("model: {name: digits-mlp}\n", ""), r"lacks 'model'"),
@@ -322,3 +323,237 @@ def test_unknown_recipes_and_files():
         load_recipe("quikstart")
     with pytest.raises(RecipeError, match=r"nothere.yaml: no such file"):
         load_recipe("nothere.yaml")
+
+
+NAMES = [
+    "../x", "/tmp/x", "a/b", "a\\\\b", "C:x", "..", ".", ".x", "", " x", "x ", "x.", "NUL", "con.txt", "com1",
+    "dense", "a*", "what?", "é" * 60, "x\\n", "x\\u202ey", "x\\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_that_of_a_folder_in_the_folder_of_runs(write, name):
+    with pytest.raises(RecipeError, match=r"mine.yaml line 1: ") as caught:
+        load_recipe(write(RECIPE.replace("name: mine", f'name: "{name}"')))
+    assert str(caught.value).isprintable()
+    with pytest.raises(RecipeError):
+        load_recipe(write(RECIPE), {"name": name.encode().decode("unicode_escape")})
+
+
+def test_names_of_every_language(write):
+    for name in ("élagage", "剪枝", "a b", "pruning-2.1_x", "%#"):
+        assert load_recipe(write(RECIPE), {"name": name}).name == name
+
+
+MARKED = """\
+name: mine
+description: "of%s"
+source: "from%s"
+data: {name: digits}
+model: {name: digits-mlp}
+methods:
+  "first%s":
+    steps:
+      - {id: "cut%s", prune: {budget: {name: uniform, sparsity: 0.5}}}
+"""
+
+
+@pytest.mark.parametrize("mark", ["\\n", "\\e[2J", "\\u202e", "\\u2066", "\\x7f", "\\u2028", "\\ufeff"])
+def test_unprintable_characters_are_refused_wherever_they_are_printed(write, mark):
+    assert load_recipe(write(MARKED % ((" é",) * 4))).plans[0].method == "first é"
+    for place, line in enumerate((2, 3, 7, 9)):
+        marks = [mark if index == place else "" for index in range(4)]
+        with pytest.raises(RecipeError, match=rf"mine.yaml line {line}: .* unprintable") as caught:
+            load_recipe(write(MARKED % tuple(marks)))
+        assert str(caught.value).isprintable()
+
+
+def test_sizes_are_counted_before_anything_is_laid_out(write):
+    many = ", ".join(f"prune.x{i}: &v {list(range(39))}" if not i else f"prune.x{i}: *v" for i in range(5))
+    sweep = RECIPE[RECIPE.index("sweep") : RECIPE.index("seeds")]
+    with pytest.raises(RecipeError, match=r"line 8: the sweep has 90,224,199 points; 10,000 at most"):
+        load_recipe(write(RECIPE.replace(sweep, f"sweep: {{{many}}}\n")))
+    grids = "sweep: [" + ", ".join([f"{{{many}}}".replace("&v ", "")] * 1) + "]\n"
+    with pytest.raises(RecipeError, match=r"line 8: the sweep has 90,224,199 points"):
+        load_recipe(write(RECIPE.replace(sweep, grids.replace("*v", str(list(range(39)))))))
+    settings = {"sweep": {"prune.budget.sparsity": [round(0.01 * i, 2) for i in range(50)]}}
+    with pytest.raises(RecipeError, match=r"8,000 seeds are 400,000 trials; 100,000 at most"):
+        load_recipe(write(RECIPE), settings, seeds=range(8_000))
+    with pytest.raises(RecipeError, match=r"should have at most 10000 items"):
+        load_recipe(write(RECIPE), seeds=range(10_001))
+    with pytest.raises(RecipeError, match=r"600,000 points with 2 seeds are 1,200,000 trials"):
+        load_recipe(write(RECIPE), {"sampler": "tpe", "trials": 600_000})
+
+
+def test_settings_without_effect_are_said(write):
+    with pytest.raises(RecipeError, match=r"--set prune.criterion: every point of the sweep sets it"):
+        load_recipe(write(RECIPE), {"prune.criterion": "random"})
+    with pytest.raises(RecipeError, match=r"trials: a grid runs every point"):
+        load_recipe(write(RECIPE), {"trials": 5})
+    with pytest.raises(RecipeError, match=r"line 7: temperature does nothing without distill"):
+        load_recipe(write(RECIPE.replace("{epochs: 3}", "{epochs: 3, temperature: 2.0}")))
+    with pytest.raises(RecipeError, match=r"line 4: temperature does nothing without a step"):
+        load_recipe(write(RECIPE.replace("{epochs: 2", "{temperature: 2.0, epochs: 2")))
+    shared = RECIPE.replace("{epochs: 2", "{temperature: 2.0, epochs: 2").replace(
+        "{epochs: 3", "{distill: 0.5"
+    )
+    assert load_recipe(write(shared)).plans[0].steps[1].settings.temperature == 2.0
+
+
+def test_points_share_no_value(write):
+    """A mapping that the sweep puts in place and then sets a part of stays as it is in the other points."""
+    text = RECIPE.replace(
+        "prune.budget.sparsity: [0.5, 0.9], prune.criterion: [magnitude, random]",
+        "prune.budget: [{name: global, sparsity: 0.1}], prune.budget.sparsity: [0.5, 0.9]",
+    )
+    recipe = load_recipe(write(text))
+    assert [plan.config["steps"][0]["prune"]["budget"]["sparsity"] for plan in recipe.plans] == [0.5, 0.9]
+    assert [plan.point["prune.budget"]["sparsity"] for plan in recipe.plans] == [0.1, 0.1]
+    settings = {"prune.budget": {"name": "uniform"}}
+    text = text.replace("prune.budget: [{name: global, sparsity: 0.1}], ", "")
+    assert (
+        load_recipe(write(text), settings).plans[1].config["steps"][0]["prune"]["budget"]["name"] == "uniform"
+    )
+    assert settings == {"prune.budget": {"name": "uniform"}}
+
+
+KINDS = """\
+name: kinds
+data: {name: digits, validation: 200}
+model: {name: digits-mlp}
+train: {epochs: 2, lr: 1.0e-3, batch_size: 64, momentum: 0.5, clip: 1.0, patience: 2, flip: false}
+methods:
+  gradual:
+    steps:
+      - prune:
+          criterion: {name: random, seed: 3}
+          budget: {name: global, sparsity: 0.9, min_kept: 1}
+          calibration: 100
+          block: [2, 2]
+          schedule: {name: cubic, steps: 3, initial: 0.1, retrain: {epochs: 1}}
+      - share: {values: 16, train: {epochs: 1}}
+  trimmed:
+    steps:
+      - prune: {budget: {name: std, sensitivity: 0.5}, shrinkage: {name: smooth, a: 2.0}}
+  units:
+    steps:
+      - prune:
+          units: true
+          criterion: {name: l2_norm, normalise: true}
+          budget: {name: uniform, sparsity: 0.5}
+          round_to: 2
+      - refit: {calibration: 100, ridge: 0.1}
+      - compact:
+  to:
+    steps:
+      - prune_to: {macs: 0.5, min_kept: 2}
+  greedy:
+    steps:
+      - greedy: {parameters: 0.5, every: 16, at_once: 2, examples: 100}
+  selection:
+    steps:
+      - structure_selection: {penalty: 0.1, lr: 0.2, momentum: 0.8, threshold: 0.01, blocks: false}
+  anneal:
+    steps:
+      - anneal: {ratio: 0.25, update: 0.5, adaptive: true, rates: [1.0], schedule: {step: 0.25}}
+  scratch:
+    steps:
+      - scratch: {model: {hidden: 32}}
+seeds: [0]
+threads: 1
+"""
+
+
+def places(value, path=()):
+    """Yield the path of every number and bool in a document."""
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(part, (*path, key))
+    elif isinstance(value, (bool, int, float)):
+        yield path
+
+
+def kinds_with(path, value):
+    document = yaml.safe_load(KINDS)
+    holder = document
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+@pytest.mark.parametrize(
+    "path", list(places(yaml.safe_load(KINDS))), ids=lambda path: ".".join(map(str, path))
+)
+def test_every_number_is_one_and_every_bool(write, path):
+    """`sparsity: true` once pruned everything, and `threads: 100000000` ended in a segmentation fault."""
+    right = yaml.safe_load(KINDS)
+    for key in path:
+        right = right[key]
+    wrong = [10**18, -(10**18), "1", "x", [1], {"a": 1}]
+    wrong += [0.5, 1, "true"] if isinstance(right, bool) else [True, False]
+    if not isinstance(right, float):
+        wrong.append("1e-1")
+    if (
+        path[-1] in ["lr", "penalty", "ridge", "sensitivity", "a", "clip", "threshold", "seed", "min_kept"]
+        or "rates" in path
+    ):
+        wrong.remove(10**18)  # of any size
+    if path[-1] == "seed":
+        wrong.remove(-(10**18))
+    if path[0] == "seeds":
+        wrong = [True, -1, 2**63, "1", 0.5, None]
+    if path == ("data", "validation"):  # too many is said when the data are loaded; a share is right too
+        wrong = [value for value in wrong if value not in (10**18, "1e-1")]
+    load_recipe(write(KINDS))
+    for value in wrong:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(write(kinds_with(path, value)))
+        assert "\n" not in str(caught.value), value
+
+
+def test_the_number_that_yaml_reads_as_text(write):
+    recipe = load_recipe(
+        write(KINDS.replace("lr: 1.0e-3", "lr: 1e-3").replace("penalty: 0.1", "penalty: 1E+2"))
+    )
+    assert recipe.plans[0].train.lr == 1e-3
+    assert next(p for p in recipe.plans if p.method == "selection").steps[0].settings.penalty == 100.0
+    for text in ("1e999", "nan", "inf", "1_0e1", " 1e1", "0x1e1", "1e1e1"):
+        with pytest.raises(RecipeError, match=r"line 4: lr is"):
+            load_recipe(write(KINDS.replace("lr: 1.0e-3", f"lr: '{text}'")))
+
+
+STEPS = [
+    ("- compact:", "- compact: false", "compact is False; it is a mapping of settings"),
+    ("- compact:", "- compact: 0", "compact is 0; it is a mapping of settings"),
+    ("- compact:", "- compact: []", r"compact is \[\]; it is a mapping of settings"),
+    ("- compact:", "- {id: 5, compact: }", "id is '5'; it is a text without dots"),
+    ("- compact:", "- {id: a.b, compact: }", "id is 'a.b'"),
+    ("- compact:", "- {id: '', compact: }", "id is ''"),
+    ("- compact:", "- {id: train, compact: }", "id is 'train'"),
+    ("- compact:", "- {id: dense, compact: }", "id is 'dense'"),
+    ("- compact:", "- {id: x}", "a step has one key, its kind"),
+    ("- compact:", "- [compact]", "steps.2 is|a step has one key"),
+    ("train: {epochs: 2, ", "train: false  # {", "train is False"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), STEPS, ids=[new for _, new, _ in STEPS])
+def test_steps_that_are_none(write, old, new, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(KINDS.replace(old, new)))
+
+
+def test_settings_and_paths_from_python(write):
+    path = write(RECIPE)
+    for settings in ({5: 1}, {"a\nb": 1}, {"train.lr": object()}, {"train.lr": float("nan")}, {"seeds": {0}}):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, settings)
+        assert "\n" not in str(caught.value)
+    for seeds in ([True], [-1], [2**63], ["1"], [0.5], [float("nan")], [0, 0], []):
+        with pytest.raises(RecipeError, match="seed"):
+            load_recipe(path, seeds=seeds)
+    for name in ("", "a\nb", "\0.yaml", "x" * 10_000, "x" * 10_000 + ".yaml", "."):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(name)
+        assert "\n" not in str(caught.value)

@@ -102,3 +102,31 @@ def test_unknown_networks_are_one_clear_error():
         build_model("lenet")
     with pytest.raises(ModelError, match="cannot import 'no_such_package'"):
         build_model("no_such_package:factory")
+
+
+OPTIONS = {
+    "lenet-300-100": {"classes": 10, "hidden": [30, 10]},
+    "lenet-5": {"classes": 10},
+    "tabular-256": {"features": 10},
+    "fashion-mlp": {"classes": 10},
+    "digits-mlp": {"hidden": 8, "classes": 10},
+    "convnet-25": {"classes": 5, "dropout": 0.5, "batch_norm": True},
+    "vgg-16-bn": {"classes": 10, "width": 0.25},
+    "resnet-20": {"classes": 10, "width": 0.25, "shortcut": "conv"},
+    "resnet-56": {"classes": 10, "width": 0.25, "shortcut": "pad"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_checked_before_anything_is_made(name):
+    """`hidden: true` once made a network of one neuron, and a width of thousands took all memory."""
+    assert set(OPTIONS) == set(MODELS)
+    build_model(name, **OPTIONS[name])
+    for option, right in OPTIONS[name].items():
+        wrong = [-1, 0, 10**18, float("nan"), "x", None, [], [True, 1], [1, 2, 3]]
+        wrong += [1, "true"] if isinstance(right, bool) else [True, False]
+        for value in wrong:
+            if option == "dropout" and value == 0 and not isinstance(value, bool):
+                continue
+            with pytest.raises(ModelError, match=rf"{option}.* is "):
+                build_model(name, **{option: value})

@@ -405,3 +405,38 @@ def test_per_layer_without_a_layer_is_refused():
 def test_lamp_keeps_what_it_is_told_to():
     with pytest.raises(BudgetError, match="min_kept is -1"):
         sc.LAMP(0.5, min_kept=-1)
+
+
+NO_SHARES = [True, False, math.nan, math.inf, -0.1, 1.1, "0.5", None, [0.5], 1j, 10**400]
+
+
+@pytest.mark.parametrize("value", NO_SHARES, ids=repr)
+def test_what_is_no_share_is_refused_by_every_budget(value):
+    """True is not 100 %: it once pruned everything."""
+    rules = [sc.Uniform, sc.Global, sc.ERK, sc.LAMP, sc.MagnitudeRatios, sc.ParameterShare]
+    for make in (*rules, lambda share: sc.PerLayer({"fc1": share})):
+        with pytest.raises(BudgetError, match="it is a share between 0 and 1"):
+            make(value)
+
+
+@pytest.mark.parametrize("value", [True, math.nan, math.inf, -0.1, "0.5", None, 10**400], ids=repr)
+def test_what_is_no_value_is_refused(value):
+    for rule in (sc.Std, sc.Threshold):
+        with pytest.raises(BudgetError, match="it is a finite number from 0"):
+            rule(value)
+
+
+def test_counts_and_flags_are_what_they_are():
+    for wrong in (True, -1, 1.5, "1", None, math.nan):
+        for rule in (sc.Global, sc.LAMP):
+            with pytest.raises(BudgetError, match=r"min_kept is .*; it counts entries"):
+                rule(0.5, min_kept=wrong)
+        for keep, of in ((wrong, 4), (2, wrong)):
+            with pytest.raises(BudgetError, match="NM"):
+                sc.NM(keep, of)
+    for wrong in (1, "true", None):
+        with pytest.raises(BudgetError, match=r"living is .*; it is True or False"):
+            sc.Std(1.0, living=wrong)
+    for wrong in (0.5, [0.5], {1: 0.5}, "fc1", None):
+        with pytest.raises(BudgetError, match="is no mapping of shares by pattern"):
+            sc.PerLayer(wrong)

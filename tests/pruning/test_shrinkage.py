@@ -226,7 +226,7 @@ def test_a_cut_that_a_shrinkage_refuses_is_found_before_any_weight_changes(mlp):
     assert torch.equal(net[0].weight, before)
 
 
-@pytest.mark.parametrize("upper", [0, 1, 1.5, -0.1, math.nan])
+@pytest.mark.parametrize("upper", [0, 1, 1.5, -0.1, math.nan, True, "0.9", None])
 def test_trimmed_settings(upper):
     with pytest.raises(BudgetError, match=r"upper is .*; it is a quantile between 0 and 1"):
         sc.Trimmed(upper)

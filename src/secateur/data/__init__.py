@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import DataError, nearest
@@ -34,6 +35,15 @@ def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **opti
     Raises DataError for an unknown name or option, and for data that are missing or damaged;
     MissingExtraError where a package of the extra ``lab`` is needed.
     """
+    loader = loader_of(name, options)
+    dataset = loader(validation=validation, seed=seed, **options)
+    if type(dataset).__name__ != "Dataset":
+        raise DataError(f"{name} gave a {type(dataset).__name__}; it must be a secateur.data.dataset.Dataset")
+    return dataset
+
+
+def loader_of(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function that loads a data set, of which ``options`` are options; it is not called."""
     if name in DATASETS:
         loader = named_function(DATASETS[name], DataError)
     elif ":" in str(name):
@@ -49,7 +59,4 @@ def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **opti
     for option in known:
         if parameters[option].default is inspect.Parameter.empty and option not in options:
             raise DataError(f"{name}: option {option!r} is missing; it needs one")
-    dataset = loader(validation=validation, seed=seed, **options)
-    if type(dataset).__name__ != "Dataset":
-        raise DataError(f"{name} gave a {type(dataset).__name__}; it must be a secateur.data.dataset.Dataset")
-    return dataset
+    return loader

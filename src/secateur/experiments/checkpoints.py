@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, RecipeError, SecateurWarning, nearest
+from secateur.errors import ModelError, RecipeError, SecateurWarning, StorageError, nearest
 from secateur.experiments.choices import make
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.recipe import DataSpec
 from secateur.experiments.specs import ModelSpec, PruneSpec
 from secateur.experiments.steps import step_of, validated
-from secateur.experiments.yaml_lines import Located
+from secateur.experiments.yaml_lines import Located, shown
 from secateur.measure.running import first_line, run_once, shapes
 from secateur.measure.summary import Profile, aligned, format_layers, layer_profiles, profile
 from secateur.models import build_model
@@ -43,6 +44,7 @@ _DTYPES = {
     )
 }
 
+_MOST_NUMBERS = 2**27  # of one batch: half a gigabyte in float32
 Named = str | Mapping[str, Any]
 
 
@@ -70,15 +72,23 @@ def load_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
     if spec.weights is not None:
         raise RecipeError("--model: its weights are an option of their own: --weights")
     network = build_model(spec.name, **(spec.model_extra or {}))
+    _check_changeable(network)
     if weights is None:
         return network, False
     _check_sized(network)
+    if not weights.is_file():
+        raise StorageError(f"{shown(weights)}: {'is not a' if weights.exists() else 'no such'} file")
     return network, checkpoint.load_network(weights, network)
 
 
 def example_inputs(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return one batch of normal numbers, or of integers that every embedding of the network has a row
     for (zeros where it has none); the same on every call."""
+    text = shown(",".join(map(str, shape)))
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise RecipeError(
+            f"--input-shape {text}: no such tensor can be made: over {_MOST_NUMBERS:,} numbers are too many"
+        )
     generator = torch.Generator().manual_seed(0)
     try:
         if dtype.is_floating_point:
@@ -86,7 +96,6 @@ def example_inputs(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtyp
         rows = [m.num_embeddings for m in network.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
         return torch.randint(0, min(rows, default=1), shape, generator=generator).to(dtype)
     except (RuntimeError, OverflowError, TypeError) as error:
-        text = ",".join(map(str, shape))
         raise RecipeError(f"--input-shape {text}: no such tensor can be made: {first_line(error)}") from error
 
 
@@ -121,7 +130,7 @@ def prune_checkpoint(
         )
     if input_shape is not None and not removing:
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
-    _check_files(out, masks_out)
+    _check_files(weights, out, masks_out)
     dataset = None if data is None else load_dataset(described("--data", data, DataSpec))
     network, reshaped = load_network(model, weights)
     inputs = before = None
@@ -229,6 +238,15 @@ def _check_sized(network: nn.Module) -> None:
             )
 
 
+def _check_changeable(network: nn.Module) -> None:
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if not nn.parameter.is_lazy(tensor) and tensor.is_inference():
+            raise ModelError(
+                f"{type(network).__name__}: {name} was made in inference mode, so it cannot change; make the "
+                "network outside torch.inference_mode(), or put clones of its tensors in their place"
+            )
+
+
 def _dtype(shape: tuple[int, ...] | None, name: str | None) -> torch.dtype:
     if name is not None and name not in _DTYPES:
         raise RecipeError(f"--input-dtype {name}: no such dtype{nearest(name, _DTYPES)}")
@@ -253,18 +271,22 @@ def _check_runs(network: nn.Module, inputs: Tensor) -> None:
         raise ModelError(said) from error
 
 
-def _check_files(out: Path, masks_out: Path | None) -> None:
-    """Refuse, before anything is computed, places where no file can be written."""
+def _check_files(weights: Path, out: Path, masks_out: Path | None) -> None:
+    """Refuse, before anything is computed, places where no file can be written or one would be lost."""
+    taken = {"--weights": weights}
     for option, path in (("--out", out), ("--masks", masks_out)):
         if path is None:
             continue
-        if path.is_dir():
-            raise RecipeError(f"{option} {path}: is a folder; give a file in it")
+        if path.exists() and not path.is_file():
+            what = "a folder; give a file in it" if path.is_dir() else "not a file"
+            raise RecipeError(f"{option} {shown(path)}: is {what}")
         for folder in path.parents:
             if folder.exists() and not folder.is_dir():
-                raise RecipeError(f"{option} {path}: {folder} is a file, not a folder")
-    if masks_out is not None and masks_out.resolve() == out.resolve():
-        raise RecipeError(f"--masks {masks_out}: is the file of --out; give the masks one of their own")
+                raise RecipeError(f"{option} {shown(path)}: {folder} is a file, not a folder")
+        for other, file in taken.items():
+            if path.resolve() == file.resolve() or (path.exists() and file.exists() and path.samefile(file)):
+                raise RecipeError(f"{option} {shown(path)}: is the file of {other}; give it one of its own")
+        taken[option] = path
 
 
 def _side_by_side(before: Profile, after: Profile) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import secateur
 from secateur.errors import RecipeError, SecateurError, nearest
@@ -17,6 +17,8 @@ MODULES = {
     "shrinkage": ("pruning.shrinkage",),
     "schedule": ("pruning.schedules",),
 }
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)
 
 
 def spelled(name: str) -> str:
@@ -42,7 +44,7 @@ def make(kind: str, spec: str | Mapping[str, Any]) -> Any:
     name = settings.pop("name", None)
     if name is None:
         raise RecipeError(f"{kind}: says no name; known: {', '.join(choices(kind))}")
-    if name not in choices(kind):
+    if not isinstance(name, str) or name not in choices(kind):
         raise RecipeError(f"{kind}: unknown name {name!r}{nearest(str(name), choices(kind))}")
     made = getattr(secateur, choices(kind)[name])
     fields = {f.name: f for f in dataclasses.fields(made)}
@@ -53,16 +55,32 @@ def make(kind: str, spec: str | Mapping[str, Any]) -> Any:
         if field.name not in settings and field.default is dataclasses.MISSING:
             raise RecipeError(f"{kind} {name}: lacks {field.name!r}")
     try:
-        return made(**{key: _number(value) for key, value in settings.items()})
+        return made(**{key: _typed(made, key, value) for key, value in settings.items()})
     except (SecateurError, TypeError) as error:
         raise RecipeError(f"{kind} {name}: {error}") from error
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; take it for the number it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+def as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; return the number it is, and anything else as it is."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _typed(made: type, key: str, value: Any) -> Any:
+    """Return the value of a setting where it is of the type that its class says."""
+    from pydantic import ValidationError
+
+    value = as_number(value)
+    try:
+        _types(made)[key].validate_python(value)
+    except ValidationError as error:
+        raise RecipeError(f"{key} is {value!r}: {error.errors()[0]['msg']}") from error
     return value
+
+
+@functools.cache
+def _types(made: type) -> dict[str, Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    strict = ConfigDict(strict=True, allow_inf_nan=False)
+    hints = get_type_hints(made)
+    return {field.name: TypeAdapter(hints[field.name], config=strict) for field in dataclasses.fields(made)}

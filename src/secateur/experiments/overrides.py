@@ -6,33 +6,38 @@ from collections.abc import Collection
 from typing import Any
 
 from secateur.errors import RecipeError, nearest
+from secateur.experiments.yaml_lines import plain_copy, shown
 
 
 def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: Collection[str]) -> None:
-    """Put ``value`` at the dotted ``key`` of a recipe's document.
+    """Put a copy of ``value`` at the dotted ``key`` of a recipe's document.
 
     Its first part is the id of a step, and reaches that step of every method, or one of the
-    ``top_level`` keys. ``where`` begins the RecipeError for a key that is neither.
+    ``top_level`` keys. ``where`` begins the RecipeError for a key that is neither, or that has no place.
     """
     first, *rest = key.split(".")
+    if not all([first, *rest]):
+        raise RecipeError(f"{where}: a part of the key is empty; write it like retrain.epochs")
     steps: dict[str, list[dict[str, Any]]] = {}
     for group in _step_lists(raw):
         for step in group:
             if isinstance(step, dict):
-                own = str(step.get("id", next((k for k in step if k != "id"), "")))
+                own = str(step.get("id", _kind(step)))
                 steps.setdefault(own, []).append(step)
     if first in steps and rest:
         for step in steps[first]:
-            kind = next(k for k in step if k != "id")
-            step[kind] = step[kind] or {}
-            _set_in(step[kind], rest, value, where)
+            _set_in(step, [_kind(step), *rest], value, where)
     elif first in top_level:
         _set_in(raw, [first, *rest], value, where)
     else:
         known = [*steps, "train", "model", "data", "threads", "device"]
         raise RecipeError(
-            f"{where}: {first!r} is neither a step nor a key of the recipe{nearest(first, known)}"
+            f"{where}: {shown(first)!r} is neither a step nor a key of the recipe{nearest(first, known)}"
         )
+
+
+def _kind(step: dict[str, Any]) -> str:
+    return next((key for key in step if key != "id"), "")
 
 
 def _step_lists(raw: dict[str, Any]) -> list[list[Any]]:
@@ -53,6 +58,6 @@ def _set_in(raw: dict[str, Any], keys: list[str], value: Any, where: str) -> Non
         if inner is None:
             inner = raw[key] = {}
         if not isinstance(inner, dict):
-            raise RecipeError(f"{where}: {key!r} is {inner!r}, which has no parts")
+            raise RecipeError(f"{where}: {shown(key)!r} is {shown(inner)}, which has no parts by name")
         raw = inner
-    raw[keys[-1]] = value
+    raw[keys[-1]] = plain_copy(value, where)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError, nearest
+from secateur.experiments.feasible import check_data, check_device, check_networks
 from secateur.experiments.overrides import set_value
 from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
-from secateur.experiments.steps import Step, check_order, step_of, training_of, validated
-from secateur.experiments.yaml_lines import Located, read_yaml
+from secateur.experiments.steps import Step, check_order, step_of, training_of, trainings, validated
+from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml, shown
 from secateur.training.settings import Training
 
 Point = dict[str, Any]
-
+POINTS = 10_000
+TRIALS = 100_000
 
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
 _OF_THE_STUDY = [key for key in _SETTABLE if key not in ("data", "model", "train")]
@@ -82,7 +86,8 @@ class Recipe:
         return _plan_at(self.name, self.raw["steps"], point, seeds, self.raw, self.spec, self.located, ())
 
 
-def packaged_recipes() -> dict[str, Path]:
+@functools.cache
+def packaged_recipes() -> Mapping[str, Path]:
     """Return the recipes in the package by name."""
     folder = Path(str(resources.files("secateur.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -101,34 +106,68 @@ def load_recipe(
     if name_or_path in known:
         path = known[name_or_path]
     elif path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"unknown recipe {name_or_path!r}{nearest(name_or_path, known)} (or a .yaml file)")
+        raise RecipeError(
+            f"unknown recipe {shown(name_or_path)!r}{nearest(name_or_path, known)} (or a .yaml file)"
+        )
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
-    raw = copy.deepcopy(located.value)
-    for key, value in (settings or {}).items():
-        set_value(raw, key, value, f"--set {key}", _SETTABLE)
+    raw, over = copied(located.value), plain_copy(settings or {}, "--set")
+    for key, value in over.items():
+        set_value(raw, key, value, f"--set {shown(key)}", _SETTABLE)
     if seeds is not None:
-        raw["seeds"] = list(seeds)
+        raw["seeds"] = plain_copy(list(seeds), "--seeds")
     spec = validated(RecipeSpec, raw, located)
     if (spec.steps is None) == (spec.methods is None):
         raise RecipeError(f"{path.name}: give either steps or methods")
     if len(set(spec.seeds)) != len(spec.seeds):
-        raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {spec.seeds}")
+        raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {shown(spec.seeds)}")
     if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
         raise RecipeError(f"{path.name}: sampler tpe searches one grid: give steps and one sweep")
+    if spec.sampler == "grid" and "trials" in over:
+        raise RecipeError("trials: a grid runs every point of its sweep; trials go with sampler tpe")
     if spec.sampler == "tpe" and "seeds" in spec.sweep:
         where = located.where(("sweep", "seeds"))
         raise RecipeError(
             f"{where}: sampler tpe runs each point with all seeds: leave seeds out of the sweep"
         )
+    grids = [grid for sweep, place in _sweeps(spec) for grid, _ in _grids(sweep, place)]
+    if swept := next((key for key in over if all(key in grid for grid in grids)), None):
+        raise RecipeError(f"--set {shown(swept)}: every point of the sweep sets it; set the sweep instead")
+    check_device(spec.device, located.where(("device",)))
+    _check_size(spec, located)
     plans = tuple(_plans(raw, spec, located))
     if not any(plan.seeds for plan in plans):
         raise RecipeError(
-            f"{path.name}: nothing runs with the seeds {spec.seeds}: every method has others of its own"
+            f"{path.name}: nothing runs with the seeds {shown(spec.seeds)}: "
+            "every method has others of its own"
         )
-    text = path.read_text(encoding="utf-8")
-    return Recipe(spec, plans, text, str(path), dict(settings or {}), raw, located)
+    return Recipe(spec, plans, located.text, str(path), over, raw, located)
+
+
+def _check_size(spec: RecipeSpec, located: Located) -> None:
+    """Refuse a study that is too large before its points are laid out."""
+    points = 0
+    for sweep, place in _sweeps(spec):
+        for grid, _ in _grids(sweep, place):
+            points += math.prod(len(values) for key, values in grid.items() if key != "seeds")
+        if points > POINTS:
+            raise RecipeError(f"{located.where(place)}: the sweep has {points:,} points; {POINTS:,} at most")
+    runs = points if spec.sampler == "grid" else spec.trials
+    if runs * len(spec.seeds) > TRIALS:
+        raise RecipeError(
+            f"{located.where(('seeds',))}: {runs:,} points with {len(spec.seeds):,} seeds are "
+            f"{runs * len(spec.seeds):,} trials; {TRIALS:,} at most"
+        )
+
+
+def _sweeps(spec: RecipeSpec) -> Iterable[tuple[Any, tuple[Any, ...]]]:
+    """Yield the sweep of each method, and its place."""
+    if spec.methods is None:
+        yield spec.sweep, ("sweep",)
+        return
+    for name, method in spec.methods.items():
+        yield method.sweep, ("methods", name, "sweep")
 
 
 def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[Plan]:
@@ -141,14 +180,16 @@ def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[
         }
     for method, (steps, sweep, own, place) in methods.items():
         seeds = _narrowed(tuple(spec.seeds), own, located.where((*place, "seeds")))
-        points: list[Point] = []
+        points: set[str] = set()
         for grid, where in _grids(sweep, (*place, "sweep")):
             of_grid = _narrowed(seeds, grid.pop("seeds", None), located.where((*where, "seeds")))
             for values in itertools.product(*grid.values()):
                 point = dict(zip(grid, values, strict=True))
-                if point in points:
-                    raise RecipeError(f"{located.where((*place, 'sweep'))}: the point {point} stands twice")
-                points.append(point)
+                key = json.dumps(point, sort_keys=True)
+                if key in points:
+                    where = located.where((*place, "sweep"))
+                    raise RecipeError(f"{where}: the point {shown(point, 200)} stands twice")
+                points.add(key)
                 yield _plan_at(method, steps, point, of_grid, raw, spec, located, place)
         if not points:
             raise RecipeError(f"{located.where((*place, 'sweep'))}: the sweep of {method} has no point")
@@ -186,25 +227,33 @@ def _plan_at(
     located: Located,
     place: tuple[str, ...],
 ) -> Plan:
-    config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
-    config["steps"] = copy.deepcopy(steps_raw)
+    config = {key: copied(raw.get(key)) for key in ("data", "model", "train")}
+    config["steps"] = copied(steps_raw)
     for key, value in point.items():
-        where = located.where((*place, "sweep", key)) + f": sweep {key}"
+        where = located.where((*place, "sweep", key)) + f": sweep {shown(key)}"
         if key.partition(".")[0] in _OF_THE_STUDY:
             raise RecipeError(f"{where}: is the whole study's; a sweep is over data, model, train and steps")
         set_value(config, key, value, where, _SETTABLE)
-    train = training_of(config["train"] or {}, Training(), located, ("train",))
+    usual = {} if config["train"] is None else config["train"]
+    train = training_of(usual, Training(), located, ("train",))
     if train.distill:
         raise RecipeError(f"{located.where(('train',))}: distill needs a dense network; retraining has one")
     steps: list[Step] = []
-    for index, raw in enumerate(config["steps"]):
-        steps.append(step_of(raw, train, located, (*place, "steps", index)))
+    for index, step in enumerate(config["steps"]):
+        steps.append(step_of(step, train, located, (*place, "steps", index)))
         check_order(steps, located.where((*place, "steps", index)))
+    if "temperature" in usual and not any(training.distill for training in trainings(steps)):
+        where = located.where(("train", "temperature"))
+        raise RecipeError(f"{where}: temperature does nothing without a step that has distill")
+    data = validated(DataSpec, config["data"], located, ("data",))
+    model = validated(ModelSpec, config["model"], located, ("model",))
+    check_data(data, located.where(("data",)))
+    check_networks(model, steps, located, place)
     return Plan(
         method=method,
         point=point,
-        data=validated(DataSpec, config["data"], located, ("data",)),
-        model=validated(ModelSpec, config["model"], located, ("model",)),
+        data=data,
+        model=model,
         train=train,
         steps=tuple(steps),
         threads=spec.threads,
@@ -213,3 +262,10 @@ def _plan_at(
         seeds=seeds,
         config=config,
     )
+
+
+def check_factories(recipe: Recipe) -> None:
+    """Build every network of a recipe that comes from a factory of the user's, and so run that factory,
+    before anything is trained. Raises RecipeError for one that cannot be built or lacks what is named."""
+    for plan in {repr((plan.model, plan.steps)): plan for plan in recipe.plans}.values():
+        check_networks(plan.model, plan.steps, recipe.located, (), own=True)

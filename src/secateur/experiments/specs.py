@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from secateur.experiments.choices import as_number
+from secateur.experiments.yaml_lines import shown
+
+# Of no folder everywhere, or of one elsewhere; `dense` keeps the networks that studies share.
+_NOT_IN_A_NAME = re.compile(r'[/\\:*?"<>|]|^[. ]|[. ]$')
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)\d)(\..*)?|dense", re.IGNORECASE)
+
+
+def _folder_name(name: str) -> str:
+    """Return the name of a recipe, which names its folder of results too."""
+    if not name or len(name.encode()) > 100 or _NOT_IN_A_NAME.search(name) or _RESERVED.fullmatch(name):
+        raise ValueError(
+            f"name is {shown(repr(name))}; the folder of the results has it too: 1 to 100 bytes, none of "
+            '/ \\ : * ? " < > |, no dot or space at its ends, and no reserved name'
+        )
+    return name
+
+
+def _few_threads(threads: int) -> int:
+    most = 16 * (os.cpu_count() or 1)
+    if threads > most:
+        raise ValueError(f"threads is {threads}; {most} at most, 16 for each core of this machine")
+    return threads
+
+
+Real = Annotated[float, BeforeValidator(as_number)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], Field(max_length=10_000)]
+Plain = str | int | float | bool | None
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT | ConfigDict(extra="forbid")
 
 
 class DataSpec(BaseModel):
     """``name`` of a data set, the ``validation`` share or number, and the data set's own options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = _STRICT | ConfigDict(extra="allow")
     name: str
-    validation: int | float = 0.1
+    validation: Annotated[int | Real, Field(ge=0)] = 0.1
 
 
 class ModelSpec(BaseModel):
     """``name`` of a network or ``package.module:factory``, its options, and ``weights`` to start from."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = _STRICT | ConfigDict(extra="allow")
     name: str
     weights: str | None = None
 
@@ -32,8 +67,8 @@ class ScheduleSpec(Strict):
     """A schedule by name, and the training after each of its steps but the last."""
 
     name: str
-    steps: Annotated[int, Field(ge=2)]
-    initial: float = 0.0
+    steps: Annotated[int, Field(ge=2, le=10_000)]
+    initial: Real = 0.0
     retrain: dict[str, Any]
 
 
@@ -47,13 +82,13 @@ class PruneSpec(Strict):
     budget: dict[str, Any]
     shrinkage: str | dict[str, Any] = "hard"
     schedule: ScheduleSpec | None = None
-    block: tuple[int, int] | None = None
+    block: Annotated[tuple[Count, Count], pydantic.Strict(False)] | None = None
     units: bool = False
-    round_to: Annotated[int, Field(ge=1)] = 1
-    min_kept: Annotated[int, Field(ge=1)] = 1
-    include: list[str] | None = None
+    round_to: Count = 1
+    min_kept: Count = 1
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
-    calibration: Annotated[int, Field(ge=1)] = 1024
+    calibration: Count = 1024
     relative_to: Literal["network", "dense"] = "network"
 
 
@@ -61,8 +96,8 @@ class RefitSpec(Strict):
     """One ``refit`` step: the layers that read removed units fitted to the dense network's outputs on
     ``calibration`` training examples, by least squares with a ``ridge``."""
 
-    calibration: Annotated[int, Field(ge=1)] = 10_000
-    ridge: Annotated[float, Field(ge=0)] = 1e-3
+    calibration: Count = 10_000
+    ridge: Annotated[Real, Field(ge=0)] = 1e-3
 
 
 class PruneToSpec(Strict):
@@ -72,14 +107,14 @@ class PruneToSpec(Strict):
     """
 
     criterion: str | dict[str, Any] = "l2_norm"
-    macs: float | None = None
-    parameters: float | None = None
-    latency_ms: float | None = None
-    round_to: Annotated[int, Field(ge=1)] = 1
-    min_kept: Annotated[int, Field(ge=1)] = 1
-    include: list[str] | None = None
+    macs: Real | None = None
+    parameters: Real | None = None
+    latency_ms: Real | None = None
+    round_to: Count = 1
+    min_kept: Count = 1
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
-    calibration: Annotated[int, Field(ge=1)] = 1024
+    calibration: Count = 1024
 
 
 class GreedySpec(Strict):
@@ -90,18 +125,18 @@ class GreedySpec(Strict):
     Chosen on ``examples`` drawn from the validation split. ``retrain``: after every so many removals.
     """
 
-    sparsity: float | None = None
-    parameters: float | None = None
-    macs: float | None = None
-    latency_ms: float | None = None
-    accuracy_drop: float | None = None
+    sparsity: Real | None = None
+    parameters: Real | None = None
+    macs: Real | None = None
+    latency_ms: Real | None = None
+    accuracy_drop: Real | None = None
     criterion: Literal["score", "output"] = "score"
     scope: Literal["layer", "network"] = "layer"
-    every: Annotated[int, Field(ge=1)] = 16
-    at_once: Annotated[int, Field(ge=1)] = 1
-    min_kept: Annotated[int, Field(ge=1)] = 1
-    examples: Annotated[int, Field(ge=1)] = 1000
-    include: list[str] | None = None
+    every: Count = 16
+    at_once: Count = 1
+    min_kept: Count = 1
+    examples: Count = 1000
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     retrain: dict[str, Any] | None = None
 
@@ -111,13 +146,13 @@ class SelectionSpec(Strict):
     ``train``; those under ``threshold`` in the end are removed for real. ``penalty`` times the sum of
     |factors| is added to the loss; ``lr`` and ``momentum`` are the factors' own."""
 
-    penalty: Annotated[float, Field(ge=0)] = 1e-3
-    lr: Annotated[float, Field(gt=0)] | None = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    threshold: Annotated[float, Field(ge=0)] = 1e-4
+    penalty: Annotated[Real, Field(ge=0)] = 1e-3
+    lr: Annotated[Real, Field(gt=0)] | None = 0.1
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    threshold: Annotated[Real, Field(ge=0)] = 1e-4
     blocks: bool = True
     units: bool = True
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     train: dict[str, Any] = {}
 
@@ -126,11 +161,11 @@ class DescentSpec(Strict):
     """How alpha goes from 1 to 0, as :class:`secateur.Descent`, ``name`` being its kind."""
 
     name: Literal["step", "multiplicative", "exponential", "cosine"] = "step"
-    step: float = 0.1
-    factor: float = 0.5
-    rate: float = 0.05
-    stages: int = 10
-    threshold: float = 0.01
+    step: Annotated[Real, Field(ge=1e-4, le=1)] = 0.1
+    factor: Annotated[Real, Field(gt=0, le=0.999)] = 0.5
+    rate: Annotated[Real, Field(ge=1e-6)] = 0.05
+    stages: Annotated[int, Field(ge=1, le=10_000)] = 10
+    threshold: Annotated[Real, Field(ge=1e-6, le=1)] = 0.01
 
 
 class AnnealSpec(Strict):
@@ -141,16 +176,16 @@ class AnnealSpec(Strict):
     points of validation accuracy. ``calibration``: training examples that the ``start`` reads.
     """
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    ratio: Annotated[Real, Field(gt=0, lt=1)] = 0.5
     start: Literal["least squares", "svd", "random"] = "least squares"
-    update: Literal["start", "never"] | float = "start"
+    update: Literal["start", "never"] | Real = "start"
     schedule: DescentSpec = DescentSpec()
     adaptive: bool = False
-    tolerance: float = 1.0
-    rates: list[float] = [1.0]
-    include: list[str] | None = None
+    tolerance: Real = 1.0
+    rates: Annotated[list[Real], Field(max_length=100)] = [1.0]
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
-    calibration: Annotated[int, Field(ge=1)] = 1024
+    calibration: Count = 1024
     train: dict[str, Any] = {}
 
 
@@ -163,7 +198,7 @@ class ShareSpec(Strict):
     trained by ``train``."""
 
     values: int = 16
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(min_length=1)] | None = None
     exclude: list[str] | None = None
     train: dict[str, Any] = {}
 
@@ -182,7 +217,7 @@ class ScratchSpec(Strict):
     ``width``: what the network's own option ``width`` is multiplied by."""
 
     model: dict[str, Any] = {}
-    width: Annotated[float, Field(gt=0)] | None = None
+    width: Annotated[Real, Field(gt=0)] | None = None
     train: dict[str, Any] = {}
 
     def options_beside(self, network: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,13 +235,13 @@ class MethodSpec(Strict):
 
     steps: list[dict[str, Any]]
     sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
-    seeds: list[int] | None = None
+    seeds: Seeds | None = None
 
 
 class RecipeSpec(Strict):
     """The whole file, before its sweep is laid out."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_folder_name)]
     description: str = ""
     source: str = ""
     data: DataSpec
@@ -215,10 +250,10 @@ class RecipeSpec(Strict):
     steps: list[dict[str, Any]] | None = None
     sweep: dict[str, list[Any]] | list[dict[str, list[Any]]] = {}
     methods: dict[str, MethodSpec] | None = None
-    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
-    reference: list[dict[str, Any]] = []
-    threads: Annotated[int, Field(ge=1)] = 1
+    seeds: Annotated[Seeds, Field(min_length=1)] = [0, 1, 2]
+    reference: list[dict[str, Plain]] = []
+    threads: Annotated[Count, AfterValidator(_few_threads)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     measure: list[Literal["latency", "memory"]] = ["latency", "memory"]
     sampler: Literal["grid", "tpe"] = "grid"
-    trials: Annotated[int, Field(ge=1)] = 20
+    trials: Count = 20

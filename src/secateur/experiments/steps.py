@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from secateur.deploy.encoding import Squeeze
 from secateur.deploy.sharing import check_values
 from secateur.errors import RecipeError, SecateurError, nearest
-from secateur.experiments.choices import make
+from secateur.experiments.choices import as_number, make
 from secateur.experiments.specs import (
     AnnealSpec,
     CompactSpec,
@@ -19,12 +20,13 @@ from secateur.experiments.specs import (
     PackSpec,
     PruneSpec,
     PruneToSpec,
+    RecipeSpec,
     RefitSpec,
     ScratchSpec,
     SelectionSpec,
     ShareSpec,
 )
-from secateur.experiments.yaml_lines import Located
+from secateur.experiments.yaml_lines import Located, shown
 from secateur.training.settings import Training
 
 REMOVING = ("prune_to", "greedy", "structure_selection", "anneal", "compact", "scratch")
@@ -55,6 +57,12 @@ class Step:
     training: Training | None = None
 
 
+def trainings(steps: Sequence[Step]) -> list[Training]:
+    """Return every training of the steps, each kind's own included."""
+    own = [step.settings for step in steps if isinstance(step.settings, Training)]
+    return own + [step.training for step in steps if step.training is not None]
+
+
 def step_of(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> Step:
     where = located.where(place)
     kinds = [key for key in raw if key != "id"] if isinstance(raw, dict) else []
@@ -64,9 +72,15 @@ def step_of(raw: Any, train: Training, located: Located, place: tuple[Any, ...])
         )
     kind = kinds[0]
     if kind not in _STEPS:
-        raise RecipeError(f"{where}: unknown step {kind!r}{nearest(str(kind), _STEPS)}")
-    settings, training = _STEPS[kind](raw[kind] or {}, train, located, (*place, kind))
-    return Step(kind, str(raw.get("id", kind)), settings, training)
+        raise RecipeError(f"{where}: unknown step {shown(kind)!r}{nearest(kind, _STEPS)}")
+    name, settings = raw.get("id", kind), {} if raw[kind] is None else raw[kind]
+    if not isinstance(name, str) or not name or "." in name or name in (*RecipeSpec.model_fields, "dense"):
+        raise RecipeError(
+            f"{where}: id is {shown(name)!r}; it is a text without dots, and no key of a recipe or 'dense'"
+        )
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{where}: {kind} is {shown(settings)}; it is a mapping of settings")
+    return Step(kind, name, *_STEPS[kind](settings, train, located, (*place, kind)))
 
 
 def _prune_step(
@@ -88,7 +102,8 @@ def _prune_step(
     except SecateurError as error:
         raise RecipeError(f"{located.where((*place, 'schedule'))}: {error}") from error
     retrain = spec.schedule.retrain
-    return spec, training_of(retrain, train, located, (*place, "schedule", "retrain")) if retrain else None
+    training = _retraining(retrain, train, located, (*place, "schedule", "retrain")) if retrain else None
+    return spec, training
 
 
 def _check_combination(spec: PruneSpec, where: str) -> None:
@@ -119,7 +134,7 @@ def _check_combination(spec: PruneSpec, where: str) -> None:
 def _retrain_step(
     raw: Any, train: Training, located: Located, place: tuple[Any, ...]
 ) -> tuple[Training, None]:
-    return training_of(raw, train, located, place), None
+    return _retraining(raw, train, located, place), None
 
 
 def _scratch_step(
@@ -128,7 +143,9 @@ def _scratch_step(
     spec = validated(ScratchSpec, raw, located, place)
     if not spec.model and spec.width is None:
         raise RecipeError(f"{located.where(place)}: lacks 'model', the options that differ, or a 'width'")
-    return spec, training_of(spec.train, train, located, (*place, "train"))
+    if "weights" in spec.model:
+        raise RecipeError(f"{located.where((*place, 'model'))}: weights: from scratch, a network has none")
+    return spec, _retraining(spec.train, train, located, (*place, "train"))
 
 
 def _share_step(
@@ -136,7 +153,7 @@ def _share_step(
 ) -> tuple[ShareSpec, Training]:
     spec = validated(ShareSpec, raw, located, place)
     _check_shared(spec.values, located.where((*place, "values")))
-    return spec, training_of(spec.train, train, located, (*place, "train"))
+    return spec, _retraining(spec.train, train, located, (*place, "train"))
 
 
 def _pack_step(raw: Any, train: Training, located: Located, place: tuple[Any, ...]) -> tuple[PackSpec, None]:
@@ -146,7 +163,8 @@ def _pack_step(raw: Any, train: Training, located: Located, place: tuple[Any, ..
         _check_shared(spec.values, where)
     elif spec.values not in (None, "lossless", "float16"):
         raise RecipeError(
-            f"{where}: values is {spec.values!r}; it is null (lossless), float16 or a number of shared values"
+            f"{where}: values is {shown(spec.values)!r}; "
+            "it is null (lossless), float16 or a number of shared values"
         )
     Squeeze(spec.compression)  # what it lacks is said before anything is trained
     return spec, None
@@ -191,8 +209,25 @@ def training_of(raw: Any, base: Training, located: Located, place: tuple[Any, ..
     """Validate training settings; what ``raw`` does not say is as in ``base``."""
     if not isinstance(raw, dict):
         raise RecipeError(f"{located.where(place)}: {place[-1]} is a mapping of training settings")
-    merged = {f.name: getattr(base, f.name) for f in fields(Training)} | raw
-    return validated(Training, merged, located, place)
+    known = [field.name for field in fields(Training)]
+    for key in raw:
+        if key not in known:
+            where = located.where((*place, key))
+            raise RecipeError(f"{where}: unknown key {shown(key)!r}{nearest(key, known)}")
+    try:
+        return replace(base, **{key: as_number(value) for key, value in raw.items()})
+    except RecipeError as error:
+        key = str(error).split()[0]  # it begins with the setting's name
+        raise RecipeError(f"{located.where((*place, key))}: {error}") from error
+
+
+def _retraining(raw: Any, base: Training, located: Located, place: tuple[Any, ...]) -> Training:
+    """Validate the training of a step, which can learn from the dense network."""
+    training = training_of(raw, base, located, place)
+    if "temperature" in raw and not training.distill:
+        where = located.where((*place, "temperature"))
+        raise RecipeError(f"{where}: temperature does nothing without distill; give both, or neither")
+    return training
 
 
 def _prune_to_step(
@@ -223,7 +258,7 @@ def _greedy_step(
         accuracy_drop=spec.accuracy_drop,
     )
     retrain = spec.retrain
-    return spec, None if retrain is None else training_of(retrain, train, located, (*place, "retrain"))
+    return spec, None if retrain is None else _retraining(retrain, train, located, (*place, "retrain"))
 
 
 def _check_goal(where: str, **goals: float | None) -> None:
@@ -256,8 +291,10 @@ def _selection_step(
         raise RecipeError(
             f"{located.where(place)}: units and blocks are both false: nothing is left to select"
         )
+    if not spec.units and (spec.include or spec.exclude):
+        raise RecipeError(f"{located.where(place)}: include and exclude choose units, and units is false")
     # The factors shrink from epoch to epoch: the best epoch on validation would be the first.
-    training = training_of({"keep": "last"} | spec.train, train, located, (*place, "train"))
+    training = _retraining({"keep": "last"} | spec.train, train, located, (*place, "train"))
     if training.epochs == 0 or training.keep != "last":
         raise RecipeError(f"{located.where((*place, 'train'))}: factors need epochs, and keep: last")
     return spec, training
@@ -271,7 +308,7 @@ def _anneal_step(
         make_annealing(spec)
     except SecateurError as error:
         raise RecipeError(f"{located.where(place)}: {error}") from error
-    training = training_of(spec.train, train, located, (*place, "train"))
+    training = _retraining(spec.train, train, located, (*place, "train"))
     if training.epochs == 0 or training.l1 or training.slimming:
         where = located.where((*place, "train"))
         raise RecipeError(f"{where}: each stage needs epochs, and neither l1 nor slimming")
@@ -321,20 +358,29 @@ def validated(kind: Any, raw: Any, located: Located, place: tuple[Any, ...] = ()
         return _adapter(kind).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
+        loc = _within(raw, first["loc"])
+        where, key = located.where((*place, *loc)), first["loc"][-1] if first["loc"] else "recipe"
         if first["type"] == "value_error":  # a check of our own: its message says all
             message = first["msg"].removeprefix("Value error, ")
-            raise RecipeError(f"{located.where(place)}: {message}") from error
-        loc = tuple(part for part in first["loc"] if isinstance(part, int) or "[" not in part)
-        where, key = located.where((*place, *loc)), loc[-1] if loc else "recipe"
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise RecipeError(f"{where}: {message}") from error
+        if first["type"] == "extra_forbidden":
             raise RecipeError(
-                f"{where}: unknown key {key!r}{nearest(str(key), _known(kind, loc))}"
+                f"{where}: unknown key {shown(key)!r}{nearest(str(key), _known(kind, loc))}"
             ) from error
         if first["type"] == "missing":
-            raise RecipeError(f"{located.where(place)}: lacks {key!r}") from error
-        raise RecipeError(
-            f"{where}: {'.'.join(map(str, loc))} is {first['input']!r}: {first['msg']}"
-        ) from error
+            raise RecipeError(f"{where}: lacks {key!r}") from error
+        name = shown(".".join(map(str, loc or place[-1:])))
+        raise RecipeError(f"{where}: {name} is {shown(repr(first['input']))}: {first['msg']}") from error
+
+
+def _within(raw: Any, loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the keys and indices of ``loc`` that lead into ``raw``: a union's choices stand there too."""
+    path: list[Any] = []
+    for part in loc:
+        if part in raw if isinstance(raw, dict) else isinstance(raw, list) and isinstance(part, int):
+            path.append(part)
+            raw = raw[part]
+    return tuple(path)
 
 
 def _known(kind: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -343,4 +389,4 @@ def _known(kind: Any, loc: tuple[Any, ...]) -> list[str]:
         annotation = kind.model_fields[part].annotation if part in getattr(kind, "model_fields", {}) else None
         options = [annotation, *get_args(annotation)]
         kind = next((option for option in options if hasattr(option, "model_fields")), kind)
-    return [*kind.model_fields] if hasattr(kind, "model_fields") else [f.name for f in fields(kind)]
+    return [*kind.model_fields]

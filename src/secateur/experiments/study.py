@@ -18,7 +18,7 @@ from secateur.errors import NonFiniteError, RecipeError, SecateurError
 from secateur.experiments import queue
 from secateur.experiments.actions import count_epochs
 from secateur.experiments.dense import hash_of, seconds_an_epoch
-from secateur.experiments.recipe import Plan, Recipe, load_recipe
+from secateur.experiments.recipe import Plan, Recipe, check_factories, load_recipe
 from secateur.experiments.results import label_of, write_results
 from secateur.experiments.trial import failed_row, run_trial, trial_id
 from secateur.measure.size import bytes_dense
@@ -52,6 +52,7 @@ def run_study(
     """
     if workers < 1:
         raise RecipeError(f"--workers {workers}: it counts processes, from 1")
+    check_factories(recipe)
     study = queue.open_study(study_name(recipe), storage, out)
     total = count_trials(recipe)
     if workers == 1:
@@ -79,6 +80,7 @@ def count_trials(recipe: Recipe) -> int:
 
 def describe(recipe: Recipe, out: Path) -> str:
     """Return what a run would do: its trials, the epochs they train, the time and the disk they take."""
+    check_factories(recipe)
     lines = (
         []
         if recipe.spec.sampler != "grid"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from secateur.models.options import check_counts, check_flag, check_number
+
 
 class ConvNet25(nn.Module):
     """conv 32 (same) - conv 32 - pool - conv 64 (same) - conv 64 - pool - 512 - classes, on
@@ -12,6 +14,9 @@ class ConvNet25(nn.Module):
 
     def __init__(self, classes: int = 5, dropout: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__()
+        check_counts(classes=classes)
+        check_number("dropout", dropout, 0, 2)
+        check_flag("batch_norm", batch_norm)
         self.conv1 = nn.Conv2d(3, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 32, 3)
         self.conv3 = nn.Conv2d(32, 64, 3, padding=1)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from secateur.errors import ModelError
+from secateur.models.options import check_counts
+
 
 class LeNet300100(nn.Module):
     """784-300-100-10 with ReLU and biases, on 28 x 28 images: 266,610 parameters."""
 
     def __init__(self, classes: int = 10, hidden: tuple[int, int] = (300, 100)) -> None:
         super().__init__()
+        if not isinstance(hidden, (list, tuple)) or len(hidden) != 2:
+            raise ModelError(f"hidden is {hidden!r}; it is the two layers' neurons, like [300, 100]")
+        check_counts(classes=classes, **{f"hidden[{i}]": count for i, count in enumerate(hidden)})
         first, second = hidden
         self.fc1 = nn.Linear(784, first)
         self.fc2 = nn.Linear(first, second)
@@ -25,6 +31,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
+        check_counts(classes=classes)
         self.conv1 = nn.Conv2d(1, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.pool = nn.MaxPool2d(2)

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from secateur.models.options import check_counts
+
 
 class MLP(nn.Module):
     """Linear layers of the given widths with ReLU between them; inputs are flattened."""
@@ -24,14 +26,17 @@ class MLP(nn.Module):
 
 def tabular_256(features: int = 10) -> nn.Module:
     """features-256-1 for two classes; its one output is the logit of class 1 (S3's network)."""
+    check_counts(features=features)
     return MLP([features, 256, 1])
 
 
 def fashion_mlp(classes: int = 10) -> nn.Module:
     """784-1000-1000-500-200-10 without biases: 2,386,000 weights (S4's network)."""
+    check_counts(classes=classes)
     return MLP([784, 1000, 1000, 500, 200, classes], bias=False)
 
 
 def digits_mlp(hidden: int = 128, classes: int = 10) -> nn.Module:
     """64-hidden-hidden-10 for the 8 x 8 digits: 26,122 parameters at 128."""
+    check_counts(hidden=hidden, classes=classes)
     return MLP([64, hidden, hidden, classes])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
+from secateur.models.options import check_counts, check_number
 
 
 class Block(nn.Module):
@@ -37,6 +38,8 @@ class ResNet(nn.Module):
         super().__init__()
         if shortcut not in ("pad", "conv"):
             raise ModelError(f"shortcut is {shortcut!r}; it is 'pad' or 'conv'")
+        check_counts(classes=classes)
+        check_number("width", width, 0.01, 64)
         widths = [max(1, round(base * width)) for base in (16, 32, 64)]
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from secateur.models.options import check_counts, check_number
+
 _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 
 
@@ -12,6 +14,8 @@ class VGG16BN(nn.Module):
 
     def __init__(self, classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
+        check_counts(classes=classes)
+        check_number("width", width, 0.01, 64)
         layers: list[nn.Module] = []
         channels = 3
         for base in _WIDTHS:

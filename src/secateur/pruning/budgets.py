@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
-from typing import ClassVar, Protocol
+from numbers import Integral, Real
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +84,10 @@ class PerLayer:
     amount: ClassVar[str] = "sparsity"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sparsity, Mapping) or not all(isinstance(p, str) for p in self.sparsity):
+            raise BudgetError(
+                f'PerLayer: {self.sparsity!r} is no mapping of shares by pattern, like {{"fc1": 0.5}}'
+            )
         if not self.sparsity:
             raise BudgetError('PerLayer({}) names no layer; give shares by pattern, like {"features.*": 0.5}')
         for pattern, share in self.sparsity.items():
@@ -113,6 +117,8 @@ class Std:
 
     def __post_init__(self) -> None:
         check_value("sensitivity", self.sensitivity)
+        if not isinstance(self.living, bool):
+            raise BudgetError(f"living is {self.living!r}; it is True or False")
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         return {name: Cut(self.sensitivity * _std(name, weights[name], self.living)) for name in scores}
@@ -224,7 +230,7 @@ class NM:
     amount: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= self.of:
+        if not (is_whole(self.keep) and is_whole(self.of) and 0 < self.keep <= self.of):
             raise BudgetError(f"NM({self.keep}, {self.of}): keep 1 to {self.of} of every {self.of}")
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, PatternCut]:
@@ -258,18 +264,31 @@ def cut_keeping(scores: AllScores, count: int, min_kept: int) -> dict[str, Cut]:
 
 
 def check_share(what: str, share: float) -> None:
-    if not (isinstance(share, Real) and 0 <= share <= 1):
+    if not (is_real(share) and 0 <= share <= 1):
         raise BudgetError(f"{what} is {share!r}; it is a share between 0 and 1")
 
 
 def check_value(what: str, value: float) -> None:
-    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+    if not (is_real(value) and value >= 0):
         raise BudgetError(f"{what} is {value!r}; it is a finite number from 0")
 
 
+def is_real(value: Any) -> bool:
+    """Whether a value is a finite number; a bool is none."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _check_kept(min_kept: int) -> None:
-    if min_kept < 0:
-        raise BudgetError(f"min_kept is {min_kept}; it counts entries, from 0")
+    if not (is_whole(min_kept) and min_kept >= 0):
+        raise BudgetError(f"min_kept is {min_kept!r}; it counts entries, from 0")
 
 
 def _cut_share(scores: Scores, share: float) -> Cut:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import BudgetError
+from secateur.pruning.budgets import is_real
 from secateur.pruning.selection import Cut, PatternCut, Scores, cut_globally
 
 
@@ -48,8 +49,8 @@ class Trimmed:
     upper: float = 0.99
 
     def __post_init__(self) -> None:
-        if not 0 < self.upper < 1:
-            raise BudgetError(f"upper is {self.upper}; it is a quantile between 0 and 1, like 0.99")
+        if not (is_real(self.upper) and 0 < self.upper < 1):
+            raise BudgetError(f"upper is {self.upper!r}; it is a quantile between 0 and 1, like 0.99")
 
     def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor:
         if not isinstance(cut, Cut) or cut.ties is not None:
@@ -72,8 +73,8 @@ class Smooth:
     a: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.a > 0:
-            raise BudgetError(f"a is {self.a}; it is a power above 0")
+        if not (is_real(self.a) and self.a > 0):
+            raise BudgetError(f"a is {self.a!r}; it is a power above 0")
 
     def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor:
         def shrunk(part: Tensor, t: float) -> Tensor:

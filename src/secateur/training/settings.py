@@ -3,13 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from secateur.errors import RecipeError
+from secateur.pruning.budgets import is_real, is_whole
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+LRSchedule = Literal["constant", "linear", "cosine", "onecycle", "step"]
+Keep = Literal["best", "last"]
+_Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(choices: Any) -> _Rule:
+    return lambda value: isinstance(value, str) and value in get_args(choices), "one of " + ", ".join(
+        get_args(choices)
+    )
+
+
+def _bool() -> _Rule:
+    return lambda value: isinstance(value, bool), "true or false"
+
+
+def _count(low: int, most: int, null: str = "") -> _Rule:
+    right = f"a whole number from {low} to {most:,}" + (f" (null: {null})" if null else "")
+    return lambda value: (null and value is None) or (is_whole(value) and low <= value <= most), right
+
+
+def _number(right: str, fits: Callable[[float], bool], null: str = "") -> _Rule:
+    right += f" (null: {null})" if null else ""
+    return lambda value: (null and value is None) or (is_real(value) and fits(value)), right
+
+
+_FROM_0 = _number("a finite number from 0", lambda value: value >= 0)
+_UNDER_1 = _number("a share under 1", lambda value: 0 <= value < 1)
+_RULES: dict[str, _Rule] = {
+    "epochs": _count(0, 1_000_000),
+    "optimizer": _one_of(Optimizer),
+    "lr": _FROM_0,
+    "lr_schedule": _one_of(LRSchedule),
+    "batch_size": _count(1, 10**9, null="full batch"),
+    "weight_decay": _FROM_0,
+    "momentum": _UNDER_1,
+    "l1": _FROM_0,
+    "label_smoothing": _UNDER_1,
+    "shift": _count(0, 10_000),
+    "flip": _bool(),
+    "amp": _bool(),
+    "clip": _number("the largest norm, above 0", lambda value: value > 0, null="no limit"),
+    "patience": _count(1, 1_000_000, null="no limit"),
+    "keep": _one_of(Keep),
+    "distill": _number("a share of the loss, from 0 to 1", lambda value: 0 <= value <= 1),
+    "temperature": _number("a positive number", lambda value: value > 0),
+    "slimming": _FROM_0,
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +77,9 @@ class Training:
     """
 
     epochs: int = 10
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    optimizer: Optimizer = "adam"
     lr: float = 1e-3
-    lr_schedule: Literal["constant", "linear", "cosine", "onecycle", "step"] = "constant"
+    lr_schedule: LRSchedule = "constant"
     batch_size: int | None = 128
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -39,39 +90,15 @@ class Training:
     amp: bool = False
     clip: float | None = None
     patience: int | None = None
-    keep: Literal["best", "last"] = "best"
+    keep: Keep = "best"
     distill: float = 0.0
     temperature: float = 4.0
     slimming: float = 0.0
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
-        for name, low in (
-            ("epochs", 0),
-            ("lr", 0),
-            ("weight_decay", 0),
-            ("l1", 0),
-            ("shift", 0),
-            ("slimming", 0),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
-                raise RecipeError(f"{name} is {value}; it is a finite number from {low}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise RecipeError(f"batch_size is {self.batch_size}; it counts from 1 (null: full batch)")
-        if not 0 <= self.momentum < 1:
-            raise RecipeError(f"momentum is {self.momentum}; it is a share under 1")
-        if self.clip is not None and not self.clip > 0:
-            raise RecipeError(f"clip is {self.clip}; it is the largest norm, above 0 (null: no limit)")
-        if self.patience is not None and self.patience < 1:
-            raise RecipeError(f"patience is {self.patience}; it counts epochs from 1 (null: no limit)")
-        if not 0 <= self.distill <= 1:
-            raise RecipeError(f"distill is {self.distill}; it is a share of the loss, from 0 to 1")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise RecipeError(f"temperature is {self.temperature}; it is a positive number")
-        if not 0 <= self.label_smoothing < 1:
-            raise RecipeError(f"label_smoothing is {self.label_smoothing}; it is a share under 1")
+        for name, (fits, right) in _RULES.items():
+            if not fits(value := getattr(self, name)):
+                raise RecipeError(f"{name} is {value!r}; it is {right}")
 
     def with_epochs(self, epochs: int) -> Training:
         return replace(self, epochs=epochs)
