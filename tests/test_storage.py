@@ -330,7 +330,7 @@ def test_a_lock_changes_no_file_and_follows_no_link(tmp_path):
     (tmp_path / "a.lock").symlink_to(aim)
     os.link(aim, tmp_path / "b.lock")
     os.mkfifo(tmp_path / "c.lock")
-    for name, message in (("a", "is a link"), ("b", "no plain file"), ("c", "no plain file")):
+    for name, message in (("a", "is a link"), ("b", "is no plain file"), ("c", "is no plain file")):
         with (
             pytest.raises(StorageError, match=rf"{name}\.lock: {message}"),
             locked(tmp_path / f"{name}.lock"),

@@ -1,6 +1,6 @@
-"""Trials that are killed at every writing of their state, or after epochs, one time after the other."""
+"""Trials that are killed at every manifest of a state or a training, or after epochs, one time after the other."""
 
-from secateur.experiments import state as states
+from secateur.experiments import claim as claims
 from secateur.training import fit as fitting
 
 
@@ -10,7 +10,7 @@ class Killed(BaseException):
 
 def killed_at_every_write(monkeypatch, run):
     """Call ``run`` again and again until it ends; return (its result, how often it was killed)."""
-    real, number, kills = states.save_json, 0, 0
+    real, number, kills = claims.save_json, 0, 0
 
     def half(*args, **kwargs):
         nonlocal number
@@ -19,7 +19,7 @@ def killed_at_every_write(monkeypatch, run):
             raise Killed
         real(*args, **kwargs)
 
-    monkeypatch.setattr(states, "save_json", half)
+    monkeypatch.setattr(claims, "save_json", half)
     while True:
         try:
             return run(), kills
