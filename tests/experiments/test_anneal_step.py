@@ -9,9 +9,9 @@ from one_trial import plan_of, run, without_times
 
 import secateur as sc
 from secateur.errors import NonFiniteError, RecipeError
+from secateur.experiments import resumed as working
 from secateur.experiments import searches
 from secateur.experiments import state as states
-from secateur.experiments import work as working
 from secateur.experiments.actions import count_epochs
 from secateur.experiments.recipe import load_recipe
 from secateur.models import build_model
