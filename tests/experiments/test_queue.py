@@ -69,7 +69,9 @@ def test_two_workers_give_the_numbers_of_one(twelve, tmp_path):
     results = json.loads((tmp_path / "tiny" / "results.json").read_text())
     assert numbers(results) == numbers(whole)
     assert set(completed(tmp_path / "tiny").values()) == {1}
-    assert len(list((tmp_path / "tiny" / "dense").glob("*.json"))) == 2, "each seed's dense network was trained once"
+    assert len(list((tmp_path / "tiny" / "dense").glob("*.json"))) == 2, (
+        "each seed's dense network was trained once"
+    )
 
 
 def test_an_error_in_a_worker_is_the_commands_error(twelve, tmp_path):
