@@ -1,5 +1,6 @@
-"""Random SIGKILLs over real `secateur run` processes, one worker and two by turns: every study that was killed
-ends with the numbers and the files of one that never was.
+"""Random SIGKILLs over real `secateur run` processes, one worker and two by turns.
+
+Every study that was killed ends with the numbers and the files of one that never was.
 
     python benchmarks/kills.py --kills 300 --folder /tmp/kills
 
@@ -17,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ measure: []
 methods:
   gradual:
     steps:
-      - prune: {budget: {name: global, sparsity: 0.8}, schedule: {name: cubic, steps: 3, retrain: {epochs: 2}}}
+      - prune:
+          budget: {name: global, sparsity: 0.8}
+          schedule: {name: cubic, steps: 3, retrain: {epochs: 2}}
       - retrain: {epochs: 2}
       - share: {values: 8, train: {epochs: 1}}
       - pack:
@@ -80,7 +82,6 @@ def main() -> None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 row["killed"] += 1
-                time.sleep(0.2)  # a worker of its own session group dies with its parent
         found = kept(out)
         row |= {"status": process.returncode, "same": found == expected}
         row["different"] = sorted(name for name in expected | found if expected.get(name) != found.get(name))

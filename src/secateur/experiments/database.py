@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -35,7 +36,7 @@ def _seconds(name: str, default: int) -> int:
     life of a trial; ``SECATEUR_GRACE``, without one until it is another's; ``SECATEUR_PATIENCE``, for which a
     database that went away is waited for."""
     text = os.environ.get(name, str(default))
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) == int(text)):
+    if re.fullmatch("[1-9][0-9]{0,8}", text) is None:
         raise RecipeError(f"{name}={text}: it is a number of seconds, from 1")
     return int(text)
 

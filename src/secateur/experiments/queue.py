@@ -60,6 +60,8 @@ def open_study(name: str, storage: str | None, out: Path) -> Study:
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
             )
+        except SecateurError:
+            raise
         except (DBAPIError, StorageInternalError) as error:
             if patience == 1:
                 raise _unusable(storage, file, error) from error
