@@ -68,7 +68,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             os.close(handle)
             temporary.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def _temporary(path: Path) -> tuple[int, Path]:
         os.close(handle)  # swept between its creation and its lock
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Let a rename reach the disk before what it replaces is removed; where folders can be opened."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

@@ -178,6 +178,10 @@ def test_taking_over_copies_the_files_that_the_result_names(folder, tmp_path):
         == json.loads((other / "result.json").read_text())["files"]["model.safetensors"]
     )
     shutil.rmtree(other)
+    (folder / "model.safetensors").rename(tmp_path / "aim")
+    (folder / "model.safetensors").symlink_to(tmp_path / "aim")
+    with pytest.raises(StorageError, match=r"model\.safetensors: is a link, which is not followed"):
+        Claim(other).take_over(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(OSError, match="No such file"):
         Claim(other).take_over(folder)

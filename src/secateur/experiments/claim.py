@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from secateur.errors import StorageError
-from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep
+from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep, sync
 
 Files = Mapping[str, Path]
 MODEL, MASKS, PACKED, RESULT = "model.safetensors", "masks.safetensors", "model.secateur", "result.json"
@@ -86,6 +86,7 @@ class Claim:
         with self.held():
             for name, path in [*files.items(), (RESULT, stamp)]:
                 path.replace(self.folder / name)
+            sync(self.folder)
             self._clean()
 
     def finished(self) -> dict[str, Any] | None:
@@ -110,6 +111,8 @@ class Claim:
         row, hashes = _result_of(other)
         files = {name: self.part(name) for name in hashes}
         for name, path in files.items():
+            if (other / name).is_symlink():
+                raise StorageError(f"{other / name}: is a link, which is not followed")
             shutil.copyfile(other / name, path)
             if sha256_of(path) != hashes[name]:
                 raise StorageError(f"{other / name}: does not hold what {RESULT} says")
@@ -181,6 +184,7 @@ def write_snapshot(
     with claim.held():
         manifest = claim.folder / f"{kind}-{number:06d}-{secrets.token_hex(8)}.json"
         part.replace(manifest)
+        sync(claim.folder)
         keep = {manifest, *files.values()}
         for old in [path for name in (kind, *ends) for path in claim.folder.glob(f"{name}-*")]:
             if old not in keep:

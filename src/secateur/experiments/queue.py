@@ -2,8 +2,9 @@
 
 Optuna's heartbeat is the lease. A process killed with -9 leaves its trial RUNNING: its trial is
 failed when the heartbeat is stale, or at once where the process that held it ran on this machine
-and is gone, and is put back into the queue. Optuna's own numbers mean nothing then; the hash of
-what determines a trial does, and of several entries with one hash the lowest number runs.
+and is gone, and is put back into the queue. One that only slept notices, and leaves it to the other.
+Optuna's own numbers mean nothing then; the hash of what determines a trial does, and of several
+entries with one hash the lowest number runs.
 """
 
 from __future__ import annotations

@@ -107,6 +107,9 @@ def _belongs(name: str, out: Path) -> None:
 
 def _finished_before(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Return the results that a folder holds which cannot be written to, where no trial is missing."""
+    missing = WriteError(f"{out}: cannot be written to, and not all trials are finished")
+    if not (out / "results.json").exists():
+        raise missing
     results = read_results(out)
     rows = {row.get("id"): row for row in results["trials"]}
     if recipe.spec.sampler == "grid":
@@ -116,7 +119,7 @@ def _finished_before(recipe: Recipe, out: Path) -> dict[str, Any]:
     else:
         whole = len(rows) >= count_trials(recipe)
     if results["recipe"] != recipe.name or not whole:
-        raise WriteError(f"{out}: cannot be written to, and not all trials are finished")
+        raise missing
     return results
 
 
