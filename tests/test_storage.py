@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 
 import pytest
@@ -16,14 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from secateur.errors import SecateurError, StorageError
+from secateur import storage
+from secateur.errors import SecateurError, StorageError, WriteError
 from secateur.storage import (
     load_json,
     load_tensors,
+    locked,
+    own_folder,
     pack_bits,
     replacing,
     save_json,
     save_tensors,
+    sweep,
     unpack_bits,
 )
 
@@ -363,3 +369,121 @@ def test_bits_that_do_not_fit(packed):
 def test_bits_of_what_is_no_shape(shape):
     with pytest.raises(StorageError, match="is no shape of a mask"):
         unpack_bits(torch.zeros(2, dtype=torch.uint8), shape)
+
+
+# -- the same bytes ----------------------------------------------------------------------------------
+
+
+def test_a_file_is_byte_for_byte_what_safetensors_itself_writes(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 2, (24,), dtype=torch.uint8, generator=draw)
+    dtypes = [dtype for dtype in storage._DTYPES if dtype != torch.bool]
+    tensors = {f'n{i % 7} é\x01"{i}': raw[: 8 * (i % 4)].clone().view(d) for i, d in enumerate(dtypes * 2)}
+    tensors |= {"bool": raw.bool(), "number": torch.tensor(3.0), "empty": torch.zeros(0, 3)}
+    for metadata in ({}, {"one": "é\u2028\x7f"}):
+        save_file(tensors, tmp_path / "theirs", metadata={k: json.dumps(v) for k, v in metadata.items()})
+        save_tensors(tmp_path / "ours", tensors, metadata)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    code = (
+        "import sys, torch\n"
+        "from secateur.storage import save_tensors\n"
+        "save_tensors(sys.argv[1], {n: torch.ones(2) for n in set('abcdef')}, {n: 1 for n in set('uvwx')})\n"
+    )
+    for seed in "123":
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, tmp_path / seed], env=environment, check=True)
+    assert len({(tmp_path / seed).read_bytes() for seed in "123"}) == 1
+
+
+def test_a_dtype_that_the_format_has_not(tmp_path):
+    with pytest.raises(StorageError, match=r"x: a is torch.complex128, which safetensors cannot hold"):
+        save_tensors(tmp_path / "x", {"a": torch.ones(1, dtype=torch.complex128)})
+    assert not list(tmp_path.iterdir())
+
+
+# -- what cannot be written, links, leftovers --------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_full_or_read_only_disk_is_one_error_that_names_the_file(tmp_path, monkeypatch, number):
+    save_json(tmp_path / "x.json", "old")
+
+    def full(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = rf"x\.json: cannot be written: {os.strerror(number)}$"
+    with pytest.raises(WriteError, match=message):
+        save_json(tmp_path / "x.json", "new")
+    with pytest.raises(WriteError, match=message):
+        save_tensors(tmp_path / "x.json", {"a": torch.ones(1)})
+    assert load_json(tmp_path / "x.json") == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_kill_left_is_swept_and_what_is_in_use_stays(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from secateur.storage import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.json"], check=False)
+    (tmp_path / ".bashrc").write_text("the user's own")
+    (tmp_path / "aim").write_text("not ours")
+    (tmp_path / ".a.json.abcdefgh").symlink_to(tmp_path / "aim")
+    assert len(list(tmp_path.iterdir())) == 4
+    with replacing(tmp_path / "b.json") as temporary:
+        sweep(tmp_path)
+        assert temporary.exists()
+        temporary.write_text("1")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".bashrc", "aim", ".a.json.abcdefgh", "b.json"}
+    assert (tmp_path / "aim").read_text() == "not ours"
+
+
+def test_a_lock_changes_no_file_and_follows_no_link(tmp_path):
+    aim = tmp_path / "aim"
+    aim.write_text("precious")
+    (tmp_path / "a.lock").symlink_to(aim)
+    os.link(aim, tmp_path / "b.lock")
+    os.mkfifo(tmp_path / "c.lock")
+    for name, message in (("a", "is a link"), ("b", "is no plain file"), ("c", "is no plain file")):
+        with (
+            pytest.raises(StorageError, match=rf"{name}\.lock: {message}"),
+            locked(tmp_path / f"{name}.lock"),
+        ):
+            pass
+    assert aim.read_text() == "precious"
+    (tmp_path / "d.lock").write_text("kept")
+    with locked(tmp_path / "d.lock"):
+        assert (tmp_path / "d.lock").read_text() == "kept"
+
+
+def test_of_two_that_wait_for_a_removed_lock_one_goes_on(tmp_path):
+    path, inside, most = tmp_path / "lock", [0], []
+
+    def work():
+        for _ in range(50):
+            with locked(path):
+                inside[0] += 1
+                most.append(inside[0])
+                path.unlink()
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 150
+
+
+def test_a_folder_of_ones_own_is_no_link(tmp_path):
+    assert own_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(StorageError, match="link: is a link, which is not followed"):
+        own_folder(tmp_path / "link")

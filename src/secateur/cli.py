@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import secateur
-from secateur.errors import MissingExtraError, RecipeError, SecateurError, StorageError
+from secateur.errors import MissingExtraError, RecipeError, SecateurError, StorageError, WriteError
 
 try:
     import typer
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_RUNS = Path("runs")  # the studies in it share their dense networks and finished trials
 
 _Model = Annotated[
     str,
@@ -41,6 +43,9 @@ _InputDtype = Annotated[
 
 def main() -> None:
     """Run the command line; an error of secateur's is one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot print a character loses that one
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (SecateurError, OSError) as error:
@@ -101,7 +106,8 @@ def run(
     settings = _settings(set_)
     settings |= {k: v for k, v in (("sampler", sampler), ("trials", trials)) if v is not None}
     loaded = load_recipe(recipe, settings, _seeds(seeds))
-    folder = out or Path("runs") / loaded.name
+    folder = out or _RUNS / loaded.name
+    shared = _RUNS if folder.parent.resolve() == _RUNS.resolve() else None
     if dry_run:
         typer.echo(describe(loaded, folder))
         return
@@ -113,16 +119,21 @@ def run(
                 folder,
                 workers=workers,
                 storage=storage,
+                shared=shared,
                 on_trial=reporter.trial,
                 on_epoch=reporter.epoch,
             )
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from interrupt
-    # Read back: there what `secateur deploy` measured of a trial stands beside it.
-    page = write_page([read_results(folder)], folder / "report.html")
     if not quiet:
         print_table(results, console)
+    try:  # read back: there what `secateur deploy` measured of a trial stands beside it
+        page = write_page([read_results(folder)], folder / "report.html")
+    except (WriteError, OSError) as error:
+        typer.echo(f"error: no report: {error}", err=True)
+        raise typer.Exit(2) from error
+    if not quiet:
         files = f"{folder}/results.json, {folder}/results.csv"
         console.print(f"results: {files}; report: {page}", highlight=False)
     failed = sum(row["state"] == "failed" for row in results["trials"])

@@ -61,6 +61,10 @@ class StorageError(SecateurError, ValueError):
     """A file of secateur's is missing, damaged, or of another kind."""
 
 
+class WriteError(StorageError):
+    """A file cannot be written: the disk is full or read-only, say."""
+
+
 class MissingExtraError(SecateurError, ImportError):
     """An optional dependency is not installed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,16 +10,45 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.errors import StorageError
+from secateur.errors import StorageError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+# In the order of the format: the widest last here, and first in a file, where each begins at a multiple of
+# its width.
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.complex64: "C64",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+}
+_RANKS = {dtype: -rank for rank, dtype in enumerate(_DTYPES)}
+_TEMPORARY = re.compile(r"\..+\.(json|csv|html|safetensors|secateur|part)\.[a-z0-9_]{8}")
 
 _LARGEST_JSON = 1 << 28
 _MOST_VALUES = 8_000_000
@@ -30,23 +60,116 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it on success and vanishes on failure.
 
-    A kill at any moment leaves the old file or the new one, never half of one.
+    A kill at any moment leaves the old file or the new one, never half of one; the temporary file that it
+    leaves is :func:`sweep`'s. Raises WriteError where the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with _written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = _temporary(path)
+        try:
+            yield temporary
+            os.fsync(handle)
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        raise WriteError(f"{path}: cannot be written: {why or error}") from error
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """Create a temporary file that is locked for as long as it is open: so a sweep knows it is in use."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept between its creation and its lock
+
+
+def sync(folder: Path) -> None:
+    """Let a rename reach the disk before what it replaces is removed; where folders can be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of :func:`replacing` whose process was killed."""
+    if fcntl is None:
+        return
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name) is None:
+            continue
+        with suppress(OSError):  # in use, a link, or gone: no leftover
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
+
+
+def own_folder(path: Path) -> Path:
+    """Create a folder where there is none and return it; raises StorageError for a link, which may lead
+    anywhere."""
+    if path.is_symlink():
+        raise StorageError(f"{path}: is a link, which is not followed; put a folder there")
+    with _written(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on a file, which is created where there is none, and yield its descriptor; the
+    system lets go of a dead process's.
+
+    Raises StorageError for a link or anything else that is no plain file of its own: none is followed or
+    changed.
+    """
+    while True:
+        with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            except OSError as error:
+                if not path.is_symlink():
+                    raise
+                raise StorageError(f"{path}: is a link, which is not followed; remove it") from error
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise StorageError(f"{path}: is no plain file of its own, as a lock must be; remove it")
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                yield handle
+                return
+        finally:
+            os.close(handle)  # where its last holder has removed it, the next try makes a new one
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_json(path: str | Path, value: Any) -> None:
@@ -121,18 +244,33 @@ def save_tensors(
 ) -> None:
     """Write tensors as safetensors; ``metadata`` may hold anything that JSON can."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    seen: dict[int, str] = {}
-    for name, tensor in plain.items():  # the format refuses two names for one storage
-        pointer = tensor.untyped_storage().data_ptr()
-        if tensor.numel() and pointer in seen:
-            plain[name] = tensor.clone()
-        seen[pointer] = name
+    for name, tensor in plain.items():
+        if tensor.dtype not in _DTYPES:
+            raise StorageError(f"{path}: {name} is {tensor.dtype}, which safetensors cannot hold")
     try:
         text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
     except (TypeError, ValueError) as error:
         raise StorageError(f"{path}: the metadata cannot be written as JSON: {error}") from error
-    with replacing(path) as temporary:
-        save_file(plain, str(temporary), metadata=text)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write_safetensors(file, plain, dict(sorted(text.items())))
+
+
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write what safetensors' own ``save_file`` writes, but for the order of the metadata, which there is
+    another one in every process, and into the file that is given, not one of a name of its own."""
+    order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        dtype = _DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

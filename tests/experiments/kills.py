@@ -1,7 +1,7 @@
-"""Trials that are killed at every writing of their state, or after epochs, one time after the other."""
+"""Trials that are killed at every manifest, or after epochs, one time after the other."""
 
-from secateur.experiments import state as states
-from secateur.training import fit as fitting
+from secateur.experiments import claim as claims
+from secateur.experiments import resumed
 
 
 class Killed(BaseException):
@@ -10,7 +10,7 @@ class Killed(BaseException):
 
 def killed_at_every_write(monkeypatch, run):
     """Call ``run`` again and again until it ends; return (its result, how often it was killed)."""
-    real, number, kills = states.save_json, 0, 0
+    real, number, kills = claims.save_json, 0, 0
 
     def half(*args, **kwargs):
         nonlocal number
@@ -19,7 +19,7 @@ def killed_at_every_write(monkeypatch, run):
             raise Killed
         real(*args, **kwargs)
 
-    monkeypatch.setattr(states, "save_json", half)
+    monkeypatch.setattr(claims, "save_json", half)
     while True:
         try:
             return run(), kills
@@ -30,7 +30,7 @@ def killed_at_every_write(monkeypatch, run):
 def killed_after_epochs(monkeypatch, run, every=1):
     """Call ``run`` again and again until it ends, killed after each ``every``-th epoch that is saved; return
     (its result, how often it was killed, how many epochs were saved)."""
-    real, number, kills = fitting.save_run, 0, 0
+    real, number, kills = resumed.write_snapshot, 0, 0
 
     def killed_after(*args, **kwargs):
         nonlocal number
@@ -39,7 +39,7 @@ def killed_after_epochs(monkeypatch, run, every=1):
         if number % every == 0:
             raise Killed
 
-    monkeypatch.setattr(fitting, "save_run", killed_after)
+    monkeypatch.setattr(resumed, "write_snapshot", killed_after)
     while True:
         try:
             return run(), kills, number

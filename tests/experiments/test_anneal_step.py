@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from kills import killed_after_epochs, killed_at_every_write
 from one_trial import plan_of, run, without_times
 
 import secateur as sc
+from kills import killed_after_epochs, killed_at_every_write
 from secateur.errors import NonFiniteError, RecipeError
+from secateur.experiments import resumed as working
 from secateur.experiments import searches
 from secateur.experiments import state as states
-from secateur.experiments import work as working
 from secateur.experiments.actions import count_epochs
 from secateur.experiments.recipe import load_recipe
 from secateur.models import build_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.errors import RecipeError
-from secateur.experiments import work as working
+from secateur.experiments import resumed as working
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.trial import run_trial
 

@@ -7,7 +7,7 @@ from numbers_of import numbers
 
 import secateur as sc
 from secateur.errors import StorageError
-from secateur.experiments import work as work_module
+from secateur.experiments import resumed as work_module
 from secateur.experiments.results import read_results
 from secateur.experiments.study import describe, run_study
 from secateur.experiments.trial import trial_id
@@ -25,7 +25,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.yaml").write_text(TINY)
     recipe = load_recipe(str(folder / "tiny.yaml"))
-    return recipe, folder / "tiny", run_study(recipe, folder / "tiny")
+    return recipe, folder / "tiny", run_study(recipe, folder / "tiny", shared=folder)
 
 
 def test_results_have_the_documented_schema(done):
@@ -85,7 +85,7 @@ class Killed(BaseException):
 def test_a_trial_that_a_study_beside_has_finished_is_not_run_again(done, monkeypatch):
     recipe, out, results = done
     monkeypatch.setattr(work_module, "fit", None)
-    beside = run_study(recipe, out.parent / "beside")
+    beside = run_study(recipe, out.parent / "beside", shared=out.parent)
     assert beside["trials"] == results["trials"]
     for row in results["trials"]:
         files = [

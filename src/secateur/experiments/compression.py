@@ -13,13 +13,12 @@ from torch import nn
 from secateur.deploy.packing import pack, unpack
 from secateur.deploy.sharing import share_weights
 from secateur.errors import StorageError
+from secateur.experiments.claim import PACKED
 from secateur.experiments.specs import PackSpec, ShareSpec
 from secateur.experiments.state import fresh_network
 from secateur.experiments.work import Work
 from secateur.training.evaluate import evaluate_on
 from secateur.training.settings import Training
-
-PACKED = "model.secateur"
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ class Pack:
     kind: ClassVar[str] = "pack"
 
     def run(self, work: Work) -> None:
-        state, path = work.state, work.folder / PACKED
+        state, path = work.state, work.claim.part("state-packed")
         values = "lossless" if self.spec.values is None else self.spec.values
         packed = pack(state.model, path, values=values, compression=self.spec.compression)
         unpacked = _unpacked(path, work)
         if values == "lossless":
-            _check_equal(unpacked, state.model, path)
+            _check_equal(unpacked, state.model)
         else:
             split = work.data.validation
             before, after = (evaluate_on(model, split).accuracy for model in (state.model, unpacked))
@@ -72,7 +71,7 @@ class Pack:
             state.notes[self.step] = [
                 f"packed with values {values}: {change:+.2f} points of validation accuracy"
             ]
-        state.model, state.bytes_packed = unpacked, packed.bytes
+        state.model, state.packed, state.bytes_packed = unpacked, path, packed.bytes
         if state.masks is not None:
             state.masks = state.masks.bind(unpacked)
         if not state.retrained:
@@ -84,8 +83,8 @@ def _unpacked(path: Path, work: Work) -> nn.Module:
     return unpack(fresh, path).to(next(work.state.model.parameters()).device)
 
 
-def _check_equal(unpacked: nn.Module, model: nn.Module, path: Path) -> None:
+def _check_equal(unpacked: nn.Module, model: nn.Module) -> None:
     found = unpacked.state_dict()
     for name, tensor in model.state_dict().items():
         if name not in found or not torch.equal(found[name], tensor):
-            raise StorageError(f"{path}: {name} is not unpacked as it was packed; please report it")
+            raise StorageError(f"{PACKED}: {name} is not unpacked as it was packed; please report it")

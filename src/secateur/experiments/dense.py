@@ -5,36 +5,37 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import platform
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
 from secateur.errors import ModelError, RecipeError, StorageError
+from secateur.experiments.claim import Claim
 from secateur.experiments.recipe import DataSpec, ModelSpec, Plan
+from secateur.experiments.resumed import fit_resumed
 from secateur.factories import find_factory
 from secateur.models import build_model
-from secateur.storage import load_json, save_json
+from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep
 from secateur.training.batches import seed_of
 from secateur.training.checkpoint import load_network, load_weights, save_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import Epoch, fit
 from secateur.training.settings import Training
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
-
+_log = logging.getLogger(__name__)
+_TRAINING = ".training"  # the folder of a dense training that is under way
 OnEpoch = Callable[[str, Epoch], None]
 
 
@@ -49,11 +50,36 @@ def dense_network(
         return model, {"curve": [], "seconds": 0.0}
     name = dense_name(plan, seed)
     weights, info = folder / f"{name}.safetensors", folder / f"{name}.json"
-    with _locked(folder / f"{name}.lock"):  # of several workers one trains it, the others wait
-        if not info.exists():
-            _train_dense(model, plan, seed, data, folder, name, on_epoch)
+    with locked(own_folder(folder) / f"{name}.lock"):  # of several workers one trains it, the others wait
+        found = _kept(weights, info)
+        if found is None:
+            sweep(folder)
+            found = _train_dense(model, plan, seed, data, weights, info, on_epoch)
+        shutil.rmtree(weights.with_suffix(_TRAINING), ignore_errors=True)
     load_weights(weights, model)
-    return model, load_json(info)
+    return model, found.model_dump(include={"curve", "seconds"})
+
+
+class _Dense(BaseModel):
+    """What stands beside a dense network's weights; early ones lack their hash."""
+
+    curve: list[dict[str, Any]]
+    seconds: float
+    sha256: str | None = None
+
+
+def _kept(weights: Path, info: Path) -> _Dense | None:
+    """Return what is kept of a dense network, or None where it is not whole."""
+    if not info.exists():
+        return None
+    try:
+        found = _Dense.model_validate(load_json(info))
+        if found.sha256 in (None, sha256_of(weights)):
+            return found
+    except (StorageError, ValidationError, FileNotFoundError):
+        pass
+    _log.warning("%s: damaged; this dense network is trained anew", weights)
+    return None
 
 
 def dense_name(plan: Plan, seed: int) -> str:
@@ -105,33 +131,21 @@ def _fingerprint(spec: str) -> str:
 
 
 def _train_dense(
-    model: nn.Module, plan: Plan, seed: int, data: Dataset, folder: Path, name: str, on_epoch: OnEpoch
-) -> None:
-    checkpoint = folder / f"{name}.training.safetensors"
-    history = fit(
-        model,
-        data.train,
-        data.validation,
-        plan.train,
-        seed=seed_of(seed, "dense"),
-        checkpoint=checkpoint,
-        on_epoch=lambda row: on_epoch("dense", row),
-    )
-    save_weights(folder / f"{name}.safetensors", model)
-    save_json(folder / f"{name}.json", {"curve": history.as_dicts(), "seconds": history.seconds})
-    checkpoint.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system lets go of a dead process's."""
-    if fcntl is None:  # without file locks, several workers may train the same network, to the same end
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    model: nn.Module, plan: Plan, seed: int, data: Dataset, weights: Path, info: Path, on_epoch: OnEpoch
+) -> _Dense:
+    with Claim(weights.with_suffix(_TRAINING)) as claim:
+        history = fit_resumed(
+            claim,
+            model,
+            data,
+            plan.train,
+            seed=seed_of(seed, "dense"),
+            on_epoch=lambda row: on_epoch("dense", row),
+        )
+        save_weights(weights, model)
+        found = _Dense(curve=history.as_dicts(), seconds=history.seconds, sha256=sha256_of(weights))
+        save_json(info, found.model_dump())
+    return found
 
 
 def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:

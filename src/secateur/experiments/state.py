@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from secateur.errors import SecateurError, StorageError
+from secateur.experiments.claim import Claim, Snapshot, newest_snapshots, write_snapshot
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.recipe import Plan
 from secateur.pruning.masks import Masks
-from secateur.storage import load_json, load_tensors, save_json, save_tensors
+from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import load, save
 
-_FILE = "state.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -26,7 +30,8 @@ class TrialState:
     anything was. ``requested``: the sparsity of the dense network that was asked for last. ``structured``:
     whole units are gone, in masks or (``compacted``) for real. ``options``: those of a network from
     scratch. ``notes``: by step. ``stages``: those of an annealing, by step, and ``annealed`` the tensors
-    of the network with branches that is under way. ``bytes_packed``: of the file that holds the network.
+    of the network with branches that is under way. ``packed``: the file that holds the network, and
+    ``bytes_packed`` its size.
     """
 
     model: nn.Module
@@ -43,41 +48,43 @@ class TrialState:
     structured: bool = False
     compacted: bool = False
     options: dict[str, Any] | None = None
+    packed: Path | None = None
     bytes_packed: int | None = None
 
 
-_PLAIN = (
-    "done",
-    "requested",
-    "curves",
-    "seconds",
-    "notes",
-    "stages",
-    "retrained",
-    "structured",
-    "compacted",
-    "options",
-    "bytes_packed",
-)
+class _Values(BaseModel):
+    """The plain values of a saved state."""
+
+    done: int
+    requested: float | None
+    curves: dict[str, list[dict[str, Any]]]
+    seconds: dict[str, float]
+    notes: dict[str, list[str]]
+    stages: dict[str, list[dict[str, Any]]]
+    retrained: bool
+    structured: bool
+    compacted: bool
+    options: dict[str, Any] | None
+    bytes_packed: int | None
 
 
-def save_state(state: TrialState, folder: Path) -> None:
+def save_state(state: TrialState, claim: Claim) -> None:
     """Write the state; a kill at any moment leaves this one or the one before."""
-    progress = [*state.curves.values(), *state.stages.values()]
-    stamp = f"{state.done}-{sum(map(len, progress))}.part"
-    files = {"model": f"model-{stamp}"}
-    save(state.model, folder / files["model"])
+    files = {"model": claim.part("state-model")}
+    save(state.model, files["model"])
     if state.pruned is not None:
-        files["pruned"] = f"pruned-{stamp}"
-        save(state.pruned, folder / files["pruned"])
+        files["pruned"] = claim.part("state-pruned")
+        save(state.pruned, files["pruned"])
     if state.masks is not None:
-        files["masks"] = f"masks-{stamp}"
-        state.masks.save(folder / files["masks"])
+        files["masks"] = claim.part("state-masks")
+        state.masks.save(files["masks"])
     if state.annealed is not None:
-        files["annealed"] = f"annealed-{stamp}"
-        save_tensors(folder / files["annealed"], state.annealed)
-    save_json(folder / _FILE, {name: getattr(state, name) for name in _PLAIN} | {"files": files})
-    _remove(folder, set(files.values()))
+        files["annealed"] = claim.part("state-annealed")
+        save_tensors(files["annealed"], state.annealed)
+    if state.packed is not None:
+        files["packed"] = state.packed
+    values = {name: getattr(state, name) for name in _Values.model_fields}
+    write_snapshot(claim, "state", values, files, ends=("training",))
 
 
 def fresh_network(plan: Plan, seed: int, dense: nn.Module, options: dict[str, Any] | None) -> nn.Module:
@@ -87,33 +94,32 @@ def fresh_network(plan: Plan, seed: int, dense: nn.Module, options: dict[str, An
 
 
 def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialState | None:
-    """Return the state in a trial's folder, or None."""
-    if not (folder / _FILE).exists():
-        return None
-    saved = load_json(folder / _FILE)
+    """Return the newest state in a trial's folder that is whole, or None."""
+    begun = any(folder.glob("state*.json"))
+    for snapshot in newest_snapshots(folder, "state"):
+        try:
+            return _restored(snapshot, plan, seed, dense)
+        except (SecateurError, ValidationError):
+            continue  # of another version of secateur, say
+    if begun:
+        _log.warning("%s: no state there is whole and of this version; the trial starts anew", folder)
+    return None
+
+
+def _restored(snapshot: Snapshot, plan: Plan, seed: int, dense: nn.Module) -> TrialState:
+    values, files = _Values.model_validate(snapshot.values), snapshot.files
+    if "model" not in files:
+        raise StorageError("a state without its network")
 
     def network(file: str) -> nn.Module:
-        return load(fresh_network(plan, seed, dense, saved["options"]), folder / file)
+        return load(fresh_network(plan, seed, dense, values.options), files[file])
 
-    files = saved["files"]
-    model = network(files["model"])
+    model = network("model")
     return TrialState(
         model,
-        masks=Masks.load(folder / files["masks"], model) if "masks" in files else None,
-        pruned=network(files["pruned"]) if "pruned" in files else None,
-        annealed=load_tensors(folder / files["annealed"])[0] if "annealed" in files else None,
-        **{name: saved[name] for name in _PLAIN if name in saved},
+        masks=Masks.load(files["masks"], model) if "masks" in files else None,
+        pruned=network("pruned") if "pruned" in files else None,
+        annealed=load_tensors(files["annealed"])[0] if "annealed" in files else None,
+        packed=files.get("packed"),
+        **dict(values),
     )
-
-
-def remove_state(folder: Path) -> None:
-    """Remove what only an unfinished trial needs."""
-    (folder / _FILE).unlink(missing_ok=True)
-    (folder / "training.safetensors").unlink(missing_ok=True)
-    _remove(folder, set())
-
-
-def _remove(folder: Path, keep: set[str]) -> None:
-    for part in folder.glob("*.part"):
-        if part.name not in keep:
-            part.unlink()

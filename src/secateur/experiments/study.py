@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import NonFiniteError, RecipeError, SecateurError
+from secateur.errors import NonFiniteError, RecipeError, SecateurError, StorageError, WriteError
 from secateur.experiments import queue
 from secateur.experiments.actions import count_epochs
+from secateur.experiments.claim import Claim
 from secateur.experiments.dense import hash_of, seconds_an_epoch
 from secateur.experiments.recipe import Plan, Recipe, check_factories, load_recipe
-from secateur.experiments.results import label_of, write_results
-from secateur.experiments.trial import failed_row, run_trial, trial_id
+from secateur.experiments.results import label_of, read_results, write_results
+from secateur.experiments.trial import failed_row, run_claimed, trial_id
 from secateur.measure.size import bytes_dense
-from secateur.storage import load_json, save_json
+from secateur.storage import load_json, own_folder, save_json, sweep
 from secateur.training.fit import Epoch
 
 OnTrial = Callable[[int, int, str], None]
 OnEpoch = Callable[[str], None]
 Row = dict[str, Any]
 _WRITE_EVERY = 10.0  # seconds
+_STUDY = "study.json"  # whose folder it is
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_GOES_ON = "once it can be written, the same command goes on where this one stopped"
+_log = logging.getLogger(__name__)
 
 
 def run_study(
@@ -37,30 +43,85 @@ def run_study(
     *,
     workers: int = 1,
     storage: str | None = None,
+    shared: Path | None = None,
     on_trial: OnTrial = lambda index, total, label: None,
     on_epoch: OnEpoch = lambda text: None,
 ) -> dict[str, Any]:
     """Run every trial of ``recipe`` that is not finished yet; write and return the results.
 
     ``workers`` processes share the trials, and so does every machine that runs the same command
-    with the same ``storage`` (an SQLAlchemy URL; default: SQLite in ``out``). Dense networks are
-    kept beside the study, in ``dense``, for every study there. A finished trial is never run again, not
-    even by another study beside; one that was killed goes on from its last checkpoint.
+    with the same ``storage`` (an SQLAlchemy URL; default: SQLite in ``out``). Dense networks are kept in
+    ``out/dense``; with ``shared``, a folder of studies, in ``shared/dense`` for all of them, and a trial
+    that another of them has finished is taken over. A finished trial is never run again; one that was killed
+    goes on from its last checkpoint.
 
     A trial whose training diverges is reported as failed; any other error stops the study, and
-    what is finished stays.
+    what is finished stays. Raises RecipeError where ``out`` is another recipe's.
     """
     if workers < 1:
         raise RecipeError(f"--workers {workers}: it counts processes, from 1")
     check_factories(recipe)
-    study = queue.open_study(study_name(recipe), storage, out)
-    total = count_trials(recipe)
-    if workers == 1:
-        _work(recipe, out, study, on_trial, on_epoch)
+    with _retold():
+        if out.is_dir() and not os.access(out, os.W_OK):
+            return _finished_before(recipe, out)
+        out.mkdir(parents=True, exist_ok=True)
+        _belongs(recipe.name, out)
+        sweep(out)
+        study = queue.open_study(study_name(recipe), storage, out)
+        total = count_trials(recipe)
+        if workers == 1:
+            _work(recipe, out, shared, study, on_trial, on_epoch)
+        else:
+            arguments = (out, storage, shared)
+            _run_processes(recipe, workers, arguments, lambda done, label: on_trial(done, total, label))
+        on_trial(total, total, "done")
+        return write_results(recipe, _ordered(recipe, queue.finished_rows(study)), out)
+
+
+@contextmanager
+def _retold() -> Iterator[None]:
+    """Tell of a file that cannot be written in one line, and that nothing is lost."""
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(f"{error}; {_GOES_ON}") from error
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise WriteError(f"{error.filename or 'a file'}: {error.strerror}; {_GOES_ON}") from error
+
+
+def _belongs(name: str, out: Path) -> None:
+    """Note that a folder is a recipe's, by its name; raises RecipeError where it is another's."""
+    for file in (out / _STUDY, out / "results.json"):  # early versions wrote only the latter
+        with suppress(StorageError):
+            found = load_json(file)
+            owner = found.get("recipe") if isinstance(found, dict) else None
+            if isinstance(owner, str) and owner != name:
+                raise RecipeError(
+                    f"--out {out}: holds the study {owner!r}, not {name!r}; give this one a folder of its own"
+                )
+            if owner == name and file.name == _STUDY:
+                return
+    save_json(out / _STUDY, {"schema": 1, "recipe": name})
+
+
+def _finished_before(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Return the results that a folder holds which cannot be written to, where no trial is missing."""
+    missing = WriteError(f"{out}: cannot be written to, and not all trials are finished")
+    if not (out / "results.json").exists():
+        raise missing
+    results = read_results(out)
+    rows = {row.get("id"): row for row in results["trials"]}
+    if recipe.spec.sampler == "grid":
+        names = [trial_id(plan, seed) for plan, seed in recipe.jobs]
+        whole = all(name in rows for name in names)
+        results["trials"] = [rows[name] for name in names if name in rows]
     else:
-        _run_processes(recipe, out, workers, storage, lambda done, label: on_trial(done, total, label))
-    on_trial(total, total, "done")
-    return write_results(recipe, _ordered(recipe, queue.finished_rows(study)), out)
+        whole = len(rows) >= count_trials(recipe)
+    if results["recipe"] != recipe.name or not whole:
+        raise missing
+    return results
 
 
 def study_name(recipe: Recipe) -> str:
@@ -114,16 +175,21 @@ def describe(recipe: Recipe, out: Path) -> str:
 def _work(
     recipe: Recipe,
     out: Path,
+    shared: Path | None,
     study: queue.Study,
     on_trial: OnTrial,
     on_epoch: OnEpoch,
 ) -> None:
     """Take trials from the queue until all of the recipe's are finished."""
-    total = count_trials(recipe)
+    total, lease = count_trials(recipe), queue.Lease(study)
+
+    def heard(text: str) -> None:
+        lease.check()
+        on_epoch(text)
 
     def run_one(plan: Plan, seed: int) -> Row:
         on_trial(len(queue.finished_rows(study)), total, label_of(plan.method, plan.point, seed))
-        return finished_or_run(plan, seed, out, on_epoch)
+        return finished_or_run(plan, seed, out, shared, heard)
 
     if recipe.spec.sampler == "grid":
         jobs = {trial_id(plan, seed): (plan, seed) for plan, seed in recipe.jobs}
@@ -138,34 +204,54 @@ def _work(
                 written = time.monotonic()
             return row
 
-        queue.run_jobs(study, jobs, run)
+        queue.run_jobs(study, jobs, run, lease)
         return
 
     def run_point(point: dict[str, Any]) -> list[Row]:
         return [run_one(recipe.plan_at(point), seed) for seed in recipe.seeds]
 
-    queue.search(study, recipe.spec.trials, recipe.ranges, recipe.seeds[0], run_point)
+    queue.search(study, recipe.spec.trials, recipe.ranges, recipe.seeds[0], run_point, lease)
 
 
-def finished_or_run(plan: Plan, seed: int, out: Path, on_epoch: OnEpoch) -> Row:
-    folder = out / "trials" / trial_id(plan, seed)
-    if (folder / "result.json").exists():
-        return load_json(folder / "result.json")
-    for other in out.parent.glob(f"*/trials/{folder.name}/result.json"):  # a study beside has run it
-        with suppress(OSError):  # it may be removed under our eyes
-            shutil.copytree(other.parent, folder, dirs_exist_ok=True)
-            return load_json(folder / "result.json")
-    folder.mkdir(parents=True, exist_ok=True)
+def finished_or_run(
+    plan: Plan, seed: int, out: Path, shared: Path | None, on_epoch: OnEpoch = lambda text: None
+) -> Row:
+    """Return a trial's row: of its folder in ``out``, of a study's beside in ``shared``, or by running it."""
+    name = trial_id(plan, seed)
 
     def say(step: str, row: Epoch) -> None:
         on_epoch(f"{step} epoch {row.epoch}: validation {row.validation_accuracy:.2%}")
 
+    with Claim(own_folder(out / "trials") / name) as claim:
+        row = _kept(claim) or _taken_over(claim, shared)
+        if row is not None:
+            return row
+        try:
+            return run_claimed(plan, seed, claim, (shared or out) / "dense", say)
+        except NonFiniteError as error:
+            row = failed_row(plan, seed, str(error))
+            claim.finish(row, {})
+            return row
+
+
+def _kept(claim: Claim) -> Row | None:
     try:
-        return run_trial(plan, seed, folder, out.parent / "dense", say)
-    except NonFiniteError as error:
-        row = failed_row(plan, seed, str(error))
-        save_json(folder / "result.json", row)
-        return row
+        return claim.finished()
+    except StorageError as error:
+        _log.warning("%s; the trial runs again", error)
+        return None
+
+
+def _taken_over(claim: Claim, shared: Path | None) -> Row | None:
+    """Return the row of the same trial in a study beside, with its files copied, or None."""
+    if shared is None:
+        return None
+    real = shared.resolve()
+    for other in real.glob(f"*/trials/{claim.folder.name}/result.json"):
+        if other.resolve() == other and other.parent != claim.folder.resolve():  # no link on the way
+            with suppress(StorageError, OSError):  # it may be removed under our eyes
+                return claim.take_over(other.parent)
+    return None
 
 
 def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:
@@ -178,11 +264,15 @@ def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:
 
 
 def _run_processes(
-    recipe: Recipe, out: Path, workers: int, storage: str | None, on_done: Callable[[int, str], None]
+    recipe: Recipe,
+    workers: int,
+    places: tuple[Path, str | None, Path | None],
+    on_done: Callable[[int, str], None],
 ) -> None:
+    out, storage, _ = places
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
-    arguments = (recipe.path, recipe.settings, list(recipe.seeds), out, storage, os.getpid(), errors)
+    arguments = (recipe.path, recipe.settings, list(recipe.seeds), *places, os.getpid(), errors)
     processes = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
@@ -212,14 +302,16 @@ def _worker(
     seeds: list[int],
     out: Path,
     storage: str | None,
+    shared: Path | None,
     parent: int,
     errors: Any,
 ) -> None:
     _die_with(parent)
     try:
-        recipe = load_recipe(path, settings, seeds)
-        study = queue.open_study(study_name(recipe), storage, out)
-        _work(recipe, out, study, lambda index, total, label: None, lambda text: None)
+        with _retold():
+            recipe = load_recipe(path, settings, seeds)
+            study = queue.open_study(study_name(recipe), storage, out)
+            _work(recipe, out, shared, study, lambda index, total, label: None, lambda text: None)
     except SecateurError as error:
         errors.put(str(error))
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from secateur.data.dataset import Dataset
 from secateur.experiments.actions import actions
+from secateur.experiments.claim import MASKS, MODEL, PACKED, Claim
 from secateur.experiments.dense import (
     OnEpoch,
     dataset_of,
@@ -21,14 +23,13 @@ from secateur.experiments.dense import (
     what_determines,
 )
 from secateur.experiments.recipe import Plan
-from secateur.experiments.state import TrialState, load_state, remove_state
+from secateur.experiments.state import TrialState, load_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
 from secateur.pruning.targets import find_targets, sparsity
-from secateur.storage import save_json
 from secateur.structure.saved import save
 from secateur.training.checkpoint import save_weights
 from secateur.training.evaluate import evaluate_on
@@ -46,11 +47,17 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
     A trial that was killed goes on from its last checkpoint. The test set is read at the end, once
     every choice has been made.
     """
+    with Claim(folder) as claim:
+        return run_claimed(plan, seed, claim, dense_folder, on_epoch)
+
+
+def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
+    """Do what :func:`run_trial` does, in a folder that this process has claimed."""
     torch.set_num_threads(plan.threads)
     data = dataset_of(plan)
     dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
-    state = load_state(plan, seed, dense, folder) or _begun(dense, dense_info)
-    work = Work(plan, seed, data, dense, folder, on_epoch, state)
+    state = load_state(plan, seed, dense, claim.folder) or _begun(dense, dense_info)
+    work = Work(plan, seed, data, dense, claim, on_epoch, state)
     todo = actions(plan)
     for index in range(state.done, len(todo)):
         start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
@@ -61,15 +68,24 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
         state.done = index + 1
         work.save()
     result = _result(plan, seed, data, dense, state)
-    if state.compacted:
-        save(state.model, folder / "model.safetensors")
-    else:
-        save_weights(folder / "model.safetensors", state.model)
-    if state.masks is not None:
-        state.masks.save(folder / "masks.safetensors")
-    save_json(folder / "result.json", result)
-    remove_state(folder)
+    claim.finish(result, _final_files(state, claim))
     return result
+
+
+def _final_files(state: TrialState, claim: Claim) -> dict[str, Path]:
+    """Write what the trial leaves, in parts, by the names that they are to have."""
+    files = {MODEL: claim.part("final-model")}
+    if state.compacted:
+        save(state.model, files[MODEL])
+    else:
+        save_weights(files[MODEL], state.model)
+    if state.masks is not None:
+        files[MASKS] = claim.part("final-masks")
+        state.masks.save(files[MASKS])
+    if state.packed is not None:
+        files[PACKED] = claim.part("final-packed")
+        shutil.copyfile(state.packed, files[PACKED])  # the state keeps its own until the result is there
+    return files
 
 
 def _begun(dense: nn.Module, info: dict[str, Any]) -> TrialState:

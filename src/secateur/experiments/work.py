@@ -6,31 +6,30 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.data.dataset import Dataset
-from secateur.errors import NonFiniteError
+from secateur.experiments.claim import Claim
 from secateur.experiments.dense import OnEpoch, calibration_batches
 from secateur.experiments.recipe import Plan
+from secateur.experiments.resumed import fit_resumed
 from secateur.experiments.state import TrialState, save_state
 from secateur.training.batches import seed_of
-from secateur.training.fit import fit
 from secateur.training.settings import Training
 
 
 @dataclass
 class Work:
-    """A plan with its seed, data, dense network and folder, and the state that its actions change."""
+    """A plan with its seed, data, dense network and claimed folder, and the state that its actions change."""
 
     plan: Plan
     seed: int
     data: Dataset
     dense: nn.Module
-    folder: Path
+    claim: Claim
     on_epoch: OnEpoch
     state: TrialState
 
@@ -48,25 +47,18 @@ class Work:
         holding: Callable[[torch.optim.Optimizer], AbstractContextManager[Any]] | None = None,
     ) -> None:
         """Train a network with the masks held; its curve goes under the name of the ``step``. A run that
-        was killed in it goes on from its last epoch."""
-        checkpoint = self.folder / "training.safetensors"
-        try:
-            history = fit(
-                network,
-                self.data.train,
-                self.data.validation,
-                training,
-                seed=seed_of(self.seed, step),
-                masks=self.state.masks,
-                checkpoint=checkpoint,
-                on_epoch=lambda row: self.on_epoch(step, row),
-                teacher=self.dense if training.distill else None,
-                holding=holding,
-            )
-        except NonFiniteError:
-            checkpoint.unlink(missing_ok=True)  # of a training that came to nothing
-            raise
-        checkpoint.unlink(missing_ok=True)
+        was killed in it goes on from its last epoch, until the state that it led to is saved."""
+        history = fit_resumed(
+            self.claim,
+            network,
+            self.data,
+            training,
+            seed=seed_of(self.seed, step),
+            on_epoch=lambda row: self.on_epoch(step, row),
+            masks=self.state.masks,
+            teacher=self.dense if training.distill else None,
+            holding=holding,
+        )
         self.state.curves[step] = history.as_dicts()
         self.spent("retrain", history.seconds)
         self.state.retrained = self.state.retrained or training.epochs > 0
@@ -85,4 +77,4 @@ class Work:
         self.state.seconds[kind] = self.state.seconds.get(kind, 0.0) + seconds
 
     def save(self) -> None:
-        save_state(self.state, self.folder)
+        save_state(self.state, self.claim)
