@@ -187,7 +187,7 @@ def test_a_control_from_scratch_is_narrower_by_a_factor(tmp_path):
         ("\n  - anneal: {update: late}\n", "update"),
         ("\n  - anneal: {update: 2.0}\n", "update is 2.0; it is 'start', 'never' or an alpha"),
         ("\n  - anneal: {schedule: {name: linear}}\n", "name"),
-        ("\n  - anneal: {schedule: {step: 0}}\n", "step is 0.0"),
+        ("\n  - anneal: {schedule: {step: 0}}\n", "schedule.step is 0"),
         ("\n  - anneal: {schedule: {steps: 4}}\n", "unknown key 'steps'; did you mean 'step'"),
         ("\n  - anneal: {rates: []}\n", "rates"),
         ("\n  - anneal: {tolerance: -1}\n", "tolerance"),
