@@ -18,10 +18,11 @@ from typing import Any
 from secateur.errors import NonFiniteError, RecipeError, SecateurError, StorageError, WriteError
 from secateur.experiments import queue
 from secateur.experiments.actions import count_epochs
-from secateur.experiments.claim import Claim
+from secateur.experiments.claim import RESULT, Claim
 from secateur.experiments.dense import hash_of, seconds_an_epoch
 from secateur.experiments.recipe import Plan, Recipe, check_factories, load_recipe
 from secateur.experiments.results import label_of, read_results, write_results
+from secateur.experiments.schema import validated_row
 from secateur.experiments.trial import failed_row, run_claimed, trial_id
 from secateur.measure.size import bytes_dense
 from secateur.storage import load_json, own_folder, save_json, sweep
@@ -188,7 +189,7 @@ def _work(
         on_epoch(text)
 
     def run_one(plan: Plan, seed: int) -> Row:
-        on_trial(len(queue.finished_rows(study)), total, label_of(plan.method, plan.point, seed))
+        on_trial(queue.count_finished(study), total, label_of(plan.method, plan.point, seed))
         return finished_or_run(plan, seed, out, shared, heard)
 
     if recipe.spec.sampler == "grid":
@@ -236,7 +237,8 @@ def finished_or_run(
 
 def _kept(claim: Claim) -> Row | None:
     try:
-        return claim.finished()
+        row = claim.finished()
+        return None if row is None else validated_row(row, str(claim.folder / RESULT))
     except StorageError as error:
         _log.warning("%s; the trial runs again", error)
         return None
@@ -250,12 +252,15 @@ def _taken_over(claim: Claim, shared: Path | None) -> Row | None:
     for other in real.glob(f"*/trials/{claim.folder.name}/result.json"):
         if other.resolve() == other and other.parent != claim.folder.resolve():  # no link on the way
             with suppress(StorageError, OSError):  # it may be removed under our eyes
+                validated_row(load_json(other), str(other))
                 return claim.take_over(other.parent)
     return None
 
 
 def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:
-    """Return the rows in the order of the sweep; a search's in the order in which they ran."""
+    """Return the rows, which may be of anybody's database, checked and in the order of the sweep; a search's
+    in the order in which they ran."""
+    rows = [validated_row(row, f"the queue of {recipe.name}") for row in rows]
     if recipe.spec.sampler != "grid":
         return rows
     by_id = {row["id"]: row for row in rows}
@@ -282,8 +287,8 @@ def _run_processes(
         while any(process.is_alive() for process in processes):
             if not errors.empty():
                 raise SecateurError(errors.get())
-            if len(queue.finished_rows(study)) != done:  # a line in a log each time it changes
-                done = len(queue.finished_rows(study))
+            if queue.count_finished(study) != done:  # a line in a log each time it changes
+                done = queue.count_finished(study)
                 on_done(done, f"{workers} workers")
             time.sleep(0.3)
         if not errors.empty():
