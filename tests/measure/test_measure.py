@@ -172,3 +172,35 @@ def test_nothing_that_inference_mode_made_is_left_in_a_cache_for_training():
 
     time_inference({"net": Net()}, torch.ones(2, 3), seconds=0.01)
     assert not any(tensor.is_inference() for tensor in cache.values())
+
+
+def test_functions_that_close_over_the_network_are_copied_with_it():
+    net, seen = nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Linear(4, 2)}), []
+    net["a"].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    last = net["b"]
+
+    def head(x):
+        return last(x)
+
+    net.forward = lambda x, scale=2.0: head(net["a"](x).relu()) * scale
+    made = copied(net)
+    with torch.no_grad():
+        made["b"].bias.add_(1)
+        assert torch.allclose(made(torch.ones(2, 3)), net(torch.ones(2, 3)) + 2)
+    assert len(seen) == 1  # the copy's hook fills a list of its own
+    assert made.forward.__defaults__ == (2.0,)
+
+
+def test_an_empty_cell_of_a_closure_is_copied_as_it_is():
+    net = small_net()
+
+    def forward(x):
+        return later(x)
+
+    net[0].extra = forward
+    copied(net)
+
+    def later(x):
+        return x
+
+    assert net[0].extra(1) == 1

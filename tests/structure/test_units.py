@@ -250,3 +250,12 @@ def test_a_model_that_cannot_be_exported_is_one_clear_error(compact):
 def test_a_model_that_does_not_run_is_the_same_error():
     with pytest.raises(ModelError, match="Sequential does not run on example inputs"):
         sc.trace(mlp(3, 4, 2), torch.zeros(4, 5))
+
+
+GLOBAL = nn.ModuleDict({"a": nn.Linear(3, 6), "b": nn.Linear(6, 2)})
+
+
+def test_a_forward_that_reads_the_network_by_a_global_name_is_refused():
+    GLOBAL.forward = lambda x: GLOBAL["b"](GLOBAL["a"](x).relu())
+    with pytest.raises(ModelError, match="by another way than self"):
+        sc.trace(GLOBAL, torch.zeros(2, 3))

@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -40,12 +40,49 @@ def copied(model: nn.Module) -> nn.Module:
         memo: dict[int, Any] = {
             id(t): _cloned(t) for t in _kept(model) if not t.is_leaf or t.layout != torch.strided
         }
+        cells = [pair for function in _functions(model) for pair in _rebound(function, memo)]
         for module in model.modules():
             if "_orig_mod" in module._modules:
                 memo[id(module)] = copy.deepcopy(module._modules["_orig_mod"], memo)
-        return copy.deepcopy(model, memo)
+        work = copy.deepcopy(model, memo)
+        for new, old in cells:
+            new.cell_contents = _copied_in(old.cell_contents, memo)
+        return work
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+def _functions(model: nn.Module) -> Iterator[FunctionType]:
+    """Yield the functions that modules hold as attributes and as hooks: a ``forward`` put on one, say."""
+    for module in model.modules():
+        for value in vars(module).values():
+            for part in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(part, FunctionType):
+                    yield part
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> list[tuple[CellType, CellType]]:
+    """Note as a function's copy its like with a closure of its own, and return the closure's cells, new and
+    old: deepcopy itself would leave the network's copy with a function that reads the network."""
+    if id(function) in memo or not function.__closure__:
+        return []
+    filled = [cell for cell in function.__closure__ if cell != CellType()]
+    fresh_cells = {id(cell): CellType() for cell in filled}
+    closure = tuple(fresh_cells.get(id(cell), cell) for cell in function.__closure__)
+    like = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    like.__kwdefaults__, like.__dict__ = function.__kwdefaults__, dict(function.__dict__)
+    memo[id(function)] = like
+    inner = [c.cell_contents for c in filled if isinstance(c.cell_contents, FunctionType)]
+    return [(fresh_cells[id(cell)], cell) for cell in filled] + [p for f in inner for p in _rebound(f, memo)]
+
+
+def _copied_in(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what a cell holds in the copy: what has been copied, and containers; all else as it is."""
+    if id(value) in memo or isinstance(value, (dict, list, set, deque)):
+        return copy.deepcopy(value, memo)
+    return value
 
 
 def _cloned(tensor: torch.Tensor) -> torch.Tensor:

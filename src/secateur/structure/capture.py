@@ -110,6 +110,14 @@ def capture(
             constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
+    given = {parameter.data_ptr() for parameter in model.parameters() if parameter.numel()}
+    if any(
+        tensor.numel() and tensor.data_ptr() in given for tensor in constants.values() if not tensor.is_meta
+    ):
+        raise ModelError(
+            f"{type(model).__name__}: its forward reads the network by another way than self (a global name, "
+            "say), so that no copy of it could be cut; write the forward as a method"
+        )
     return Captured(model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named)
 
 
