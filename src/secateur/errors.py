@@ -20,9 +20,7 @@ class SecateurError(Exception):
         text = super().__str__()
         if len(text) > _LONGEST:
             text = f"{text[:_LONGEST]}... ({len(text) - _LONGEST:,} characters more)"
-        if text.replace("\n", " ").isprintable():
-            return text
-        return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+        return printable(text, keep="\n")
 
 
 class TargetError(SecateurError, ValueError):

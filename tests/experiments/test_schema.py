@@ -87,6 +87,16 @@ def test_a_row_of_another_kind_is_one_error(row):
         validated_row(row, "database")
 
 
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -1, True, "1", None, [], pytest.param(10**5000, id="huge")]
+)
+def test_a_figure_is_a_number_in_its_range(results, value):
+    """Also where no JSON was read: a row comes out of a database, too."""
+    row = results["trials"][0]
+    with pytest.raises(StorageError, match=r"^file: layers\.0\.weights is "):
+        validated_row(row | {"layers": [{**row["layers"][0], "weights": value}]}, "file")
+
+
 def test_what_is_nested_or_long_beyond_measure_is_refused(results):
     deep = value = {}
     for _ in range(40):

@@ -69,7 +69,7 @@ class FinishedTrial:
             places = [inside(study, "dense", name) for study in (self.study, self.study.parent)]
         found = next((path for path in places if os.path.isfile(path)), None)
         if found is None:
-            shown = printable(str(places[-1])[:300])
+            shown = str(places[-1])[:300]
             raise StorageError(f"{shown}: no such file; the trial's dense network should be there")
         return found
 
@@ -92,7 +92,7 @@ def read_trial(folder: Path, model: Named | None = None, data: Named | None = No
         raise StorageError(_no_trial(folder))
     row = validated_row(load_json(path), str(path))
     if row["state"] != "finished":
-        raise StorageError(f"{folder}: the trial failed: {printable('; '.join(row['notes']))}")
+        raise StorageError(f"{folder}: the trial failed: {'; '.join(row['notes'])}")
     return FinishedTrial(folder, row, _plan_of(row, str(path), model, data))
 
 
@@ -152,7 +152,7 @@ def _check_buildable(name: str, options: Mapping[str, Any], where: str) -> None:
         with torch.device("meta"):
             network = build_model(name, **options)
     except ModelError as error:
-        raise ModelError(f"{where}: model: {printable(str(error)[:300])}") from error
+        raise ModelError(f"{where}: model: {error}") from error
     size = sum(parameter.numel() for parameter in network.parameters())
     if size > _LARGEST:
         raise ModelError(

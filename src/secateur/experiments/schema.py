@@ -366,5 +366,7 @@ def _short(value: Any) -> str:
     """Return a value as an error shows it: never long, and never as what a terminal obeys."""
     if isinstance(value, (list, dict)):
         return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)} keys"
+    if isinstance(value, int) and value.bit_length() > 128:  # Python writes out no number of 4,301 digits
+        return f"a whole number of {value.bit_length()} bits"
     text = ascii(value if not isinstance(value, str) else value[: _SHOWN + 1])
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

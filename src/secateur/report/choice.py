@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import RecipeError, StorageError, printable
+from secateur.errors import RecipeError, StorageError
 from secateur.experiments.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
@@ -195,8 +195,7 @@ def _check_one_data_set(groups: Sequence[Group]) -> None:
     names = list(dict.fromkeys(group.data for group in groups))
     if len(names) > 1:
         raise RecipeError(
-            f"accuracies on several data sets ({printable(', '.join(names))}) cannot be compared; "
-            "choose in each apart"
+            f"accuracies on several data sets ({', '.join(names)}) cannot be compared; choose in each apart"
         )
 
 
