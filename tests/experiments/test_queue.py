@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -105,7 +106,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
+def postgresql():
     """A PostgreSQL server of this test's own, on a free port of this machine."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found and shutil.which("apt-get") and os.geteuid() == 0:
@@ -113,13 +114,10 @@ def postgresql(tmp_path_factory):
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("needs a PostgreSQL server (initdb under /usr/lib/postgresql) and could not install one")
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="secateur-postgresql-"))  # pytest's own are closed to other users
     binaries, data = found[-1].parent, folder / "data"
     as_user = []
     if os.geteuid() == 0:  # the server refuses to run as root
-        for parent in [folder, *folder.parents]:
-            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(0o755)
         shutil.chown(folder, "postgres")
         as_user = ["runuser", "-u", "postgres", "--"]
     with socket.socket() as probe:
@@ -133,6 +131,7 @@ def postgresql(tmp_path_factory):
     server.start()
     yield server
     server.control("-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 def test_two_machines_join_one_study(twelve, tmp_path, postgresql):
