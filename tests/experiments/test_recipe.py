@@ -388,6 +388,8 @@ def test_sizes_are_counted_before_anything_is_laid_out(write):
 def test_settings_without_effect_are_said(write):
     with pytest.raises(RecipeError, match=r"--set prune.criterion: every point of the sweep sets it"):
         load_recipe(write(RECIPE), {"prune.criterion": "random"})
+    with pytest.raises(RecipeError, match=r"the sweep of mine has no point"):
+        load_recipe(write(RECIPE), {"sweep": []})
     with pytest.raises(RecipeError, match=r"trials: a grid runs every point"):
         load_recipe(write(RECIPE), {"trials": 5})
     with pytest.raises(RecipeError, match=r"line 7: temperature does nothing without distill"):

@@ -122,18 +122,7 @@ def load_recipe(
         raise RecipeError(f"{path.name}: give either steps or methods")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {shown(spec.seeds)}")
-    if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
-        raise RecipeError(f"{path.name}: sampler tpe searches one grid: give steps and one sweep")
-    if spec.sampler == "grid" and "trials" in over:
-        raise RecipeError("trials: a grid runs every point of its sweep; trials go with sampler tpe")
-    if spec.sampler == "tpe" and "seeds" in spec.sweep:
-        where = located.where(("sweep", "seeds"))
-        raise RecipeError(
-            f"{where}: sampler tpe runs each point with all seeds: leave seeds out of the sweep"
-        )
-    grids = [grid for sweep, place in _sweeps(spec) for grid, _ in _grids(sweep, place)]
-    if swept := next((key for key in over if all(key in grid for grid in grids)), None):
-        raise RecipeError(f"--set {shown(swept)}: every point of the sweep sets it; set the sweep instead")
+    _check_sweep(spec, over, located)
     check_device(spec.device, located.where(("device",)))
     _check_size(spec, located)
     plans = tuple(_plans(raw, spec, located))
@@ -143,6 +132,23 @@ def load_recipe(
             "every method has others of its own"
         )
     return Recipe(spec, plans, located.text, str(path), over, raw, located)
+
+
+def _check_sweep(spec: RecipeSpec, over: Mapping[str, Any], located: Located) -> None:
+    """Refuse a sweep that its sampler cannot run, and the settings put ``over`` that it leaves no effect."""
+    if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
+        raise RecipeError(f"{located.name}: sampler tpe searches one grid: give steps and one sweep")
+    if spec.sampler == "tpe" and "seeds" in spec.sweep:
+        where = located.where(("sweep", "seeds"))
+        raise RecipeError(
+            f"{where}: sampler tpe runs each point with all seeds: leave seeds out of the sweep"
+        )
+    if spec.sampler == "grid" and "trials" in over:
+        raise RecipeError("trials: a grid runs every point of its sweep; trials go with sampler tpe")
+    grids = [grid for sweep, place in _sweeps(spec) for grid, _ in _grids(sweep, place)]
+    swept = [key for key in over if grids and all(key in grid for grid in grids)]
+    if swept:
+        raise RecipeError(f"--set {shown(swept[0])}: every point of the sweep sets it; set the sweep instead")
 
 
 def _check_size(spec: RecipeSpec, located: Located) -> None:

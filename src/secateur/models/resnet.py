@@ -39,7 +39,7 @@ class ResNet(nn.Module):
         if shortcut not in ("pad", "conv"):
             raise ModelError(f"shortcut is {shortcut!r}; it is 'pad' or 'conv'")
         check_counts(classes=classes)
-        check_number("width", width, 0.01, 64)
+        check_number("width", width, 0.01, 16)
         widths = [max(1, round(base * width)) for base in (16, 32, 64)]
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

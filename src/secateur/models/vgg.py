@@ -15,7 +15,7 @@ class VGG16BN(nn.Module):
     def __init__(self, classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
         check_counts(classes=classes)
-        check_number("width", width, 0.01, 64)
+        check_number("width", width, 0.01, 16)
         layers: list[nn.Module] = []
         channels = 3
         for base in _WIDTHS:
