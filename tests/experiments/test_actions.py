@@ -1,12 +1,12 @@
 """Actions of a trial beyond one pruning: several of them, searches, and kills between any two writes."""
 
 import pytest
-from kills import killed_at_every_write
 from one_trial import plan_of, run, without_times
 
 import secateur as sc
+from kills import killed_at_every_write
 from secateur.errors import RecipeError
-from secateur.experiments import work as working
+from secateur.experiments import resumed
 from secateur.experiments.recipe import load_recipe
 from secateur.models import build_model
 
@@ -158,12 +158,12 @@ def test_a_dense_network_has_no_teacher(tmp_path):
 
 def test_the_teacher_is_the_dense_network(plan, tmp_path, monkeypatch):
     seen = []
-    real = working.fit
+    real = resumed.fit
 
     def spy(*args, **kwargs):
-        seen.append(kwargs["teacher"])
+        seen.extend(teacher for teacher in [kwargs.get("teacher")] if teacher is not None)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(working, "fit", spy)
+    monkeypatch.setattr(resumed, "fit", spy)
     run(plan(HYBRID), tmp_path / "a")
     assert sum(p.numel() for p in seen[0].parameters()) == 26_122

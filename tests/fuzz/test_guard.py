@@ -43,7 +43,7 @@ ACTS = {
     "sys.path.insert(0, os.getcwd())": "Seen sys.path has gained",
     "exec('a = 1')": "Seen exec of <string>",
     "bytearray(b'x') * 3 * 10**8": "Seen .* MiB of memory",
-    "[0 for _ in iter(int, 1)]": "Hang over 1 s",
+    "all(n == 0 for n in iter(int, 1))": "Hang over 1 s",
     "open('inside', 'w'); open('/dev/null', 'w'); os.remove('inside'); import colorsys": "",
 }
 

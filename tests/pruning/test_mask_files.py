@@ -142,7 +142,7 @@ def test_more_mutated_files(masks, tmp_path):
         ("shapes", {"0.weight": [-16, -8], "2.weight": [4, 16]}, "its shapes are not lists of sizes"),
         ("requested", {"0.weight": "much"}, r"its 'requested' is \{'0\.weight': 'much'\}; a share by"),
         ("requested_overall", True, "its 'requested_overall' is True; a share or null is right"),
-        ("requested_overall", float("nan"), "its 'requested_overall' is nan"),
+        ("requested_overall", float("nan"), "its 'requested_overall' is 'NaN'"),
         ("notes", ["\x1b[2J"], r"its 'notes' is \['\\x1b\[2J'\]; a list of printable lines"),
         ("notes", "line", "its 'notes' is 'line'"),
         ("units", {"0 -> 2": [5, 4]}, r"its 'units' is .*; \[kept, of how many\] by group is right"),

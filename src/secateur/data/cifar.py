@@ -17,7 +17,7 @@ from secateur.data.dataset import Dataset
 from secateur.data.files import cache_folder, local, missing
 from secateur.data.files import download as fetch
 from secateur.data.images import read_image
-from secateur.errors import DataError, StorageError
+from secateur.errors import DataError, StorageError, WriteError
 from secateur.storage import load_tensors, save_tensors
 
 BINARY = "cifar-10-binary.tar.gz"
@@ -197,7 +197,7 @@ def read_cached(path: Path) -> Arrays:
     fields = {name: torch.from_numpy(array) for name, array in vars(arrays).items()}
     try:
         save_tensors(cached, fields, {"archive": archive, "pixels": _pixels_hash(arrays)})
-    except OSError as error:
+    except WriteError as error:
         logger.warning("the decoded images cannot be kept, so every load decodes again: %s", error)
     return arrays
 

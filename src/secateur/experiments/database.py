@@ -37,7 +37,7 @@ def _seconds(name: str, default: int) -> int:
     database that went away is waited for."""
     text = os.environ.get(name, str(default))
     if re.fullmatch("[1-9][0-9]{0,8}", text) is None:
-        raise RecipeError(f"{name}={text}: it is a number of seconds, from 1")
+        raise RecipeError(f"{name}={text[:40]}: it is a number of seconds, from 1")
     return int(text)
 
 

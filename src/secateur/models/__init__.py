@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import ModelError, nearest
+from secateur.errors import ModelError, SecateurError, nearest
 from secateur.factories import find_factory, named_function
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         torch.manual_seed(seed)
         try:
             model = factory(**options)
+        except SecateurError:
+            raise
         except Exception as error:  # a user's own code: whatever it raises, this line names it
             raise ModelError(f"{name}: its factory failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
