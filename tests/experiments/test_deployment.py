@@ -310,7 +310,6 @@ def unmeasured(making, seconds):
 def test_a_planted_link_is_not_written_through(study, tmp_path, monkeypatch, name):
     out, rows = study
     shutil.copytree(out, tmp_path / "runs" / "small", ignore=shutil.ignore_patterns("deploy"))
-    shutil.copytree(out.parent / "dense", tmp_path / "runs" / "dense")
     folder = tmp_path / "runs" / "small" / "trials" / rows["zeros"]["id"]
     save_json(folder / "result.json", rows["zeros"])  # which another test has changed
     outside = tmp_path / "outside"
