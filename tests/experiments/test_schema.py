@@ -13,7 +13,7 @@ from secateur.experiments.trial import failed_row
 
 RECIPE = """
 name: kinds
-description: "every kind of step, Ça va\\u00a0?"
+description: "every kind of step: ça va, 漢字"
 source: "a test"
 data: {name: digits, validation: 200}
 model: {name: digits-mlp, hidden: 12}
