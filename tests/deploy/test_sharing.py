@@ -303,3 +303,21 @@ def test_a_shared_network_packs_without_loss_as_a_codebook(tmp_path):
     fresh = unpack(nn.Sequential(nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)), tmp_path / "x")
     states = net.state_dict().values(), fresh.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_several_optimizers_train_the_values_together():
+    ends = []
+    for several in (False, True):
+        net = mlp()
+        sharing = share_weights(net, values=4)
+        parts = (net[:2], net[2:]) if several else (net,)
+        optimizers = [torch.optim.SGD(part.parameters(), lr=0.01) for part in parts]
+        with sharing.held(optimizers):
+            for seed in range(3):
+                x = torch.randn(16, 20, generator=torch.Generator().manual_seed(seed))
+                net.zero_grad()
+                nn.functional.cross_entropy(net(x), torch.arange(16) % 3).backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+        ends.append(net.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -91,3 +91,17 @@ def test_slimming_needs_scales():
     instance = nn.Sequential(nn.Conv1d(3, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.InstanceNorm1d(4))
     with slimming(torch.optim.SGD(instance.parameters(), lr=0.1), instance):
         pass
+
+
+def test_several_optimizers_each_penalise_their_own_scales():
+    ends = []
+    for several in (False, True):
+        net, x = normed(), randn(8, 5)
+        parts = (net[:2], net[2:]) if several else (net,)
+        optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+        with slimming(optimizers, net, 0.3):
+            quadratic(net, x).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        ends.append(state(net))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

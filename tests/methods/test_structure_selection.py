@@ -65,6 +65,20 @@ def test_a_rate_of_its_own():
     assert all(f.grad is None for f in chosen.network.factors.values())
 
 
+def test_factors_follow_the_last_of_several_optimizers():
+    ends = []
+    for several in (False, True):
+        model, x, chosen = selection("mlp", lr=0.5, penalty=0.2)
+        parts = (model[:2], model[2:]) if several else (model,)
+        optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+        with chosen.trained(optimizers):
+            quadratic(chosen.network, x).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        ends.append(state(chosen.network))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_gradients_add_up_between_steps():
     ends = []
     for parts in (1, 2):

@@ -8,7 +8,7 @@ descent on the shared values, the gradient of each being the sum over the weight
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BudgetError, MaskError, NonFiniteError, nearest
 from secateur.measure.summary import aligned
+from secateur.pruning.holding import Optimizers, around_steps, steppers, updated_by, with_closure
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
 from secateur.structure.names import canonical_parameters
@@ -47,9 +48,9 @@ class Sharing:
         return "\n".join(aligned(rows, words=2))
 
     @contextmanager
-    def held(self, optimizer: torch.optim.Optimizer) -> Iterator[Sharing]:
-        """Train the shared values: whatever ``optimizer`` does inside the block, weights that share one
-        stay equal, and zeros stay zero.
+    def held(self, optimizer: Optimizers) -> Iterator[Sharing]:
+        """Train the shared values: whatever ``optimizer`` (or a list of them) does inside the block, weights
+        that share one stay equal, and zeros stay zero.
 
         Before a step each weight's gradient becomes the sum, not the mean, over the weights of its value:
         the gradient of the loss by that value, so that SGD's step is the paper's. (Sums over thousands of
@@ -62,43 +63,42 @@ class Sharing:
         Raises MaskError where the optimizer updates none of the shared weights, or something else wrote
         them; BudgetError for LBFGS; NonFiniteError for a NaN or an infinite weight.
         """
-        if isinstance(optimizer, torch.optim.LBFGS):
+        stepping = steppers(optimizer)
+        if any(isinstance(one, torch.optim.LBFGS) for one in stepping):
             raise BudgetError(
                 "LBFGS compares gradients along lines that shared weights do not follow; use Adam"
             )
         members = self._members(self.model)
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(m.weight) in mine for m in members):
+        owned = {id(one): [m for m in members if id(m.weight) in updated_by([[one]])] for one in stepping}
+        if not any(owned.values()):
             raise MaskError(
                 "the optimizer updates none of the shared weights; make it from "
                 f"{type(self.model).__name__}.parameters() of the model that shares them"
             )
         self.apply()
 
-        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-            own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
-            closure = rest[0] if rest else kwargs.get("closure")
-            if closure is None:
-                _sum_gradients(members)
-                return None
+        def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
+            def summed(closure: Any) -> Any:
+                def call() -> Any:
+                    value = closure()
+                    _sum_gradients(owned[id(optimizer)])
+                    return value
 
-            def summed() -> Any:
-                value = closure()
-                _sum_gradients(members)
-                return value
+                return call
 
-            return ((*own, summed, *rest[1:]), kwargs) if rest else (args, {**kwargs, "closure": summed})
+            given = with_closure(args, kwargs, summed)
+            if given is None:
+                _sum_gradients(owned[id(optimizer)])
+            return given
 
-        def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            for member in members:
+        def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+            for member in owned[id(optimizer)]:
                 member.snap()
 
-        handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-        try:
+        with ExitStack() as hooks:
+            for one in stepping:
+                hooks.enter_context(around_steps(one, before, after))
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
         self.check()
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
 from secateur.measure.macs import count_macs
 from secateur.measure.running import copied
 from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
+from secateur.pruning.holding import Optimizers, around_steps, steppers, updated_by, with_closure
 from secateur.pruning.structured import select_groups
 from secateur.structure.blocks import Block, find_blocks, remove_blocks
 from secateur.structure.compact import compact
@@ -142,8 +143,9 @@ class StructureSelection:
     # -- training ----------------------------------------------------------------------------
 
     @contextmanager
-    def trained(self, optimizer: torch.optim.Optimizer) -> Iterator[nn.Module]:
-        """Give the factors one proximal step after each ``optimizer.step()`` inside the block.
+    def trained(self, optimizer: Optimizers) -> Iterator[nn.Module]:
+        """Give the factors one proximal step after each ``optimizer.step()`` inside the block; of a list of
+        optimizers after that of the last one.
 
         Their gradients come from the same backward passes, add up over those since the last step, and
         are dropped after it. Clipping and weight decay of the optimizer do not touch them.
@@ -154,38 +156,41 @@ class StructureSelection:
         processes, with gradient checkpointing; NonFiniteError for a NaN or an infinity in a gradient or
         factor, before the step changes any.
         """
-        self._check_optimizer(optimizer)
+        last = self._checked(optimizer)
         self._drop_gradients()
-        handles = [optimizer.register_step_post_hook(_refuse_scaler)]
-        handles += [optimizer.register_step_post_hook(self._step)]
         try:
-            yield self.network
+            with around_steps(last, lambda *step: None, self._step):
+                yield self.network
         finally:
-            for handle in handles:
-                handle.remove()
             self._drop_gradients()
 
-    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+    def _checked(self, optimizer: Optimizers) -> Any:
+        """Return the optimizer whose steps the factors follow."""
+        stepping = steppers(optimizer)
         own = {id(p) for p in self.network.parameters()}
-        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        if not own & updated_by([stepping]):
             raise TargetError("the optimizer trains nothing of it; make it from network.parameters()")
-        kind = type(optimizer).__name__
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise BudgetError(f"{kind} takes the gradient several times a step; factors need one a step")
-        if self.lr is None and not isinstance(optimizer, torch.optim.SGD):
+        for one in stepping:
+            if isinstance(one, torch.optim.LBFGS):
+                raise BudgetError("LBFGS takes the gradient several times a step; factors need one a step")
+        last = stepping[-1]
+        if self.lr is None and not isinstance(last, torch.optim.SGD):
+            kind = type(last).__name__
             raise BudgetError(f"lr=None follows the learning rate of an SGD; with {kind} give lr=0.1, say")
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         if several and torch.distributed.get_world_size() > 1:
             raise ModelError("the factors' gradients are not averaged over processes; train in one")
         if any(getattr(module, "gradient_checkpointing", False) is True for module in self.network.modules()):
             raise ModelError("gradient checkpointing recomputes activations without the factors; turn it off")
+        return last
 
     def _drop_gradients(self) -> None:
         for factor in self.network.factors.values():
             factor.grad = None
 
     @torch.no_grad()
-    def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        _refuse_scaler()
         rate = float(optimizer.param_groups[0]["lr"]) if self.lr is None else self.lr
         moved = {n: (f, f.grad) for n, f in self.network.factors.items() if f.grad is not None}
         if not moved:
@@ -274,9 +279,10 @@ class StructureSelection:
 
 
 @contextmanager
-def slimming(optimizer: torch.optim.Optimizer, model: nn.Module, penalty: float = 1e-4) -> Iterator[None]:
+def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> Iterator[None]:
     """Add ``penalty`` times sign(weight) to the gradient of every scale of a BatchNorm (or InstanceNorm
-    with one) before each step of ``optimizer``: network slimming's L1 penalty (Liu et al., 2017).
+    with one) before each step of ``optimizer`` (or a list of them): network slimming's L1 penalty (Liu et
+    al., 2017).
 
     Their statistics are of one channel alone, so that a scale of zero silences its channel; scales of
     GroupNorm and LayerNorm are left alone, as channels normalised together cannot go one by one. An
@@ -286,40 +292,39 @@ def slimming(optimizer: torch.optim.Optimizer, model: nn.Module, penalty: float 
     Raises BudgetError for an impossible penalty, TargetError where the optimizer trains no such scale.
     """
     _check_penalty(penalty)
-    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    weights = [module.weight for module in model.modules() if isinstance(module, _NORMS)]
-    scales = [w for w in dict.fromkeys(weights) if w is not None and id(w) in mine]
-    if not scales:
+    stepping = steppers(optimizer)
+    weights = {module.weight for module in model.modules() if isinstance(module, _NORMS)} - {None}
+    owned = {id(one): [w for w in weights if id(w) in updated_by([[one]])] for one in stepping}
+    if not any(owned.values()):
         raise TargetError("the optimizer trains no scale of a BatchNorm or InstanceNorm of this model")
 
     @torch.no_grad()
-    def add(factor: Any) -> None:
+    def add(scales: Sequence[Tensor], factor: Any) -> None:
         for scale in scales:
             if scale.grad is not None:
                 scale.grad += penalty * factor * scale.sign()
 
-    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
-        closure = rest[0] if rest else kwargs.get("closure")
-        if closure is None:
-            scale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
-            add(1.0 if scale is None else scale)
-            return None
+    def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        scales = owned[id(optimizer)]
 
-        def penalised() -> Any:
-            value = closure()
-            add(1.0)
-            return value
+        def penalised(closure: Any) -> Any:
+            def call() -> Any:
+                value = closure()
+                add(scales, 1.0)
+                return value
 
-        if rest:
-            return (*own, penalised, *rest[1:]), kwargs
-        return args, {**kwargs, "closure": penalised}
+            return call
 
-    handle = optimizer.register_step_pre_hook(before)
-    try:
+        given = with_closure(args, kwargs, penalised)
+        if given is None:
+            factor = getattr(optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
+            add(scales, 1.0 if factor is None else factor)
+        return given
+
+    with ExitStack() as hooks:
+        for one in stepping:
+            hooks.enter_context(around_steps(one, before, lambda *step: None))
         yield
-    finally:
-        handle.remove()
 
 
 # -- small things ------------------------------------------------------------------------------------
@@ -335,7 +340,7 @@ def _check_finite(name: str, what: str, tensor: Tensor) -> None:
         raise NonFiniteError(f"{name}: {what} is a NaN or an infinity")
 
 
-def _refuse_scaler(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _refuse_scaler() -> None:
     """A GradScaler unscales the optimizer's own gradients and skips steps; neither shows in a hook."""
     frame = sys._getframe()
     while frame is not None:

@@ -55,6 +55,15 @@ def updated_by(chains: list[list[Any]]) -> set[int]:
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
+def steppers(optimizer: Optimizers) -> list[Any]:
+    """Return the optimizers that really step: of those that wrap others the innermost."""
+    return [level for chain in chains_of(optimizer) for level in chain if _steps_itself(level, chain)]
+
+
+def _steps_itself(level: Any, chain: list[Any]) -> bool:
+    return not any(inner in chain for inner in _inside(level))
+
+
 def _levels(optimizer: Any) -> dict[Any, None]:
     if isinstance(optimizer, type) or not callable(getattr(optimizer, "step", None)):
         raise MaskError(f"optimizer is {optimizer!r}; it is the one that trains the model")
@@ -143,6 +152,19 @@ def mask_sparse_gradient(weight: Tensor, mask: Tensor) -> bool:
     return True
 
 
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], around: Callable[[Callable[[], Any]], Callable[[], Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return a step's arguments with another closure in the place of its own; None where it has none."""
+    own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
+    closure = rest[0] if rest else kwargs.get("closure")
+    if closure is None:
+        return None
+    if rest:
+        return (*own, around(closure), *rest[1:]), kwargs
+    return args, {**kwargs, "closure": around(closure)}
+
+
 class Holder:
     """The state behind ``Masks.held`` and ``during``: the masks in force, ready for foreach operations beside
     all tensors that they are to be zero in, and the steps taken.
@@ -192,7 +214,7 @@ class Holder:
             for chain in self.chains:
                 for level in chain:
                     # Gradients are masked, and steps counted, where they are really taken.
-                    innermost = not any(inner in chain for inner in _inside(level))
+                    innermost = _steps_itself(level, chain)
                     hooks.enter_context(
                         around_steps(
                             level, self._before(innermost), self._after(level is chain[0], innermost)
@@ -205,16 +227,8 @@ class Holder:
         self.masks.check()
 
     def _before(self, innermost: bool) -> Callable[..., Any]:
-        @torch.no_grad()
-        def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            own, rest = args[:1], args[1:]  # torch passes the optimizer itself first
-            closure = rest[0] if rest else kwargs.get("closure")
-            if closure is None:
-                if innermost and type(optimizer) not in _WEIGHT_BY_WEIGHT:
-                    self._mask_grads()
-                return None
-
-            def masked_closure() -> Any:
+        def masked(closure: Callable[[], Any]) -> Callable[[], Any]:
+            def call() -> Any:
                 with torch.no_grad():
                     self._mask_weights()
                 value = closure()
@@ -222,9 +236,14 @@ class Holder:
                     self._mask_grads()
                 return value
 
-            if rest:
-                return (*own, masked_closure, *rest[1:]), kwargs
-            return args, {**kwargs, "closure": masked_closure}
+            return call
+
+        @torch.no_grad()
+        def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = with_closure(args, kwargs, masked)
+            if given is None and innermost and type(optimizer) not in _WEIGHT_BY_WEIGHT:
+                self._mask_grads()
+            return given
 
         return before
 
