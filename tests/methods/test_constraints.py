@@ -136,3 +136,23 @@ def test_a_network_without_multiply_adds_cannot_be_limited_in_them():
         sc.prune_to(Table(), torch.randn(2, 6), macs=0.5)
     with pytest.raises(BudgetError, match="Table has no multiply-adds"):
         sc.prune_greedily(Table(), torch.randn(2, 6), batches, macs=0.5)
+
+
+class Coder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def encode(self, x):
+        return self.b(self.a(x).relu())
+
+    def forward(self, x):
+        return self.c(self.encode(x).relu())
+
+
+def test_other_methods_stay_equal_too():
+    net, x = Coder(), torch.randn(5, 3)
+    small, proof = sc.prune_to(net, x, parameters=0.8, methods=("forward", "encode"))
+    assert "breaks encode()" in proof.kept["b -> c"]
+    assert small.encode(x).shape == (5, 6)
+    assert proof.removed.keys() == {"a -> b"}

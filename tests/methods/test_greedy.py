@@ -373,3 +373,27 @@ def test_data_of_another_shape_is_one_clear_error():
 def test_bad_settings_are_refused(settings: dict[str, Any]):
     with pytest.raises(BudgetError, match=next(iter(settings))):
         sc.Greedy(**settings)
+
+
+class Auxiliary(nn.Module):
+    """A head that only training runs reads ``a``'s units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.aux = (nn.Linear(*s) for s in ((4, 6), (6, 8), (8, 3), (6, 3)))
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        y = self.c(self.b(h).relu())
+        return (y, self.aux(h)) if self.training else y
+
+
+def test_a_group_that_a_forward_keeps_is_not_tried_for_ever():
+    torch.manual_seed(0)
+    net, x = Auxiliary(), torch.randn(30, 4)
+    small, run = sc.prune_greedily(net, x[:2], [(x, torch.arange(30) % 3)], parameters=0.7)
+    assert "breaks the training forward" in run.kept["a -> b"]
+    assert {one.group for one in run.removals} == {"b -> c"}
+    assert small.a.out_features == 6
+    assert "kept a -> b" in repr(run)
+    assert small.train()(x)[1].shape == (30, 3)

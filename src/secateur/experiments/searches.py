@@ -68,6 +68,7 @@ class GreedyCut:
         )
         state.structured = state.compacted = True
         state.notes[self.step] = [f"slow to try {name}: {why}" for name, why in run.slow.items()]
+        state.notes[self.step] += [f"kept {name}: {why}" for name, why in run.kept.items()]
         if state.pruned is None:
             work.cut(copy.deepcopy(state.model))
 

@@ -21,6 +21,7 @@ from secateur.pruning.structured import select_groups
 from secateur.pruning.unit_criteria import L2Norm, UnitCriterion, unit_scores
 from secateur.structure.compact import compact
 from secateur.structure.names import unwrapped
+from secateur.structure.runs import Methods
 from secateur.structure.units import trace
 from secateur.structure.verify import Proof
 
@@ -36,6 +37,8 @@ def prune_to(
     latency_ms: float | None = None,
     criterion: UnitCriterion | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    examples: Sequence[Any] = (),
+    methods: Methods = ("forward",),
     data: Batches | None = None,
     loss: Loss | None = None,
     include: str | Sequence[str] | None = None,
@@ -47,7 +50,8 @@ def prune_to(
 
     ``macs``, ``parameters``: the share of the given model's that may be left, between 0 and 1 (0.6 is
     40 % fewer). ``latency_ms``: the median of one forward on ``example_inputs``, measured here and
-    now. ``criterion`` (default ``L2Norm(normalise=True)``) ranks units of all groups together, once; the
+    now. ``criterion`` (default ``L2Norm(normalise=True)``) ranks units of all groups together, once;
+    ``examples`` and ``methods`` are further calls that must stay equal, as in :func:`secateur.compact`; the
     rest is as in :func:`secateur.prune`. The number of units is found by bisection, each try compacted
     and proved. The given model is not changed.
 
@@ -78,7 +82,9 @@ def prune_to(
                 masked, scored, Global(share), structure=structure, data=data, loss=loss, include=include,
                 exclude=exclude, round_to=round_to, min_kept=min_kept,
             )  # fmt: skip
-        small, proof = compact(masked, example_inputs, kwargs=kwargs, structure=structure)
+        small, proof = compact(
+            masked, example_inputs, kwargs=kwargs, examples=examples, methods=methods, structure=structure
+        )
         return small, proof, measure(small, proof)
 
     groups = select_groups(trace(model, example_inputs, kwargs=kwargs), include, exclude).values()

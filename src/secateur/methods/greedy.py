@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -76,15 +76,18 @@ class Removal:
 @dataclass(frozen=True)
 class GreedyRun:
     """What was removed, in order; by stage (units gone so far, score, loss) after its fine-tuning; the
-    groups whose units each took a whole forward to try, or could not be tried, and why."""
+    groups whose units each took a whole forward to try, or could not be tried, and why; and those that were
+    kept, since a forward does not bear their removal."""
 
     removals: tuple[Removal, ...]
     stages: tuple[tuple[int, float, float], ...]
     slow: Mapping[str, str]
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         lines = [f"{number} units removed: score {s:.4f}, loss {loss:.4f}" for number, s, loss in self.stages]
-        return "\n".join([*lines, *(f"slow {name}: {reason}" for name, reason in self.slow.items())])
+        lines += [f"slow {name}: {reason}" for name, reason in self.slow.items()]
+        return "\n".join([*lines, *(f"kept {name}: {reason}" for name, reason in self.kept.items())])
 
 
 def prune_greedily(
@@ -141,6 +144,7 @@ def prune_greedily(
     removals: list[Removal] = []
     stages: list[tuple[int, float, float]] = []
     slow: dict[str, str] = {}
+    kept: dict[str, str] = {}
     numbers: dict[str, Array] = {}
     small = copied(model)
     while not goal.met(small):
@@ -166,6 +170,11 @@ def prune_greedily(
                 break
             raise BudgetError(f"{goal}: cannot be met with {method.min_kept} units left in each group")
         after, proof = compact(work, example_inputs, structure=structure)
+        stuck = {one.group for one in gone} - proof.gone.keys()
+        if stuck:  # what stays would be tried for ever: the stage again, without it
+            kept |= {name: proof.kept[name] for name in stuck}
+            sizes = {name: size for name, size in sizes.items() if name not in stuck}
+            continue
         if fine_tune is not None:
             fine_tune(after)
         result = (
@@ -180,7 +189,7 @@ def prune_greedily(
             numbers[name] = numbers[name][~proof.gone[name]]
         if on_stage is not None:
             on_stage(small)
-    return small, GreedyRun(tuple(removals), tuple(stages), slow)
+    return small, GreedyRun(tuple(removals), tuple(stages), slow, kept)
 
 
 class _Stage:
