@@ -135,7 +135,7 @@ def run(
         raise typer.Exit(2) from error
     if not quiet:
         files = f"{folder}/results.json, {folder}/results.csv"
-        console.print(f"results: {files}; report: {page}", highlight=False)
+        console.print(f"results: {files}; report: {page}", highlight=False, markup=False)
     failed = sum(row["state"] == "failed" for row in results["trials"])
     if failed:
         typer.echo(f"error: {failed} of {len(results['trials'])} trials failed (see the notes)", err=True)

@@ -169,6 +169,17 @@ def test_a_wrapped_optimizer_gives_way_to_the_one_inside():
     step(small, proof.optimizer)
 
 
+def test_a_wrapper_of_any_name_gives_way_too():
+    class Around:
+        def __init__(self, base):
+            self.base, self.step = base, base.step
+
+    net = wide(mlp(3, 6, 2))
+    halved(net, ROWS)
+    inner = torch.optim.SGD(net.parameters(), lr=0.1)
+    assert type(sc.compact(net, ROWS, optimizer=Around(inner))[1].optimizer) is torch.optim.SGD
+
+
 SCHEDULERS = {
     "step": lambda o: lr_scheduler.StepLR(o, 2),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 20),

@@ -11,6 +11,7 @@ import torch
 from nets import After, error, mlp, wide
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 import secateur as sc
 from secateur.errors import ModelError
@@ -136,6 +137,26 @@ def test_a_batch_norm_of_one_example_is_no_obstacle():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.named_buffers())
 
 
+def test_a_power_iteration_of_training_is_no_obstacle():
+    """A parametrized weight changes wherever it is looked at in training mode."""
+    net = nn.Sequential(spectral_norm(nn.Linear(3, 8)), nn.ReLU(), nn.Linear(8, 2)).double().train()
+    with torch.no_grad():
+        net[2].weight[:, [1, 4]] = 0
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    small, proof = sc.compact(net, ROWS, examples=[ROWS + 1])
+    assert proof.max_error < 1e-12
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in small.modules())
+
+
+def test_each_module_keeps_its_mode():
+    net = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    halved(net, ROWS)
+    net.train()[1].eval()
+    small, _ = sc.compact(net, ROWS)
+    assert [module.training for module in small.modules()] == [module.training for module in net.modules()]
+
+
 class Detector(nn.Module):
     """In training it wants targets, and a head runs that reads the body."""
 
@@ -220,6 +241,11 @@ def test_a_method_that_is_not_there_is_an_error():
 def test_an_example_that_does_not_run_is_an_error():
     with pytest.raises(ModelError, match=r"Coder does not run on examples\[1\]: RuntimeError"):
         sc.compact(Coder(), ROWS.float(), examples=[ROWS.float(), torch.zeros(2, 5)])
+
+
+def test_examples_that_are_no_list_are_an_error():
+    with pytest.raises(ModelError, match="examples is a int; it is a list"):
+        sc.compact(Coder(), ROWS.float(), examples=3)
 
 
 def test_inputs_and_the_random_state_are_left_alone():

@@ -176,7 +176,7 @@ def test_a_proof_prints_what_was_done():
     )  # fmt: skip
     assert repr(proof).splitlines() == [
         "4 of 22 units removed, in 2 of 3 groups: 1,200 -> 600 parameters (2.00x fewer), 2,000 -> 800 MACs",
-        "equal to the masked network to 1.5e-16 (surviving weights randomised: 2.0e-16), float64, 2 inputs",
+        "equal to the masked network to 1.5e-16 (surviving weights randomised: 2.0e-16), float64, 2 calls",
         "2 constant units folded into the next layer's bias",
         "kept c -> d: its removal breaks the forward",
     ]

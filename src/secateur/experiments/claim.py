@@ -94,11 +94,7 @@ class Claim:
         None where there is none. Raises StorageError where there is one, damaged."""
         if not (self.folder / RESULT).exists():
             return None
-        row, hashes = _result_of(self.folder)
-        for name, sha256 in hashes.items():
-            path = self.folder / name
-            if path.exists() and sha256_of(path) != sha256:  # who removed one to save space keeps the row
-                raise StorageError(f"{path}: does not hold what {RESULT} says")
+        row = whole_result(self.folder)
         with self.held():
             self._clean()
         return row
@@ -124,6 +120,16 @@ class Claim:
             path.unlink(missing_ok=True)
         for name in (*_OF_OLD, _OWNER):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def whole_result(folder: Path) -> dict[str, Any]:
+    """Return the row of a finished trial; raises StorageError where a file beside it is not what it says."""
+    row, hashes = _result_of(folder)
+    for name, sha256 in hashes.items():
+        path = folder / name
+        if path.exists() and sha256_of(path) != sha256:  # who removed one to save space keeps the row
+            raise StorageError(f"{path}: does not hold what {RESULT} says")
+    return row
 
 
 def _result_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

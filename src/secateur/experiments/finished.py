@@ -21,6 +21,7 @@ from torch import nn
 from secateur.data import DATASETS
 from secateur.errors import DataError, ModelError, SecateurError, StorageError, printable
 from secateur.experiments.checkpoints import Named, described
+from secateur.experiments.claim import whole_result
 from secateur.experiments.dense import dense_name
 from secateur.experiments.recipe import Plan
 from secateur.experiments.results import inside, label_of, read_results
@@ -81,8 +82,8 @@ def read_trial(folder: Path, model: Named | None = None, data: Named | None = No
     data set, with their options, which may come from a module of their own. A file can name secateur's alone.
 
     Raises StorageError for a folder that is none: of a study (it names its trials), of a trial that is not
-    finished or has failed, or that holds what no study writes; ModelError and DataError where its file names
-    what is not secateur's.
+    finished or has failed, that holds what no study writes, or files that are not the trial's; ModelError and
+    DataError where its file names what is not secateur's.
     """
     folder = folder.resolve()
     if not folder.is_dir():
@@ -93,6 +94,7 @@ def read_trial(folder: Path, model: Named | None = None, data: Named | None = No
     row = validated_row(load_json(path), str(path))
     if row["state"] != "finished":
         raise StorageError(f"{folder}: the trial failed: {'; '.join(row['notes'])}")
+    whole_result(folder)
     return FinishedTrial(folder, row, _plan_of(row, str(path), model, data))
 
 

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -113,22 +113,27 @@ class Lease:
 
 
 def run_jobs(
-    study: Study, jobs: Mapping[str, Any], run: Callable[[str], Row], lease: Lease | None = None
+    study: Study,
+    jobs: Mapping[str, Any],
+    run: Callable[[str], Row],
+    lease: Lease | None = None,
+    void: Collection[int] = (),
 ) -> None:
-    """Run every job (by hash) that has not been finished, until all are, by whomever."""
+    """Run every job (by hash) that has not been finished, until all are, by whomever. ``void``: numbers of
+    entries that do not count, since what they left is damaged."""
     lease = lease or Lease(study)
     unsigned: dict[int, float] = {}
     while True:
         release_dead(study, unsigned)
-        entries = entries_by_id(study)
+        entries = entries_by_id(study, void)
         missing = [job for job in jobs if not any(entry.state in _OPEN for entry in entries.get(job, []))]
         waiting = sum(entry.state == TrialState.WAITING for job in jobs for entry in entries.get(job, []))
         for job in missing[: max(0, _AHEAD - waiting)]:
             study.enqueue_trial({}, user_attrs={"id": job})
-        entries = entries_by_id(study)
+        entries = entries_by_id(study, void)
         states = {entry.state for job in jobs for entry in entries.get(job, [])}
         if TrialState.WAITING in states:
-            _run_one(study, lambda trial: _objective(study, trial, jobs, run), lease)
+            _run_one(study, lambda trial: _objective(study, trial, jobs, run, void), lease)
         elif TrialState.RUNNING in states:
             time.sleep(0.5)
         else:
@@ -192,9 +197,11 @@ def count_finished(study: Study) -> int:
     return sum(len(trial.user_attrs.get("rows", [])) for trial in trials)
 
 
-def entries_by_id(study: Study) -> dict[str, list[FrozenTrial]]:
+def entries_by_id(study: Study, void: Collection[int] = ()) -> dict[str, list[FrozenTrial]]:
     entries: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
+        if trial.number in void:
+            continue
         entries.setdefault(str(trial.user_attrs.get("id", "")), []).append(trial)
     return entries
 
@@ -255,13 +262,13 @@ def _release(storage: Any, trial_id: int) -> bool:
 
 
 def _objective(
-    study: Study, trial: Trial, jobs: Mapping[str, Any], run: Callable[[str], Row]
+    study: Study, trial: Trial, jobs: Mapping[str, Any], run: Callable[[str], Row], void: Collection[int]
 ) -> tuple[float, float]:
     _sign(trial)
     job = str(trial.user_attrs.get("id"))
     if job not in jobs:
         raise Lost  # drawn after another process took the last one, or of another version of the recipe
-    rivals: Iterable[FrozenTrial] = entries_by_id(study)[job]
+    rivals: Iterable[FrozenTrial] = entries_by_id(study, void)[job]
     if any(rival.number < trial.number and rival.state in _OPEN for rival in rivals):
         raise Lost
     row = run(job)

@@ -18,7 +18,7 @@ from typing import Any
 from secateur.errors import NonFiniteError, RecipeError, SecateurError, StorageError, WriteError
 from secateur.experiments import queue
 from secateur.experiments.actions import count_epochs
-from secateur.experiments.claim import RESULT, Claim
+from secateur.experiments.claim import RESULT, Claim, whole_result
 from secateur.experiments.dense import hash_of, seconds_an_epoch
 from secateur.experiments.recipe import Plan, Recipe, check_factories, load_recipe
 from secateur.experiments.results import label_of, read_results, write_results
@@ -34,6 +34,7 @@ Row = dict[str, Any]
 _WRITE_EVERY = 10.0  # seconds
 _STUDY = "study.json"  # whose folder it is
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_FOLDER = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 _GOES_ON = "once it can be written, the same command goes on where this one stopped"
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,12 @@ def run_study(
     with _retold():
         if out.is_dir() and not os.access(out, os.W_OK):
             return _finished_before(recipe, out)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+            raise RecipeError(f"--out {out}: no folder can be there: {error.strerror}") from error
         _belongs(recipe.name, out)
         sweep(out)
         study = queue.open_study(study_name(recipe), storage, out)
@@ -76,7 +82,14 @@ def run_study(
             arguments = (out, storage, shared)
             _run_processes(recipe, workers, arguments, lambda done, label: on_trial(done, total, label))
         on_trial(total, total, "done")
-        return write_results(recipe, _ordered(recipe, queue.finished_rows(study)), out)
+        rows = _ordered(recipe, queue.finished_rows(study))
+        others = {path.name for path in (out / "trials").glob("*")} - {row["id"] for row in rows}
+        if others:
+            _log.warning(
+                "%s: results.json holds the %d trials of these settings; %d of others lie in trials too",
+                out, len(rows), len(others),
+            )  # fmt: skip
+        return write_results(recipe, rows, out)
 
 
 @contextmanager
@@ -205,7 +218,7 @@ def _work(
                 written = time.monotonic()
             return row
 
-        queue.run_jobs(study, jobs, run, lease)
+        queue.run_jobs(study, jobs, run, lease, _damaged(study, out))
         return
 
     def run_point(point: dict[str, Any]) -> list[Row]:
@@ -255,6 +268,20 @@ def _taken_over(claim: Claim, shared: Path | None) -> Row | None:
                 validated_row(load_json(other), str(other))
                 return claim.take_over(other.parent)
     return None
+
+
+def _damaged(study: queue.Study, out: Path) -> set[int]:
+    """Return the numbers of the queue's finished trials whose folders do not hold what they say."""
+    found: set[int] = set()
+    for name, entries in queue.entries_by_id(study).items():
+        folder = out / "trials" / name
+        if not (name and (folder / RESULT).exists()):
+            continue  # who removed it to save space keeps the row
+        try:
+            whole_result(folder)
+        except StorageError:  # is said where the trial runs again
+            found |= {entry.number for entry in entries if entry.state.is_finished()}
+    return found
 
 
 def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:

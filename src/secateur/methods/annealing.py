@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from secateur.errors import BudgetError, NonFiniteError
+from secateur.errors import BudgetError, CriterionError, NonFiniteError
 from secateur.methods.branch_annealing import BranchAnnealing, Descent
 
 
@@ -113,7 +113,7 @@ def anneal_branches(
     if not done:
         branches.alpha = 1.0
         network.freeze(method.freezes(1.0))
-        done.append(Stage(1.0, 0.0, *_finite(*evaluate(network))))
+        done.append(Stage(1.0, 0.0, *_evaluated(evaluate(network))))
         if on_stage is not None:
             on_stage(tuple(done))
     while (following := method.after(done)) is not None:
@@ -125,7 +125,7 @@ def anneal_branches(
         network.freeze(method.freezes(alpha))
         try:
             fine_tune(network, rate)
-            stage = Stage(alpha, rate, *_finite(*evaluate(network)))
+            stage = Stage(alpha, rate, *_evaluated(evaluate(network)))
         except NonFiniteError:
             if so_far is None:
                 raise
@@ -139,7 +139,11 @@ def anneal_branches(
     return tuple(done)
 
 
-def _finite(score: float, loss: float) -> tuple[float, float]:
+def _evaluated(found: Any) -> tuple[float, float]:
+    try:
+        score, loss = found
+    except (TypeError, ValueError) as error:
+        raise CriterionError(f"evaluate gave {found!r}; a pair of numbers (score, loss) is right") from error
     if not (math.isfinite(score) and math.isfinite(loss)):
         raise NonFiniteError(f"evaluate gave a score of {score} and a loss of {loss}; finite ones are right")
     return float(score), float(loss)

@@ -9,10 +9,11 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
 from secateur.errors import MaskError, NonFiniteError, SecateurWarning
 from secateur.pruning.averages import averages_among
+from secateur.structure.following import as_list, inside
 
 if TYPE_CHECKING:
     from secateur.pruning.masks import Masks
@@ -32,10 +33,6 @@ _COPIES = (
 )  # fmt: skip
 
 Optimizers = Any  # a torch optimizer, what wraps one, or a list of such
-
-
-def as_list(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
 
 def chains_of(optimizer: Optimizers) -> list[list[Any]]:
@@ -61,7 +58,7 @@ def steppers(optimizer: Optimizers) -> list[Any]:
 
 
 def _steps_itself(level: Any, chain: list[Any]) -> bool:
-    return not any(inner in chain for inner in _inside(level))
+    return not any(inner in chain for inner in inside(level))
 
 
 def _levels(optimizer: Any) -> dict[Any, None]:
@@ -75,30 +72,13 @@ def _levels(optimizer: Any) -> dict[Any, None]:
         level = waiting.pop(0)
         if level not in levels:
             levels[level] = None
-            waiting += _inside(level)
+            waiting += inside(level)
     if not any(isinstance(getattr(level, "param_groups", None), list) for level in levels):
         raise MaskError(
             f"{type(optimizer).__name__} has no param_groups, nor an optimizer inside it that has: what it "
             "updates cannot be seen; give the torch optimizer that it drives"
         )
     return levels
-
-
-def _inside(optimizer: Any) -> list[Any]:
-    """The optimizers that a wrapper drives, whatever it calls them."""
-    values = getattr(optimizer, "__dict__", {}).values()
-    lists = [
-        v.values() if isinstance(v, dict) else v if isinstance(v, (list, tuple)) else [v] for v in values
-    ]
-    return [part for parts in lists for part in parts if part is not optimizer and _looks_like_one(part)]
-
-
-def _looks_like_one(value: Any) -> bool:
-    return (
-        not isinstance(value, (type, nn.Module, Tensor))
-        and hasattr(value, "param_groups")
-        and hasattr(value, "step")
-    )
 
 
 def _hooked(optimizer: Any) -> bool:
@@ -119,10 +99,10 @@ def around_steps(optimizer: Any, before: Callable[..., Any], after: Callable[...
                 handle.remove()
         return
     step, earlier = optimizer.step, vars(optimizer).get("step")
-    inside = True
+    within = True
 
     def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not inside:
+        if not within:
             return step(*args, **kwargs)
         given, kwargs = before(self, (self, *args), kwargs) or ((self, *args), kwargs)
         result = step(*given[1:], **kwargs)
@@ -133,7 +113,7 @@ def around_steps(optimizer: Any, before: Callable[..., Any], after: Callable[...
     try:
         yield
     finally:
-        inside = False
+        within = False
         if vars(optimizer).get("step") is ours:
             del optimizer.step
             if earlier is not None:

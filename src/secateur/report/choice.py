@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError, StorageError
+from secateur.experiments.claim import whole_result
 from secateur.experiments.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
@@ -216,7 +217,8 @@ def write_choice(choice: Choice, out: Path) -> Files:
     """Copy the chosen trial's network to ``out``, and its masks, where it has any, beside it as
     ``<out's stem>-masks.safetensors`` (an earlier choice's masks there go where it has none).
 
-    Each file is replaced as a whole. Raises StorageError where the network is missing or damaged.
+    Each file is replaced as a whole. Raises StorageError where the network is missing, damaged, or not the
+    trial's.
     """
     place = ("trials", choice.trial["id"])
     model, masks = (
@@ -224,7 +226,8 @@ def write_choice(choice: Choice, out: Path) -> Files:
     )
     if not model.is_file():
         raise StorageError(f"{model}: no such file; the chosen trial's network is not beside its results")
-    _, metadata = load_tensors(model)  # a damaged file is refused here
+    whole_result(model.parent)
+    _, metadata = load_tensors(model)
     masks_out = out.with_name(f"{out.stem}-masks.safetensors")
     _copy(model, out)
     if masks.is_file():

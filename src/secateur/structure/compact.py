@@ -82,9 +82,10 @@ def compact(
     args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
-    found = find_dead(copied(model), structure)
+    found = find_dead(copied(model).eval(), structure)
     trial = _Trial(model, structure, runs, found)
     doomed, changes, small, withdrawn, error = trial.search(found.doomed)
+    _restore_modes(model, small)
     found.kept.update(withdrawn)
     removed = removed_by(structure, doomed)
     randomised = trial.prove_randomised(doomed, changes)
@@ -109,6 +110,13 @@ def compact(
         unseen=trial.unseen(removed),
     )
     return small, proof
+
+
+def _restore_modes(model: nn.Module, small: nn.Module) -> None:
+    """Put the small model's modules in the mode that the model's are in."""
+    modes = {name: module.training for name, module in copied(model).named_modules()}
+    for name, module in small.named_modules():
+        module.training = modes.get(name, model.training)
 
 
 def _compiled(model: nn.Module) -> list[str]:
@@ -266,7 +274,7 @@ class _Trial:
 
     def base(self, doomed: Mapping[str, Array]) -> nn.Module:
         """A copy of the model that lost these units: zeroed, their constants in the next biases."""
-        work = copied(self.model)
+        work = copied(self.model).eval()  # some weights change where they are looked at in training mode
         fold(work, chain.from_iterable(self.found.constants_of(doomed)))
         mask_units(work, self.structure, doomed)
         return work

@@ -27,7 +27,7 @@ def moved_optimizers(
     optimizer.
     """
     new_of = dict(_pairs(model, small))
-    given, schedulers = _several(optimizer), _several(scheduler)
+    given, schedulers = as_list(optimizer), as_list(scheduler)
     moved: dict[int, Optimizer] = {}
     for one in given:
         inner = _inner(one)
@@ -42,7 +42,7 @@ def moved_optimizers(
     return _as(optimizer, [moved[id(one)] for one in given]), _as(scheduler, followed), notes
 
 
-def _several(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -61,9 +61,27 @@ def _pairs(model: nn.Module, small: nn.Module) -> Iterator[tuple[int, tuple[str,
             yield id(tensor), (name, after[name])  # type: ignore[misc]
 
 
+def inside(optimizer: Any) -> list[Any]:
+    """Return the optimizers that a wrapper drives, whatever it calls them."""
+    values = getattr(optimizer, "__dict__", {}).values()
+    lists = [
+        v.values() if isinstance(v, dict) else v if isinstance(v, (list, tuple)) else [v] for v in values
+    ]
+    return [part for parts in lists for part in parts if part is not optimizer and _looks_like_one(part)]
+
+
+def _looks_like_one(value: Any) -> bool:
+    return (
+        not isinstance(value, (type, nn.Module, Tensor))
+        and hasattr(value, "param_groups")
+        and hasattr(value, "step")
+    )
+
+
 def _inner(optimizer: Any) -> Any:
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
+    """Return what a wrapper that adds nothing to the state goes around: Accelerate's, say."""
+    while len(within := inside(optimizer)) == 1 and not vars(optimizer).get("state"):
+        optimizer = within[0]
     return optimizer
 
 

@@ -67,8 +67,13 @@ class Run:
             if isinstance(vars(module).get("dropout"), float):  # of attention and recurrent layers
                 module.dropout = 0.0  # type: ignore[assignment]
         target = model if self.method == _FORWARD else getattr(model, self.method)
-        with same_random_state(), Undisturbed() if self.training else nullcontext():
-            return target(*fresh(self.args), **fresh(self.kwargs))
+        before = [(buffer, buffer.clone()) for buffer in model.buffers()] if self.training else []
+        try:
+            with same_random_state(), Undisturbed() if self.training else nullcontext():
+                return target(*fresh(self.args), **fresh(self.kwargs))
+        finally:
+            for buffer, value in before:  # a power iteration, a counter: the next call begins where this did
+                buffer.copy_(value)
 
 
 def runs_of(
@@ -85,6 +90,8 @@ def runs_of(
 
     Raises ModelError for a method that the model does not have.
     """
+    if not isinstance(examples, (list, tuple)):
+        raise ModelError(f"examples is a {type(examples).__name__}; it is a list, each as example_inputs is")
     args, named = arguments(example_inputs, kwargs)
     calls = [("", args, named)]
     calls += [(f"examples[{index}]", *arguments(example, None)) for index, example in enumerate(examples)]

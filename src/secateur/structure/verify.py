@@ -56,7 +56,7 @@ class Proof:
             f"{units} of {sum(sizes.values())} units removed, in {len(self.removed)} of {len(sizes)} groups: "
             f"{before:,} -> {after:,} parameters ({before / max(1, after):.2f}x fewer){macs}",
             f"equal to the masked network to {self.max_error:.1e} (surviving weights randomised: "
-            f"{self.max_error_randomised:.1e}), {self.dtype}, {self.inputs} inputs",
+            f"{self.max_error_randomised:.1e}), {self.dtype}, {self.inputs} calls",
         ]
         if self.folded:
             lines.append(f"{self.folded} constant units folded into the next layer's bias")
