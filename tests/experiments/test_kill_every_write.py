@@ -78,7 +78,7 @@ def count_writes(folder: Path, kill_before: int = 0, torn: bool = False) -> list
             return
         seen[0] += 1
         if seen[0] == kill_before:
-            if torn and event == "os.rename":
+            if torn and event == "os.rename" and Path(arguments[0]).is_file():
                 content = Path(arguments[0]).read_bytes()
                 Path(arguments[1]).write_bytes(content[: len(content) // 2])
             os._exit(9)
