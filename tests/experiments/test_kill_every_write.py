@@ -78,7 +78,7 @@ def count_writes(folder: Path, kill_before: int = 0, torn: bool = False) -> list
             return
         seen[0] += 1
         if seen[0] == kill_before:
-            if torn and event == "os.rename":
+            if torn and event == "os.rename" and Path(arguments[0]).is_file():
                 content = Path(arguments[0]).read_bytes()
                 Path(arguments[1]).write_bytes(content[: len(content) // 2])
             os._exit(9)
@@ -162,14 +162,14 @@ def fresh(folder: Path):
 
 
 ALL = pytest.param(None, marks=pytest.mark.slow, id="every")
-SOME = pytest.param(2, id="some")
+SOME = pytest.param(3, id="some")
 
 
 def reported(found: tuple[int, int], what: str, record_property) -> None:
     print(f"{what}: {found[0]} writes, killed at {found[1]}")
     record_property("writes", found[0])
     record_property("kills", found[1])
-    assert found[1] >= 2
+    assert found[1] >= 3
 
 
 @pytest.mark.parametrize("points", [SOME, ALL])

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 from numbers_of import numbers
 
+from secateur.cli import main
 from secateur.errors import RecipeError, StorageError, WriteError
 from secateur.experiments import study
 from secateur.experiments.recipe import load_recipe
@@ -37,6 +39,7 @@ def recipe(tmp_path):
 
 
 def command(*arguments, cwd, **environment):
+    """Run `secateur run` as a user does, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "secateur.cli", "run", *map(str, arguments)],
         cwd=cwd,
@@ -47,14 +50,44 @@ def command(*arguments, cwd, **environment):
     )
 
 
+def forked(*arguments, cwd):
+    """Run `secateur run` in a fork of this process, which has imported everything; return its status and
+    what it printed and said."""
+    streams = [(cwd / name).open("w+") for name in (".stdout", ".stderr")]
+    child = os.fork()
+    if child == 0:
+        os.chdir(cwd)
+        sys.argv = ["secateur", "run", *map(str, arguments)]
+        sys.stdout, sys.stderr = streams
+        status = 0
+        try:
+            main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        for stream in streams:
+            stream.flush()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = []
+    for stream in streams:
+        stream.seek(0)
+        said.append(stream.read())
+        stream.close()
+        os.unlink(stream.name)
+    return status, *said
+
+
 # -- dense networks and finished trials ----------------------------------------------------------------
 
 
 def test_under_runs_dense_networks_are_shared_elsewhere_nothing_leaves_the_folder(recipe, tmp_path):
     recipe()
     for arguments in (["--out", "runs/a"], ["--out", "some/where"], ["--out", "runs/deep/er"], []):
-        done = command("placed.yaml", "--quiet", *arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        status, _, said = forked("placed.yaml", "--quiet", *arguments, cwd=tmp_path)
+        assert status == 0, said
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("dense"))
     assert found == ["runs/deep/er/dense", "runs/dense", "some/where/dense"]
     assert {p.name for p in (tmp_path / "some").iterdir()} == {"where"}
@@ -149,8 +182,8 @@ def test_any_name_of_a_folder_and_of_the_working_folder(recipe, tmp_path, name):
     recipe()
     (tmp_path / name).mkdir()
     (tmp_path / "placed.yaml").rename(tmp_path / name / "placed.yaml")
-    done = command("placed.yaml", "--out", name, cwd=tmp_path / name)
-    assert done.returncode == 0, done.stderr
+    status, _, said = forked("placed.yaml", "--out", name, cwd=tmp_path / name)
+    assert status == 0, said
     assert {p.name for p in (tmp_path / name / name).iterdir()} >= {"study.db", "results.json", "report.html"}
     assert {p.name for p in (tmp_path / name).iterdir()} == {"placed.yaml", name}
 
@@ -250,16 +283,16 @@ def test_a_finished_study_on_a_read_only_disk_prints_its_table(recipe, tmp_path)
     if os.geteuid() != 0 or not mounted(tmp_path / "disk", "size=64m"):
         pytest.skip("needs the right to mount a file system")
     try:
-        assert command("placed.yaml", "--out", "disk/out", cwd=tmp_path).returncode == 0
+        assert forked("placed.yaml", "--out", "disk/out", cwd=tmp_path)[0] == 0
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
-        done = command("placed.yaml", "--out", "disk/out", cwd=tmp_path)
-        assert b"retrained %" in done.stdout
-        said = done.stderr.decode().splitlines()
-        assert len(said) == 1
-        assert said[0].startswith("error: no report: ")
-        assert said[0].endswith("report.html: cannot be written: Read-only file system")
-        done = command("placed.yaml", "--out", "disk/new", cwd=tmp_path)
-        assert done.returncode == 2
-        assert len(done.stderr.decode().splitlines()) == 1
+        _, printed, said = forked("placed.yaml", "--out", "disk/out", cwd=tmp_path)
+        assert "retrained %" in printed
+        assert said.startswith("error: no report: ")
+        assert said.endswith("report.html: cannot be written: Read-only file system\n")
+        assert said.count("\n") == 1
+        status, _, said = forked("placed.yaml", "--out", "disk/new", cwd=tmp_path)
+        assert status == 2
+        assert said.startswith("error: disk/new: Read-only file system; once it can be written")
+        assert said.count("\n") == 1
     finally:
         subprocess.run(["umount", tmp_path / "disk"], check=True)
