@@ -1,13 +1,15 @@
 import csv
 import json
+import shutil
 
 import pytest
 import torch
 from numbers_of import numbers
 
 import secateur as sc
-from secateur.errors import StorageError
+from secateur.errors import RecipeError, StorageError
 from secateur.experiments import resumed as work_module
+from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
 from secateur.experiments.study import describe, run_study
 from secateur.experiments.trial import trial_id
@@ -271,3 +273,50 @@ def test_results_of_an_early_version_are_one_clear_error(tmp_path):
     )
     with pytest.raises(StorageError, match="a trial lacks 'point': written by an early version"):
         read_results(tmp_path)
+
+
+def copy_of(done, tmp_path):
+    recipe, out, results = done
+    shutil.copytree(out, tmp_path / "tiny")
+    return recipe, tmp_path / "tiny", results
+
+
+@pytest.mark.parametrize("damage", ["result cut short", "another network", "masks of another"])
+def test_a_finished_trial_that_is_damaged_since_runs_again(done, tmp_path, caplog, damage):
+    recipe, out, results = copy_of(done, tmp_path)
+    row = results["trials"][1]
+    folder = out / "trials" / row["id"]
+    before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    if damage == "result cut short":
+        (folder / "result.json").write_bytes((folder / "result.json").read_bytes()[:200])
+    else:
+        name = "model" if damage == "another network" else "masks"
+        (folder / f"{name}.safetensors").write_bytes(b"x" * 100)
+    again = run_study(recipe, out, shared=done[1].parent)
+    assert numbers(again) == numbers(results)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == before
+    assert "the trial runs again" in caplog.text
+    caplog.clear()
+    assert run_study(recipe, out, shared=done[1].parent) == again
+    assert caplog.text == ""
+
+
+def test_a_trial_whose_folder_was_removed_keeps_its_row(done, tmp_path):
+    recipe, out, results = copy_of(done, tmp_path)
+    shutil.rmtree(out / "trials" / results["trials"][0]["id"])
+    assert run_study(recipe, out, shared=done[1].parent)["trials"] == results["trials"]
+    assert not (out / "trials" / results["trials"][0]["id"]).exists()
+
+
+def test_other_settings_in_the_same_folder_are_said(done, tmp_path, caplog):
+    recipe, out, _ = copy_of(done, tmp_path)
+    other = load_recipe(recipe.path, {"retrain.epochs": 1}, [0])
+    run_study(other, out, shared=done[1].parent)
+    assert "results.json holds the 2 trials of these settings; 4 of others lie in trials too" in caplog.text
+
+
+@pytest.mark.parametrize("out", ["file/sub", "file", "x" * 300])
+def test_an_output_folder_that_cannot_be_is_one_line(done, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"--out .*: no folder can be there: "):
+        run_study(done[0], tmp_path / out)

@@ -10,7 +10,7 @@ from branch_nets import net
 from torch import nn
 
 import secateur as sc
-from secateur.errors import BudgetError, NonFiniteError
+from secateur.errors import BudgetError, CriterionError, NonFiniteError
 from secateur.methods.annealing import Stage
 
 HALVES = sc.Descent("multiplicative", factor=0.5, threshold=0.2)  # 0.5, 0.25, 0
@@ -206,3 +206,9 @@ def test_a_run_goes_on_from_any_stage_to_the_same_numbers():
 def test_impossible_settings_are_refused(options: dict):
     with pytest.raises(BudgetError, match=next(iter(options))):
         sc.Annealing(**options)
+
+
+@pytest.mark.parametrize("found", [1.0, None, (1.0,), (1.0, 2.0, 3.0)])
+def test_an_evaluation_that_is_no_pair_is_one_error(found):
+    with pytest.raises(CriterionError, match=r"a pair of numbers \(score, loss\) is right"):
+        sc.anneal_branches(branches(), lambda network, rate: None, lambda network: found)

@@ -367,3 +367,17 @@ def test_no_link_is_followed_to_the_network(tmp_path, name):
     with pytest.raises(StorageError, match="a link leads out of"):
         write_choice(choice, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_network_that_is_not_the_trials_is_refused(tmp_path):
+    row = trial("a")
+    folder = study_in(tmp_path, row) / "trials" / row["id"]
+    folder.mkdir(parents=True)
+    save_weights(folder / "model.safetensors", build_model("digits-mlp", hidden=8))
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    save_json(folder / "result.json", row | {"files": {"model.safetensors": digest}})
+    choice = choose([tmp_path], 10)
+    assert write_choice(choice, tmp_path / "out.safetensors").masks is None
+    save_weights(folder / "model.safetensors", build_model("digits-mlp", hidden=8, seed=1))
+    with pytest.raises(StorageError, match=r"model\.safetensors: does not hold what result\.json says"):
+        write_choice(choice, tmp_path / "out.safetensors")

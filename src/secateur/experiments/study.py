@@ -64,9 +64,9 @@ def run_study(
         raise RecipeError(f"--workers {workers}: it counts processes, from 1")
     check_factories(recipe)
     with _retold():
-        if out.is_dir() and not os.access(out, os.W_OK):
-            return _finished_before(recipe, out)
         try:
+            if out.is_dir() and not os.access(out, os.W_OK):
+                return _finished_before(recipe, out)
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if error.errno not in _NO_FOLDER:

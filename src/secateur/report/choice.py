@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError, StorageError
-from secateur.experiments.claim import whole_result
+from secateur.experiments.claim import RESULT, whole_result
 from secateur.experiments.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
@@ -226,7 +226,8 @@ def write_choice(choice: Choice, out: Path) -> Files:
     )
     if not model.is_file():
         raise StorageError(f"{model}: no such file; the chosen trial's network is not beside its results")
-    whole_result(model.parent)
+    if (model.parent / RESULT).exists():  # else nothing says what the files were
+        whole_result(model.parent)
     _, metadata = load_tensors(model)
     masks_out = out.with_name(f"{out.stem}-masks.safetensors")
     _copy(model, out)
