@@ -18,9 +18,10 @@ class SecateurError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        if len(text) > _LONGEST:
-            text = f"{text[:_LONGEST]}... ({len(text) - _LONGEST:,} characters more)"
-        return printable(text, keep="\n")
+        shown = printable(text[: _LONGEST + 1], keep="\n")  # a character may be written out as several
+        if len(shown) <= _LONGEST:
+            return shown
+        return f"{shown[:_LONGEST]}... (cut: a message of {len(text):,} characters)"
 
 
 class TargetError(SecateurError, ValueError):
