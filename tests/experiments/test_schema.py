@@ -72,6 +72,14 @@ def test_keys_of_a_later_version_are_left_out(results):
     assert "later" not in found["trials"][0]["metrics"]
 
 
+def test_a_trial_stands_once_and_has_figures(results):
+    first = results["trials"][0]
+    with pytest.raises(StorageError, match=f"^file: the trial {first['id']} stands there twice"):
+        validated_results(results | {"trials": [*results["trials"], first]}, "file")
+    with pytest.raises(StorageError, match="a trial lacks 'metrics'"):
+        validated_row(first | {"metrics": {}}, "file")
+
+
 @pytest.mark.parametrize("schema", [2, 1.0, True, "1", None, [1]])
 def test_another_schema_is_refused(results, schema):
     for read in (validated_results, validated_deployment):

@@ -297,6 +297,11 @@ def validated_results(value: Any, where: str) -> dict[str, Any]:
     _check_schema(value, where)
     results = _validated(_Results, value, where)
     rows = [validated_row(row, f"{where}: trials.{i}") for i, row in enumerate(results["trials"])]
+    known: set[str] = set()
+    for row in rows:
+        if row["id"] in known:
+            raise StorageError(f"{where}: the trial {row['id']} stands there twice; once is right")
+        known.add(row["id"])
     usual = {"description": "", "source": "", "text": "", "settings": {}, "environment": {}, "reference": []}
     return {"schema": SCHEMA} | usual | results | {"trials": rows}
 
@@ -309,7 +314,7 @@ def validated_row(value: Any, where: str) -> dict[str, Any]:
     """
     if isinstance(value, dict) and value.get("state") == "finished":
         needed = ("method", "point", "seed", "metrics", *_WHOLE)
-        lacking = [key for key in needed if value.get(key) is None]
+        lacking = [key for key in needed if value.get(key) is None or (key == "metrics" and not value[key])]
         if lacking:
             raise StorageError(
                 f"{where}: a trial lacks {lacking[0]!r}: written by an early version; run the study again"
