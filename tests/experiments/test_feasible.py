@@ -91,7 +91,7 @@ def test_what_is_not_there_names_its_line(load, monkeypatch, old, new, message):
 
 def test_points_of_the_sweep_have_networks_of_their_own(load):
     points = "prune.budget.sparsity: [0.5, 0.9]", "model.hidden: [32, 0]"
-    with pytest.raises(RecipeError, match=r"digits-mlp: .*hidden is 0"):
+    with pytest.raises(RecipeError, match=r"hidden is 0; it is a whole number"):
         load(points, ("width: 0.5", "model: {hidden: 9}"))
 
 

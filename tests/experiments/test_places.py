@@ -138,9 +138,10 @@ def test_a_damaged_dense_network_is_trained_anew_with_a_line(recipe, tmp_path, c
     for path in (weights, info):
         path.write_bytes(path.read_bytes()[:-30])
         again = run_study(recipe(settings={"retrain.lr": 0.1 if path == info else 0.2}), out)
-        assert [record.getMessage() for record in caplog.records] == [
-            f"{weights}: damaged; this dense network is trained anew"
-        ]
+        said = [record.getMessage() for record in caplog.records]
+        assert said[0] == f"{weights}: damaged; this dense network is trained anew"
+        assert "of these settings" in said[1]
+        assert len(said) == 2
         caplog.clear()
         assert weights.read_bytes() == content
         assert (

@@ -42,7 +42,7 @@ ACTS = {
     "sys.path.insert(0, ''); import evil": "Seen .*evil",
     "sys.path.insert(0, os.getcwd())": "Seen sys.path has gained",
     "exec('a = 1')": "Seen exec of <string>",
-    "bytearray(b'x') * 3 * 10**8": "Seen .* MiB of memory",
+    "bytearray(b'x') * 15 * 10**7": "Seen .* MiB of memory",
     "all(n == 0 for n in iter(int, 1))": "Hang over 1 s",
     "open('inside', 'w'); open('/dev/null', 'w'); os.remove('inside'); import colorsys": "",
 }
