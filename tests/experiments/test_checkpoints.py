@@ -242,9 +242,9 @@ def test_no_file_is_written_over_the_weights(place):
     (place / "hard.safetensors").hardlink_to(place / "in.safetensors")
     os.mkfifo(place / "pipe")
     for name in ("in.safetensors", "link.safetensors", "hard.safetensors"):
-        with pytest.raises(RecipeError, match="--out .*: is the file of --weights"):
+        with pytest.raises(RecipeError, match=r"--out .*: is the file of --weights"):
             pruned(place, out=name, sparsity=0.5)
-        with pytest.raises(RecipeError, match="--masks .*: is the file of --weights"):
+        with pytest.raises(RecipeError, match=r"--masks .*: is the file of --weights"):
             pruned(place, masks_out=place / name, sparsity=0.5)
     with pytest.raises(RecipeError, match=r"--out .*pipe: is not a file"):
         pruned(place, out="pipe", sparsity=0.5)
