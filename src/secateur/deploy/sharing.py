@@ -69,7 +69,10 @@ class Sharing:
                 "LBFGS compares gradients along lines that shared weights do not follow; use Adam"
             )
         members = self._members(self.model)
-        owned = {id(one): [m for m in members if id(m.weight) in updated_by([[one]])] for one in stepping}
+        owned: dict[int, list[_Member]] = {}
+        for one in stepping:
+            mine = updated_by([[one]])
+            owned[id(one)] = [m for m in members if id(m.weight) in mine]
         if not any(owned.values()):
             raise MaskError(
                 "the optimizer updates none of the shared weights; make it from "

@@ -294,7 +294,10 @@ def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> 
     _check_penalty(penalty)
     stepping = steppers(optimizer)
     weights = {module.weight for module in model.modules() if isinstance(module, _NORMS)} - {None}
-    owned = {id(one): [w for w in weights if id(w) in updated_by([[one]])] for one in stepping}
+    owned: dict[int, list[Tensor]] = {}
+    for one in stepping:
+        mine = updated_by([[one]])
+        owned[id(one)] = [w for w in weights if id(w) in mine]
     if not any(owned.values()):
         raise TargetError("the optimizer trains no scale of a BatchNorm or InstanceNorm of this model")
 

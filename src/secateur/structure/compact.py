@@ -16,7 +16,7 @@ from secateur.measure.macs import count_macs
 from secateur.measure.running import copied, run_once
 from secateur.measure.size import count_parameters
 from secateur.structure.attributes import Change, adjust, changed_sizes
-from secateur.structure.capture import all_tensors
+from secateur.structure.capture import all_tensors, module_of
 from secateur.structure.dead import Found, find_dead, fold
 from secateur.structure.following import moved_masks, moved_optimizers
 from secateur.structure.labels import Array
@@ -114,9 +114,8 @@ def compact(
 
 def _restore_modes(model: nn.Module, small: nn.Module) -> None:
     """Put the small model's modules in the mode that the model's are in."""
-    modes = {name: module.training for name, module in copied(model).named_modules()}
     for name, module in small.named_modules():
-        module.training = modes.get(name, model.training)
+        module.training = module_of(model, name).training
 
 
 def _compiled(model: nn.Module) -> list[str]:
