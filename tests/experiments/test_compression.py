@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from kills import killed_after_epochs, killed_at_every_write
 from one_trial import plan_of, run, without_times
 
 import secateur as sc
+from kills import killed_after_epochs, killed_at_every_write
 from secateur.deploy import unpacking
 from secateur.errors import MissingExtraError, RecipeError, StorageError
 from secateur.experiments import compression
