@@ -37,9 +37,9 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
-from secateur.measure.running import denormals_flushed
 from secateur.methods import greedy
 from secateur.models import build_model
+from secateur.running import denormals_flushed
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure
 from secateur.training.batches import seed_of

@@ -46,9 +46,9 @@ from greedy_search import SETTINGS, clock, dense_network, load_s5
 from secateur.data.dataset import Dataset
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
-from secateur.measure.running import first_line
 from secateur.measure.size import count_nonzero, count_parameters
 from secateur.storage import save_json
+from secateur.text import first_line
 from secateur.training.batches import seed_of
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import fit

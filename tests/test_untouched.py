@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.measure.running import copied
+from secateur.copying import copied
 from secateur.methods import constraints
 
 LENGTH, OTHER = 5, 7

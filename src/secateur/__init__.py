@@ -31,7 +31,7 @@ PUBLIC = {
     "trace": "structure.units",
     "Structure": "structure.units",
     "compact": "structure.compact",
-    "Proof": "structure.verify",
+    "Proof": "structure.proof",
     "save": "structure.saved",
     "load": "structure.saved",
     "Uniform": "pruning.budgets",
@@ -108,9 +108,9 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.pruning.targets import find_targets, sparsity
     from secateur.pruning.unit_criteria import ActivationNorm, BNScale, L1Norm, L2Norm
     from secateur.structure.compact import compact
+    from secateur.structure.proof import Proof
     from secateur.structure.saved import load, save
     from secateur.structure.units import Structure, trace
-    from secateur.structure.verify import Proof
 
 __all__ = ["PUBLIC", "__version__", *PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 

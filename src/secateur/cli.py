@@ -324,7 +324,7 @@ def _console() -> Console:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    from secateur.experiments.yaml_lines import shown
+    from secateur.text import shown
 
     settings: dict[str, Any] = {}
     for pair in pairs:
@@ -343,7 +343,8 @@ def _named(option: str, text: str | None) -> Any:
 
 
 def _yaml(option: str, text: str) -> Any:
-    from secateur.experiments.yaml_lines import parse_yaml, shown
+    from secateur.experiments.yaml_lines import parse_yaml
+    from secateur.text import shown
 
     try:
         return parse_yaml(text, "").value
@@ -363,7 +364,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _integers(option: str, text: str) -> list[int]:
-    from secateur.experiments.yaml_lines import shown
+    from secateur.text import shown
 
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("-?[0-9]{1,19}", part) for part in parts):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import unicodedata
-from collections.abc import Iterable
+from secateur.text import printable
 
 _LONGEST = 3000  # characters of a message
 
@@ -73,30 +71,3 @@ class MissingExtraError(SecateurError, ImportError):
 
 class SecateurWarning(UserWarning):
     """Something the user should know that is not an error: a layer emptied, say."""
-
-
-def nearest(name: str, known: Iterable[str], number: int = 3) -> str:
-    """Return ``"; did you mean 'x'?"`` for close matches, else ``"; known: ..."``."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=number, cutoff=0.6)
-    if close:
-        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    if not known:
-        return ""
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"; known: {shown}"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Return a text as a terminal or a page may show it: no character in it moves a cursor, changes the
-    direction of writing or shows as nothing. Those are written out, like \\x1b, but for the ones in ``keep``.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else _written_out(c) for c in text)
-
-
-def _written_out(character: str) -> str:
-    if unicodedata.category(character) == "Zs":  # a space that does not break, say
-        return " "
-    return character.encode("unicode_escape").decode("ascii")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from secateur.errors import SecateurError, nearest
+from secateur.errors import SecateurError
+from secateur.text import nearest
 
 
 def named_function(path: str, error: type[SecateurError]) -> Callable[..., Any]:

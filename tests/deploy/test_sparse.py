@@ -11,9 +11,9 @@ from secateur.deploy import sparse as sparse_module
 from secateur.deploy.sparse import fold_batch_norms, sparsify
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.capture import capture
 from secateur.measure.latency import Timing
 from secateur.models import build_model
-from secateur.structure.capture import capture
 
 pytest.importorskip("numba")
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
+from secateur.graph.compare import difference
 from secateur.methods.branch_annealing import BranchAnnealing, Descent, _pivots
 from secateur.models import build_model
-from secateur.structure.verify import call, difference
+from secateur.running import call
 
 STARTS = ("least squares", "svd", "random")
 

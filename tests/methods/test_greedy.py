@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
+from secateur.graph.compare import difference
 from secateur.measure.macs import count_macs
 from secateur.methods.ablation import Ablation, masked_outputs
 from secateur.methods.greedy import classified
 from secateur.structure.surgery import mask_units
-from secateur.structure.verify import difference
 
 
 class Net(nn.Module):

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import ModelError, TargetError
+from secateur.graph.compare import difference
 from secateur.methods.branch_annealing import BranchAnnealing
 from secateur.methods.split_layers import SplitNorm
 from secateur.methods.widening import Widened
-from secateur.structure.verify import call, difference
+from secateur.running import call
 
 
 def plain(**options) -> tuple[nn.Module, Tensor, BranchAnnealing]:

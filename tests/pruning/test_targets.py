@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import secateur as sc
 from secateur.errors import TargetError
+from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.targets import matches
-from secateur.structure.names import canonical_modules, canonical_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.graph.compare import tensors_in
 from secateur.structure.units import Group, Structure
-from secateur.structure.verify import tensors_in
 
 Members = dict[tuple[str, int], list[list[int]]]
 

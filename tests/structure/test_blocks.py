@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from secateur.graph.draws import randomise
 from secateur.structure.blocks import find_blocks, remove_blocks, replaced_class
-from secateur.structure.verify import randomise
 
 IMAGE = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))

@@ -17,7 +17,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import ModelError, NonFiniteError
-from secateur.structure.verify import randomise
+from secateur.graph.draws import randomise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 networks = pytest.importorskip("networks")

@@ -9,7 +9,7 @@ from nets import After, Between, Concat, error, mlp, only, wide
 from torch import nn
 
 import secateur as sc
-from secateur.measure.running import copied
+from secateur.copying import copied
 from secateur.structure.dead import find_dead
 
 ROWS = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

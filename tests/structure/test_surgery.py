@@ -11,8 +11,8 @@ from nets import Concat, Residual, mlp, snapshot, unchanged
 from torch import nn
 
 import secateur as sc
+from secateur.copying import copied
 from secateur.errors import ModelError
-from secateur.measure.running import copied
 from secateur.structure.surgery import cut, kept_index, mask_units, removed_by, sliced
 
 ROWS = torch.zeros(4, 3)

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import DataError, nearest
+from secateur.errors import DataError
 from secateur.factories import find_factory, named_function
+from secateur.text import nearest
 
 if TYPE_CHECKING:
     from secateur.data.dataset import Dataset

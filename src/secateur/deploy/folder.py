@@ -24,10 +24,10 @@ from secateur.deploy.packing import pack
 from secateur.deploy.runner import KERNELS_FILE, MODEL_FILE, check_paths, execute, off_by
 from secateur.deploy.unpacking import read
 from secateur.errors import ModelError, StorageError
-from secateur.measure.running import run_once
-from secateur.structure.capture import arguments
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import tensors_in
+from secateur.graph.capture import arguments
+from secateur.graph.compare import tensors_in
+from secateur.graph.names import unwrapped
+from secateur.running import run_once
 
 MODULES = ("unpacking", "activations", "operators", "runner")
 KERNELS = ("row_kernel", "kernels", "workspace", "convolution", "instructions", "planning")

@@ -57,10 +57,11 @@ from secateur.deploy.folding import fold, fuse, pruned
 from secateur.deploy.lowering import lower
 from secateur.deploy.runner import ProgramError, execute
 from secateur.errors import ModelError, NonFiniteError
-from secateur.measure.running import run_once
-from secateur.structure.capture import all_tensors, arguments, capture
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import difference, redrawn, tensors_in
+from secateur.graph.capture import all_tensors, arguments, capture
+from secateur.graph.compare import difference, tensors_in
+from secateur.graph.draws import redrawn
+from secateur.graph.names import unwrapped
+from secateur.running import run_once
 
 TOLERANCE = 1e-4
 _BATCHES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)

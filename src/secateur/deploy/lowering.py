@@ -14,7 +14,7 @@ from secateur.deploy.operators import OPERATORS
 from secateur.deploy.rules import RULES
 from secateur.deploy.terms import Constant, Refused, Rule, Value
 from secateur.errors import ModelError
-from secateur.structure.capture import Captured
+from secateur.graph.capture import Captured
 
 _RULES: dict[str, Rule] = {**RULES, **MOVES}
 

@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from secateur.copying import copied
 from secateur.deploy.onnx_int8 import calibration, layers_of, measured, quantised
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
-from secateur.measure.running import copied, failing, first_line, run_once, shapes
+from secateur.graph.capture import Captured, all_tensors, arguments, capture
+from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
+from secateur.graph.draws import redrawn
+from secateur.graph.names import unwrapped
 from secateur.pruning.calibration import Batches
+from secateur.running import call, failing, run_once, shapes
 from secateur.storage import replacing
-from secateur.structure.capture import Captured, all_tensors, arguments, capture
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import TOLERANCE, call, difference, hollow, redrawn, tensors_in
+from secateur.text import first_line
 
 _LARGEST = 2_000_000_000  # bytes; a protobuf message, so a file of one piece, ends at 2 GiB
 _EXPORTED = 3  # torch.export takes a batch of 1 for a constant

@@ -19,12 +19,12 @@ from secateur.deploy import unpacking
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
 from secateur.deploy.sharing import check_values, clustered
 from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, Contents, FileError
-from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError, nearest
-from secateur.measure.summary import aligned
+from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
+from secateur.graph.names import unwrapped
 from secateur.pruning.targets import matches
 from secateur.storage import replacing
-from secateur.structure.names import unwrapped
 from secateur.structure.saved import ALLOW, check_finite, describe, restore
+from secateur.text import nearest, table
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Packed:
         rest = self.bytes - sum(t.bytes for t in self.tensors)
         rows.append(("header", "", f"{rest:,}", "", "", ""))
         rows.append(("all", "", f"{self.bytes:,}", f"{self.dense_bytes:,}", f"{self.ratio:.1f}x", ""))
-        return "\n".join(aligned(rows, words=2))
+        return "\n".join(table(rows, words=2))
 
 
 def pack(

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, MaskError, NonFiniteError, nearest
-from secateur.measure.summary import aligned
+from secateur.errors import BudgetError, MaskError, NonFiniteError
+from secateur.graph.names import canonical_parameters
 from secateur.pruning.holding import Optimizers, around_steps, steppers, updated_by, with_closure
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
-from secateur.structure.names import canonical_parameters
+from secateur.text import nearest, table
 
 _ROUNDS = 1000
 
@@ -45,7 +45,7 @@ class Sharing:
             shape = "x".join(map(str, cluster.shape))
             alive = int((cluster >= 0).sum())
             rows.append((name, shape, f"{cluster.numel():,}", f"{alive:,}", str(int(cluster.max()) + 1)))
-        return "\n".join(aligned(rows, words=2))
+        return "\n".join(table(rows, words=2))
 
     @contextmanager
     def held(self, optimizer: Optimizers) -> Iterator[Sharing]:

@@ -12,15 +12,16 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import ParametrizationList
 
+from secateur.copying import copied, fresh
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.capture import Captured, capture
+from secateur.graph.compare import difference, tensors_in
+from secateur.graph.names import unwrapped
 from secateur.measure.latency import Timing, time_inference
-from secateur.measure.running import call_model, copied, fresh, run_once
-from secateur.measure.summary import aligned
-from secateur.structure.capture import Captured, capture
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import difference, tensors_in
+from secateur.running import call_model, run_once
+from secateur.text import table
 
 _TOLERANCE = 1e-4
 _WORTH = 0.95  # of dense's time: a sparse layer has to be faster than that to take its place
@@ -67,7 +68,7 @@ class Sparsified:
             shape = " x ".join(map(str, layer.shape))
             rows.append((layer.name, shape, f"{layer.sparsity:.2%}", *times, layer.engine))
         times = ", ".join(f"{name} {1e6 * timing.median:.1f}" for name, timing in self.times.items())
-        lines = aligned(rows, words=1) if self.layers else ["no layer has zeros"]
+        lines = table(rows, words=1) if self.layers else ["no layer has zeros"]
         lines.append(f"whole network, us: {times}; {self.speedup:.2f}x; max error {self.max_error:.1e}")
         return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.skipped.items())])
 

@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, RecipeError, SecateurWarning, StorageError, nearest
+from secateur.errors import ModelError, RecipeError, SecateurWarning, StorageError
 from secateur.experiments.choices import make
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.recipe import DataSpec
 from secateur.experiments.specs import ModelSpec, PruneSpec
 from secateur.experiments.steps import step_of, validated
-from secateur.experiments.yaml_lines import Located, shown
-from secateur.measure.running import first_line, run_once, shapes
-from secateur.measure.summary import Profile, aligned, format_layers, layer_profiles, profile
+from secateur.experiments.yaml_lines import Located
+from secateur.measure.summary import Profile, format_layers, layer_profiles, profile
 from secateur.models import build_model
 from secateur.pruning.prune import prune
+from secateur.running import run_once, shapes
 from secateur.structure.compact import compact
 from secateur.structure.saved import save
 from secateur.structure.units import Structure, trace
+from secateur.text import first_line, nearest, shown, table
 from secateur.training import checkpoint
 from secateur.training.checkpoint import save_weights
 from secateur.training.evaluate import loss_of
@@ -304,4 +305,4 @@ def _side_by_side(before: Profile, after: Profile) -> str:
         ("latency, ms", f"{after.latency_dense_ms:.3f}", f"{after.latency_ms:.3f}"),
         ("peak memory, MB", peak(before), peak(after)),
     ]
-    return "\n".join(aligned(rows, words=1))
+    return "\n".join(table(rows, words=1))

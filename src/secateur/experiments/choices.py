@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 import secateur
-from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.errors import RecipeError, SecateurError
+from secateur.text import nearest
 
 MODULES = {
     "criterion": ("pruning.criteria", "pruning.unit_criteria"),

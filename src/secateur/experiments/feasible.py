@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from secateur.data import DATASETS, loader_of
-from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.errors import RecipeError, SecateurError
 from secateur.experiments.specs import DataSpec, ModelSpec, PruneSpec, PruneToSpec, ScratchSpec
 from secateur.experiments.steps import Step
-from secateur.experiments.yaml_lines import Located, shown
+from secateur.experiments.yaml_lines import Located
 from secateur.models import build_model
 from secateur.pruning.targets import matches
+from secateur.text import nearest, shown
 
 Place = tuple[Any, ...]
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from secateur.data import DATASETS
-from secateur.errors import DataError, ModelError, SecateurError, StorageError, printable
+from secateur.errors import DataError, ModelError, SecateurError, StorageError
 from secateur.experiments.checkpoints import Named, described
 from secateur.experiments.claim import whole_result
 from secateur.experiments.dense import dense_name
@@ -32,6 +32,7 @@ from secateur.experiments.yaml_lines import Located
 from secateur.factories import named_function
 from secateur.models import MODELS, build_model
 from secateur.storage import load_json
+from secateur.text import printable
 from secateur.training.checkpoint import load_network
 from secateur.training.settings import Training
 

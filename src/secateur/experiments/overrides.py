@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from secateur.errors import RecipeError, nearest
-from secateur.experiments.yaml_lines import plain_copy, shown
+from secateur.errors import RecipeError
+from secateur.experiments.yaml_lines import plain_copy
+from secateur.text import nearest, shown
 
 
 def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: Collection[str]) -> None:

@@ -12,12 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import RecipeError, nearest
+from secateur.errors import RecipeError
 from secateur.experiments.feasible import check_data, check_device, check_networks
 from secateur.experiments.overrides import set_value
 from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
 from secateur.experiments.steps import Step, check_order, step_of, training_of, trainings, validated
-from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml, shown
+from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml
+from secateur.text import nearest, shown
 from secateur.training.settings import Training
 
 Point = dict[str, Any]

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from secateur.experiments.choices import as_number
-from secateur.experiments.yaml_lines import shown
+from secateur.text import shown
 
 # Of no folder everywhere, or of one elsewhere; `dense` keeps the networks that studies share.
 _NOT_IN_A_NAME = re.compile(r'[/\\:*?"<>|]|^[. ]|[. ]$')

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from secateur.deploy.encoding import Squeeze
 from secateur.deploy.sharing import check_values
-from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.errors import RecipeError, SecateurError
 from secateur.experiments.choices import as_number, make
 from secateur.experiments.specs import (
     AnnealSpec,
@@ -26,7 +26,8 @@ from secateur.experiments.specs import (
     SelectionSpec,
     ShareSpec,
 )
-from secateur.experiments.yaml_lines import Located, shown
+from secateur.experiments.yaml_lines import Located
+from secateur.text import nearest, shown
 from secateur.training.settings import Training
 
 REMOVING = ("prune_to", "greedy", "structure_selection", "anneal", "compact", "scratch")

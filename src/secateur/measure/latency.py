@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.measure.running import call_model, copied, forward_once, fresh
+from secateur.copying import copied, fresh
+from secateur.running import call_model, forward_once
 
 
 @dataclass(frozen=True)

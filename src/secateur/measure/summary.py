@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
-from secateur.measure.running import copied
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
+from secateur.text import table
 
 
 @dataclass(frozen=True)
@@ -128,20 +129,7 @@ def format_layers(layers: Sequence[LayerProfile]) -> str:
     for layer in layers:
         counts = (f"{layer.parameters:,}", f"{layer.nonzero:,}", f"{layer.sparsity:.2%}", f"{layer.macs:,}")
         rows.append((layer.name, layer.kind, "x".join(map(str, layer.shape)), *counts))
-    lines = aligned(rows, words=3)
+    lines = table(rows, words=3)
     parameters, nonzero = sum(x.parameters for x in layers), sum(x.nonzero for x in layers)
     rate = parameters / max(1, nonzero)
     return "\n".join([*lines, f"parameters {parameters:,}, non-zero {nonzero:,} (compression {rate:.2f}x)"])
-
-
-def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Return the rows as lines with columns of one width: the first ``words`` to the left, as text
-    is, the others to the right, as numbers are."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

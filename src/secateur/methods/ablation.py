@@ -17,15 +17,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from secateur.errors import ModelError
-from secateur.measure.running import first_line
+from secateur.graph.capture import Captured, capture
+from secateur.graph.compare import difference
+from secateur.running import call
 from secateur.structure.activations import bound
-from secateur.structure.capture import Captured, capture
 from secateur.structure.dead import readers_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read, run_on
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure
-from secateur.structure.verify import call, difference
+from secateur.text import first_line
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 Values = dict[int, Any]

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.errors import BudgetError, SecateurWarning
+from secateur.graph.names import unwrapped
 from secateur.measure.latency import time_inference
-from secateur.measure.running import copied
 from secateur.methods.goals import dense_macs
 from secateur.pruning.budgets import Global, check_share
 from secateur.pruning.calibration import Batches, Loss
@@ -20,10 +21,9 @@ from secateur.pruning.prune import prune
 from secateur.pruning.structured import select_groups
 from secateur.pruning.unit_criteria import L2Norm, UnitCriterion, unit_scores
 from secateur.structure.compact import compact
-from secateur.structure.names import unwrapped
+from secateur.structure.proof import Proof
 from secateur.structure.runs import Methods
 from secateur.structure.units import trace
-from secateur.structure.verify import Proof
 
 _PROBES = 12
 

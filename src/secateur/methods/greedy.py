@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree
 
+from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError, NonFiniteError
-from secateur.measure.running import copied, denormals_flushed, first_line, run_once
+from secateur.graph.capture import arguments
+from secateur.graph.names import unwrapped
 from secateur.methods.ablation import Ablation, Example
 from secateur.methods.goals import goal_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.structured import select_groups
-from secateur.structure.capture import arguments
+from secateur.running import call, denormals_flushed, run_once
 from secateur.structure.compact import compact
 from secateur.structure.labels import Array
-from secateur.structure.names import unwrapped
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure, trace
-from secateur.structure.verify import call
+from secateur.text import first_line
 
 Judge = Callable[[Any, Any], tuple[Tensor, Tensor]]
 

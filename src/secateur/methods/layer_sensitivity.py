@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError
-from secateur.measure.running import copied
+from secateur.graph.names import unwrapped
 from secateur.pruning.budgets import Uniform
 from secateur.pruning.criteria import Criterion, Magnitude
 from secateur.pruning.prune import prune
 from secateur.pruning.targets import find_targets
-from secateur.structure.names import unwrapped
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.copying import copied, fresh
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
-from secateur.measure.running import as_written, call_model, copied, failing, fresh
+from secateur.graph.capture import tensor_of
+from secateur.graph.names import canonical_modules, unwrapped
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
-from secateur.structure.capture import tensor_of
+from secateur.running import as_written, call_model, failing
 from secateur.structure.labels import Array
-from secateur.structure.names import canonical_modules, unwrapped
+from secateur.structure.proof import untraced
 from secateur.structure.units import Slice, Structure, living
-from secateur.structure.verify import untraced
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

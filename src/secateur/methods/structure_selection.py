@@ -17,16 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from secateur.copying import copied
 from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
+from secateur.graph.compare import difference
+from secateur.graph.draws import as_dtype, redrawn
 from secateur.measure.macs import count_macs
-from secateur.measure.running import copied
 from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
 from secateur.pruning.holding import Optimizers, around_steps, steppers, updated_by, with_closure
 from secateur.pruning.structured import select_groups
+from secateur.running import call
 from secateur.structure.blocks import Block, find_blocks, remove_blocks
 from secateur.structure.compact import compact
+from secateur.structure.proof import Proof
 from secateur.structure.units import Group, trace
-from secateur.structure.verify import Proof, as_dtype, call, difference, redrawn
 
 _EQUAL = 1e-6  # relative to the largest |output|, in float64
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -18,15 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.copying import copied
 from secateur.errors import ModelError
-from secateur.measure.running import copied, first_line
+from secateur.graph.capture import first_names, tensor_of
+from secateur.graph.compare import difference
 from secateur.methods.split_layers import SplitConv, SplitNorm
+from secateur.running import call
 from secateur.structure.attributes import Sizes, adjust
-from secateur.structure.capture import first_names, tensor_of
 from secateur.structure.propagate import values_in
 from secateur.structure.surgery import set_attributes
 from secateur.structure.units import Group, Slice, Structure
-from secateur.structure.verify import call, difference
+from secateur.text import first_line
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import ModelError, SecateurError, nearest
+from secateur.errors import ModelError, SecateurError
 from secateur.factories import find_factory, named_function
+from secateur.text import nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.copying import copied
 from secateur.errors import CriterionError
-from secateur.measure.running import as_written, call_model, copied, failing, first_line, shapes
+from secateur.graph.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.ranks import together
 from secateur.pruning.targets import Target, Targets
-from secateur.structure.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
+from secateur.running import as_written, call_model, failing, shapes
 from secateur.structure.units import Structure
+from secateur.text import first_line
 
 Loss = Callable[[Any, Any], Tensor]
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MaskError, StorageError, nearest
+from secateur.errors import MaskError, StorageError
+from secateur.graph.names import canonical_parameters
 from secateur.storage import pack_bits, unpack_bits
-from secateur.structure.names import canonical_parameters
+from secateur.text import nearest
 
 _KIND = "masks 1"
 _METADATA = "secateur.masks"  # where a state dict, which holds tensors alone, keeps the rest

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MaskError, NonFiniteError, TargetError, nearest
-from secateur.measure.summary import aligned
+from secateur.errors import MaskError, NonFiniteError, TargetError
+from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
 from secateur.pruning.holding import Holder, Optimizers, mask_sparse_gradient
 from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
 from secateur.storage import load_tensors, save_tensors
-from secateur.structure.names import canonical_modules, canonical_parameters
+from secateur.text import nearest, table
 
 
 class Masks(Mapping[str, Tensor]):
@@ -119,7 +119,7 @@ class Masks(Mapping[str, Tensor]):
             gone = 1 - left / number if number else 0.0
             cells.append((name, shape, f"{number:,}", f"{left:,}", f"{gone:.2%}", share))
         shown = [cell if any(row[1] for row in cells) else cell[:1] + cell[2:] for cell in cells]
-        return list(aligned(shown, words=len(shown[0]) - 4))
+        return list(table(shown, words=len(shown[0]) - 4))
 
     # -- holding -----------------------------------------------------------------------------
 

@@ -10,14 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import (
-    BudgetError,
-    CriterionError,
-    MaskError,
-    SecateurWarning,
-    TargetError,
-    nearest,
-)
+from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, TargetError
 from secateur.pruning.budgets import NM, Budget, MagnitudeRatios, Std
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import Criterion, Magnitude, Rows, check_telling
@@ -29,6 +22,7 @@ from secateur.pruning.structured import ParameterShare, prune_units
 from secateur.pruning.targets import Target, Targets, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.structure.units import Structure
+from secateur.text import nearest
 
 
 @dataclass(frozen=True)

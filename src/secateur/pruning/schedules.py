@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError, nearest
+from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError
+from secateur.graph.capture import parameters_of
+from secateur.graph.names import unwrapped
 from secateur.pruning.budgets import Budget
 from secateur.pruning.criteria import Criterion
 from secateur.pruning.holding import Holder, Optimizers, chains_of, updated_by
@@ -20,9 +22,8 @@ from secateur.pruning.shrinkage import Hard
 from secateur.pruning.structured import ParameterShare, already_gone, select_groups, share_gone
 from secateur.pruning.targets import count_nonzero, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
-from secateur.structure.capture import parameters_of
-from secateur.structure.names import unwrapped
 from secateur.structure.units import Structure
+from secateur.text import nearest
 
 _OPTIONS = (
     "shrinkage", "granularity", "data", "loss", "include", "exclude", "structure", "round_to", "min_kept",

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BudgetError, CriterionError, SecateurWarning, TargetError
+from secateur.graph.capture import parameters_of
+from secateur.graph.names import canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.budgets import (
     LAMP,
     Budget,
@@ -30,12 +32,10 @@ from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, Scores
 from secateur.pruning.targets import matches
 from secateur.pruning.unit_criteria import unit_scores
-from secateur.structure.capture import parameters_of
 from secateur.structure.labels import Array
-from secateur.structure.names import canonical_names, canonical_parameters, unwrapped
+from secateur.structure.proof import untraced
 from secateur.structure.surgery import mask_units, removed_by
 from secateur.structure.units import Group, Structure, living
-from secateur.structure.verify import untraced
 
 _BUDGETS = (Uniform, Global, PerLayer, Threshold, LAMP)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import TargetError, nearest
-from secateur.structure.names import adapter_parameters, canonical_modules, canonical_parameters
+from secateur.errors import TargetError
+from secateur.graph.names import adapter_parameters, canonical_modules, canonical_parameters
+from secateur.text import nearest
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CriterionError
+from secateur.graph.capture import module_of, tensor_of
 from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.criteria import Random, Wanda
 from secateur.pruning.targets import find_targets
-from secateur.structure.capture import module_of, tensor_of
 from secateur.structure.units import Group, Slice, Structure
 
 UnitScores = dict[str, Tensor]

@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import printable
 from secateur.report.aggregate import (
     Figure,
     Group,
@@ -32,6 +31,7 @@ from secateur.report.drawing import with_texts
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
 from secateur.storage import replacing
+from secateur.text import printable
 
 _STYLE = """
 :root { color-scheme: light; }

@@ -11,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from secateur.errors import printable
 from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
 from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
 from secateur.report.deployed import (
@@ -21,6 +20,7 @@ from secateur.report.deployed import (
     deployment_table,
     environment_line,
 )
+from secateur.text import printable
 
 _SHOWN = 10  # points of a choice
 

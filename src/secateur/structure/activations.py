@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from secateur.structure.capture import Captured, tensor_of
+from secateur.graph.capture import Captured, tensor_of
 from secateur.structure.units import Structure
 
 

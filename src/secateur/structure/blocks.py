@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.measure.running import copied
-from secateur.structure.capture import tensor_of
-from secateur.structure.names import canonical_modules
+from secateur.copying import copied
+from secateur.graph.capture import tensor_of
+from secateur.graph.compare import difference, tensors_in
+from secateur.graph.draws import randomise, redrawn
+from secateur.graph.names import canonical_modules
+from secateur.running import call
 from secateur.structure.propagate import Walk
 from secateur.structure.tables import MOVES, SAME
 from secateur.structure.units import Structure
-from secateur.structure.verify import call, difference, randomise, redrawn, tensors_in
 
 _ADDS = ("add", "add_")
 # What F's last operator multiplies its result by, and what it adds, by the names of its arguments.

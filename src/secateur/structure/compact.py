@@ -11,30 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.capture import all_tensors, module_of
+from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
+from secateur.graph.draws import randomise, rescale
+from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
-from secateur.measure.running import copied, run_once
 from secateur.measure.size import count_parameters
+from secateur.running import run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
-from secateur.structure.capture import all_tensors, module_of
 from secateur.structure.dead import Found, find_dead, fold
 from secateur.structure.following import moved_masks, moved_optimizers
 from secateur.structure.labels import Array
-from secateur.structure.names import unwrapped
+from secateur.structure.proof import Proof, Widened, untraced
 from secateur.structure.runs import Methods, Run, Seen, in_training, runs_of, why_not
 from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure, trace
-from secateur.structure.verify import (
-    TOLERANCE,
-    Proof,
-    Widened,
-    difference,
-    hollow,
-    randomise,
-    rescale,
-    tensors_in,
-    untraced,
-)
 
 _SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
 _DEAF = 1e-6  # under this, outputs do not depend on the inputs

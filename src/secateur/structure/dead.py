@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.measure.running import copied
+from secateur.copying import copied
+from secateur.graph.capture import tensor_of
+from secateur.graph.draws import as_dtype, randomise, redrawn
 from secateur.structure.activations import Watcher
-from secateur.structure.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
 from secateur.structure.steady import Steady
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Group, Slice, Structure, living
-from secateur.structure.verify import as_dtype, randomise, redrawn
 
 _DRAWS, _LOOKS = 6, 40
 

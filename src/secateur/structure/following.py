@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import ModelError
-from secateur.structure.capture import all_tensors
+from secateur.graph.capture import all_tensors
 from secateur.structure.surgery import Removed, sliced
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.structure.capture import Captured, module_of
+from secateur.graph.capture import Captured, module_of
 from secateur.structure.labels import Array, Labels
 from secateur.structure.normalisation import kind_of
 

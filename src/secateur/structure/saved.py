@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
+from secateur.errors import ModelError, NonFiniteError, StorageError
+from secateur.graph.capture import all_tensors, first_names
+from secateur.graph.names import unwrapped
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure import normalisation
 from secateur.structure.attention import PrunedAttention, pruned
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
-from secateur.structure.capture import all_tensors, first_names
-from secateur.structure.names import unwrapped
 from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
 from secateur.structure.surgery import set_attributes
+from secateur.text import nearest
 
 FORMAT = "model 2"
 ALLOW = "; allow_nonfinite=True loads it all the same"

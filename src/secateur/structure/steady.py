@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from secateur.structure.capture import tensor_of
+from secateur.graph.capture import tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import values_in
 from secateur.structure.tables import MOVES, POINTWISE, SAME, names

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.capture import first_names, tensor_of
 from secateur.structure.attention import pruned
-from secateur.structure.capture import first_names, tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.normalisation import repair
 from secateur.structure.units import Structure

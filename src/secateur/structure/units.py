@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from secateur.measure.summary import aligned
-from secateur.structure.capture import Captured, capture
+from secateur.graph.capture import Captured, capture
 from secateur.structure.labels import Array, Classes
 from secateur.structure.propagate import Walk
+from secateur.text import table
 
 TOGETHER = "all of its indices can only go together"
 
@@ -104,12 +104,12 @@ class Structure:
                     f"{parts} tensors",
                 )
             )
-        lines = list(aligned(rows, words=1))
+        lines = list(table(rows, words=1))
         if self.protected:
             lines.append("protected:")
             stay = [("", "dim", "stays", "because")]
             stay += [(p.name, str(p.dim), f"{p.kept} of {p.size}", p.reason) for p in self.protected]
-            lines += aligned(stay, words=1)
+            lines += table(stay, words=1)
         return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError
-from secateur.measure.running import denormals_flushed, evaluating
+from secateur.running import denormals_flushed, evaluating
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError, NonFiniteError, RecipeError
-from secateur.measure.running import denormals_flushed, evaluating
 from secateur.methods.structure_selection import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
+from secateur.running import denormals_flushed, evaluating
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
 from secateur.training.checkpoint import State, load_run, save_run
 from secateur.training.evaluate import (

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import secateur as sc
 from secateur.errors import MaskError
-from secateur.structure.names import canonical_names, canonical_parameters, network_of
+from secateur.graph.names import canonical_names, canonical_parameters, network_of
 
 X, Y = torch.randn(6, 8), torch.randint(0, 4, (6,))
 

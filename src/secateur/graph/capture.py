@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from secateur.copying import copied, fresh
 from secateur.errors import ModelError
-from secateur.measure.running import copied, forward_once, fresh
-from secateur.structure.names import unwrapped
+from secateur.graph.names import unwrapped
+from secateur.running import forward_once
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 

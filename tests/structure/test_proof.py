@@ -11,17 +11,10 @@ from nets import mlp
 from torch import nn
 
 import secateur as sc
-from secateur.structure.verify import (
-    TOLERANCE,
-    Proof,
-    as_dtype,
-    call,
-    difference,
-    randomise,
-    redrawn,
-    resized,
-    tensors_in,
-)
+from secateur.graph.compare import TOLERANCE, difference, tensors_in
+from secateur.graph.draws import as_dtype, randomise, redrawn, resized
+from secateur.running import call
+from secateur.structure.proof import Proof
 
 A, B = torch.tensor([1.0, -4.0]), torch.tensor([[2.0]])
 

@@ -1,0 +1,78 @@
+"""Other inputs and other weights of the same kind: numbers, sizes and dtypes drawn anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+
+def as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """Return nested arguments with their floating-point tensors in ``dtype``."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(as_dtype(part, dtype) for part in value)
+    if isinstance(value, dict):
+        return {key: as_dtype(part, dtype) for key, part in value.items()}
+    return value
+
+
+def redrawn(value: Any, generator: torch.Generator) -> Any:
+    """Return nested arguments with other numbers: of the same scale, or integers in the same range."""
+    if isinstance(value, Tensor):
+        if not value.numel() or value.dtype == torch.bool or value.is_complex():
+            return value
+        if not value.is_floating_point():
+            low, high = min(0, int(value.min())), int(value.max()) + 1
+            return torch.randint(low, high, value.shape, generator=generator).to(value)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        deviation = value.std() if value.numel() > 1 else value.abs().mean()
+        return value.mean() + noise * deviation.clamp(min=1e-3)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(redrawn(part, generator) for part in value)
+    if isinstance(value, dict):
+        return {key: redrawn(part, generator) for key, part in value.items()}
+    return value
+
+
+def resized(value: Any, size: int, other: int) -> Any:
+    """Return nested arguments with each dim of ``size`` cut, or repeated from its start, to ``other``."""
+
+    def new(leaf: Any) -> Any:
+        for dim in range(leaf.dim()) if isinstance(leaf, Tensor) else ():
+            if leaf.shape[dim] == size:
+                leaf = leaf.index_select(dim, torch.arange(other, device=leaf.device) % size)
+        return leaf
+
+    return _pytree.tree_map(new, value)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Multiply every parameter by random numbers of both signs and every running variance by
+    positive ones, in place: zeros stay zeros, and nothing else stays what it was."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            factor = torch.rand(parameter.shape, generator=generator) + 0.5
+            sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+            if parameter.dim() < 2:
+                sign = sign.abs()  # scales of norms keep their sign, as a variance must
+            parameter.mul_((factor * sign).to(parameter))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")) and buffer.is_floating_point():
+            buffer.mul_((torch.rand(buffer.shape, generator=generator) + 0.5).to(buffer))
+
+
+@torch.no_grad()
+def rescale(model: nn.Module) -> None:
+    """Give every weight matrix the size at which a signal neither dies nor grows (He et al., 2015), in
+    place: what reaches an output as less than its rounding is equal whatever it is."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dim() > 1:
+            squares = parameter.square().sum()
+            if squares > 0 and torch.isfinite(squares):
+                parameter.mul_((2 * len(parameter) / squares).sqrt())
