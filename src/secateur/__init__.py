@@ -66,8 +66,8 @@ PUBLIC = {
     "pack": "deploy.packing",
     "unpack": "deploy.packing",
     "Packed": "deploy.packing",
-    "share_weights": "deploy.sharing",
-    "Sharing": "deploy.sharing",
+    "share_weights": "pruning.sharing",
+    "Sharing": "pruning.sharing",
     "write_folder": "deploy.folder",
     "export_onnx": "deploy.onnx",
     "Exported": "deploy.onnx",
@@ -78,7 +78,6 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.deploy.folder import write_folder
     from secateur.deploy.onnx import Exported, export_onnx
     from secateur.deploy.packing import Packed, pack, unpack
-    from secateur.deploy.sharing import Sharing, share_weights
     from secateur.deploy.sparse import Sparsified, sparsify
     from secateur.measure.summary import profile
     from secateur.methods.annealing import Annealing, anneal_branches
@@ -103,6 +102,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.pruning.masks import Masks
     from secateur.pruning.prune import Block, prune
     from secateur.pruning.schedules import Cubic, Iterative, OneShot, during, gradually
+    from secateur.pruning.sharing import Sharing, share_weights
     from secateur.pruning.shrinkage import Hard, Smooth, Soft, Trimmed
     from secateur.pruning.structured import ParameterShare
     from secateur.pruning.targets import find_targets, sparsity

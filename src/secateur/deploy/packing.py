@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from secateur.deploy import unpacking
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
-from secateur.deploy.sharing import check_values, clustered
 from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, Contents, FileError
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
 from secateur.graph.names import unwrapped
+from secateur.pruning.sharing import check_values, clustered
 from secateur.pruning.targets import matches
 from secateur.storage import replacing
 from secateur.structure.saved import ALLOW, check_finite, describe, restore

@@ -10,7 +10,6 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from secateur.deploy.encoding import Squeeze
-from secateur.deploy.sharing import check_values
 from secateur.errors import RecipeError, SecateurError
 from secateur.experiments.choices import as_number, make
 from secateur.experiments.specs import (
@@ -27,6 +26,7 @@ from secateur.experiments.specs import (
     ShareSpec,
 )
 from secateur.experiments.yaml_lines import Located
+from secateur.pruning.sharing import check_values
 from secateur.text import nearest, shown
 from secateur.training.settings import Training
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.deploy.packing import pack, unpack
-from secateur.deploy.sharing import Sharing, clustered, share_weights
 from secateur.errors import BudgetError, MaskError, NonFiniteError, TargetError
+from secateur.pruning.sharing import Sharing, clustered, share_weights
 
 
 def layer(rows: list[list[float]], bias: bool = False) -> Any:
