@@ -235,13 +235,42 @@ def test_a_scaler_of_gradients_is_refused(enabled):
             scaler.scale(quadratic(chosen.network, x)).backward()
             scaler.step(optimizer)
 
+    before = state(model)
     if enabled:
         with pytest.raises(ModelError, match="a GradScaler does not unscale"):
             train()
         assert (chosen.factors["0 -> 2"] == 1).all()
+        assert same(before, state(model))  # nor did the weights take the step
+        assert not {"found_inf", "grad_scale", "_step_supports_amp_scaling"} & vars(optimizer).keys()
     else:
         train()
         assert (chosen.factors["0 -> 2"] != 1).any()
+
+
+def test_a_scaler_around_a_fused_or_wrapped_optimizer_is_refused_too():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+
+        def step(self, closure=None):
+            self.optimizer.step()
+
+    for wrap, fused in ((Around, False), (lambda o: o, True)):
+        model, x = mlp(5, 4, 2).float(), randn(3, 5).float()
+        chosen = StructureSelection(model, x)
+        optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1, fused=fused))
+        scaler = torch.amp.GradScaler("cpu")
+
+        def train(chosen=chosen, optimizer=optimizer, scaler=scaler, x=x):
+            with chosen.trained(optimizer):
+                scaler.scale(quadratic(chosen.network, x)).backward()
+                scaler.step(optimizer)
+
+        with pytest.raises(ModelError, match="a GradScaler does not unscale"):
+            train()
+        assert (chosen.factors["0 -> 2"] == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -252,7 +281,7 @@ def test_a_nan_names_the_group_and_changes_no_factor():
         stepped(chosen, optimizer, lambda: quadratic(chosen.network, x) * float("nan"))
     assert all((factor == 1).all() for factor in chosen.factors.values())
     assign(chosen, {"2 -> 4": float("inf")})
-    with pytest.raises(NonFiniteError, match="2 -> 4: a factor is a NaN or an infinity"):
+    with pytest.raises(NonFiniteError, match="2 -> 4: a factor holds a NaN or an infinity"):
         chosen.fold()
     with pytest.raises(BudgetError, match="threshold is -1"):
         chosen.fold(-1)

@@ -7,9 +7,8 @@ it network slimming (Liu et al., ICCV 2017), which does the same with the scales
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +17,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.copying import copied
-from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
+from secateur.errors import BudgetError, ModelError, TargetError
 from secateur.graph.compare import difference
 from secateur.graph.draws import as_dtype, redrawn
 from secateur.measure.macs import count_macs
 from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
-from secateur.pruning.holding import Optimizers, around_steps, steppers, updated_by, with_closure
+from secateur.pruning.holding import (
+    Level,
+    Optimizers,
+    around_steps,
+    check_finite,
+    innermost,
+    levels_of,
+    refuse_scaler,
+    scalers_shown,
+    updated_by,
+)
 from secateur.pruning.structured import select_groups
 from secateur.running import call
 from secateur.structure.blocks import Block, find_blocks, remove_blocks
@@ -159,26 +168,29 @@ class StructureSelection:
         processes, with gradient checkpointing; NonFiniteError for a NaN or an infinity in a gradient or
         factor, before the step changes any.
         """
-        last = self._checked(optimizer)
+        levels = levels_of(optimizer)
+        last = self._checked([level for level in levels if level.innermost])
         self._drop_gradients()
+
+        def refuse(level: Level, by_closure: bool) -> None:
+            refuse_scaler(levels, "does not unscale the factors' gradients: use bfloat16, or none")
+
         try:
-            with around_steps(last, lambda *step: None, self._step):
+            with scalers_shown(levels), around_steps([last], gradients=refuse, after=self._step):
                 yield self.network
         finally:
             self._drop_gradients()
 
-    def _checked(self, optimizer: Optimizers) -> Any:
-        """Return the optimizer whose steps the factors follow."""
-        stepping = steppers(optimizer)
+    def _checked(self, stepping: Sequence[Level]) -> Level:
+        """Return the one, of the optimizers that really step, whose steps the factors follow."""
         own = {id(p) for p in self.network.parameters()}
-        if not own & updated_by([stepping]):
+        if not own & updated_by(stepping):
             raise TargetError("the optimizer trains nothing of it; make it from network.parameters()")
-        for one in stepping:
-            if isinstance(one, torch.optim.LBFGS):
-                raise BudgetError("LBFGS takes the gradient several times a step; factors need one a step")
+        if any(isinstance(level.optimizer, torch.optim.LBFGS) for level in stepping):
+            raise BudgetError("LBFGS takes the gradient several times a step; factors need one a step")
         last = stepping[-1]
-        if self.lr is None and not isinstance(last, torch.optim.SGD):
-            kind = type(last).__name__
+        if self.lr is None and not isinstance(last.optimizer, torch.optim.SGD):
+            kind = type(last.optimizer).__name__
             raise BudgetError(f"lr=None follows the learning rate of an SGD; with {kind} give lr=0.1, say")
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         if several and torch.distributed.get_world_size() > 1:
@@ -191,16 +203,14 @@ class StructureSelection:
         for factor in self.network.factors.values():
             factor.grad = None
 
-    @torch.no_grad()
-    def _step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        _refuse_scaler()
-        rate = float(optimizer.param_groups[0]["lr"]) if self.lr is None else self.lr
+    def _step(self, level: Level) -> None:
+        rate = float(level.optimizer.param_groups[0]["lr"]) if self.lr is None else self.lr
         moved = {n: (f, f.grad) for n, f in self.network.factors.items() if f.grad is not None}
         if not moved:
             raise ModelError("no gradient reached the factors: train .network, not the model in it")
         for name, (factor, gradient) in moved.items():
-            _check_finite(name, "the gradient of a factor", gradient)
-            _check_finite(name, "a factor", factor)
+            check_finite(f"{name}: the gradient of a factor", gradient, "nothing was changed")
+            check_finite(f"{name}: a factor", factor, "nothing was changed")
         for name, (factor, gradient) in moved.items():
             proximal_step(factor, self.network.velocity(name), gradient, rate, self.penalty, self.momentum)
         self._drop_gradients()
@@ -262,7 +272,7 @@ class StructureSelection:
     def _thresholded(self, threshold: float) -> tuple[dict[str, Tensor], list[Block], list[str]]:
         """Return the factors with small ones zero, the blocks that go, and what deserves a look."""
         for name, factor in self.factors.items():
-            _check_finite(name, "a factor", factor)
+            check_finite(f"{name}: a factor", factor, "nothing was changed")
         chosen = {n: torch.where(f.abs() < threshold, 0.0, f) for n, f in self.factors.items()}
         gone = [block for name, block in self.blocks.items() if not chosen[name].any()]
         notes: list[str] = []
@@ -295,41 +305,19 @@ def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> 
     Raises BudgetError for an impossible penalty, TargetError where the optimizer trains no such scale.
     """
     _check_penalty(penalty)
-    stepping = steppers(optimizer)
-    weights = {module.weight for module in model.modules() if isinstance(module, _NORMS)} - {None}
-    owned: dict[int, list[Tensor]] = {}
-    for one in stepping:
-        mine = updated_by([[one]])
-        owned[id(one)] = [w for w in weights if id(w) in mine]
+    levels = innermost(optimizer)
+    scales = {module.weight for module in model.modules() if isinstance(module, _NORMS)} - {None}
+    owned = {level: [s for s in scales if id(s) in updated_by([level])] for level in levels}
     if not any(owned.values()):
         raise TargetError("the optimizer trains no scale of a BatchNorm or InstanceNorm of this model")
 
-    @torch.no_grad()
-    def add(scales: Sequence[Tensor], factor: Any) -> None:
-        for scale in scales:
+    def penalise(level: Level, by_closure: bool) -> None:
+        factor = getattr(level.optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
+        for scale in owned[level]:
             if scale.grad is not None:
-                scale.grad += penalty * factor * scale.sign()
+                scale.grad += penalty * (1.0 if factor is None else factor) * scale.sign()
 
-    def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
-        scales = owned[id(optimizer)]
-
-        def penalised(closure: Any) -> Any:
-            def call() -> Any:
-                value = closure()
-                add(scales, 1.0)
-                return value
-
-            return call
-
-        given = with_closure(args, kwargs, penalised)
-        if given is None:
-            factor = getattr(optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
-            add(scales, 1.0 if factor is None else factor)
-        return given
-
-    with ExitStack() as hooks:
-        for one in stepping:
-            hooks.enter_context(around_steps(one, before, lambda *step: None))
+    with around_steps(levels, gradients=penalise):
         yield
 
 
@@ -339,21 +327,6 @@ def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> 
 def _check_penalty(penalty: float) -> None:
     if not (math.isfinite(penalty) and penalty >= 0):
         raise BudgetError(f"penalty is {penalty!r}; it is a number from 0")
-
-
-def _check_finite(name: str, what: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise NonFiniteError(f"{name}: {what} is a NaN or an infinity")
-
-
-def _refuse_scaler() -> None:
-    """A GradScaler unscales the optimizer's own gradients and skips steps; neither shows in a hook."""
-    frame = sys._getframe()
-    while frame is not None:
-        inside = frame.f_globals.get("__name__") == "torch.amp.grad_scaler"
-        if inside and frame.f_locals["self"].is_enabled():
-            raise ModelError("a GradScaler does not unscale the factors' gradients: use bfloat16, or none")
-        frame = frame.f_back
 
 
 def _apart(first: nn.Module, second: nn.Module, draw: Any) -> float:

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MaskError, NonFiniteError, TargetError
+from secateur.errors import MaskError
+from secateur.graph.capture import all_tensors
 from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
-from secateur.pruning.holding import Holder, Optimizers, mask_sparse_gradient
+from secateur.pruning.holding import Optimizers, bound, check_finite, check_writable
 from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
+from secateur.pruning.zeros import Holder, mask_sparse_gradient
 from secateur.storage import load_tensors, save_tensors
-from secateur.text import nearest, table
+from secateur.structure.surgery import Removed, sliced
+from secateur.text import table
 
 
 class Masks(Mapping[str, Tensor]):
@@ -171,8 +174,7 @@ class Masks(Mapping[str, Tensor]):
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
         for name, weight in weights.items():
-            if not torch.isfinite(weight).all():
-                raise NonFiniteError(f"{name}: holds a NaN or an infinity; a mask does not hide it")
+            check_finite(name, weight, "a mask does not hide it")
         for name, weight in weights.items():
             weight.masked_fill_(~self.kept[name].to(weight.device), 0)
         return self
@@ -189,33 +191,37 @@ class Masks(Mapping[str, Tensor]):
 
     def bind(self, model: nn.Module) -> Masks:
         """Return the same masks bound to another model with the same parameter names and shapes."""
+        return self._like(model, self.kept)
+
+    def follow(self, small: nn.Module, removed: Removed) -> Masks:
+        """Return the same masks for the smaller network that :func:`secateur.compact` makes: cut to size,
+        and bound to it."""
+        parameters = dict(all_tensors(small))
+        # A bias entry that took up a constant is needed, masked or not.
+        kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in self.items()}
+        dense = {name: mask.numel() for name, mask in self.items()} | self.dense
+        return self._like(small, kept, dense)
+
+    def _like(
+        self, model: nn.Module, kept: Mapping[str, Tensor], dense: Mapping[str, int] | None = None
+    ) -> Masks:
         return Masks(
             model,
-            self.kept,
+            kept,
             requested=self.requested,
             requested_overall=self.requested_overall,
             notes=self.notes,
             units=self.units,
-            dense=self.dense,
+            dense=self.dense if dense is None else dense,
         )
 
     def parameters(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
         """Return the masked parameters of ``model`` (default: the bound one), or raise MaskError."""
-        model = self.model if model is None else model
-        parameters = canonical_parameters(model)
+        parameters = bound(self.model if model is None else model, self.kept, "mask")
         for name, mask in self.kept.items():
-            if name not in parameters:
-                raise MaskError(
-                    f"{type(model).__name__} has no parameter {name!r}{nearest(name, parameters)}"
-                )
-            if mask.shape != parameters[name].shape:
-                raise MaskError(
-                    f"{name}: the mask has shape {tuple(mask.shape)}, the parameter "
-                    f"{tuple(parameters[name].shape)}"
-                )
             if mask.dtype != torch.bool:
                 raise MaskError(f"{name}: the mask has dtype {mask.dtype}; bool is right")
-        return {name: parameters[name] for name in self.kept}
+        return parameters
 
     def weights_in(self, average: Any) -> Mapping[str, Tensor]:
         """Return the masked weights of a network with this one's names, or of what holds an average of it."""
@@ -302,16 +308,6 @@ class Masks(Mapping[str, Tensor]):
         if not kept:
             raise MaskError(f"{type(model).__name__} holds no torch.nn.utils.prune mask")
         return cls(model, kept).apply()
-
-
-def check_writable(weights: Mapping[str, Tensor]) -> None:
-    """Raise TargetError for weights that torch lets nobody change."""
-    for name, weight in weights.items():
-        if weight.is_inference() and not torch.is_inference_mode_enabled():
-            raise TargetError(
-                f"{name}: made in torch.inference_mode(), so that it cannot be changed outside of it; "
-                "build or load the network outside, or take a copy.deepcopy of it there"
-            )
 
 
 def _count(mask: Tensor) -> int:

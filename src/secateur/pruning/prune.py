@@ -14,7 +14,8 @@ from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarn
 from secateur.pruning.budgets import NM, Budget, MagnitudeRatios, Std
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import Criterion, Magnitude, Rows, check_telling
-from secateur.pruning.masks import Masks, check_writable
+from secateur.pruning.holding import check_writable
+from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage

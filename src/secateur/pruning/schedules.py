@@ -10,18 +10,19 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError
+from secateur.errors import BudgetError, SecateurWarning, StorageError
 from secateur.graph.capture import parameters_of
 from secateur.graph.names import unwrapped
 from secateur.pruning.budgets import Budget
 from secateur.pruning.criteria import Criterion
-from secateur.pruning.holding import Holder, Optimizers, chains_of, updated_by
+from secateur.pruning.holding import Optimizers, check_updates, levels_of
 from secateur.pruning.masks import Masks
 from secateur.pruning.prune import prune
 from secateur.pruning.shrinkage import Hard
 from secateur.pruning.structured import ParameterShare, already_gone, select_groups, share_gone
 from secateur.pruning.targets import count_nonzero, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.pruning.zeros import Holder
 from secateur.structure.units import Structure
 from secateur.text import nearest
 
@@ -311,7 +312,7 @@ def _share_zero(
 
 
 def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str, Any]) -> None:
-    mine = updated_by(chains_of(optimizer))
+    levels = levels_of(optimizer)
     patterns = options.get("include"), options.get("exclude")
     structure = options.get("structure")
     if isinstance(structure, Structure):
@@ -320,11 +321,7 @@ def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str,
         wanted = [p for name, p in parameters_of(unwrapped(model)) if name in names]
     else:
         wanted = [target.weight for target in find_targets(model, *patterns).values()]
-    if not any(id(parameter) in mine for parameter in wanted):
-        raise MaskError(
-            f"the optimizer updates none of what would be pruned; make it from this {type(model).__name__}'s "
-            "parameters()"
-        )
+    check_updates(levels, wanted, "what would be pruned", model)
 
 
 def _check_options(options: dict[str, Any], steps: int) -> None:

@@ -27,7 +27,8 @@ from secateur.pruning.budgets import (
 )
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import check_telling
-from secateur.pruning.masks import Masks, check_writable
+from secateur.pruning.holding import check_writable
+from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, Scores
 from secateur.pruning.targets import matches

@@ -1,4 +1,4 @@
-"""What follows a network into its smaller one: its optimizers, their schedulers, the masks held on it."""
+"""What follows a network into its smaller one: its optimizers, their schedulers, what is held on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import functools
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +14,12 @@ from torch.optim import Optimizer
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.structure.surgery import Removed, sliced
+
+
+class Follower(Protocol):
+    """What is held on a network (masks, shared weights) and can follow it into its smaller one."""
+
+    def follow(self, small: nn.Module, removed: Removed) -> Follower: ...
 
 
 def moved_optimizers(
@@ -149,19 +155,3 @@ def _tracked(optimizer: Optimizer) -> Optimizer:
         optimizer._opt_called = True  # type: ignore[attr-defined]
         optimizer.step = stepped  # type: ignore[method-assign, assignment]
     return optimizer
-
-
-def moved_masks(masks: Any, small: nn.Module, removed: Removed) -> Any:
-    """Return masks cut to size and bound to the small model."""
-    parameters = dict(all_tensors(small))
-    # A bias entry that took up a constant is needed, masked or not.
-    kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in masks.items()}
-    return type(masks)(
-        small,
-        kept,
-        requested=masks.requested,
-        requested_overall=masks.requested_overall,
-        notes=masks.notes,
-        units=masks.units,
-        dense={name: mask.numel() for name, mask in masks.items()} | masks.dense,
-    )
