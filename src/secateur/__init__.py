@@ -43,6 +43,7 @@ PUBLIC = {
     "LAMP": "pruning.budgets",
     "MagnitudeRatios": "pruning.budgets",
     "NM": "pruning.budgets",
+    "Cut": "pruning.selection",
     "Hard": "pruning.shrinkage",
     "Soft": "pruning.shrinkage",
     "Trimmed": "pruning.shrinkage",
@@ -102,6 +103,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.pruning.masks import Masks
     from secateur.pruning.prune import Block, prune
     from secateur.pruning.schedules import Cubic, Iterative, OneShot, during, gradually
+    from secateur.pruning.selection import Cut
     from secateur.pruning.sharing import Sharing, share_weights
     from secateur.pruning.shrinkage import Hard, Smooth, Soft, Trimmed
     from secateur.pruning.structured import ParameterShare

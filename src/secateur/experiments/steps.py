@@ -110,7 +110,7 @@ def _prune_step(
 def _check_combination(spec: PruneSpec, where: str) -> None:
     """Refuse, before anything is trained, what ``prune`` would refuse after it."""
     budget, shrinkage = spec.budget["name"], make("shrinkage", spec.shrinkage)
-    whole = getattr(make("criterion", spec.criterion), "whole_units", False) or budget == "parameter_share"
+    whole = getattr(make("criterion", spec.criterion), "counts_units", False) or budget == "parameter_share"
     if whole and not spec.units:
         raise RecipeError(f"{where}: its criterion or budget is for whole units: set units: true")
     if not spec.units and (spec.round_to, spec.min_kept) != (1, 1):
@@ -240,7 +240,7 @@ def _prune_to_step(
         criterion = make("criterion", spec.criterion)
     except SecateurError as error:
         raise RecipeError(f"{located.where((*place, 'criterion'))}: {error}") from error
-    if not getattr(criterion, "whole_units", False):
+    if not getattr(criterion, "counts_units", False):
         raise RecipeError(f"{located.where(place)}: its criterion ranks single weights; l2_norm ranks units")
     return spec, None
 

@@ -111,7 +111,7 @@ def prune_to(
 class _Scored:
     """A criterion that is asked once: its first scores serve every try."""
 
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
 
     def __init__(self, criterion: UnitCriterion) -> None:
         self.criterion = criterion

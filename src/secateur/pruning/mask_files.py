@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import MaskError, StorageError
 from secateur.graph.names import canonical_parameters
 from secateur.storage import pack_bits, unpack_bits
-from secateur.text import nearest
+from secateur.text import nearest, shown
 
 _KIND = "masks 1"
 _METADATA = "secateur.masks"  # where a state dict, which holds tensors alone, keeps the rest
@@ -61,7 +61,7 @@ def unpacked(
     fields = {name: metadata.get(name, default) for name, (default, _, _) in _FIELDS.items()}
     for name, (_, right, means) in _FIELDS.items():
         if not right(fields[name]):
-            raise StorageError(f"{what}: its {name!r} is {_shown(fields[name])}; {means} is right")
+            raise StorageError(f"{what}: its {name!r} is {shown(repr(fields[name]))}; {means} is right")
     for name, number in fields["dense"].items():
         if name not in shapes or number < math.prod(shapes[name]):
             raise StorageError(
@@ -113,11 +113,6 @@ def _by_name(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
         isinstance(value, dict) and all(name.isprintable() and right(part) for name, part in value.items())
     )
-
-
-def _shown(value: Any) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 _FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -14,12 +14,12 @@ from secateur.errors import BudgetError, SecateurWarning, StorageError
 from secateur.graph.capture import parameters_of
 from secateur.graph.names import unwrapped
 from secateur.pruning.budgets import Budget
+from secateur.pruning.capabilities import amount_of, changed, says
 from secateur.pruning.criteria import Criterion
 from secateur.pruning.holding import Optimizers, check_updates, levels_of
 from secateur.pruning.masks import Masks
-from secateur.pruning.prune import prune
-from secateur.pruning.shrinkage import Hard
-from secateur.pruning.structured import ParameterShare, already_gone, select_groups, share_gone
+from secateur.pruning.prune import check, prune
+from secateur.pruning.structured import UnitBudget, already_pruned, select_groups
 from secateur.pruning.targets import count_nonzero, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.pruning.zeros import Holder
@@ -32,8 +32,14 @@ _OPTIONS = (
 )  # fmt: skip
 
 
+_CHOICES = ("shrinkage", "granularity", "round_to", "min_kept")
+
+
 class Schedule(Protocol):
-    """Gives the amounts on the way to the ``final`` one, the last being ``final`` itself."""
+    """Gives the amounts on the way to the ``final`` one, the last being ``final`` itself.
+
+    One that says it is ``one_shot`` serves budgets without an amount too.
+    """
 
     def __call__(self, final: float) -> list[float]: ...
 
@@ -41,6 +47,8 @@ class Schedule(Protocol):
 @dataclass(frozen=True)
 class OneShot:
     """All at once."""
+
+    one_shot: ClassVar[bool] = True
 
     def __call__(self, final: float) -> list[float]:
         return [final]
@@ -86,7 +94,7 @@ class Cubic:
 def gradually(
     model: nn.Module,
     criterion: Criterion | UnitCriterion,
-    budget: Budget | ParameterShare,
+    budget: Budget | UnitBudget,
     schedule: Schedule,
     *,
     start: int = 0,
@@ -106,7 +114,7 @@ def gradually(
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way), masks)
-    _check_options(options, len(way))
+    _check_options(criterion, budget, options, len(way))
     if not start:
         _check_entry(way, model, masks, options)
     return _steps(way[start:], model, criterion, masks, options)
@@ -206,7 +214,7 @@ def during(
     optimizer: Optimizers,
     model: nn.Module,
     criterion: Criterion | UnitCriterion,
-    budget: Budget | ParameterShare,
+    budget: Budget | UnitBudget,
     schedule: Schedule,
     *,
     every: int,
@@ -229,7 +237,7 @@ def during(
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do
-    _check_options(options, len(way))
+    _check_options(criterion, budget, options, len(way))
     if every < 1:
         raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
     _check_optimizer(optimizer, model, options)  # before the first weight goes
@@ -254,19 +262,18 @@ def during(
 
 def budgets_along(budget: Any, schedule: Schedule) -> list[Any]:
     """Return the budget at each step of the schedule; the last is ``budget`` itself."""
-    amount = getattr(budget, "amount", None)
-    if amount is None:
-        if isinstance(schedule, OneShot):
+    final = amount_of(budget)
+    if final is None:
+        if says(schedule, "one_shot"):
             return [budget]
         raise BudgetError(f"{budget} has no amount that a schedule could raise; use OneShot()")
-    final = getattr(budget, amount)
     if isinstance(final, Mapping):
         ways = {name: schedule(share) for name, share in final.items()}
         steps = len(next(iter(ways.values()), []))
         levels: list[Any] = [{n: way[i] for n, way in ways.items()} for i in range(steps)]
     else:
         levels = list(schedule(final))
-    return [replace(budget, **{amount: level}) for level in levels]  # type: ignore[type-var]
+    return [changed(budget, **{budget.amount: level}) for level in levels]
 
 
 def _check_entry(way: list[Any], model: nn.Module, masks: Masks | None, options: dict[str, Any]) -> None:
@@ -274,7 +281,7 @@ def _check_entry(way: list[Any], model: nn.Module, masks: Masks | None, options:
     mask little or nothing until it caught up."""
     if len(way) < 2 or way[0].amount != "sparsity":
         return
-    amounts = [budget.sparsity for budget in way]
+    amounts = [amount_of(budget) for budget in way]
     named = amounts[0] if isinstance(amounts[0], Mapping) else {None: amounts[0]}
     for pattern, first in named.items():
         share, slack = _share_zero(way[0], pattern, model, masks, options)
@@ -296,11 +303,11 @@ def _share_zero(
     structure = options.get("structure")
     if isinstance(structure, Structure):
         groups = select_groups(structure, include, options.get("exclude"))
-        gone = already_gone(replace(structure, groups=groups), masks, model)
-        if isinstance(budget, ParameterShare):
-            return share_gone(structure, gone), 1e-9
-        number = sum(map(len, gone.values()))
-        return sum(int(units.sum()) for units in gone.values()) / number, len(gone) / 2 / number + 1e-9
+        pruned = already_pruned(replace(structure, groups=groups), masks, model)
+        if (share := says(budget, "share")) is not None:
+            return share(structure, pruned), 1e-9
+        number = sum(map(len, pruned.values()))
+        return sum(int(units.sum()) for units in pruned.values()) / number, len(pruned) / 2 / number + 1e-9
     targets = find_targets(model, include, options.get("exclude"))
     kept = {} if masks is None else masks.bind(model)
     living = 0
@@ -324,15 +331,12 @@ def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str,
     check_updates(levels, wanted, "what would be pruned", model)
 
 
-def _check_options(options: dict[str, Any], steps: int) -> None:
+def _check_options(criterion: Any, budget: Any, options: dict[str, Any], steps: int) -> None:
     for name in options:
         if name not in _OPTIONS:
             raise BudgetError(f"prune has no option {name!r}{nearest(name, _OPTIONS)}")
-    if steps > 1 and not isinstance(options.get("shrinkage") or Hard(), Hard):
-        name = type(options["shrinkage"]).__name__
-        raise BudgetError(
-            f"{name} would shrink the same weights at each of {steps} steps; use Hard, or OneShot()"
-        )
+    chosen = {name: options[name] for name in _CHOICES if name in options}
+    check(criterion, budget, units=options.get("structure") is not None, scheduled=steps > 1, **chosen)
     if steps > 1 and isinstance(options.get("data"), Iterator):
         raise BudgetError(
             f"data is an iterator, which gives its batches once, not {steps} times; pass a list"
