@@ -134,6 +134,15 @@ def test_prune_to(criterion):
     assert proof.parameters[1] <= 0.6 * proof.parameters[0]
 
 
+def test_prune_greedily():
+    method = sc.Greedy(criterion=FirstUnits(), scope="network", every=3)
+    _, run = sc.prune_greedily(net(), X, [X], parameters=0.9, method=method)
+    assert {one.unit for one in run.removals if one.group == "0 -> 2"} <= {0, 1}
+    assert all(one.score is None for one in run.removals)
+    with pytest.raises(BudgetError, match="criterion is <class"):
+        sc.Greedy(criterion=FirstUnits)
+
+
 def test_what_a_shrinkage_says_of_itself_is_kept():
     class Softer(Rounded):
         shrinks = True
