@@ -13,6 +13,7 @@ from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
 from secateur.methods import scaling
 from secateur.methods.scaling import Scaled
 from secateur.methods.structure_selection import Selected, StructureSelection
+from secateur.structure.proof import Proof
 
 # -- training and state --------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ def test_a_larger_penalty_leaves_fewer_units():
                 optimizer.zero_grad()
                 F.cross_entropy(network(x), y).backward()
                 optimizer.step()
-        small, _, selected = chosen.fold()
+        small, selected = chosen.fold()
         assert torch.equal(small(x).argmax(1), chosen.network(x).argmax(1))
         left.append(selected.units["0 -> 2"][0])
         hits.append(float((small(x).argmax(1) == y).double().mean()))
@@ -196,6 +197,13 @@ def test_impossible_settings(options, error, words):
         StructureSelection(mlp(5, 4, 2), randn(3, 5), **options)
 
 
+def test_the_default_rate_goes_with_any_optimizer():
+    model, x, chosen = selection("mlp")
+    assert chosen.lr == 0.1
+    stepped(chosen, torch.optim.Adam(model.parameters()), lambda: quadratic(chosen.network, x))
+    assert any((factor != 1).any() for factor in chosen.factors.values())
+
+
 def test_a_model_without_groups():
     with pytest.raises(TargetError, match="Linear has no units or blocks"):
         StructureSelection(nn.Linear(3, 2), torch.zeros(1, 3))
@@ -205,7 +213,7 @@ def test_a_model_without_groups():
 
 
 def test_optimizers_that_cannot_be_followed():
-    model, x, chosen = selection("mlp")
+    model, x, chosen = selection("mlp", lr=None)
     for optimizer, error, words in (
         (torch.optim.SGD(mlp(2, 2).parameters(), lr=0.1), TargetError, "network.parameters()"),
         (torch.optim.LBFGS(model.parameters()), BudgetError, "LBFGS takes the gradient several times"),
@@ -300,7 +308,9 @@ def test_factors_that_do_not_reach_the_weights_are_an_error(monkeypatch):
 
 
 def test_selected_prints_lines():
-    selected = Selected({"a -> b": (2, 5)}, (), (), 0.01, 1e-16, ("look here",))
+    proof = Proof(1, "float64", 0.0, 0.0, {}, (10, 4), (20, 8))
+    selected = Selected({"a -> b": (2, 5)}, (), (), 0.01, 1e-16, proof, ("look here",))
+    assert (selected.proofs, selected.parameters, selected.macs) == ((proof,), (10, 4), (20, 8))
     assert repr(selected).splitlines() == [
         "a -> b: 2 of 5 units kept",
         "small factors set to zero: outputs off by 1.0e-02",

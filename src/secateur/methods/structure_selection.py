@@ -51,7 +51,8 @@ class Selected:
     ``units``: by group, the units that are left, and all. ``blocks``: the residual blocks
     removed, and ``identities`` the modules that are an ``nn.Identity`` for it. ``removed_error``: the
     change of the outputs that came of setting small factors to zero. ``max_error``: that of removing
-    what is zero. Both relative to the largest |output|, on the example inputs and another draw.
+    what is zero. Both relative to the largest |output|, on the example inputs and another draw. ``proof``:
+    that of the compaction.
     """
 
     units: Mapping[str, tuple[int, int]]
@@ -59,7 +60,23 @@ class Selected:
     identities: tuple[str, ...]
     removed_error: float
     max_error: float
+    proof: Proof
     notes: tuple[str, ...] = ()
+
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        """The proof alone, as searches that compact more than once have several."""
+        return (self.proof,)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """The parameters of the network with its factors folded in, and of the small one."""
+        return self.proof.parameters
+
+    @property
+    def macs(self) -> tuple[float, float]:
+        """The dense multiply-adds of both."""
+        return self.proof.macs
 
     def __repr__(self) -> str:
         lines = [f"{name}: {kept} of {of} units kept" for name, (kept, of) in self.units.items()]
@@ -87,10 +104,10 @@ class StructureSelection:
 
     A factor stays at zero where |g| < ``penalty``; compare it with a loss that is a mean over examples.
     Weights want weight decay, as in the paper: without it they grow as much as their factors shrink.
-    (The authors' program also clips factors at zero from below; here negative ones stay.) ``lr`` None:
-    that of the optimizer's first parameter group at each step, which follows its schedule, as in the
-    paper; an optimizer other than SGD has rates of another scale, so there a number is needed, 0.1 say:
-    a factor that no gradient holds needs some (1 - momentum) / (lr penalty) steps to zero.
+    (The authors' program also clips factors at zero from below; here negative ones stay.) A factor that no
+    gradient holds needs some (1 - momentum) / (``lr`` ``penalty``) steps to zero. ``lr`` None: that of the
+    optimizer's first parameter group at each step, which follows its schedule, as in the paper; for SGD
+    alone, as others have rates of another scale.
 
     ``include``/``exclude`` choose groups as in :func:`secateur.prune`; ``units=False`` or ``blocks=False``
     leaves out a kind. ``skipped``: the groups and blocks that have no factor, and why. In ``network``'s
@@ -106,7 +123,7 @@ class StructureSelection:
         example_inputs: Any,
         *,
         penalty: float = 1e-3,
-        lr: float | None = None,
+        lr: float | None = 0.1,
         momentum: float = 0.9,
         kwargs: Mapping[str, Any] | None = None,
         include: str | Sequence[str] | None = None,
@@ -218,8 +235,8 @@ class StructureSelection:
     # -- removal -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fold(self, threshold: float = 1e-4) -> tuple[nn.Module, Proof, Selected]:
-        """Return a really small network, the proof of its compaction, and what was :class:`Selected`.
+    def fold(self, threshold: float = 1e-4) -> tuple[nn.Module, Selected]:
+        """Return a really small network and what was :class:`Selected`, with the proof of its compaction.
 
         Factors under ``threshold`` (momentum leaves tiny ones) become zero, the others go into the
         weights. Units with a zero are removed by :func:`secateur.compact` (``proof.kept``: those that a
@@ -267,7 +284,7 @@ class StructureSelection:
             if name not in self.blocks
         }
         names = tuple(block.name for block in gone)
-        return small, proof, Selected(units, names, tuple(identities), removed_error, error, tuple(notes))
+        return small, Selected(units, names, tuple(identities), removed_error, error, proof, tuple(notes))
 
     def _thresholded(self, threshold: float) -> tuple[dict[str, Tensor], list[Block], list[str]]:
         """Return the factors with small ones zero, the blocks that go, and what deserves a look."""
