@@ -29,6 +29,7 @@ from secateur.pruning.holding import (
     check_finite,
     innermost,
     levels_of,
+    owned,
     refuse_scaler,
     scalers_shown,
     updated_by,
@@ -324,13 +325,13 @@ def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> 
     _check_penalty(penalty)
     levels = innermost(optimizer)
     scales = {module.weight for module in model.modules() if isinstance(module, _NORMS)} - {None}
-    owned = {level: [s for s in scales if id(s) in updated_by([level])] for level in levels}
-    if not any(owned.values()):
+    mine = owned(levels, scales, lambda scale: scale)
+    if not any(mine.values()):
         raise TargetError("the optimizer trains no scale of a BatchNorm or InstanceNorm of this model")
 
     def penalise(level: Level, by_closure: bool) -> None:
         factor = getattr(level.optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
-        for scale in owned[level]:
+        for scale in mine[level]:
             if scale.grad is not None:
                 scale.grad += penalty * (1.0 if factor is None else factor) * scale.sign()
 

@@ -129,13 +129,13 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
     number, value = 0, None
     for one in scores:
         for rows, score in one.chunks():
-            living = score if one.masked is None else score[~one.masked[rows]]
-            if living.numel():
-                low, high = (float(end) for end in living.aminmax())
+            kept = score if one.masked is None else score[~one.masked[rows]]
+            if kept.numel():
+                low, high = (float(end) for end in kept.aminmax())
                 value = low if value is None else value
                 if not low == high == value:
                     return
-                number += living.numel()
+                number += kept.numel()
     if value is not None and any(one.numel - one.number_masked > 1 for one in scores):
         where = " on which they differ"
         if loss is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn, optim
@@ -16,6 +16,7 @@ from secateur.graph.names import canonical_parameters
 from secateur.structure.following import as_list, inside
 from secateur.text import nearest
 
+T = TypeVar("T")
 Optimizers = Any  # a torch optimizer, what wraps one, or a list of such
 
 # -- the optimizers that a step goes through -----------------------------------------------------------
@@ -62,6 +63,14 @@ def updated_by(levels: Iterable[Level]) -> set[int]:
     """Return the ids of all parameters that the optimizers update."""
     groups = [group for level in levels for group in getattr(level.optimizer, "param_groups", ())]
     return {id(parameter) for group in groups for parameter in group["params"]}
+
+
+def owned(
+    levels: Iterable[Level], things: Iterable[T], tensor: Callable[[T], Tensor]
+) -> dict[Level, list[T]]:
+    """Return by level those of some things whose tensor its optimizer updates."""
+    mine, things = {level: updated_by([level]) for level in levels}, list(things)
+    return {level: [t for t in things if id(tensor(t)) in ids] for level, ids in mine.items()}
 
 
 def check_updates(levels: Iterable[Level], tensors: Iterable[Tensor], what: str, model: nn.Module) -> None:

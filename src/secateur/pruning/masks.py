@@ -119,8 +119,8 @@ class Masks(Mapping[str, Tensor]):
         cells = [(*head, "kept", "sparsity", "requested")]
         for name, shape, number, left, asked in [*rows, ("all", "", total, kept, self.requested_overall)]:
             share = "" if asked is None else f"{asked:.2%}"
-            gone = 1 - left / number if number else 0.0
-            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{gone:.2%}", share))
+            masked = 1 - left / number if number else 0.0
+            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{masked:.2%}", share))
         shown = [cell if any(row[1] for row in cells) else cell[:1] + cell[2:] for cell in cells]
         return list(table(shown, words=len(shown[0]) - 4))
 

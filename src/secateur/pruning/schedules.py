@@ -310,12 +310,12 @@ def _share_zero(
         return sum(int(units.sum()) for units in pruned.values()) / number, len(pruned) / 2 / number + 1e-9
     targets = find_targets(model, include, options.get("exclude"))
     kept = {} if masks is None else masks.bind(model)
-    living = 0
+    nonzero = 0
     for name, target in targets.items():
         weight = target.weight.detach()
-        living += count_nonzero(weight * kept[name].to(weight.device) if name in kept else weight)
+        nonzero += count_nonzero(weight * kept[name].to(weight.device) if name in kept else weight)
     number = sum(target.weight.numel() for target in targets.values())
-    return 1 - living / number, len(targets) / 2 / number + 1e-9
+    return 1 - nonzero / number, len(targets) / 2 / number + 1e-9
 
 
 def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from secateur.pruning.holding import (
     check_finite,
     check_updates,
     innermost,
-    updated_by,
+    owned,
 )
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
@@ -80,14 +80,14 @@ class Sharing:
             )
         members = self._members(self.model)
         check_updates(levels, [m.weight for m in members], "the shared weights", self.model)
-        owned = {level: [m for m in members if id(m.weight) in updated_by([level])] for level in levels}
+        mine = owned(levels, members, lambda member: member.weight)
         self.apply()
 
         def snap(level: Level) -> None:
-            for member in owned[level]:
+            for member in mine[level]:
                 member.snap()
 
-        with around_steps(levels, gradients=lambda level, _: _sum_gradients(owned[level]), after=snap):
+        with around_steps(levels, gradients=lambda level, _: _sum_gradients(mine[level]), after=snap):
             yield self
         self.check()
 
