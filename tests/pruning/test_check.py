@@ -1,12 +1,9 @@
 """Which choices go together: said before there is a network."""
 
-import doctest
-
 import pytest
 
 import secateur as sc
 from secateur.errors import BudgetError, CriterionError
-from secateur.pruning import prune
 from secateur.pruning.prune import check
 
 ANY = sc.Magnitude(), sc.Uniform(0.5)
@@ -56,8 +53,3 @@ def test_what_does_not_go_together(choices, options, error, message):
 @pytest.mark.parametrize(("choices", "options"), FINE, ids=range(len(FINE)))
 def test_what_goes_together(choices, options):
     check(*choices, **options)
-
-
-def test_its_example_runs():
-    tests = doctest.DocTestFinder().find(check, globs=vars(prune))
-    assert [doctest.DocTestRunner().run(test).failed for test in tests] == [0]

@@ -98,18 +98,36 @@ def anneal_branches(
     stages: Sequence[Stage] = (),
     on_stage: Callable[[tuple[Stage, ...]], None] | None = None,
 ) -> tuple[Stage, ...]:
-    """Train ``branches.network`` while alpha goes from 1 to 0, in place; return the stages.
+    """Train ``branches.network`` while alpha goes from 1 to 0, in place; return the stages. A run that was
+    stopped goes on to the same numbers from ``stages`` and the ``state_dict`` that the network had then.
 
-    ``fine_tune(network)`` trains in place, with an optimizer of its own made of the parameters that require
-    gradients then; for other ``rates`` than 1 it is ``fine_tune(network, rate)``, its learning rate times
-    ``rate``. ``evaluate(network)`` gives (score, loss) on the validation split, or a score; equal scores are
-    told apart by the loss.
+    Args:
+        branches: the branches beside the layers of a network.
+        fine_tune: ``fine_tune(network)`` trains in place, with an optimizer of its own made of the parameters
+            that require gradients then; for other ``rates`` than 1 it is ``fine_tune(network, rate)``, its
+            learning rate times ``rate``.
+        evaluate: ``evaluate(network)`` gives (score, loss) on the validation split, or a score; equal scores
+            are told apart by the loss.
+        method: how to go down.
+        stages: those of a run that was stopped.
+        on_stage: ``on_stage(stages)`` hears of each training, and first of the score at alpha 1.
 
-    ``on_stage(stages)`` hears of each training, and first of the score at alpha 1. A run that was stopped
-    goes on to the same numbers from ``stages`` and the ``state_dict`` that the network had then.
+    Returns:
+        The stages, one a training.
 
-    Raises NonFiniteError where the first training at an alpha diverges; a later one is undone; BudgetError
-    for rates that ``fine_tune`` does not take.
+    Raises:
+        NonFiniteError: where the first training at an alpha diverges; a later one is undone.
+        BudgetError: for rates that ``fine_tune`` does not take.
+        CriterionError: for an evaluation that gives no score.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> branches = sc.BranchAnnealing(model, torch.randn(2, 8), start="random")
+        >>> method = sc.Annealing(sc.Descent(step=0.5))
+        >>> stages = sc.anneal_branches(branches, lambda network: None, lambda network: 0.9, method)
+        >>> [stage.alpha for stage in stages]
+        [1.0, 0.5, 0.0]
     """
     method, network = method or Annealing(), branches.network
     train = _with_rate(fine_tune, method.rates)

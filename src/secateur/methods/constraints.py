@@ -47,16 +47,41 @@ def prune_to(
     round_to: int = 1,
     min_kept: int = 1,
 ) -> tuple[nn.Module, Proof]:
-    """Remove as few of the least important units as meet one constraint; return (small model, proof).
+    """Remove as few of the least important units as meet one constraint; return (small model, proof). The
+    number of units is found by bisection, each try compacted and proved, and the given model is not changed.
 
-    ``macs``, ``parameters``: the share of the given model's that may be left, over 0 and up to 1 (0.6 is
-    40 % fewer); multiply-adds are dense ones. ``latency_ms``: the median of one forward on
-    ``example_inputs``, measured here and now. ``criterion`` (default ``L2Norm(normalise=True)``) ranks units
-    of all groups together, once; ``examples`` and ``methods`` are further calls that must stay equal, as in
-    :func:`secateur.compact`; the rest is as in :func:`secateur.prune`. The number of units is found by
-    bisection, each try compacted and proved. The given model is not changed.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        macs: the share of its dense multiply-adds that may be left, over 0 and up to 1 (0.6 is 40 % fewer).
+        parameters: the share of its parameters that may be left, likewise.
+        latency_ms: the median of one forward on ``example_inputs``, measured here and now.
+        criterion: ranks the units of all groups together, once; default ``L2Norm(normalise=True)``.
+        kwargs: arguments by name beside ``example_inputs``.
+        examples: further calls that must stay equal, as in :func:`secateur.compact`.
+        methods: further methods that must, likewise.
+        data: batches, for criteria that read them.
+        loss: ``loss(outputs, labels)``, for criteria that read one.
+        include: name patterns of groups, as in :func:`secateur.prune`.
+        exclude: name patterns of those left out.
+        round_to: what the number of units left in a pruned group is a multiple of.
+        min_kept: how many units every group keeps.
 
-    Raises BudgetError where the constraint is not one of these, or cannot be met.
+    Returns:
+        The small network, and the proof that it equals the masked one, with both networks' ``parameters`` and
+        ``macs``.
+
+    Raises:
+        BudgetError: where the constraint is not one of these, or cannot be met.
+        CriterionError, TargetError, ModelError: as :func:`secateur.prune` and :func:`secateur.compact`.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small, proof = sc.prune_to(model, torch.randn(2, 8), macs=0.5)
+        >>> proof.macs
+        (384, 192)
     """
     model = unwrapped(model)
     goal = goal_of(

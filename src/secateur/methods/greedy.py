@@ -122,26 +122,53 @@ def prune_greedily(
     exclude: str | Sequence[str] | None = None,
     on_stage: Callable[[nn.Module], None] | None = None,
 ) -> tuple[nn.Module, GreedyRun]:
-    """Remove units one by one, each time the one that is missed least; return (small model, run).
-
-    One goal ends it: ``sparsity`` (the share of the weights of Linear and Conv layers that is gone),
-    ``parameters`` or ``macs`` (the share left, over 0 and up to 1; multiply-adds are dense ones),
-    ``latency_ms`` (one forward on ``example_inputs``, tried where the network is compacted), each of the
-    network ``dense`` (default: the model given), or the lowest ``score`` that the network may have (after its
-    fine-tuning): the last that has it is returned.
-
-    ``data``: batches of (inputs, labels) to choose on, of all classes: of the validation split, never of
-    the test set. ``judge(outputs, labels)`` gives (scores, losses), one each an example; default: right
-    or wrong, and cross-entropy. ``fine_tune(model)`` trains the network that it is given, in place, with
-    an optimizer of its own. ``on_stage(model)`` hears of each stage; from the network that it is given a
-    run that was stopped goes on to the same end (with ``dense``). ``kwargs`` go with
-    ``example_inputs``, and with the batches that do not give them themselves.
+    """Remove units one by one, each time the one that is missed least; return (small model, run). One goal
+    ends it, and the model given is not changed.
 
     The choices are those of masking each unit and evaluating; they are found faster (see
-    :class:`secateur.methods.ablation.Ablation`). The model given is not changed.
+    :class:`secateur.methods.ablation.Ablation`). From the network that ``on_stage`` is given a run that was
+    stopped goes on to the same end, with ``dense``.
 
-    Raises BudgetError where the goal is not one, or cannot be met; CriterionError where data or judge do
-    not fit, ModelError where the model does not run on the data; NonFiniteError for a loss that is no number.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        data: batches of (inputs, labels) to choose on, of all classes: of the validation split, never of the
+            test set.
+        sparsity: a goal, the share of the weights of Linear and Conv layers that is gone, from 0 and under 1.
+        parameters: a goal, the share of the parameters that is left, over 0 and up to 1.
+        macs: a goal, the share of the dense multiply-adds that is left, likewise.
+        latency_ms: a goal, of one forward on ``example_inputs``, tried where the network is compacted.
+        score: a goal, the lowest score that the network may have after its fine-tuning: the last that has it
+            is returned.
+        method: how to go about it.
+        fine_tune: ``fine_tune(model)`` trains the network that it is given, in place, with an optimizer of
+            its own.
+        judge: ``judge(outputs, labels)`` gives (scores, losses), one each an example; default: right or
+            wrong, and cross-entropy.
+        dense: what the shares are of; default: the model given.
+        kwargs: arguments by name beside ``example_inputs``, and for the batches that do not give them
+            themselves.
+        include: name patterns of groups, as in :func:`secateur.prune`.
+        exclude: name patterns of those left out.
+        on_stage: ``on_stage(model)`` hears of each stage.
+
+    Returns:
+        The small network, and the record of the run, which holds the proofs.
+
+    Raises:
+        BudgetError: where the goal is not one, or cannot be met.
+        CriterionError: where data or judge do not fit.
+        ModelError: where the model does not run on the data.
+        NonFiniteError: for a loss that is no number.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> x = torch.randn(32, 8)
+        >>> small, run = sc.prune_greedily(model, x[:2], [(x, model(x).argmax(1))], macs=0.5)
+        >>> run.macs
+        (384, 192)
     """
     model, dense, method = unwrapped(model), unwrapped(dense or model), method or Greedy()
     goal = goal_of(

@@ -311,16 +311,35 @@ class StructureSelection:
 
 @contextmanager
 def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> Iterator[None]:
-    """Add ``penalty`` times sign(weight) to the gradient of every scale of a BatchNorm (or InstanceNorm
-    with one) before each step of ``optimizer`` (or a list of them): network slimming's L1 penalty (Liu et
-    al., 2017).
+    """Add ``penalty`` times sign(weight) to the gradient of every scale of a BatchNorm (or InstanceNorm with
+    one) before each step of ``optimizer``: network slimming's L1 penalty (Liu et al., 2017). Scales shrink
+    and are not zero: prune by them afterwards (:class:`secateur.BNScale`).
 
     Their statistics are of one channel alone, so that a scale of zero silences its channel; scales of
-    GroupNorm and LayerNorm are left alone, as channels normalised together cannot go one by one. An
-    adaptive optimizer scales the penalty as it does the gradient. Scales shrink and are not zero: prune
-    by them afterwards (:class:`secateur.BNScale`). A GradScaler's factor is taken into account.
+    GroupNorm and LayerNorm are left alone, as channels normalised together cannot go one by one. An adaptive
+    optimizer scales the penalty as it does the gradient. A GradScaler's factor is taken into account.
 
-    Raises BudgetError for an impossible penalty, TargetError where the optimizer trains no such scale.
+    Args:
+        optimizer: the one that trains the scales, or a list.
+        model: the network.
+        penalty: the factor of the sum of |scale| in the loss, from 0.
+
+    Returns:
+        A context manager.
+
+    Raises:
+        BudgetError: for an impossible penalty.
+        TargetError: where the optimizer trains no such scale.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with sc.slimming(optimizer, model, penalty=0.5):
+        ...     model(torch.randn(4, 8)).sum().backward()
+        ...     optimizer.step()
+        >>> bool((model[1].weight < 1).all())
+        True
     """
     _check_penalty(penalty)
     levels = innermost(optimizer)

@@ -128,20 +128,37 @@ class Masks(Mapping[str, Tensor]):
 
     @contextmanager
     def held(self, optimizer: Optimizers, *, averaged: Any = None) -> Iterator[Masks]:
-        """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block.
+        """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block. Leaving it
+        checks that the zeros held.
 
-        Works through hooks on its step: weights are masked after it, gradients before it where the
-        optimizer mixes those of several weights, and a closure (LBFGS) sees masked weights. Names
-        and the forward pass stay as they are. Leaving the block checks that the zeros held.
+        Works through hooks on its step: weights are masked after it, gradients before it where the optimizer
+        mixes those of several weights, and a closure (LBFGS) sees masked weights. Names and the forward pass
+        stay as they are.
 
-        ``optimizer``: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
-        copies of weights that optimizers keep are masked with them. ``averaged``: averages of the model
-        (AveragedModel, ModelEmaV2, what holds one), one or a list, masked with it; SecateurWarning for one
-        that is in the model or the optimizer and not given.
+        Args:
+            optimizer: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
+                copies of weights that optimizers keep are masked with them.
+            averaged: averages of the model (AveragedModel, ModelEmaV2, what holds one), one or a list, masked
+                with it; SecateurWarning for one that is in the model or the optimizer and not given.
 
-        Raises MaskError, before the block, for an optimizer that updates none of the masked parameters or
-        whose steps cannot be seen, and after it where the zeros did not hold; NonFiniteError for NaN or
-        infinite weights.
+        Returns:
+            A context manager that gives these masks.
+
+        Raises:
+            MaskError: before the block, for an optimizer that updates none of the masked parameters or whose
+                steps cannot be seen; after it, where the zeros did not hold.
+            NonFiniteError: for NaN or infinite weights.
+
+        Example:
+            >>> import secateur as sc, torch
+            >>> model = torch.nn.Linear(8, 16)
+            >>> masks = sc.prune(model, sc.Magnitude(), sc.Uniform(0.5))
+            >>> optimizer = torch.optim.Adam(model.parameters())
+            >>> with masks.held(optimizer):
+            ...     model(torch.randn(4, 8)).square().mean().backward()
+            ...     optimizer.step()
+            >>> sc.sparsity(model)
+            0.5
         """
         holder = Holder(optimizer, averaged)
         holder.hold(self)

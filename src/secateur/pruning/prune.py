@@ -85,24 +85,52 @@ def prune(
     min_kept: int = 1,
     group: Any = None,
 ) -> Masks:
-    """Zero the least important weights of ``model`` in place and return what was zeroed.
+    """Zero the least important weights of ``model`` in place and return what was zeroed. Every cut is decided
+    before the first weight changes, so an error leaves the model as it was.
 
-    ``masks``: an earlier pruning of this model; what it masks goes first and stays masked.
-    ``include``, ``exclude``: name patterns, see :func:`secateur.find_targets`. ``data``, ``loss``:
-    for criteria that read them. Every cut is decided before the first weight changes, so an
-    error leaves the model as it was.
+    With ``structure`` whole units (neurons, filters, heads) go: the criterion ranks units (L2Norm,
+    ActivationNorm, ..., or the sum of single weights' scores, which favours large units where groups are
+    compared), and the budget counts them (ParameterShare counts their parameters). Units given back for
+    ``min_kept`` or ``round_to`` are noted and warned of.
 
-    ``structure``: a :func:`secateur.trace` of this model; then whole units (neurons, filters, heads) go:
-    the criterion ranks units (L2Norm, ActivationNorm, ..., or the sum of single weights' scores, which
-    favours large units where groups are compared), the budget counts them (ParameterShare counts their
-    parameters), ``include`` and ``exclude`` choose groups, every group keeps ``min_kept`` units, and a
-    multiple of ``round_to`` where it is pruned; units given back for either are noted and warned of.
+    Where a process group is up and its ranks hold the same network, all of them call this: what criteria read
+    is added up over them.
 
-    Where a process group is up and its ranks hold the same network, all of them call this: what criteria
-    read is added up over them, and MaskError names a tensor that they would mask differently. ``group``:
-    another process group than the model's, or False for a process that prunes on its own.
+    Args:
+        model: the network.
+        criterion: what ranks weights or units; low scores go first.
+        budget: how much goes, and from where.
+        shrinkage: what becomes of a weight at the cut; default :class:`secateur.Hard`.
+        granularity: a :class:`Block`, for whole blocks instead of single weights.
+        data: batches, for criteria that read them.
+        loss: ``loss(outputs, labels)``, for criteria that read one; default cross-entropy.
+        include: name patterns of what is pruned, see :func:`secateur.find_targets`; of groups with
+            ``structure``.
+        exclude: name patterns of what is not.
+        masks: an earlier pruning of this model; what it masks goes first and stays masked.
+        structure: a :func:`secateur.trace` of this model, for whole units.
+        round_to: what the number of units left in a pruned group is a multiple of.
+        min_kept: how many units every group keeps.
+        group: another process group than the model's, or False for a process that prunes on its own.
 
-    >>> masks = prune(model, Magnitude(), Global(0.9))      # doctest: +SKIP
+    Returns:
+        The masks, bound to the model: by parameter name a bool tensor of its shape, True where it is kept.
+
+    Raises:
+        CriterionError, BudgetError: for choices that do not go together, see :func:`check`, or cannot be met.
+        TargetError: where patterns match nothing, or nothing can be pruned.
+        MaskError: for masks of another network, or of more than the budget takes; for ranks that differ.
+        NonFiniteError: for a NaN or an infinity in weights or scores.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(model, sc.Magnitude(), sc.Global(0.75))
+        >>> masks.sparsity, sc.sparsity(model)
+        (0.75, 0.75)
+        >>> structure = sc.trace(model, torch.randn(2, 8))
+        >>> sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure).units
+        {'0 -> 2': (8, 16)}
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model is {model!r}; it is a network, an instance of torch.nn.Module")

@@ -101,16 +101,36 @@ def gradually(
     masks: Masks | None = None,
     **options: Any,
 ) -> Iterator[Masks]:
-    """Prune ``model`` along ``schedule`` to ``budget``, yielding the masks of each step; train in
-    the loop's body. What an earlier step masked stays masked.
+    """Prune ``model`` along ``schedule`` to ``budget``, yielding the masks of each step; train in the loop's
+    body. What an earlier step masked stays masked.
 
-    ``start``: the step to resume at, with ``masks`` those of the step before; a network that is sparser
-    than the first step would leave it is refused. ``options`` are those of :func:`secateur.prune`,
-    ``structure`` for whole units among them.
+    Args:
+        model: the network.
+        criterion: as for :func:`secateur.prune`.
+        budget: where the way ends.
+        schedule: the amounts on the way there.
+        start: the step to resume at.
+        masks: those of the step before ``start``.
+        **options: those of :func:`secateur.prune`, ``structure`` for whole units among them.
 
-    >>> for masks in gradually(model, Magnitude(), Global(0.98), Cubic(steps=10)):  # doctest: +SKIP
-    ...     with masks.held(optimizer):
-    ...         train(model, optimizer)
+    Returns:
+        An iterator of the masks of each step.
+
+    Raises:
+        BudgetError, CriterionError: for choices that do not go together; for a network that is sparser than
+            the first step would leave it.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Linear(8, 16)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for masks in sc.gradually(model, sc.Magnitude(), sc.Global(0.75), sc.Iterative(steps=2)):
+        ...     with masks.held(optimizer):
+        ...         model(torch.randn(4, 8)).square().mean().backward()
+        ...         optimizer.step()
+        ...     print(masks.sparsity)
+        0.5
+        0.75
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way), masks)
@@ -225,15 +245,46 @@ def during(
     averaged: Any = None,
     **options: Any,
 ) -> Iterator[GradualPruning]:
-    """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer`` (of the
-    first, where it is a list), one step of ``schedule``; the masks are held in between and to the end of
-    the block.
+    """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer``, one step of
+    ``schedule``. The masks are held in between and to the end of the block, which warns where it comes before
+    the schedule's.
 
-    Warns where the block ends before the schedule does. To resume, give the ``state`` that the
-    ``state_dict`` of what was yielded returned, or ``start``, ``steps`` and ``masks`` as its ``level``,
-    ``steps`` and ``masks`` stood: those are held until the next step of the schedule is due. A network
-    that is sparser than the first step would leave it is refused otherwise. ``averaged``: see
-    :meth:`secateur.Masks.held`. ``options`` are those of :func:`secateur.prune`.
+    To resume, give the ``state`` that the ``state_dict`` of what was yielded returned, or ``start``,
+    ``steps`` and ``masks`` as its ``level``, ``steps`` and ``masks`` stood: those are held until the next
+    step of the schedule is due.
+
+    Args:
+        optimizer: the one that trains the model, or a list, of which the steps of the first are counted.
+        model: the network.
+        criterion: as for :func:`secateur.prune`.
+        budget: where the way ends.
+        schedule: the amounts on the way there.
+        every: how many steps of the optimizer one of the schedule takes.
+        start: the step of the schedule to resume at.
+        steps: how many steps of the optimizer have been taken.
+        masks: those in force at ``start``.
+        state: where the pruning stood, instead of the last three.
+        averaged: see :meth:`secateur.Masks.held`.
+        **options: those of :func:`secateur.prune`.
+
+    Returns:
+        A context manager that gives the :class:`GradualPruning` under way.
+
+    Raises:
+        BudgetError, CriterionError: for choices that do not go together; for a network that is sparser than
+            the first step would leave it.
+        MaskError: for an optimizer that updates nothing of what would be pruned.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Linear(8, 16)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> schedule = sc.Iterative(steps=2)
+        >>> with sc.during(optimizer, model, sc.Magnitude(), sc.Global(0.75), schedule, every=1) as pruning:
+        ...     model(torch.randn(4, 8)).square().mean().backward()
+        ...     optimizer.step()
+        >>> pruning.masks.sparsity
+        0.75
     """
     way = budgets_along(budget, schedule)
     _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do

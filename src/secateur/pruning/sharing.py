@@ -130,15 +130,35 @@ def share_weights(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> Sharing:
-    """Let the surviving weights of each target of ``model`` share ``values`` values, in place.
+    """Let the surviving weights of each target of ``model`` share ``values`` values, in place. Zeros stay
+    zero and take none of the values.
 
-    Zeros stay zero and take none of the values; ``masks``, where given, must hold. ``include`` and
-    ``exclude`` choose targets as in :func:`secateur.prune`. A tensor with no weight left is passed over;
-    one with fewer distinct weights than ``values`` is not changed. Returns the :class:`Sharing`, under
-    which the values can be trained; :func:`secateur.pack` stores each weight as its value's number.
+    A tensor with no weight left is passed over; one with fewer distinct weights than ``values`` is not
+    changed.
 
-    Raises BudgetError for ``values`` outside 2 to 256, MaskError where a masked weight is not zero,
-    NonFiniteError for a NaN or an infinity, TargetError where a pattern matches nothing.
+    Args:
+        model: the network.
+        masks: masks of it, which must hold.
+        values: how many values a tensor's weights share, from 2 to 256.
+        include: name patterns of targets, as in :func:`secateur.prune`.
+        exclude: name patterns of what is left out.
+
+    Returns:
+        The :class:`Sharing`, under which the values can be trained; :func:`secateur.pack` stores each weight
+        as its value's number.
+
+    Raises:
+        BudgetError: for ``values`` outside 2 to 256.
+        MaskError: where a masked weight is not zero.
+        NonFiniteError: for a NaN or an infinity.
+        TargetError: where a pattern matches nothing.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Linear(8, 16)
+        >>> sharing = sc.share_weights(model, values=4)
+        >>> len(model.weight.unique())
+        4
     """
     check_values(values)
     targets = find_targets(model, include, exclude)

@@ -1,0 +1,20 @@
+"""The examples in docstrings run."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+MODULES = [
+    *(f"pruning.{name}" for name in ("masks", "prune", "schedules", "sharing")),
+    *(f"methods.{name}" for name in ("annealing", "constraints", "goals", "greedy", "structure_selection")),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    torch.manual_seed(0)
+    found = doctest.testmod(importlib.import_module(f"secateur.{name}"))
+    assert found.attempted
+    assert not found.failed
