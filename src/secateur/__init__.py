@@ -13,8 +13,8 @@ PUBLIC = {
     "find_targets": "pruning.targets",
     "sparsity": "pruning.targets",
     "Masks": "pruning.masks",
-    "gradually": "pruning.schedules",
-    "during": "pruning.schedules",
+    "gradually": "pruning.gradual",
+    "during": "pruning.gradual",
     "OneShot": "pruning.schedules",
     "Iterative": "pruning.schedules",
     "Cubic": "pruning.schedules",
@@ -100,9 +100,10 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
         Uniform,
     )
     from secateur.pruning.criteria import Fisher, Magnitude, Random, Taylor, Wanda
+    from secateur.pruning.gradual import during, gradually
     from secateur.pruning.masks import Masks
     from secateur.pruning.prune import Block, prune
-    from secateur.pruning.schedules import Cubic, Iterative, OneShot, during, gradually
+    from secateur.pruning.schedules import Cubic, Iterative, OneShot
     from secateur.pruning.selection import Cut
     from secateur.pruning.sharing import Sharing, share_weights
     from secateur.pruning.shrinkage import Hard, Smooth, Soft, Trimmed

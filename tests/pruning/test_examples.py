@@ -7,7 +7,7 @@ import pytest
 import torch
 
 MODULES = [
-    *(f"pruning.{name}" for name in ("masks", "prune", "schedules", "sharing")),
+    *(f"pruning.{name}" for name in ("gradual", "masks", "prune", "sharing")),
     *(f"methods.{name}" for name in ("annealing", "constraints", "goals", "greedy", "structure_selection")),
 ]
 
