@@ -140,9 +140,9 @@ def goal_of(
 def _macs_left(macs: Macs, structure: Structure, pruned: Mapping[str, Array]) -> float:
     """The multiply-adds without some units: those of each weight fall with its entries."""
     removed, tensors = removed_by(structure, pruned), dict(all_tensors(structure.model))
-    gone = sum(
+    less = sum(
         number * (1 - entries_left(tensors[name], name, removed) / tensors[name].numel())
         for name, number in macs.weights.items()
         if name in tensors
     )
-    return macs.dense - gone
+    return macs.dense - less

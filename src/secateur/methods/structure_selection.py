@@ -251,7 +251,7 @@ class StructureSelection:
         """
         if not (math.isfinite(threshold) and threshold >= 0):
             raise BudgetError(f"threshold is {threshold!r}; it is a number from 0")
-        chosen, gone, notes = self._thresholded(threshold)
+        chosen, removed, notes = self._thresholded(threshold)
         dense = folded(self.network, dict(self.factors))
         masked = folded(self.network, chosen)
         device = next(iter(chosen.values())).device
@@ -261,7 +261,7 @@ class StructureSelection:
         if off > tolerance:
             raise ModelError(f"the factors do not fold: outputs are off by {off:.1e}; exclude groups")
         work = copied(masked)
-        identities = remove_blocks(work, gone, args, kwargs)
+        identities = remove_blocks(work, removed, args, kwargs)
         small, proof = compact(work, args, kwargs=kwargs)
         generator = torch.Generator().manual_seed(0)
         draws = [(args, kwargs), (redrawn(args, generator), redrawn(kwargs, generator))]
@@ -278,13 +278,13 @@ class StructureSelection:
         proof = replace(proof, parameters=(before, proof.parameters[1]), max_error=error)
         if identities:
             proof = replace(proof, macs=(count_macs(dense, args, kwargs).dense, proof.macs[1]))
-        within = self._within(gone)
+        within = self._within(removed)
         units = {
             name: (0 if name in within else max(1, int((factor != 0).sum())), len(factor))
             for name, factor in chosen.items()
             if name not in self.blocks
         }
-        names = tuple(block.name for block in gone)
+        names = tuple(block.name for block in removed)
         return small, Selected(units, names, tuple(identities), removed_error, error, proof, tuple(notes))
 
     def _thresholded(self, threshold: float) -> tuple[dict[str, Tensor], list[Block], list[str]]:
@@ -292,18 +292,18 @@ class StructureSelection:
         for name, factor in self.factors.items():
             check_finite(f"{name}: a factor", factor, "nothing was changed")
         chosen = {n: torch.where(f.abs() < threshold, 0.0, f) for n, f in self.factors.items()}
-        gone = [block for name, block in self.blocks.items() if not chosen[name].any()]
+        removed = [block for name, block in self.blocks.items() if not chosen[name].any()]
         notes: list[str] = []
-        for name in chosen.keys() - self.blocks.keys() - self._within(gone):
+        for name in chosen.keys() - self.blocks.keys() - self._within(removed):
             if not chosen[name].any():
                 best = self.factors[name].abs().argmax()
                 chosen[name][best] = self.factors[name][best]
                 notes.append(f"{name}: no factor is {threshold:g} or more; the largest one's unit stays")
-        return chosen, gone, sorted(notes)
+        return chosen, removed, sorted(notes)
 
-    def _within(self, gone: Sequence[Block]) -> set[str]:
+    def _within(self, removed: Sequence[Block]) -> set[str]:
         """Return the groups that nothing but these blocks reads."""
-        inside = {weight for block in gone for weight in (*block.inside, *block.parameters)}
+        inside = {weight for block in removed for weight in (*block.inside, *block.parameters)}
         sites = self.network.sites
         read = {site.factor for site in sites if site.factor not in self.blocks}
         return read - {site.factor for site in sites if site.parameter not in inside}

@@ -22,7 +22,7 @@ from secateur.measure.size import count_parameters
 from secateur.running import run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.dead import Found, find_dead, fold
-from secateur.structure.following import Follower, moved_optimizers
+from secateur.structure.following import Follower, Trainers
 from secateur.structure.labels import Array
 from secateur.structure.proof import Proof, Widened, untraced
 from secateur.structure.runs import Methods, Run, Seen, in_training, runs_of, why_not
@@ -82,7 +82,7 @@ def compact(
     found.kept.update(withdrawn)
     removed = removed_by(structure, doomed)
     randomised = trial.prove_randomised(doomed, changes)
-    moved, moved_scheduler, said = moved_optimizers(optimizer, scheduler, model, small, removed)
+    trainers = Trainers(model, optimizer, scheduler).follow(small, removed)
     proof = Proof(
         inputs=len(trial.runs),
         dtype=str(trial.dtype).removeprefix("torch."),
@@ -96,10 +96,10 @@ def compact(
         changed=tuple(map(str, changes)),
         gone=doomed,
         units={name: len(group) for name, group in structure.groups.items()},
-        optimizer=moved,
-        scheduler=moved_scheduler,
+        optimizer=trainers.optimizer,
+        scheduler=trainers.scheduler,
         masks=None if masks is None else masks.follow(small, removed),
-        notes=(*trial.notes, *_compiled(model), *said),
+        notes=(*trial.notes, *_compiled(model), *trainers.notes),
         unseen=trial.unseen(removed),
     )
     return small, proof

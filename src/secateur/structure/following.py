@@ -6,6 +6,7 @@ import copy
 import functools
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -17,35 +18,44 @@ from secateur.structure.surgery import Removed, sliced
 
 
 class Follower(Protocol):
-    """What is held on a network (masks, shared weights) and can follow it into its smaller one."""
+    """What goes with a network (masks held on it, shared weights, its optimizers) and can follow it into its
+    smaller one."""
 
-    def follow(self, small: nn.Module, removed: Removed) -> Follower: ...
+    def follow(self, small: nn.Module, removed: Removed) -> Any: ...
 
 
-def moved_optimizers(
-    optimizer: Any, scheduler: Any, model: nn.Module, small: nn.Module, removed: Removed
-) -> tuple[Any, Any, list[str]]:
-    """Return the likes, for the small model, of an optimizer and of a scheduler (or a list of each; None
-    stays None), and lines on what was not moved.
+@dataclass(frozen=True)
+class Trainers:
+    """The optimizers of a network and their schedulers, one of each or a list; None stays None. ``notes`` say
+    what did not follow."""
 
-    Settings stay, state is cut to size. A wrapper (Accelerate's, say) gives way to what it wraps. Raises
-    ModelError for an optimizer with parameters that are not the model's, and for a scheduler of another
-    optimizer.
-    """
-    new_of = dict(_pairs(model, small))
-    given, schedulers = as_list(optimizer), as_list(scheduler)
-    moved: dict[int, Optimizer] = {}
-    for one in given:
-        inner = _inner(one)
-        moved[id(one)] = moved[id(inner)] = _migrated(inner, new_of, removed)
-    followed = [_rescheduled(one, moved) for one in schedulers]
-    driven = {id(_inner(one.optimizer)) for one in schedulers}
-    notes = [
-        f"a scheduler still drives the old {type(_inner(one)).__name__}; pass scheduler= to move it along"
-        for one in given
-        if hasattr(_inner(one).step, "_wrapped_by_lr_sched") and id(_inner(one)) not in driven
-    ]
-    return _as(optimizer, [moved[id(one)] for one in given]), _as(scheduler, followed), notes
+    model: nn.Module
+    optimizer: Any
+    scheduler: Any
+    notes: tuple[str, ...] = ()
+
+    def follow(self, small: nn.Module, removed: Removed) -> Trainers:
+        """Return their likes for the small network: settings stay, state is cut to size, and a wrapper
+        (Accelerate's, say) gives way to what it wraps.
+
+        Raises ModelError for an optimizer with parameters that are not the model's, and for a scheduler of
+        another optimizer.
+        """
+        new_of = dict(_pairs(self.model, small))
+        given, schedulers = as_list(self.optimizer), as_list(self.scheduler)
+        moved: dict[int, Optimizer] = {}
+        for one in given:
+            inner = _inner(one)
+            moved[id(one)] = moved[id(inner)] = _migrated(inner, new_of, removed)
+        followed = [_rescheduled(one, moved) for one in schedulers]
+        driven = {id(_inner(one.optimizer)) for one in schedulers}
+        notes = tuple(
+            f"a scheduler still drives the old {type(_inner(one)).__name__}; pass scheduler= to move it along"
+            for one in given
+            if hasattr(_inner(one).step, "_wrapped_by_lr_sched") and id(_inner(one)) not in driven
+        )
+        optimizers = [moved[id(one)] for one in given]
+        return Trainers(small, _as(self.optimizer, optimizers), _as(self.scheduler, followed), notes)
 
 
 def as_list(value: Any) -> list[Any]:
