@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.graph.capture import Captured, capture
 from secateur.structure.labels import Array, Classes
 from secateur.structure.propagate import Walk
+from secateur.structure.rules.table import apply
 from secateur.text import table
 
 TOGETHER = "all of its indices can only go together"
@@ -140,7 +141,7 @@ def trace(
     if heads not in ("whole", "dims"):
         raise ValueError(f"heads is {heads!r}; it is 'whole' or 'dims'")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
-    walk = Walk(captured, streams=streams)
+    walk = Walk(captured, apply, streams=streams)
     walk.run()
     classes = walk.labels.solve(inner=heads == "dims")
     groups, alone = _groups(walk, classes)

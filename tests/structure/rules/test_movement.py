@@ -188,6 +188,6 @@ def test_any_permutation_of_an_image_before_a_flattening(c, h, w, dims):
 
 
 def test_a_tensor_too_large_to_follow_is_frozen(monkeypatch):
-    monkeypatch.setattr("secateur.structure.movement._MOST", 1)
+    monkeypatch.setattr("secateur.structure.rules.movement._MOST", 1)
     net = Between(nn.Linear(3, 4), lambda x: x.flip(-1), nn.Linear(4, 2))
     assert reasons(sc.trace(net, ROWS))["a.weight", 0] == "too large to follow"

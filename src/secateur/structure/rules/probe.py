@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.structure.propagate import Value, Walk, run_on
+from secateur.graph.calls import Call
+from secateur.structure.propagate import Value, Walk
 
 _DRAWS = 3
 
 
-def zeros_stay(walk: Walk, node: fx.Node, zero: set[int]) -> bool:
+def zeros_stay(walk: Walk, call: Call, zero: set[int]) -> bool:
     """Whether a pointwise operator gives exactly 0 where the operands in ``zero`` (ids of their
     values) are 0, whatever the others hold."""
     if not zero:
@@ -32,16 +33,16 @@ def zeros_stay(walk: Walk, node: fx.Node, zero: set[int]) -> bool:
         return torch.randn((), generator=generator).to(value.dtype) * 3
 
     try:
-        results = [run_on(node, stand_in) for _ in range(2 * _DRAWS)]
+        results = [call.run(stand_in) for _ in range(2 * _DRAWS)]
     except (RuntimeError, TypeError, ValueError):
         return False
     return all(isinstance(r, Tensor) and bool((r == 0).all()) for r in results)
 
 
-def carries(walk: Walk, node: fx.Node, source: Value, dim: int) -> bool | None:
+def carries(walk: Walk, call: Call, source: Value, dim: int) -> bool | None:
     """Whether an operator commutes with dropping indices of ``dim``: None where it does not, else
     whether it keeps zeros."""
-    out = node.meta.get("val")
+    out = call.node.meta.get("val")
     if not isinstance(out, Tensor) or out.dim() != len(source.shape) or out.shape[dim] != source.shape[dim]:
         return None
     generator = torch.Generator().manual_seed(0)
@@ -68,7 +69,7 @@ def carries(walk: Walk, node: fx.Node, source: Value, dim: int) -> bool | None:
     def run(x: Tensor) -> Tensor:
         holder["x"] = x
         with torch.no_grad():
-            return run_on(node, stand_in)
+            return call.run(stand_in)
 
     try:
         x = torch.randn(source.shape, generator=generator).to(source.dtype)

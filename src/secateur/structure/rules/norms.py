@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
-from secateur.structure.normalisation import LAYER, PrunedLayerNorm
+from secateur.graph.calls import Call
 from secateur.structure.propagate import Value, Walk
+from secateur.structure.replaced.norms import LAYER, PrunedLayerNorm
 
+aten = torch.ops.aten
 NORMALISED = "normalised over"
 STRANGE = f"{NORMALISED}, and not by a plain nn.LayerNorm or nn.RMSNorm with a weight over one dim"
 LEVEL = f"{NORMALISED} where what goes is not zero"
 
 
-def _batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value | list[Value]:
+def _batch_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value | list[Value]:
     value: Value = a["input"]
     out = value.copy()
     parts = [a.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
@@ -26,10 +29,14 @@ def _batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value | list[Va
     shifted = isinstance(a.get("bias"), Value)
     out.zero = [False] * len(out.shape)
     out.zero[1] = scaled and (not shifted or a["bias"].zero[0])
-    return [out, Value.plain((0,)), Value.plain((0,))] if isinstance(node.meta["val"], (list, tuple)) else out
+    return (
+        [out, Value.plain((0,)), Value.plain((0,))]
+        if isinstance(call.node.meta["val"], (list, tuple))
+        else out
+    )
 
 
-def _instance_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+def _instance_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
     value: Value = a["input"]
     out = value.copy()
     parts = [a.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
@@ -42,11 +49,11 @@ def _instance_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     return out
 
 
-def _layer_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+def _layer_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
     value: Value = a["input"]
     number = len(a["normalized_shape"])
     first = len(value.shape) - number
-    reason = _stays(walk, node, a)
+    reason = _stays(walk, call, a)
     if reason is None:
         return _stream(walk, value, [a[part] for part in ("weight", "bias") if a.get(part) is not None])
     walk.freeze(value, range(first, len(value.shape)), reason)
@@ -58,12 +65,12 @@ def _layer_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     return out
 
 
-def _stays(walk: Walk, node: fx.Node, a: dict[str, Any]) -> str | None:
+def _stays(walk: Walk, call: Call, a: dict[str, Any]) -> str | None:
     """Why a norm's dim stays, or None where surgery keeps it exact."""
     if not walk.streams:
         return NORMALISED
-    module, name = walk.module(node), walk.owner.get(id(a.get("weight")))
-    if walk.norm_kind(node) is None or module is None or name is None or len(a["normalized_shape"]) > 1:
+    module, name = walk.module(call.node), walk.owner.get(id(a.get("weight")))
+    if walk.norm_kind(call.node) is None or module is None or name is None or len(a["normalized_shape"]) > 1:
         return STRANGE
     if walk.captured.tensor(name) is not module._parameters.get("weight"):
         return STRANGE
@@ -83,34 +90,33 @@ def _stream(walk: Walk, value: Value, affine: list[Value]) -> Value:
     return out
 
 
-def repaired(walk: Walk, node: fx.Node, value: Value, dims: list[int]) -> bool:
+def repaired(walk: Walk, call: Call, value: Value, dims: list[int]) -> bool:
     """Whether surgery mends a reduction: the one inside a written-out norm over a residual stream."""
     if not walk.streams or dims != [len(value.shape) - 1]:
         return False
-    kind = walk.norm_kind(node)
-    name = node.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
-    square = _squared(node.args[0])
+    kind = walk.norm_kind(call.node)
+    square = _squared(call.node.args[0])
     if kind == LAYER:
         # Its first sum, over the stream itself, is not mended: that one freezes what is not zero.
-        return name == "sum" and square and type(walk.module(node)) is PrunedLayerNorm
-    return kind is not None and name == "mean" and square and value.zero[-1]
+        return call.operator is aten.sum and square and type(walk.module(call.node)) is PrunedLayerNorm
+    return kind is not None and call.operator is aten.mean and square and value.zero[-1]
 
 
 def _squared(node: Any) -> bool:
     """Whether a node is the square of something."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return False
-    name = str(node.target).split(".")[1] if "." in str(node.target) else ""
-    if name in ("to", "_to_copy", "contiguous", "float"):
-        return _squared(node.args[0])
-    if name == "mul":
-        return node.args[0] is node.args[1]
-    return name == "square" or (
-        name == "pow" and isinstance(node.args[1], (int, float)) and node.args[1] == 2
+    operator, first, *rest = Call(node).operator, *node.args
+    if operator in (aten.to, aten._to_copy, aten.contiguous):
+        return _squared(first)
+    if operator is aten.mul:
+        return first is rest[0]
+    return operator is aten.square or (
+        operator is aten.pow and isinstance(rest[0], (int, float)) and rest[0] == 2
     )
 
 
-def _group_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
     """Whole groups may go: their statistics are their own."""
     value: Value = a["input"]
     out = value.copy()
@@ -131,7 +137,7 @@ def _group_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     return out
 
 
-def _weight_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+def _weight_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
     """w = g * v / |v|: rows of v keep their values (0/0 otherwise), g alone is masked."""
     v, g = a["v"], a["g"]
     dim = a["dim"] % len(v.shape)
@@ -144,14 +150,14 @@ def _weight_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
 
 
 RULES = {
-    "batch_norm": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "_native_batch_norm_legit": _batch_norm,
-    "native_batch_norm": _batch_norm,
-    "instance_norm": _instance_norm,
-    "layer_norm": _layer_norm,
-    "native_layer_norm": _layer_norm,
-    "rms_norm": _layer_norm,
-    "group_norm": _group_norm,
-    "_weight_norm": _weight_norm,
+    aten.batch_norm: _batch_norm,
+    aten._native_batch_norm_legit_no_training: _batch_norm,
+    aten._native_batch_norm_legit: _batch_norm,
+    aten.native_batch_norm: _batch_norm,
+    aten.instance_norm: _instance_norm,
+    aten.layer_norm: _layer_norm,
+    aten.native_layer_norm: _layer_norm,
+    aten.rms_norm: _layer_norm,
+    aten.group_norm: _group_norm,
+    aten._weight_norm: _weight_norm,
 }

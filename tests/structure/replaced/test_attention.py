@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import SecateurError
-from secateur.structure.attention import PrunedAttention, pruned
+from secateur.structure.replaced.attention import PrunedAttention, pruned
 
 X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

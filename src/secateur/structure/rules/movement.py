@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.graph.calls import Call
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Value, Walk, plain_of, run_on
+from secateur.structure.propagate import Value, Walk, plain_of
 
 PADDING = "beside padding"
 _MOST = 40_000_000
 
 
-def move(walk: Walk, node: fx.Node, source: Value, source_node: fx.Node) -> Any:
+def move(walk: Walk, call: Call, source: Value, source_node: fx.Node) -> Any:
     """Return the value of a data-movement node whose tensor argument is ``source``.
 
     For each labelled dim the operator runs on a tensor of index + 1 along that dim. A dim whose tags
     vary along one output dim, alone there, carries its labels over; where dims meet or spread, cells
     say so; 0 is padding.
     """
-    example = node.meta["val"]
+    example = call.node.meta["val"]
     outputs = list(example) if isinstance(example, (list, tuple)) else [example]
     results = [plain_of(out) for out in outputs]
     labelled = source.labelled()
@@ -32,16 +33,16 @@ def move(walk: Walk, node: fx.Node, source: Value, source_node: fx.Node) -> Any:
     ):
         walk.freeze(source, labelled, "too large to follow")
         return results if isinstance(example, (list, tuple)) else results[0]
-    tags = {dim: _tagged(walk, node, source, source_node, dim) for dim in labelled}
+    tags = {dim: _tagged(walk, call, source, source_node, dim) for dim in labelled}
     for index, result in enumerate(results):
         _place(walk, source, result, {d: t[index] for d, t in tags.items() if t is not None})
     for dim in (d for d, t in tags.items() if t is None):
-        walk.freeze(source, [dim], f"{node.target} does not run on tags")
+        walk.freeze(source, [dim], f"{call.node.target} does not run on tags")
     _tie_parts(walk, source_node, source, tags)
     return results if isinstance(example, (list, tuple)) else results[0]
 
 
-def _tagged(walk: Walk, node: fx.Node, source: Value, source_node: fx.Node, dim: int) -> list[Array] | None:
+def _tagged(walk: Walk, call: Call, source: Value, source_node: fx.Node, dim: int) -> list[Array] | None:
     shape = [1] * len(source.shape)
     shape[dim] = source.shape[dim]
     tag = torch.arange(1, source.shape[dim] + 1).view(shape).expand(source.shape).contiguous()
@@ -58,7 +59,7 @@ def _tagged(walk: Walk, node: fx.Node, source: Value, source_node: fx.Node, dim:
             return value
 
         try:
-            out = run_on(node, stand_in)
+            out = call.run(stand_in)
         except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
             continue
         outs = list(out) if isinstance(out, (list, tuple)) else [out]

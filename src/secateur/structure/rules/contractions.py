@@ -3,66 +3,46 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
+from secateur.graph.calls import Call
+from secateur.graph.operators import operator_of
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Read, Value, Walk, plain_of, result_of, values_in
+from secateur.structure.propagate import Value, Walk, plain_of, result_of, values_in
 
+aten = torch.ops.aten
 Arguments = dict[str, Any]
 
 
-def _raw(node: fx.Node, index: int) -> Any:
-    return node.args[index] if index < len(node.args) else None
-
-
-def _note(
-    walk: Walk,
-    node: fx.Node,
-    operand: Any,
-    dim: int,
-    weight: Any,
-    weight_dim: int,
-    bias: Any,
-    padded: bool = False,
-) -> None:
-    """Write down that a parameter reads an activation, and the multiplications that takes."""
-    name = walk.named.get(weight)
-    if name is None:
-        return
-    bias_name = walk.named.get(bias) if isinstance(bias, fx.Node) else None
-    walk.reads.append(Read(node, operand, dim, name, weight_dim, bias_name, padded))
-
-
-def _linear(walk: Walk, node: fx.Node, a: Arguments) -> Value:
+def _linear(walk: Walk, call: Call, a: Arguments) -> Value:
     x, w, b = a["input"], a["weight"], a["bias"]
-    out = result_of(node)
+    out = result_of(call.node)
     walk.contract(x, len(x.shape) - 1, w, len(w.shape) - 1)
     for dim in range(len(x.shape) - 1):
         out.dims[dim], out.zero[dim] = x.dims[dim], x.zero[dim] and b is None
     if len(w.shape) == 2:
         out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]
         out.zero[-1] = w.zero[0] and (b is None or b.zero[0])
-    _note(walk, node, _raw(node, 0), len(x.shape) - 1, _raw(node, 1), len(w.shape) - 1, _raw(node, 2))
-    _count(walk, _raw(node, 1), math.prod(out.shape) * x.shape[-1])
+    given = call.arguments
+    walk.note(call.node, given["input"], len(x.shape) - 1, given["weight"], len(w.shape) - 1, given["bias"])
+    walk.count(given["weight"], math.prod(out.shape) * x.shape[-1])
     return out
 
 
-def _count(walk: Walk, weight: Any, macs: float) -> None:
-    name = walk.named.get(weight)
-    if name is not None:
-        walk.macs[name] = walk.macs.get(name, 0.0) + macs
+def _matmul(walk: Walk, call: Call, a: Arguments) -> Value:
+    other = next(k for k in ("other", "mat2", "vec", "tensor") if a.get(k) is not None)
+    return _product(walk, call, a, "self", other)
 
 
-def _matmul(walk: Walk, node: fx.Node, a: Arguments) -> Value:
-    x: Value = a["self"]
-    y: Value = next(a[k] for k in ("other", "mat2", "vec", "tensor") if a.get(k) is not None)
-    return _product(walk, node, x, y, _raw(node, 0), _raw(node, 1), result_of(node))
-
-
-def _product(walk: Walk, node: fx.Node, x: Value, y: Value, nx: Any, ny: Any, out: Value) -> Value:
+def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Value:
+    x: Value = a[left]
+    y: Value = a[right]
+    out = result_of(call.node)
     dim_x = len(x.shape) - 1
     dim_y = max(0, len(y.shape) - 2)
     walk.contract(x, dim_x, y, dim_y)
@@ -83,32 +63,30 @@ def _product(walk: Walk, node: fx.Node, x: Value, y: Value, nx: Any, ny: Any, ou
             if out.dims[dim] is not None:
                 walk.labels.outer(out.dims[dim])  # type: ignore[arg-type]
     if len(y.shape) == 2:
-        _note(walk, node, nx, dim_x, ny, 0, None)
-        _count(walk, ny, math.prod(out.shape) * y.shape[0])
+        walk.note(call.node, call.arguments[left], dim_x, call.arguments[right], 0, None)
+        walk.count(call.arguments[right], math.prod(out.shape) * y.shape[0])
     return out
 
 
-def _addmm(walk: Walk, node: fx.Node, a: Arguments) -> Value:
+def _addmm(walk: Walk, call: Call, a: Arguments) -> Value:
     b, first = a["self"], "mat1" if "mat1" in a else "batch1"
-    x, w = a[first], a[first.replace("1", "2")]
-    out = _product(walk, node, x, w, _raw(node, 1), _raw(node, 2), result_of(node))
+    out = _product(walk, call, a, first, first.replace("1", "2"))
     last = len(out.shape) - 1
     if b.shape and b.shape[-1] == out.shape[-1] and out.shape[-1] > 1:
         product = out.copy()
         out.dims[-1] = walk.join([(product, last), (b, len(b.shape) - 1)])
         out.zero[-1] = product.zero[-1] and b.zero[-1]
         out.zero[:-1] = [False] * last
-    if walk.reads and walk.reads[-1].node is node and isinstance(_raw(node, 0), fx.Node):
-        read = walk.reads.pop()
-        bias = walk.named.get(_raw(node, 0))
-        walk.reads.append(Read(node, read.operand, read.dim, read.weight, read.weight_dim, bias, False))
+    added = call.arguments["self"]
+    if walk.reads and walk.reads[-1].node is call.node and isinstance(added, fx.Node):
+        walk.reads.append(replace(walk.reads.pop(), bias=walk.named.get(added)))
     return out
 
 
-def _conv(walk: Walk, node: fx.Node, a: Arguments) -> Value:
+def _conv(walk: Walk, call: Call, a: Arguments) -> Value:
     x, w, b, groups = a["input"], a["weight"], a["bias"], a["groups"]
-    transposed = "transpose" in str(node.target) or bool(a.get("transposed"))
-    out = result_of(node)
+    transposed = operator_of(call).transposed or bool(a.get("transposed"))
+    out = result_of(call.node)
     channel = len(x.shape) - (len(w.shape) - 1)
     walk.freeze(x, range(channel + 1, len(x.shape)), "positions of a convolution")
     walk.freeze(w, range(2, len(w.shape)), "")
@@ -119,11 +97,12 @@ def _conv(walk: Walk, node: fx.Node, a: Arguments) -> Value:
         walk.contract(x, channel, w, reads)
         labels = w.dims[makes]
         padded = transposed or _pads(a.get("padding"))
-        _note(walk, node, _raw(node, 0), channel, _raw(node, 1), reads, _raw(node, 2), padded)
+        given = call.arguments
+        walk.note(call.node, given["input"], channel, given["weight"], reads, given["bias"], padded)
     else:
         labels = _grouped(walk, x, channel, w, groups, transposed)
         makes = 0
-    _count(walk, _raw(node, 1), _conv_macs(x, w, out, channel, transposed))
+    walk.count(call.arguments["weight"], _conv_macs(x, w, out, channel, transposed))
     made = Value((out.shape[channel],), [labels], [w.zero[0]])
     if isinstance(b, Value) and labels is not None:
         out.dims[channel] = walk.join([(made, 0), (b, 0)])
@@ -183,10 +162,10 @@ def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transpos
     return made
 
 
-def _sdpa(walk: Walk, node: fx.Node, a: Arguments) -> Value:
+def _sdpa(walk: Walk, call: Call, a: Arguments) -> Value:
     q, k, v = a["query"], a["key"], a["value"]
     mask = a.get("attn_mask")
-    out = result_of(node)
+    out = result_of(call.node)
     rank = len(q.shape)
     walk.contract(q, rank - 1, k, rank - 1)
     if a.get("scale") is None:
@@ -229,16 +208,17 @@ def _repeated(walk: Walk, q: Value, k: Value, v: Value, dim: int) -> Array | Non
 def _recurrent(gates: int) -> Any:
     """Rule of LSTM (4 gates), GRU (3) and plain RNN (1): one hidden size for every layer."""
 
-    def rule(walk: Walk, node: fx.Node, a: Arguments) -> Any:
-        results = plain_of(node.meta["val"])
-        x = a["input"]
+    def rule(walk: Walk, call: Call, a: Arguments) -> Any:
+        results = plain_of(call.node.meta["val"])
         params: list[Value] = a["params"]
         directions = 2 if a["bidirectional"] else 1
         per = 4 if a["has_biases"] else 2
-        if len(params) != per * directions * a["num_layers"] or "data" in str(node.target):
-            walk.freeze_all(values_in(list(a.values())), f"{node.target} with projections or packed input")
+        if "data" in a or len(params) != per * directions * a["num_layers"]:
+            reason = f"{call.node.target} with projections or packed input"
+            walk.freeze_all(values_in(list(a.values())), reason)
             return results
-        size = params[1].shape[1]
+        x, weights, size = a["input"], call.arguments["params"], params[1].shape[1]
+        vectors = math.prod(x.shape[:-1])  # each weight is used once a step and sequence
         hidden = walk.fresh(size)
         state = Value((size,), [hidden], [True])
         value, axis = x, len(x.shape) - 1
@@ -248,9 +228,10 @@ def _recurrent(gates: int) -> Any:
                 part = params[start : start + per]
                 walk.contract(value, axis, part[0], 1)
                 if layer == 0:
-                    weights = node.args[2]
-                    _note(walk, node, _raw(node, 0), axis, weights[start], 1, None, True)  # type: ignore[index]
+                    walk.note(call.node, call.arguments["input"], axis, weights[start], 1, None, True)
                 walk.contract(state, 0, part[1], 1)
+                for weight, tensor in zip(weights[start : start + 2], part, strict=False):
+                    walk.count(weight, vectors * math.prod(tensor.shape))
                 for tensor in (part[0], part[1], *part[2:]):
                     _tie_gates(walk, tensor, hidden, gates)
             value = Value((directions * size,), [np.tile(hidden, directions)], [True])
@@ -281,14 +262,17 @@ def _tie_gates(walk: Walk, tensor: Value, hidden: Array, gates: int) -> None:
 def _cell(gates: int) -> Any:
     """Rule of one step of an LSTM, GRU or RNN."""
 
-    def rule(walk: Walk, node: fx.Node, a: Arguments) -> Any:
-        results = plain_of(node.meta["val"])
+    def rule(walk: Walk, call: Call, a: Arguments) -> Any:
+        results = plain_of(call.node.meta["val"])
         states = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
         w_ih, w_hh = a["w_ih"], a["w_hh"]
         hidden = walk.fresh(w_hh.shape[1])
         state = Value((len(hidden),), [hidden], [True])
         walk.contract(a["input"], len(a["input"].shape) - 1, w_ih, 1)
-        _note(walk, node, _raw(node, 0), len(a["input"].shape) - 1, _raw(node, 2), 1, None, True)
+        given, vectors = call.arguments, math.prod(a["input"].shape[:-1])
+        walk.note(call.node, given["input"], len(a["input"].shape) - 1, given["w_ih"], 1, None, True)
+        for name in ("w_ih", "w_hh"):
+            walk.count(given[name], vectors * math.prod(a[name].shape))
         walk.contract(state, 0, w_hh, 1)
         for tensor in (w_ih, w_hh, a.get("b_ih"), a.get("b_hh")):
             if isinstance(tensor, Value):
@@ -305,9 +289,9 @@ def _cell(gates: int) -> Any:
     return rule
 
 
-def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
+def _einsum(walk: Walk, call: Call, a: Arguments) -> Value:
     operands: list[Value] = a["tensors"]
-    out = result_of(node)
+    out = result_of(call.node)
     equation = a["equation"].replace(" ", "")
     if "." in equation or "->" not in equation:
         walk.freeze_all(operands, "an einsum with an ellipsis")
@@ -334,56 +318,39 @@ def _einsum(walk: Walk, node: fx.Node, a: Arguments) -> Value:
             out.dims[to], out.zero[to] = labels, any(v.zero[d] for v, d in meet)
             if len(meet) > 1:
                 walk.labels.outer(labels)
-    names: Any = node.args[1]
+    names = call.arguments["tensors"]
     for index, term in enumerate(terms.split(",")):
-        _count(
-            walk,
-            names[index],
-            math.prod(out.shape)
-            * math.prod(  # type: ignore[index]
-                operands[index].shape[d] for d, letter in enumerate(term) if letter not in target
-            ),
-        )
+        summed = math.prod(operands[index].shape[d] for d, letter in enumerate(term) if letter not in target)
+        walk.count(names[index], math.prod(out.shape) * summed)
     return out
 
 
-def _bilinear(walk: Walk, node: fx.Node, a: Arguments) -> Value:
+def _bilinear(walk: Walk, call: Call, a: Arguments) -> Value:
     x, y, w, b = a["input1"], a["input2"], a["weight"], a["bias"]
-    out = result_of(node)
+    out = result_of(call.node)
     walk.contract(x, len(x.shape) - 1, w, 1)
     walk.contract(y, len(y.shape) - 1, w, 2)
     out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]
     out.zero[-1] = w.zero[0] and (b is None or b.zero[0])
-    _count(walk, _raw(node, 2), math.prod(out.shape) * w.shape[1] * w.shape[2])
+    walk.count(call.arguments["weight"], math.prod(out.shape) * w.shape[1] * w.shape[2])
     return out
 
 
 RULES = {
-    "linear": _linear,
-    **dict.fromkeys(["matmul", "mm", "bmm", "mv", "dot", "vdot", "inner_none"], _matmul),
-    **dict.fromkeys(["addmm", "baddbmm"], _addmm),
-    **dict.fromkeys(
-        [
-            "conv1d",
-            "conv2d",
-            "conv3d",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-            "convolution",
-            "_convolution",
-        ],
-        _conv,
-    ),
-    "scaled_dot_product_attention": _sdpa,
-    "lstm": _recurrent(4),
-    "gru": _recurrent(3),
-    "rnn_tanh": _recurrent(1),
-    "rnn_relu": _recurrent(1),
-    "lstm_cell": _cell(4),
-    "gru_cell": _cell(3),
-    "rnn_tanh_cell": _cell(1),
-    "rnn_relu_cell": _cell(1),
-    "einsum": _einsum,
-    "bilinear": _bilinear,
+    aten.linear: _linear,
+    **dict.fromkeys([aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, aten.vdot], _matmul),
+    **dict.fromkeys([aten.addmm, aten.baddbmm], _addmm),
+    **dict.fromkeys([aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten._convolution], _conv),
+    **dict.fromkeys([aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d], _conv),
+    aten.scaled_dot_product_attention: _sdpa,
+    aten.lstm: _recurrent(4),
+    aten.gru: _recurrent(3),
+    aten.rnn_tanh: _recurrent(1),
+    aten.rnn_relu: _recurrent(1),
+    aten.lstm_cell: _cell(4),
+    aten.gru_cell: _cell(3),
+    aten.rnn_tanh_cell: _cell(1),
+    aten.rnn_relu_cell: _cell(1),
+    aten.einsum: _einsum,
+    aten.bilinear: _bilinear,
 }
