@@ -30,6 +30,8 @@ PUBLIC = {
     "ParameterShare": "pruning.structured",
     "trace": "structure.units",
     "Structure": "structure.units",
+    "register_operator": "graph.operators",
+    "forget_operator": "graph.operators",
     "compact": "structure.compact",
     "Proof": "structure.proof",
     "save": "structure.saved",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC is what runs
     from secateur.deploy.packing import Packed, pack, unpack
     from secateur.deploy.sharing import Sharing, share_weights
     from secateur.deploy.sparse import Sparsified, sparsify
+    from secateur.graph.operators import forget_operator, register_operator
     from secateur.measure.summary import profile
     from secateur.methods.annealing import Annealing, anneal_branches
     from secateur.methods.branch_annealing import BranchAnnealing, Descent
