@@ -172,7 +172,7 @@ def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
 
 
 def _class_of(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    return _class_of_type(type(module))
 
 
 def _sizes(module: nn.Module) -> dict[str, Any]:
