@@ -99,7 +99,7 @@ class PrunedAttention(nn.MultiheadAttention):
             mask = _additive(attn_mask, q.dtype)
             mask = mask.view(q.shape[0], -1, *mask.shape[1:]) if mask.dim() == 3 else mask
             if mask.dim() == 4 and mask.shape[1] != self.num_heads:
-                raise ValueError(
+                raise ModelError(
                     f"attn_mask has {mask.shape[1]} heads and {self.num_heads} are left after pruning; "
                     "give one mask for all heads"
                 )
