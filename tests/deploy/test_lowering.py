@@ -17,31 +17,34 @@ from secateur.errors import ModelError
 from secateur.graph.operators import forget_operator, register_operator
 from secateur.runtime.activations import ACTIVATIONS
 
+MODULES = [
+    (nn.ReLU(), "relu"),
+    (nn.ReLU(inplace=True), "relu"),
+    (nn.ReLU6(), "clamp"),
+    (nn.Hardtanh(-0.3, 0.7), "clamp"),
+    (nn.LeakyReLU(0.3), "leaky_relu"),
+    (nn.ELU(0.7), "elu"),
+    (nn.GELU(), "gelu"),
+    (nn.GELU("tanh"), "gelu_tanh"),
+    (nn.SiLU(inplace=True), "silu"),
+    (nn.Sigmoid(), "sigmoid"),
+    (nn.Tanh(), "tanh"),
+    (nn.Hardswish(), "hardswish"),
+    (nn.Hardsigmoid(), "hardsigmoid"),
+    (nn.Softplus(2.0, 3.0), "softplus"),
+]
 
-@pytest.mark.parametrize(
-    ("module", "op"),
-    [
-        (nn.ReLU(), "relu"),
-        (nn.ReLU(inplace=True), "relu"),
-        (nn.ReLU6(), "clamp"),
-        (nn.Hardtanh(-0.3, 0.7), "clamp"),
-        (nn.LeakyReLU(0.3), "leaky_relu"),
-        (nn.ELU(0.7), "elu"),
-        (nn.GELU(), "gelu"),
-        (nn.GELU("tanh"), "gelu_tanh"),
-        (nn.SiLU(inplace=True), "silu"),
-        (nn.Sigmoid(), "sigmoid"),
-        (nn.Tanh(), "tanh"),
-        (nn.Hardswish(), "hardswish"),
-        (nn.Hardsigmoid(), "hardsigmoid"),
-        (nn.Softplus(2.0, 3.0), "softplus"),
-    ],
-)
+
+@pytest.mark.parametrize(("module", "op"), MODULES)
 def test_activations(module, op):
     assert op in ACTIVATIONS
     program = check(lambda m, x: m.g(m.a(m.f(x))), 6, f=nn.Linear(6, 5), a=module, g=nn.Linear(5, 4))
     assert [node.get("activation") for node in program.graph["nodes"]] == [op, None]
     assert ops(check(lambda m, x: m.a(x + 1.0), 6, a=module)) == ["add", op]
+
+
+def test_every_activation_comes_of_an_operator():
+    assert {op for _, op in MODULES} == set(ACTIVATIONS)
 
 
 def test_convolutions():

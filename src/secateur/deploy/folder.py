@@ -42,13 +42,15 @@ from importlib import import_module, util
 # What numpy does when it is imported is most of what one inference costs. Its threads would double it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 HERE, NAME = os.path.dirname(os.path.abspath(__file__)), "{name}"
+collects = gc.isenabled()
 gc.disable()
 if NAME not in sys.modules:  # found by its path: what else lies here stays out of it
     spec = util.spec_from_file_location(NAME, os.path.join(HERE, "{package}", "__init__.py"))
     sys.modules[NAME] = util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[NAME])
 runner = import_module(NAME + ".runner")
-gc.enable()
+if collects:
+    gc.enable()
 Network = runner.Network
 
 if __name__ == "__main__":
