@@ -11,10 +11,10 @@ from deployed import Call, check, numbers, off, ops
 from torch import nn
 from torch.nn import functional as F
 
+import secateur as sc
 from secateur.deploy.program import moves, rules
 from secateur.deploy.program.export import program_of
 from secateur.errors import ModelError
-from secateur.graph.operators import forget_operator, register_operator
 from secateur.runtime.activations import ACTIVATIONS
 
 MODULES = [
@@ -223,7 +223,7 @@ def test_an_operator_that_a_user_says_is_like_another(mylib):
     with pytest.raises(ModelError, match=r"mylib\.rectified.* has no counterpart"):
         program_of(Call(lambda m, x: mylib.rectified(x)), numbers(2, 6))
     for operator in (mylib.rectified, mylib.doubled, mylib.relu):
-        register_operator(operator, like=torch.ops.aten.relu)
+        sc.register_operator(operator, like=torch.ops.aten.relu)
     try:
         assert ops(check(lambda m, x: mylib.rectified(x), 6)) == ["relu"]
         with pytest.raises(ModelError, match=r"an operator of its own is not"):
@@ -232,7 +232,7 @@ def test_an_operator_that_a_user_says_is_like_another(mylib):
             program_of(Call(lambda m, x: mylib.relu(x)), numbers(2, 6))
     finally:
         for operator in (mylib.rectified, mylib.doubled, mylib.relu):
-            forget_operator(operator)
+            sc.forget_operator(operator)
 
 
 def test_an_argument_that_a_program_has_not():
