@@ -15,6 +15,7 @@ from secateur.copying import copied, fresh
 from secateur.deploy.program.folding import scale_and_shift, scaled
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.calls import Call
 from secateur.graph.capture import Captured, capture
 from secateur.graph.compare import TOLERANCE, difference, tensors_in
 from secateur.graph.names import unwrapped
@@ -187,7 +188,7 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
         source = calls[path][0].args[0]
         before = [name for name, nodes in calls.items() if nodes == [source]]
         layer = model.get_submodule(before[0]) if len(before) == 1 else None
-        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or len(source.users) != 1:
+        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or len(Call(source).readers) != 1:
             continue
         if isinstance(layer, nn.Linear) and source.meta["val"].dim() != 2:
             continue  # a norm is along dim 1, a linear layer's features are last
