@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.operators import OPERATORS, Rows
-from secateur.deploy.unpacking import Sparse, read
+from .operators import OPERATORS, Rows, weights_of
+from .unpacking import Sparse, read
 
 ENGINES = ("auto", "numpy", "scipy", "compiled")
 MODEL_FILE = "model.secateur"
-KERNELS_FILE = "kernels.py"
 CHECK_TOLERANCE = 1e-4
 _SPARSE = 0.1  # share of non-zero weights under which scipy's sparse product is the faster one
 
@@ -34,12 +33,24 @@ class ProgramError(ValueError):
 
 
 class Network:
-    """A packed network, ready to run.
+    """A packed network, ready to run on arrays of float32. Only the engine asked for is imported.
 
-    ``source``: the path of a packed file, or its bytes. ``engine``: "numpy"; "scipy", which multiplies by
-    sparse matrices where few weights are left; "compiled"; or "auto": numpy for the first ``after`` calls,
-    then compiled where that is possible. Only the engine asked for is imported.
-    Raises ProgramError for a file that holds no program or an engine that is not there.
+    Args:
+        source: the path of a packed file, or its bytes.
+        engine: "numpy"; "scipy", which multiplies by sparse matrices where few weights are left;
+            "compiled", which needs numba; or "auto": numpy for the first ``after`` calls, then compiled where
+            that is possible.
+        after: the calls before "auto" compiles.
+
+    Raises:
+        ProgramError: for a file that holds no program, or an engine that is not there.
+        FileError: for a file that cannot be read.
+
+    Example:
+        >>> import tempfile, numpy as np, torch, secateur as sc
+        >>> folder = sc.write_folder(torch.nn.Linear(6, 4), torch.randn(2, 6), tempfile.mkdtemp() + "/net")
+        >>> Network(folder / "model.secateur").run(np.zeros((3, 6), np.float32)).shape
+        (3, 4)
     """
 
     def __init__(
@@ -139,8 +150,7 @@ def check_program(graph: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         for node in graph["nodes"]:
             if node["op"] not in OPERATORS:
                 raise ProgramError(f"unknown operator {node['op']!r}")
-            weights = [node.get(key) for key in ("weight", "bias", "scale", "shift", "tensor")]
-            missing = [name for name in weights if name is not None and name not in tensors]
+            missing = [name for name in weights_of(node).values() if name not in tensors]
             missing += [name for name in node["inputs"] if name not in known]
             if missing or not node["inputs"]:
                 raise ProgramError(f"{node['output']} ({node['op']}) reads {missing}, which nothing made")
@@ -234,36 +244,21 @@ def _products(graph: Mapping[str, Any], kinds: tuple[str, ...]) -> set[str]:
     """Return the weights that only ungrouped layers of these kinds read."""
     fit: dict[str, bool] = {}
     for node in graph["nodes"]:
-        for key in ("weight", "bias", "scale", "shift", "tensor"):
-            name = node.get(key)
-            if name is not None:
-                fits = key == "weight" and node["op"] in kinds and node.get("groups", 1) == 1
-                fit[name] = fits and fit.get(name, True)
+        for key, name in weights_of(node).items():
+            fits = key == "weight" and node["op"] in kinds and node.get("groups", 1) == 1
+            fit[name] = fits and fit.get(name, True)
     return {name for name, fits in fit.items() if fits}
 
 
 def _compiled(graph: Mapping[str, Any], tensors: Mapping[str, Any]) -> Runner:
     """Return the program compiled; the first time on a machine that takes half a minute.
 
-    Raises ProgramError without numba or the kernels, or where they lack an operator of the program.
+    Raises ProgramError without numba, or where the kernels lack an operator of the program.
     """
-    from importlib import import_module, util
-
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), KERNELS_FILE)
     try:
-        if __package__:
-            module = import_module(f"{__package__}.planning")
-        elif "secateur_kernels" in sys.modules:
-            module = sys.modules["secateur_kernels"]
-        else:
-            spec = util.spec_from_file_location("secateur_kernels", beside)
-            if spec is None or spec.loader is None or not os.path.exists(beside):
-                raise ProgramError(
-                    f"the compiled engine needs {KERNELS_FILE} beside {os.path.basename(__file__)}"
-                )
-            module = sys.modules["secateur_kernels"] = util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        return module.Compiled(graph, tensors)
+        from .planning import Compiled
+
+        return Compiled(graph, tensors)
     except ImportError as error:
         raise ProgramError(f"the compiled engine needs numba (pip install numba): {error}") from error
     except ValueError as error:
@@ -273,11 +268,11 @@ def _compiled(graph: Mapping[str, Any], tensors: Mapping[str, Any]) -> Runner:
 # -- the command line ----------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a packed network from a shell; returns the exit code: 0, or 1 with one line on stderr."""
+def main(here: str, arguments: Sequence[str] | None = None) -> int:
+    """Run the packed network in the folder ``here`` as a shell asks; returns the exit code: 0, or 1 with
+    one line on stderr."""
     import argparse  # a network that is imported as a module does not need it
 
-    here = os.path.dirname(os.path.abspath(__file__))
     parser = argparse.ArgumentParser(description="Run a packed network on a batch of inputs.")
     parser.add_argument("--input", nargs="+", metavar="X.npy", help="the inputs, in the program's order")
     parser.add_argument(
@@ -379,7 +374,3 @@ def _write(result: Any, paths: Sequence[str] | None) -> None:
     for path, output in zip(paths, outputs, strict=True):
         with open(path, "wb") as file:  # np.save would add .npy to a name without it
             np.save(file, np.ascontiguousarray(output))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

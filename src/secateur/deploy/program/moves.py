@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import fx
 
-from secateur.deploy.terms import Arguments, Refused, Rule, beside_batch, is_constant, shape_of
-
-if TYPE_CHECKING:
-    from secateur.deploy.lowering import Lowering
+from secateur.deploy.program.emitting import Arguments, Lowering, Refused, Rule, beside_batch, is_constant
+from secateur.graph.calls import Call
+from secateur.graph.operators import plain
 
 
-def _same(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _same(made: Lowering, a: Arguments, call: Call) -> Any:
     x: Any = a.get("input", a.get("self"))
     if a.get("train") and a.get("p"):
         raise Refused("drops out even in eval mode")
-    if shape_of(node) != x.shape:
+    if call.shape != x.shape:
         raise Refused("repeats its input")
     return x
 
 
-def _reshape(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _reshape(made: Lowering, a: Arguments, call: Call) -> Any:
     x: Any = a.get("self", a.get("input"))
-    return x if shape_of(node) == x.shape else made.emit("reshape", [x], shape_of(node))
+    return x if call.shape == x.shape else made.emit("reshape", [x], call.shape)
 
 
-def _permute(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _permute(made: Lowering, a: Arguments, call: Call) -> Any:
     x = a["self"]
     sizes = list(range(2, 2 + len(x.shape)))  # all different: the result's sizes say which dim went where
     others = [v for key, v in a.items() if key != "self"]
-    target: Any = node.target
-    moved = target(torch.empty(sizes, device="meta"), *others).shape
+    moved = plain(call.operator)(torch.empty(sizes, device="meta"), *others).shape
     dims = [sizes.index(size) for size in moved]
     if dims and dims[0] != 0:
         raise Refused("moves the batch")
-    return x if dims == sorted(dims) else made.emit("permute", [x], shape_of(node), dims=dims)
+    return x if dims == sorted(dims) else made.emit("permute", [x], call.shape, dims=dims)
 
 
-def _slice(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _slice(made: Lowering, a: Arguments, call: Call) -> Any:
     x = a["self"]
     step = a.get("step", 1)
     if "length" in a:
@@ -57,17 +54,17 @@ def _sliced(made: Lowering, x: Any, dim: int, start: int, stop: int, step: int =
     return made.emit("slice", [x], shape, dim=dim, start=start, stop=max(start, stop), step=step)
 
 
-def _select(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _select(made: Lowering, a: Arguments, call: Call) -> Any:
     dim = beside_batch(a["dim"], a["self"])
     index = a["index"] % a["self"].shape[dim]
-    return made.emit("reshape", [_sliced(made, a["self"], dim, index, index + 1)], shape_of(node))
+    return made.emit("reshape", [_sliced(made, a["self"], dim, index, index + 1)], call.shape)
 
 
-def _split(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _split(made: Lowering, a: Arguments, call: Call) -> Any:
     """chunk, split and unbind: one slice a part; what nobody reads is dropped later."""
     x = a["self"]
     dim, start, parts = beside_batch(a["dim"], x), 0, []
-    for value in node.meta["val"]:
+    for value in call.node.meta["val"]:
         size = value.shape[dim] if value.dim() == len(x.shape) else 1
         part = _sliced(made, x, dim, start, start + size)
         parts.append(part if value.dim() == len(x.shape) else made.emit("reshape", [part], value.shape))
@@ -75,7 +72,7 @@ def _split(made: Lowering, a: Arguments, node: fx.Node) -> Any:
     return parts
 
 
-def _pad(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _pad(made: Lowering, a: Arguments, call: Call) -> Any:
     x, pads = a["self"], list(a["pad"])
     value = a.get("value") or 0.0
     if a.get("mode", "constant") != "constant" or min(pads) < 0 or not math.isfinite(value):
@@ -84,57 +81,38 @@ def _pad(made: Lowering, a: Arguments, node: fx.Node) -> Any:
     before, after = pads[0::2][::-1], pads[1::2][::-1]
     if before[0] or after[0]:
         raise Refused("works along the batch")
-    return made.emit("pad", [x], shape_of(node), before=before[1:], after=after[1:], value=float(value))
+    return made.emit("pad", [x], call.shape, before=before[1:], after=after[1:], value=float(value))
 
 
-def _cat(made: Lowering, a: Arguments, node: fx.Node) -> Any:
+def _cat(made: Lowering, a: Arguments, call: Call) -> Any:
     if any(is_constant(part) for part in a["tensors"]):
         raise Refused("joins a constant to what depends on the input")
-    return made.emit("cat", a["tensors"], shape_of(node), dim=beside_batch(a["dim"], a["tensors"][0]))
+    return made.emit("cat", a["tensors"], call.shape, dim=beside_batch(a["dim"], a["tensors"][0]))
 
 
+_ATEN = torch.ops.aten
 _UNCHANGED = (
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "feature_dropout",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    "contiguous",
-    "clone",
-    "detach",
-    "alias",
-    "lift_fresh_copy",
-    "to",
-    "_to_copy",
-    "positive",
-    "expand",
-    "expand_as",
+    *(_ATEN.dropout, _ATEN.feature_dropout, _ATEN.alpha_dropout, _ATEN.feature_alpha_dropout),
+    *(_ATEN.contiguous, _ATEN.clone, _ATEN.detach, _ATEN.alias, _ATEN.lift_fresh_copy),
+    *(_ATEN.to, _ATEN._to_copy, _ATEN.positive, _ATEN.expand, _ATEN.expand_as),
 )
 _RESHAPED = (
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
-    "_unsafe_view",
-    "ravel",
-    "view_as",
-    "reshape_as",
+    *(_ATEN.view, _ATEN.reshape, _ATEN._unsafe_view, _ATEN.view_as, _ATEN.reshape_as),
+    *(_ATEN.flatten, _ATEN.unflatten, _ATEN.ravel, _ATEN.squeeze, _ATEN.unsqueeze),
 )
+_PERMUTED = (
+    *(_ATEN.permute, _ATEN.transpose, _ATEN.t, _ATEN.mT, _ATEN.numpy_T),
+    *(_ATEN.movedim, _ATEN.moveaxis, _ATEN.swapaxes, _ATEN.swapdims),
+)
+_CUT = (_ATEN.chunk, _ATEN.split, _ATEN.split_with_sizes, _ATEN.unbind, _ATEN.tensor_split)
 
-MOVES: dict[str, Rule] = {
+MOVES: dict[Any, Rule] = {
     **dict.fromkeys(_UNCHANGED, _same),
     **dict.fromkeys(_RESHAPED, _reshape),
-    **dict.fromkeys(
-        ("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "numpy_T"),
-        _permute,
-    ),
-    **dict.fromkeys(("chunk", "split", "split_with_sizes", "unbind", "tensor_split"), _split),
-    **dict.fromkeys(("slice", "narrow"), _slice),
-    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
-    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
-    "select": _select,
+    **dict.fromkeys(_PERMUTED, _permute),
+    **dict.fromkeys(_CUT, _split),
+    **dict.fromkeys((_ATEN.slice, _ATEN.narrow), _slice),
+    **dict.fromkeys((_ATEN.pad, _ATEN.constant_pad_nd), _pad),
+    **dict.fromkeys((_ATEN.cat, _ATEN.concat, _ATEN.concatenate), _cat),
+    _ATEN.select: _select,
 }

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.deploy import unpacking
+import secateur.runtime
 from secateur.deploy.encoding import _gaps, _indices, _planes
 from secateur.deploy.packing import pack, unpack_tensors
-from secateur.deploy.unpacking import MAGIC, PRELUDE, FileError, Sparse, read
 from secateur.errors import MissingExtraError, StorageError
+from secateur.runtime.contents import MAGIC, PRELUDE
+from secateur.runtime.streams import FileError, lzma_filters
+from secateur.runtime.unpacking import Sparse, read
 
 
 def written(header: Any, *streams: bytes, text: bytes | None = None) -> bytes:
@@ -98,10 +100,10 @@ def test_reading_needs_numpy_alone(tmp_path):
     pack({"w": torch.eye(30), "b": torch.ones(3)}, tmp_path / "x", metadata={"name": "größe"})
     code = (
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('unpacking', {unpacking.__file__!r})\n"
-        "module = sys.modules['unpacking'] = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(module)\n"
-        f"tensors, metadata = module.read({str(tmp_path / 'x')!r})\n"
+        f"spec = importlib.util.spec_from_file_location('reader', {secateur.runtime.__file__!r})\n"
+        "sys.modules['reader'] = importlib.util.module_from_spec(spec)\n"
+        "from reader.unpacking import read\n"
+        f"tensors, metadata = read({str(tmp_path / 'x')!r})\n"
         "assert tensors['w'].trace() == 30 and metadata == {'name': 'größe'}, (tensors, metadata)\n"
         "assert not {'torch', 'secateur', 'zstandard'} & set(sys.modules)\n"
     )
@@ -145,7 +147,7 @@ def test_missing_foreign_and_damaged_files(tmp_path):
 
 
 def test_a_small_file_that_claims_a_giant_tensor():
-    packed = lzma.compress(bytes(1 << 20), lzma.FORMAT_RAW, filters=unpacking.lzma_filters("lzma3", 1 << 20))
+    packed = lzma.compress(bytes(1 << 20), lzma.FORMAT_RAW, filters=lzma_filters("lzma3", 1 << 20))
     for shape, kept in (([1 << 45], 0), ([1 << 20, 1 << 20, 1 << 20, 0], 0), ([1 << 24, 1 << 6], 1 << 20)):
         item = entry(shape=shape, dtype="float64", kept=kept, gaps=kept)
         streams = {f"float64:{i}": ["lzma3", len(packed)] for i in range(8)} | {
@@ -158,7 +160,7 @@ def test_a_small_file_that_claims_a_giant_tensor():
 
 
 def test_a_stream_that_grows_beyond_what_its_tensors_need():
-    packed = lzma.compress(bytes(1 << 26), lzma.FORMAT_RAW, filters=unpacking.lzma_filters("lzma0", 4096))
+    packed = lzma.compress(bytes(1 << 26), lzma.FORMAT_RAW, filters=lzma_filters("lzma0", 4096))
     with pytest.raises(FileError, match="stream uint8:0 is not as long as its tensors need"):
         read(
             written(

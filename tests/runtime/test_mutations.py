@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 NUMBER = 10_000
@@ -233,13 +234,15 @@ def check(unpacking: Any, files: list[bytes], seed: int) -> dict[str, Any]:
     return {"ends": ends, "slowest": slowest, "longest": longest, "memory": (peak - before) * 1024}
 
 
-def main(folder: Path, module: str) -> None:
-    import importlib.util
+def main(folder: Path, package: str) -> None:
+    """Without PyTorch, as from a folder that ``write_folder`` has written."""
+    from importlib import import_module, util
 
-    spec = importlib.util.spec_from_file_location("unpacking", module)
-    unpacking: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules["unpacking"] = unpacking
-    spec.loader.exec_module(unpacking)  # type: ignore[union-attr]
+    spec = util.spec_from_file_location("reader", package)
+    sys.modules["reader"] = util.module_from_spec(spec)  # type: ignore[arg-type]
+    unpacking: Any = ModuleType("all of it")
+    for name in ("streams", "contents", "unpacking"):
+        vars(unpacking).update(vars(import_module(f"reader.{name}")))
     files = [path.read_bytes() for path in sorted(folder.iterdir())]
     print(json.dumps(check(unpacking, files, seed=0)))
 
@@ -247,7 +250,7 @@ def main(folder: Path, module: str) -> None:
 def test_mutations_end_in_the_tensors_or_a_clear_error(tmp_path):
     import torch
 
-    from secateur.deploy import unpacking
+    import secateur.runtime
     from secateur.deploy.packing import pack
 
     chance = torch.Generator().manual_seed(0)
@@ -269,7 +272,7 @@ def test_mutations_end_in_the_tensors_or_a_clear_error(tmp_path):
         pack(given, tmp_path / f"{index}", compression=compression, values=values, metadata=metadata)
     pack({"w": few(10, 12)}, tmp_path / "3")
     pack({"w": few(10, 12), "v": few(64, 64)}, tmp_path / "4", values="float16")
-    command = [sys.executable, __file__, str(tmp_path), unpacking.__file__]
+    command = [sys.executable, __file__, str(tmp_path), str(secateur.runtime.__file__)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)

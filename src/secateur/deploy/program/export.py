@@ -31,14 +31,12 @@ reshape                 nothing: see ``shape``; row by row
 permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
 pad                     before, after: one number a dim of ``shape``; value
-relu, gelu, gelu_tanh, silu, sigmoid, tanh, hardswish, hardsigmoid: nothing
-clamp                   low, high: a number or None
-leaky_relu, elu         slope; alpha
-softplus                beta, threshold
+an activation           its ``settings``, each a number, or None for a bound that ``clamp`` lacks: see
+                        :data:`secateur.runtime.activations.ACTIVATIONS`
 ======================= ==================================================================================
 
-A ``linear`` or ``conv`` may have an ``activation``: the name of one of the last four lines' functions,
-applied to its result, whose settings then stand in the same node.
+A ``linear`` or ``conv`` may have an ``activation``, the name of one, applied to its result, whose settings
+then stand in the same node.
 """
 
 from __future__ import annotations
@@ -51,19 +49,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
-from secateur.deploy.folding import fold, fuse, pruned
-from secateur.deploy.lowering import lower
-from secateur.deploy.runner import ProgramError, execute
+from secateur.deploy.program.folding import fold, fuse, pruned
+from secateur.deploy.program.lowering import lower
 from secateur.errors import ModelError, NonFiniteError
 from secateur.graph.capture import all_tensors, arguments, capture
-from secateur.graph.compare import difference, tensors_in
-from secateur.graph.draws import redrawn
+from secateur.graph.compare import TOLERANCE, difference, tensors_in
+from secateur.graph.draws import other_batch, rebatched
 from secateur.graph.names import unwrapped
 from secateur.running import run_once
+from secateur.runtime.operators import weights_of
+from secateur.runtime.runner import ProgramError, execute
 
-TOLERANCE = 1e-4
 _BATCHES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)
 
 
@@ -80,15 +77,30 @@ class Program:
 
 
 def program_of(model: nn.Module, example_inputs: Any) -> Program:
-    """Return the program of ``model`` in eval mode, batch norms folded and activations fused.
+    """Return the program of ``model`` in eval mode, batch norms folded and activations fused. It is run in
+    numpy on the example and on other numbers in other batch sizes, 1 among them, and must give what the model
+    gives, to 1e-4 of the largest output.
 
-    ``example_inputs``: a tensor, a tuple or a dict of keyword arguments, of any batch size: the first dim
-    of every tensor is the batch, and stays free. Nothing of the model is changed; what is not folded
-    shares its memory. The program is run in numpy on the example and on other numbers in other batch
-    sizes, 1 among them, and must give what the model gives, to 1e-4 of the largest output.
+    Args:
+        model: the network; nothing of it is changed, and what is not folded shares its memory.
+        example_inputs: a tensor, a tuple or a dict of keyword arguments, of any batch size: the first dim of
+            every tensor is the batch, and stays free.
 
-    Raises ModelError for a model that cannot be captured, is not in float32, mixes the batch with other
-    dims, uses an operator that the program has not, or where the outputs differ.
+    Returns:
+        The program and its tensors.
+
+    Raises:
+        ModelError: for a model that cannot be captured, is not in float32, mixes the batch with other dims,
+            uses an operator that the program has not, or where the outputs differ.
+        NonFiniteError: for outputs that are no numbers.
+
+    Example:
+        >>> import torch
+        >>> from secateur.deploy.program.export import program_of
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU())
+        >>> program = program_of(model, torch.ones(2, 6))
+        >>> [(node["op"], node["activation"], node["shape"]) for node in program.graph["nodes"]]
+        [('linear', 'relu', [4])]
     """
     model = unwrapped(model)
     args, kwargs = arguments(example_inputs, None)
@@ -96,7 +108,7 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
     batch = _strange_size(model, (args, kwargs))
     run_once(model, args, kwargs=kwargs)
     try:
-        captured = capture(model, *_rebatched((args, kwargs), batch))
+        captured = capture(model, *rebatched((args, kwargs), size, batch))
     except ModelError as error:
         raise ModelError(
             f"{type(model).__name__} cannot be captured with any number of examples in a batch: {error}"
@@ -110,19 +122,13 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
         graph = json.loads(json.dumps(graph, allow_nan=False))
     except ValueError as error:
         raise ModelError(f"{type(model).__name__} has a setting that is no finite number") from error
-    read = {part for node in nodes for part in weights_of(node)}
+    read = {name for node in nodes for name in weights_of(node).values()}
     kept = {name: t.to("cpu", torch.float32).contiguous() for name, t in tensors.items() if name in read}
     program = Program(graph, kept)
     _verify(model, program, args, kwargs)
     for other in {1, 2 * size + 1}:
-        _verify(model, program, *_other_numbers((args, kwargs), other))
+        _verify(model, program, *other_batch((args, kwargs), size, other))
     return program
-
-
-def weights_of(node: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tensors that a node reads."""
-    found = (node.get(key) for key in ("weight", "bias", "scale", "shift", "tensor"))
-    return [name for name in found if name is not None]
 
 
 def in_order(graph: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
@@ -158,29 +164,6 @@ def _strange_size(model: nn.Module, inputs: Any) -> int:
     return next((size for size in _BATCHES if size not in taken), max(taken) + 1)
 
 
-def _rebatched(value: Any, batch: int) -> Any:
-    """Return nested arguments with every tensor repeated, or cut, to ``batch`` examples."""
-
-    def new(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.index_select(0, torch.arange(batch, device=leaf.device) % leaf.shape[0])
-
-    return _pytree.tree_map(new, value)
-
-
-def _other_numbers(inputs: Any, batch: int) -> Any:
-    """Return arguments of another batch size, like the example's or, where that is one number, normal."""
-    generator = torch.Generator().manual_seed(0)
-
-    def new(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool((leaf == leaf.flatten()[0]).all()):
-            return torch.randn(leaf.shape, generator=generator).to(leaf)
-        return redrawn(leaf, generator)
-
-    return _pytree.tree_map(new, _rebatched(inputs, batch))
-
-
 def _verify(model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run both and compare; raises ModelError."""
     name = type(model).__name__
@@ -195,8 +178,9 @@ def _verify(model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: d
             f"{name} does not run as a program on a batch of {len(arrays[0])}: {error}"
         ) from error
     error = difference(wanted, [torch.from_numpy(np.ascontiguousarray(y)) for y in found])
-    if not error <= TOLERANCE:
+    if not error <= TOLERANCE[torch.float32]:
         raise ModelError(
             f"{name} as a program is off by {error:.1e} (relative) on a batch of {len(arrays[0])}: "
-            "its forward depends on the batch size, or writes into a view"
+            "its forward depends on the batch size, or writes into a view, or an operator of its own is not "
+            "the one that it was registered to be like"
         )

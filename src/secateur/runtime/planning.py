@@ -1,7 +1,6 @@
-"""From a program (see ``secateur.deploy.graph``) and a batch size to what the compiled kernels run.
+"""From a program (see ``secateur.deploy.program``) and a batch size to what the compiled kernels run.
 
-A plan is a table of instructions (``kernels.py``) on values that lie as ``workspace.py`` says. Imports
-nothing but numpy.
+A plan is a table of instructions (``kernels.py``) on values that lie as ``workspace.py`` says.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.convolution import Operator, Weights, pair
-from secateur.deploy.instructions import INSTRUCTIONS
-from secateur.deploy.kernels import executor
-from secateur.deploy.workspace import UnsupportedError, Workspace, rounded, sizes
+from .activations import ACTIVATIONS
+from .convolution import Operator, Weights, pair
+from .instructions import INSTRUCTIONS
+from .workspace import UnsupportedError, Workspace, rounded, sizes
 
+_CLAMPS = tuple(name for name, row in ACTIVATIONS.items() if row.bounds is not None)
 _VECTOR_SLACK = 64  # floats that a vector may read beyond the end
 
 
@@ -56,8 +56,10 @@ class Compiled:
     """
 
     def __init__(self, graph: Mapping[str, Any], tensors: Weights, threads: int = 1) -> None:
+        from .kernels import run_table  # numba, which takes long to import where it is there
+
         self.graph, self.tensors = graph, tensors
-        self.execute = executor()
+        self.execute = run_table
         self.at_once = images_at_once(graph)
         self.plans = {1: plan(graph, tensors, 1)}
         self.arenas: list[np.ndarray] = []
@@ -222,12 +224,12 @@ def _fused(
             (other,) = (name for name in sum_["inputs"] if name != node["output"])
             if made[other] < i and shapes[other] == tuple(sum_["shape"]):
                 swallow(node, sum_, {"residual": other})
-        clamp = after(node, "relu", "clamp")
+        clamp = after(node, *_CLAMPS)
         if clamp is not None and node["op"] in ("conv", "linear", "add", "sub", "mul", "div", "scale"):
             swallow(
                 node,
                 clamp,
-                {**{n: clamp[n] for n in ("low", "high") if n in clamp}, "activation": clamp["op"]},
+                {**{n: clamp[n] for n in ACTIVATIONS[clamp["op"]].settings}, "activation": clamp["op"]},
             )
     left = [node for i, node in enumerate(nodes) if i not in gone]
     for node in left:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from deployed import NETWORKS, network, numbers
 from torch import nn
 
-from secateur.deploy import runner
-from secateur.deploy.graph import Program, program_of
-from secateur.deploy.operators import OPERATORS, Rows
 from secateur.deploy.packing import pack
-from secateur.deploy.runner import Network, ProgramError, execute, main
+from secateur.deploy.program.export import Program, program_of
+from secateur.runtime import runner
+from secateur.runtime.operators import OPERATORS, Rows
+from secateur.runtime.runner import Network, ProgramError, execute, main
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def packed(program: Program, path):
@@ -56,19 +60,6 @@ def test_engines_from_a_path_and_from_bytes(file, engine):
     assert close(Network(file, engine).run(X), wanted())
     assert close(Network(str(file), engine).run(X), wanted())
     assert close(Network(file.read_bytes(), engine).run(X), wanted())
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_pruned_networks_with_scipy(name, tmp_path):
-    model, shape = network(name, 0.95)
-    program = program_of(model, numbers(2, *shape))
-    sparse = runner.sparse_weights(program.graph, program.arrays())
-    assert sum(not isinstance(weight, np.ndarray) for weight in sparse.values()) >= 3
-    run = runner.interpreter(program.graph, sparse)
-    for batch in (1, 5):
-        x = numbers(batch, *shape)
-        with torch.no_grad():
-            assert close(run([x.numpy()])[0], model(x).numpy())
 
 
 def test_an_unknown_engine(file):
@@ -123,6 +114,20 @@ def test_a_sparse_linear_layer_in_numpy(batch, tmp_path):
     assert np.array_equal(rows.dense(), weight)
     for engine in ("numpy", "scipy"):
         assert close(Network(packed(program, tmp_path / "model"), engine).run(x.numpy()), expected)
+
+
+# -- files of earlier versions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["numpy", "scipy", "compiled"])
+def test_a_file_that_an_earlier_version_wrote_runs(engine):
+    """Written by 0.1.0 before its runtime was a package of its own."""
+    if engine == "compiled":
+        pytest.importorskip("numba")
+    folder = Path(__file__).parent / "earlier"
+    x, y = (np.load(folder / f"check_{kind}.npy") for kind in ("input", "output"))
+    assert close(Network(folder / "model.secateur", engine).run(x), y)
+    assert main(str(folder), ["--check", "--engine", engine]) == 0
 
 
 # -- memory --------------------------------------------------------------------------------------------
@@ -246,13 +251,12 @@ def test_a_file_without_a_program(tmp_path):
 
 
 @pytest.fixture
-def shell(file, tmp_path, monkeypatch):
+def shell(file, tmp_path):
     """A folder as ``run.py`` finds it, and a call of main in it."""
-    monkeypatch.setattr(runner, "__file__", str(tmp_path / "run.py"))
     (tmp_path / "model.secateur").write_bytes(file.read_bytes())
     np.save(tmp_path / "check_input.npy", X)
     np.save(tmp_path / "check_output.npy", wanted())
-    return lambda *arguments: main([str(argument) for argument in arguments])
+    return lambda *arguments: main(str(tmp_path), [str(argument) for argument in arguments])
 
 
 def test_run_writes_an_output(shell, tmp_path):

@@ -1,4 +1,4 @@
-"""Every operator of a program (see ``secateur.deploy.graph``), in numpy alone: float32, the batch first.
+"""Every operator of a program (see ``secateur.deploy.program``), in numpy alone: float32, the batch first.
 
 An operator takes (node, inputs, tensors): its entry in the program, the arrays it reads, the weights by
 name. It returns a new array or a view of its input, and never writes into what it was given. A weight is
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.activations import ACTIVATIONS
+from .activations import ACTIVATIONS
 
 Array = np.ndarray
 Node = Mapping[str, Any]
@@ -60,14 +60,20 @@ class Rows:
         return self._dense
 
 
+def weights_of(node: Node) -> dict[str, str]:
+    """Return the names of the tensors that a node reads, by what they are to it."""
+    keys = ("weight", "bias", "scale", "shift", "tensor")
+    return {key: node[key] for key in keys if node.get(key) is not None}
+
+
 def _elementwise(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    return ACTIVATIONS[node["op"]](inputs[0], node, None)
+    return ACTIVATIONS[node["op"]].function(inputs[0], node, None)
 
 
 def _activated(x: Array, node: Node) -> Array:
     """Apply the fused activation in place: the array was made here."""
     name = node.get("activation")
-    return x if name is None else ACTIVATIONS[name](x, node, x)
+    return x if name is None else ACTIVATIONS[name].function(x, node, x)
 
 
 # -- layers --------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch.nn import functional as F
 
-from secateur.deploy import operators
-from secateur.deploy.activations import erf
-from secateur.deploy.operators import OPERATORS
+from secateur.runtime import operators
+from secateur.runtime.activations import erf
+from secateur.runtime.operators import OPERATORS
 
 few = settings(max_examples=60, deadline=None)
 fewer = settings(max_examples=25, deadline=None)
@@ -221,6 +223,19 @@ def test_activations_of_huge_numbers(op, node, function):
 
 def test_every_activation_is_tested():
     assert {op for op, *_ in ACTIVATIONS} == set(operators.ACTIVATIONS)
+
+
+def test_an_activation_is_one_row():
+    for name, row in operators.ACTIVATIONS.items():
+        assert row.kernel is None or row.bounds is None, f"{name}: a layer clamps, so it needs no kernel"
+        assert row.kernel is None or len(row.settings) <= 2, f"{name}: a kernel is given two settings"
+        assert OPERATORS[name] is operators._elementwise
+
+
+def test_the_documents_list_every_activation():
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("Activations: "))
+    assert re.findall(r"`(\w+)`", line) == list(operators.ACTIVATIONS)
 
 
 def test_the_error_function():

@@ -1,7 +1,7 @@
 """Compiled kernels: one call runs a whole network, over the weights that are left.
 
-The functions are plain Python until :func:`executor` compiles them with numba, once: the machine code is
-kept in ``__pycache__`` beside this file. What they run, a table of integers, is made by ``planning.py``.
+Numba compiles them at their first call, and keeps the machine code in ``__pycache__`` beside this file, or
+in the user's cache where that cannot be written. What they run is a table of integers (``planning.py``).
 
 A value of the network is a set of planes, one a channel: the images of a batch one after the other, rows
 with room for the padding between them. So a weight of a convolution is one address relative to where
@@ -10,72 +10,78 @@ a plane begins, and the border is read where it stands (there is no im2col).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 
-from secateur.deploy.row_kernel import column_kernel, row_kernel, transpose_kernel
+from .activations import ACTIVATIONS
+from .codes import (
+    ACTIVATE,
+    ADD,
+    COLUMNS,
+    COMBINE,
+    COPY,
+    MULTIPLY,
+    POOL,
+    ROWS,
+    SCALE,
+    SOFTMAX,
+    SUBTRACT,
+    VECTOR,
+    WIDTH,
+    ZERO,
+)
+from .row_kernel import column_kernel, row_kernel, transpose_kernel
 
-COPY, ZERO, ROWS, VECTOR, COLUMNS, POOL, COMBINE, SCALE, ACTIVATE, SOFTMAX = range(10)
-ADD, SUBTRACT, MULTIPLY, DIVIDE = range(4)
-(
-    IDENTITY,
-    CLAMP,
-    LEAKY,
-    ELU,
-    SIGMOID,
-    TANH,
-    SILU,
-    GELU,
-    GELU_TANH,
-    HARDSWISH,
-    HARDSIGMOID,
-    SOFTPLUS,
-) = range(12)
-WIDTH = 16  # floats: planes are multiples of this
-_EXECUTORS: list[Any] = []
-_row_64: Any = None  # made by executor()
-_row_32: Any = None
-_row_16: Any = None
-_transpose: Any = None
-_add_column: Any = None
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_row_64, _row_32, _row_16 = row_kernel(64), row_kernel(32), row_kernel(WIDTH)
+_transpose, _add_column = transpose_kernel(), column_kernel()
 
 
-def executor() -> Callable[..., None]:
-    """Return the compiled :func:`_run_table`; raises ImportError where numba is not installed."""
-    if not _EXECUTORS:
-        import numba
+def _kept(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function, and keep its code where there is a place for it."""
 
-        scope = globals()
-        for width in (64, 32, WIDTH):
-            scope[f"_row_{width}"] = row_kernel(width)
-        scope["_transpose"] = transpose_kernel()
-        scope["_add_column"] = column_kernel()
-        jit = numba.njit(
-            cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
-        )
-        plain = numba.njit(cache=True, nogil=True, error_model="numpy")
-        for name in (
-            "_start_with",
-            "_bound",
-            "_run_transposition",
-            "_run_copy",
-            "_run_rows",
-            "_run_vector",
-            "_run_columns",
-            "_run_pool",
-            "_activation_of",
-        ):
-            scope[name] = jit(scope[name])
-        for name in ("_run_combine", "_run_scale", "_run_activate", "_run_softmax", "_run_table"):
-            scope[name] = plain(scope[name])
-        _EXECUTORS.append(scope["_run_table"])
-    return _EXECUTORS[0]
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # neither this folder nor the user's cache can be written
+            return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+    return compiled
 
 
-def _run_table(
+_exact, _fast = _kept(), _kept(fastmath=_FAST)
+
+
+def _chosen() -> Callable[..., Any]:
+    """Return the function (kind, number, a, b) that applies the activation at place ``kind`` of the table.
+
+    It is not kept itself, but as a part of what calls it: who edits a kernel elsewhere touches this file.
+    """
+
+    def inner(function: Callable[..., Any]) -> Callable[..., Any]:
+        return numba.njit(nogil=True, error_model="numpy", fastmath=_FAST)(function)
+
+    def with_one(code: int, kernel: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
+        def choose(kind: int, number: Any, a: Any, b: Any) -> Any:
+            return kernel(number, a, b) if kind == code else others(kind, number, a, b)
+
+        return inner(choose)
+
+    chosen = inner(lambda kind, number, a, b: number)
+    for code, row in enumerate(ACTIVATIONS.values()):
+        if row.kernel is not None:
+            chosen = with_one(code, inner(row.kernel), chosen)
+    return chosen
+
+
+_activation_of = _chosen()
+
+
+@_exact
+def run_table(
     table: np.ndarray,
     values: np.ndarray,
     addresses: np.ndarray,
@@ -112,6 +118,7 @@ def _run_table(
             _run_softmax(op, arena)
 
 
+@_fast
 def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
     """Copy a block of four dims, each with its stride on either side."""
     start, to = op[3], op[4]
@@ -137,6 +144,7 @@ def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
                         target[t + d * op[16]] = source[s + d * op[12]]
 
 
+@_fast
 def _run_transposition(op: np.ndarray, start: int, to: int, source: np.ndarray, target: np.ndarray) -> None:
     """Copy the last two dims of a block, of which one is dense here and the other there, by tiles."""
     rows, columns, down, up = op[7], op[8], op[12], op[15]
@@ -151,6 +159,7 @@ def _run_transposition(op: np.ndarray, start: int, to: int, source: np.ndarray, 
             target[to + c * up + d] = source[start + c + d * down]
 
 
+@_fast
 def _run_rows(
     op: np.ndarray,
     values: np.ndarray,
@@ -189,6 +198,7 @@ def _run_rows(
         column += width
 
 
+@_fast
 def _run_vector(
     op: np.ndarray, pointers: np.ndarray, constants: np.ndarray, gaps: np.ndarray, arena: np.ndarray
 ) -> None:
@@ -219,6 +229,7 @@ def _run_vector(
     _bound(out, constants[bounds], constants[bounds + 1])
 
 
+@_fast
 def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> None:
     """As :func:`_run_vector` for a dense matrix, its columns one after the other."""
     source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
@@ -233,17 +244,20 @@ def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> No
     _bound(out, constants[bounds], constants[bounds + 1])
 
 
+@_fast
 def _start_with(out: np.ndarray, constants: np.ndarray, bias: int) -> None:
     for o in range(len(out)):
         out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
 
 
+@_fast
 def _bound(out: np.ndarray, low: Any, high: Any) -> None:
     for o in range(len(out)):
         v = out[o]
         out[o] = low if v < low else (high if v > high else v)
 
 
+@_fast
 def _run_pool(op: np.ndarray, arena: np.ndarray) -> None:
     """The largest or the mean over windows; what lies outside of an image is no part of them, or, for
     a mean with ``counted`` > 0, a zero that counts: the divisor is then ``counted``."""
@@ -289,6 +303,7 @@ def _run_pool(op: np.ndarray, arena: np.ndarray) -> None:
                         arena[at] = total / (counted if counted > 0 else (y1 - y0) * (x1 - x0))
 
 
+@_exact
 def _run_combine(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
     """Two values of one shape, entry by entry, then clamped; zeros where there is no image."""
     a, b, out, channels, plane, mask, kind = op[1:8]
@@ -310,6 +325,7 @@ def _run_combine(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena
             arena[out + j] = low if v < low else (high if v > high else v)
 
 
+@_exact
 def _run_scale(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
     """A factor and a shift a channel, then clamped; zeros where there is no image."""
     source, out, channels, plane, mask, scale, shift = op[1:8]
@@ -322,6 +338,7 @@ def _run_scale(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: 
             arena[out + j] = v if mask < 0 or masks[mask + k] != 0 else np.float32(0)
 
 
+@_exact
 def _run_activate(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
     """An activation in place of its input; zeros where there is no image."""
     source, out, channels, plane, mask, kind = op[1:7]
@@ -335,6 +352,7 @@ def _run_activate(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, aren
                 arena[out + j] = 0
 
 
+@_exact
 def _run_softmax(op: np.ndarray, arena: np.ndarray) -> None:
     """Softmax (or its logarithm) over the channels of every column."""
     source, out, channels, plane, logarithm = op[1:6]
@@ -348,35 +366,3 @@ def _run_softmax(op: np.ndarray, arena: np.ndarray) -> None:
         for c in range(channels):
             v = arena[source + c * plane + j] - top
             arena[out + c * plane + j] = v - np.log(total) if logarithm == 1 else np.exp(v) / total
-
-
-def _activation_of(kind: int, v: Any, a: Any, b: Any) -> Any:
-    """One entry; ``a`` and ``b`` are the activation's own settings."""
-    one, half = np.float32(1), np.float32(0.5)
-    if kind == CLAMP:
-        return a if v < a else (b if v > b else v)
-    if kind == LEAKY:
-        return v if v >= 0 else v * a
-    if kind == ELU:
-        return v if v > 0 else a * np.expm1(v)
-    if kind == SIGMOID:
-        return one / (one + np.exp(-v))
-    if kind == TANH:
-        return np.tanh(v)
-    if kind == SILU:
-        return v / (one + np.exp(-v))
-    if kind == GELU:
-        return half * v * (one + np.float32(math.erf(v * np.float32(0.7071067811865476))))
-    if kind == GELU_TANH:
-        return (
-            half
-            * v
-            * (one + np.tanh(np.float32(0.7978845608028654) * (v + np.float32(0.044715) * v * v * v)))
-        )
-    if kind == HARDSWISH:
-        return v * min(max(v / np.float32(6) + half, np.float32(0)), one)
-    if kind == HARDSIGMOID:
-        return min(max(v / np.float32(6) + half, np.float32(0)), one)
-    if kind == SOFTPLUS:
-        return v if v * a > b else np.log1p(np.exp(v * a)) / a
-    return v

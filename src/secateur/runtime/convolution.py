@@ -1,7 +1,4 @@
-"""How a convolution becomes rows of non-zeros times planes, and what follows a layer: clamps, activations.
-
-Imports nothing but numpy.
-"""
+"""How a convolution becomes rows of non-zeros times planes, and what follows a layer: clamps, activations."""
 
 from __future__ import annotations
 
@@ -12,47 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.kernels import (
-    ACTIVATE,
-    ELU,
-    GELU,
-    GELU_TANH,
-    HARDSIGMOID,
-    HARDSWISH,
-    LEAKY,
-    ROWS,
-    SIGMOID,
-    SILU,
-    SOFTPLUS,
-    TANH,
-)
-from secateur.deploy.workspace import Place, UnsupportedError, Workspace, sizes
+from .activations import ACTIVATIONS
+from .codes import ACTIVATE, ROWS
+from .workspace import Place, UnsupportedError, Workspace, sizes
 
 Operator = Mapping[str, Any]
 Weights = Mapping[str, np.ndarray]
-ACTIVATION_SETTINGS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "leaky_relu": (LEAKY, ("slope",)),
-    "elu": (ELU, ("alpha",)),
-    "sigmoid": (SIGMOID, ()),
-    "tanh": (TANH, ()),
-    "silu": (SILU, ()),
-    "gelu": (GELU, ()),
-    "gelu_tanh": (GELU_TANH, ()),
-    "hardswish": (HARDSWISH, ()),
-    "hardsigmoid": (HARDSIGMOID, ()),
-    "softplus": (SOFTPLUS, ("beta", "threshold")),
-}
+_KINDS = {name: kind for kind, name in enumerate(ACTIVATIONS)}  # as the kernels count them
 
 
 def clamp_of(space: Workspace, node: Operator) -> int:
     """Return where the bounds are that a layer clamps to."""
-    name, low, high = node.get("activation"), -math.inf, math.inf
-    if name == "relu":
-        low = 0.0
-    elif name == "clamp":
-        low = low if node["low"] is None else node["low"]
-        high = high if node["high"] is None else node["high"]
-    return space.constant(low, high)
+    name = node.get("activation")
+    bounds = None if name is None else ACTIVATIONS[name].bounds
+    return space.constant(*((-math.inf, math.inf) if bounds is None else bounds(node)))
 
 
 def activated(
@@ -60,11 +30,13 @@ def activated(
 ) -> Place:
     """Apply an activation that is no clamp, in place or into ``out``."""
     out = source if out is None else out
-    if name in ACTIVATION_SETTINGS:
-        kind, names = ACTIVATION_SETTINGS[name]
-        settings = space.constant(*([*(float(node[n]) for n in names), 0.0, 0.0][:2]))
-        row = [ACTIVATE, source.offset, out.offset, source.channels, source.plane]
-        space.table.append([*row, space.mask(source), kind, settings])
+    if name is None or ACTIVATIONS[name].bounds is not None:
+        return out
+    if ACTIVATIONS[name].kernel is None:
+        raise UnsupportedError(f"the activation {name}")
+    settings = [float(node[setting]) for setting in ACTIVATIONS[name].settings]
+    row = [ACTIVATE, source.offset, out.offset, source.channels, source.plane, space.mask(source)]
+    space.table.append([*row, _KINDS[name], space.constant(*[*settings, 0.0, 0.0][:2])])
     return out
 
 

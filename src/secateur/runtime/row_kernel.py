@@ -1,8 +1,13 @@
-"""The innermost loops of the compiled kernels as LLVM instructions; they need numba when they are called."""
+"""The innermost loops of the compiled kernels as LLVM instructions."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 
 def row_kernel(width: int) -> Any:
@@ -11,10 +16,6 @@ def row_kernel(width: int) -> Any:
     Numba's own loops keep neither the sums in registers nor the columns in vectors: this is a third of
     the time of the best of them.
     """
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
 
     single, integer, byte = ir.FloatType(), ir.IntType(64), ir.IntType(8)
     vector = ir.VectorType(single, width)
@@ -86,9 +87,6 @@ def transpose_kernel() -> Any:
 
     Four times each register of the first half is interleaved with one of the second.
     """
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
 
     size = 16
     vector, index = ir.VectorType(ir.FloatType(), size), ir.VectorType(ir.IntType(32), size)
@@ -129,9 +127,6 @@ def column_kernel(unroll: int = 4) -> Any:
     in a byte; how many; the number; the address of the vector. As the rows differ, several are read before
     the first is written.
     """
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
 
     single, integer, byte = ir.FloatType(), ir.IntType(64), ir.IntType(8)
     contract = ["contract"]

@@ -8,10 +8,28 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.deploy.activations import ACTIVATIONS
+from secateur.runtime.activations import ACTIVATIONS
 
 Nodes = list[dict[str, Any]]
 _LAYERS = ("linear", "conv")
+
+
+def scale_and_shift(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return what a batch norm with these statistics multiplies by and adds, in float64."""
+    scale = (variance.double() + eps).rsqrt()
+    scale = scale if weight is None else scale * weight.double()
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.double()
+
+
+def scaled(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a layer that does what one does and then a scale, in float64."""
+    scale, shift = scale.double(), shift.double()
+    made = weight.double() * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+    made[made == 0] = 0.0  # a zero times a negative scale has a sign, which costs room in a file
+    return made, shift if bias is None else bias.double() * scale + shift
 
 
 def pruned(nodes: Nodes, outputs: Iterable[str]) -> Nodes:
@@ -43,11 +61,9 @@ def fold(nodes: Nodes, tensors: dict[str, Tensor], outputs: Iterable[str]) -> tu
             if node["op"] in _LAYERS:
                 layers[node["output"]] = made[-1]
             continue
-        scale, shift = tensors[node["scale"]].double(), tensors[node["shift"]].double()
-        weight = tensors[layer["weight"]].double()
-        weight = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
-        weight[weight == 0] = 0.0  # a zero times a negative scale has a sign, which costs room in a file
-        bias = shift if layer["bias"] is None else tensors[layer["bias"]].double() * scale + shift
+        before = None if layer["bias"] is None else tensors[layer["bias"]]
+        scale, shift = tensors[node["scale"]], tensors[node["shift"]]
+        weight, bias = scaled(tensors[layer["weight"]], before, scale, shift)
         names = {"weight": layer["weight"], "bias": layer["bias"] or _sibling(layer["weight"])}
         for key, folded in (("weight", weight), ("bias", bias)):
             name = names[key]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from deployed import NETWORKS, Call, check, network, numbers, off, ops, stirred
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.deploy.graph import program_of, weights_of
+from secateur.deploy.program.export import program_of
 from secateur.errors import ModelError, NonFiniteError
+from secateur.runtime import runner
+from secateur.runtime.operators import weights_of
 
 # -- whole networks ------------------------------------------------------------------------------------
 
@@ -24,7 +27,7 @@ def test_networks(name, pruned):
     program = program_of(model, numbers(2, *shape))
     assert json.loads(json.dumps(program.graph, allow_nan=False)) == program.graph
     assert {"scale", "batch_norm"}.isdisjoint(ops(program))
-    assert {w for node in program.graph["nodes"] for w in weights_of(node)} == set(program.tensors)
+    assert {w for node in program.graph["nodes"] for w in weights_of(node).values()} == set(program.tensors)
     for batch in (1, 5):
         assert off(model, program, numbers(batch, *shape, seed=batch)) < 1e-5
 
@@ -66,6 +69,20 @@ def test_shapes_have_no_batch():
     program = program_of(network("resnet-20")[0], numbers(7, 3, 32, 32))
     model = network("resnet-20")[0]
     assert program.graph == program_of(model, numbers(1, 3, 32, 32)).graph
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pruned_networks_with_scipy(name):
+    model, shape = network(name, 0.95)
+    program = program_of(model, numbers(2, *shape))
+    sparse = runner.sparse_weights(program.graph, program.arrays())
+    assert sum(not isinstance(weight, np.ndarray) for weight in sparse.values()) >= 3
+    run = runner.interpreter(program.graph, sparse)
+    for batch in (1, 5):
+        x = numbers(batch, *shape)
+        with torch.no_grad():
+            wanted = model(x).numpy()
+        assert np.abs(run([x.numpy()])[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 # -- folding and fusing --------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 The arena is one array of float32. A value takes one plane a channel, which holds the images of the batch
 with zeros between rows and between images, as many as convolutions pad: they read the border there.
-Imports nothing but numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.kernels import COPY, WIDTH, ZERO
+from .codes import COPY, WIDTH, ZERO
 
 _WIDEST = 255  # what a byte holds
 

@@ -13,11 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.deploy.graph import program_of
-from secateur.deploy.planning import Compiled, images_at_once
-from secateur.deploy.runner import execute
-from secateur.deploy.workspace import UnsupportedError
+from secateur.deploy.program.export import program_of
 from secateur.models import build_model
+from secateur.runtime.activations import ACTIVATIONS, Activation
+from secateur.runtime.instructions import INSTRUCTIONS
+from secateur.runtime.operators import OPERATORS
+from secateur.runtime.planning import Compiled, images_at_once
+from secateur.runtime.runner import execute
+from secateur.runtime.workspace import UnsupportedError
 
 pytest.importorskip("numba")
 quick = settings(max_examples=40, deadline=None)
@@ -245,3 +248,26 @@ def test_what_the_kernels_lack_is_said():
     graph = one("layer_norm", [(8,)], (8,), dims=1, weight=None, bias=None, eps=1e-5)
     with pytest.raises(UnsupportedError, match="layer_norm"):
         Compiled(graph, {})
+
+
+def test_every_kernel_computes_what_its_function_does():
+    x = np.concatenate([randn(0, 1, 60) * 5, np.float32([[0, -0.0, 100, -100]])], 1)
+    for name, row in ACTIVATIONS.items():
+        settings_ = dict(zip(row.settings, (0.3, 1.5), strict=False))
+        alike(one(name, [(64,)], (64,), **settings_), {}, x)
+        alike(one(name, [(64,)], (64,), **settings_), {}, np.repeat(x, 5, 0))
+
+
+def test_an_activation_without_a_kernel_is_numpys(monkeypatch):
+    """One row more: numpy runs it, the compiled engine says what it lacks."""
+    row = Activation(lambda x, node, out: np.square(x, out=out))
+    monkeypatch.setitem(ACTIVATIONS, "squared", row)
+    monkeypatch.setitem(OPERATORS, "squared", OPERATORS["relu"])
+    monkeypatch.setitem(INSTRUCTIONS, "squared", INSTRUCTIONS["relu"])
+    weight = {"w": np.eye(4, dtype=np.float32)}
+    fused = one("linear", [(4,)], (4,), weight="w", bias=None, activation="squared")
+    x = randn(0, 2, 4)
+    for graph in (one("squared", [(4,)], (4,)), fused):
+        assert off(np.square(x), execute(graph, weight, [x])[0]) < 1e-6
+        with pytest.raises(UnsupportedError, match="the activation squared"):
+            Compiled(graph, weight)

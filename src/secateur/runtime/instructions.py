@@ -1,7 +1,7 @@
 """How each operator of a program becomes instructions of the compiled kernels, on the places of its values.
 
 Every function takes (workspace, node, the places it reads, the weights by name) and returns the place of
-its output. Imports nothing but numpy.
+its output.
 """
 
 from __future__ import annotations
@@ -11,25 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateur.deploy.convolution import (
-    ACTIVATION_SETTINGS,
-    Operator,
-    Weights,
-    activated,
-    clamp_of,
-    pair,
-    plan_conv,
-)
-from secateur.deploy.kernels import (
-    COLUMNS,
-    COMBINE,
-    POOL,
-    ROWS,
-    SCALE,
-    SOFTMAX,
-    VECTOR,
-)
-from secateur.deploy.workspace import Place, UnsupportedError, Workspace, sizes
+from .activations import ACTIVATIONS
+from .codes import COLUMNS, COMBINE, POOL, ROWS, SCALE, SOFTMAX, VECTOR
+from .convolution import Operator, Weights, activated, clamp_of, pair, plan_conv
+from .workspace import Place, UnsupportedError, Workspace, sizes
 
 _DENSE_COLUMNS = 0.4  # of the entries of a matrix: from here on its columns are taken whole
 
@@ -159,7 +144,7 @@ def _plan_scaled(
 
 def _plan_elementwise(space: Workspace, node: Operator, given: Sequence[Place], weights: Weights) -> Place:
     source, name = given[0], node["op"]
-    if name in ACTIVATION_SETTINGS:
+    if ACTIVATIONS[name].bounds is None:
         return activated(space, node, name, source, space.new(node["shape"]))
     one = np.ones(source.channels, np.float32)
     return _plan_scaled(space, {**node, "activation": name}, source, one, 0 * one)
@@ -249,5 +234,5 @@ INSTRUCTIONS: dict[str, Callable[[Workspace, Operator, Sequence[Place], Weights]
     "slice": _plan_slice,
     "pad": _plan_pad,
     "cat": _plan_cat,
-    **dict.fromkeys(("relu", "clamp", *ACTIVATION_SETTINGS), _plan_elementwise),
+    **dict.fromkeys(ACTIVATIONS, _plan_elementwise),
 }

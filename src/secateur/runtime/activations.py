@@ -1,15 +1,34 @@
-"""Elementwise functions in numpy alone: the activations of a program, and the error function.
+"""The activations of a program, one row each, and the error function.
 
-Each takes (x, node, out): float32 numbers, the node whose settings it reads, and where to put the result
-(None: a new array; it may be x itself).
+To add one is to write a row of ACTIVATIONS, and a rule in ``secateur.deploy.program`` that says which
+operator of PyTorch it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function.
+
+    ``function``: takes (x, node, out): float32 numbers, the node whose settings it reads, and where to put
+    the result (None: a new array; it may be x itself). ``settings``: what a node says besides, each a
+    number. ``kernel``: the same of one number for the compiled engine, (number, the first two settings, 0
+    where there are fewer), in what numba compiles; None where it has none. ``bounds``: (node) to the least
+    and the largest result of one that only cuts off, which a layer's kernel does itself.
+    """
+
+    function: Callable[[np.ndarray, Mapping[str, Any], np.ndarray | None], np.ndarray]
+    settings: tuple[str, ...] = ()
+    kernel: Callable[[Any, Any, Any], Any] | None = None
+    bounds: Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
 
 
 def _relu(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
@@ -109,17 +128,68 @@ def erf(x: np.ndarray) -> np.ndarray:
     return result
 
 
-ACTIVATIONS: dict[str, Callable[[np.ndarray, Mapping[str, Any], np.ndarray | None], np.ndarray]] = {
-    "relu": _relu,
-    "clamp": _clamp,
-    "leaky_relu": _leaky_relu,
-    "elu": _elu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": _silu,
-    "sigmoid": _sigmoid,
-    "tanh": _tanh,
-    "hardswish": _hardswish,
-    "hardsigmoid": _hardsigmoid,
-    "softplus": _softplus,
+# -- of one number ---------------------------------------------------------------------------------------
+
+_ZERO, _HALF, _ONE, _SIX = np.float32(0), np.float32(0.5), np.float32(1), np.float32(6)
+_ROOT_HALF, _ROOT, _CUBIC = np.float32(0.5**0.5), np.float32((2 / np.pi) ** 0.5), np.float32(0.044715)
+
+
+def _leaky_relu_of_one(v: Any, slope: Any, _: Any) -> Any:
+    return v if v >= 0 else v * slope
+
+
+def _elu_of_one(v: Any, alpha: Any, _: Any) -> Any:
+    return v if v > 0 else alpha * np.expm1(v)
+
+
+def _sigmoid_of_one(v: Any, _: Any, __: Any) -> Any:
+    return _ONE / (_ONE + np.exp(-v))
+
+
+def _tanh_of_one(v: Any, _: Any, __: Any) -> Any:
+    return np.tanh(v)
+
+
+def _silu_of_one(v: Any, _: Any, __: Any) -> Any:
+    return v / (_ONE + np.exp(-v))
+
+
+def _gelu_of_one(v: Any, _: Any, __: Any) -> Any:
+    return _HALF * v * (_ONE + np.float32(math.erf(v * _ROOT_HALF)))
+
+
+def _gelu_tanh_of_one(v: Any, _: Any, __: Any) -> Any:
+    return _HALF * v * (_ONE + np.tanh(_ROOT * (v + _CUBIC * v * v * v)))
+
+
+def _hardswish_of_one(v: Any, _: Any, __: Any) -> Any:
+    return v * min(max(v / _SIX + _HALF, _ZERO), _ONE)
+
+
+def _hardsigmoid_of_one(v: Any, _: Any, __: Any) -> Any:
+    return min(max(v / _SIX + _HALF, _ZERO), _ONE)
+
+
+def _softplus_of_one(v: Any, beta: Any, threshold: Any) -> Any:
+    return v if v * beta > threshold else np.log1p(np.exp(v * beta)) / beta
+
+
+def _bounds(node: Mapping[str, Any]) -> tuple[float, float]:
+    low, high = node["low"], node["high"]
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(_relu, bounds=lambda node: (0.0, math.inf)),
+    "clamp": Activation(_clamp, ("low", "high"), bounds=_bounds),  # each a number or None
+    "leaky_relu": Activation(_leaky_relu, ("slope",), _leaky_relu_of_one),
+    "elu": Activation(_elu, ("alpha",), _elu_of_one),
+    "gelu": Activation(_gelu, (), _gelu_of_one),
+    "gelu_tanh": Activation(_gelu_tanh, (), _gelu_tanh_of_one),
+    "silu": Activation(_silu, (), _silu_of_one),
+    "sigmoid": Activation(_sigmoid, (), _sigmoid_of_one),
+    "tanh": Activation(_tanh, (), _tanh_of_one),
+    "hardswish": Activation(_hardswish, (), _hardswish_of_one),
+    "hardsigmoid": Activation(_hardsigmoid, (), _hardsigmoid_of_one),
+    "softplus": Activation(_softplus, ("beta", "threshold"), _softplus_of_one),
 }

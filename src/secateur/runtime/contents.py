@@ -1,4 +1,4 @@
-"""Read a packed network with numpy alone: no PyTorch, no pickle, nothing in the file is ever run.
+"""What a packed file holds: its header, checked before anything is read for it.
 
 A file, all integers little-endian:
 
@@ -29,16 +29,15 @@ LZMA2 with no container, pb = lp = 0, its dictionary as large as the stream but 
 from __future__ import annotations
 
 import json
-import lzma
 import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from .streams import CODECS, FileError, Stream
 
 MAGIC = b"\x89SECAT1\n"
 PRELUDE = struct.Struct("<8sIII")
@@ -48,23 +47,9 @@ ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 Stored = dict[str, tuple[str, memoryview, int]]
-CODECS = ("raw", "zstd", "lzma0", "lzma1", "lzma2", "lzma3", "lzma4")
-LARGEST_WINDOW = 1 << 23
 _HEADER_SHARE = 64  # JSON can take some 40 bytes of memory for one of text
 _ENTRY_KEYS = {"name", "shape", "dtype", "stored", "kept", "gaps", "mask", "column", "codebook", "bits"}
 _HEADER_KEYS = {"tensors", "streams", "tied", "values", "metadata", "model"}
-
-
-class FileError(ValueError):
-    """A file that is damaged, of another kind, or larger than allowed."""
-
-
-class Sparse(NamedTuple):
-    """A tensor that is mostly zero: ``values`` at the flat C-order ``positions`` (int64, ascending)."""
-
-    shape: tuple[int, ...]
-    positions: np.ndarray
-    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,32 +99,6 @@ class Contents:
     streams: Stored
 
 
-def read(
-    source: str | os.PathLike[str] | bytes, *, limit: int = 1 << 32, sparse: bool = False
-) -> tuple[dict[str, Any], Any]:
-    """Return the tensors of a file (a path, or its bytes) as C-ordered arrays, and its metadata.
-
-    numpy has no bfloat16: such tensors come as float32, which holds all their values. Tied tensors are
-    one array. With ``sparse=True`` a tensor that is stored sparse comes as a :class:`Sparse`.
-    ``limit``: the bytes that all arrays at their dense size and the work on the largest may take, the file
-    itself apart; what the header claims is held against it before any memory is taken.
-
-    Raises FileError for a file that is missing, damaged, of another kind or beyond ``limit``; ImportError
-    for one that needs zstandard where that is not installed.
-    """
-    contents = parse(bytes_of(source, limit), limit)
-    streams = {name: _Stream(name, *stored) for name, stored in contents.streams.items()}
-    tensors: dict[str, Any] = {}
-    for entry in contents.entries:
-        found = {stream: streams[stream].take(size) for stream, size in entry.pieces() if size}
-        tensors[entry.name] = _tensor(entry, found, sparse)
-    for stream in streams.values():
-        stream.take(0, last=True)
-    for name, first in contents.tied.items():
-        tensors[name] = tensors[first]
-    return tensors, contents.metadata
-
-
 def parse(data: bytes, limit: int = 1 << 32) -> Contents:
     """Check the bytes of a file as far as its header goes; raises FileError as :func:`read` does."""
     if len(data) < PRELUDE.size:
@@ -156,7 +115,7 @@ def parse(data: bytes, limit: int = 1 << 32) -> Contents:
         raise FileError("the checksum is wrong; the file is damaged")
     text: bytes | memoryview = body[:stored]
     if stored != size:
-        text = _Stream("header", "lzma3", body[:stored], size).take(size, last=True)
+        text = Stream("header", "lzma3", body[:stored], size).take(size, last=True)
     try:
         header = _typed(json.loads(bytes(text)), dict, "header")
     except (ValueError, RecursionError) as error:
@@ -174,9 +133,6 @@ def parse(data: bytes, limit: int = 1 << 32) -> Contents:
     _check_memory(entries, limit)
     streams = _streams(_typed(header.get("streams"), dict, "streams"), entries, body[stored:])
     return Contents(entries, tied, header.get("values"), header.get("metadata"), header.get("model"), streams)
-
-
-# -- the header --------------------------------------------------------------------------------------
 
 
 def bytes_of(source: str | os.PathLike[str] | bytes, limit: int) -> bytes:
@@ -271,131 +227,4 @@ def _streams(listed: dict[str, Any], entries: tuple[Entry, ...], payload: memory
         payload = payload[stored:]
     if len(payload):
         raise FileError(f"{len(payload)} bytes follow the last stream; the file is damaged")
-    return found
-
-
-# -- the streams -------------------------------------------------------------------------------------
-
-
-def lzma_filters(codec: str, size: int) -> list[dict[str, Any]]:
-    """Return what ``lzma`` takes for ``codec`` and a stream of ``size`` bytes."""
-    window = min(max(size, 4096), LARGEST_WINDOW)
-    return [{"id": lzma.FILTER_LZMA2, "dict_size": window, "lc": int(codec[4:]), "lp": 0, "pb": 0}]
-
-
-class _Stream:
-    """Decompresses piece by piece, never more than is asked for."""
-
-    def __init__(self, name: str, codec: str, data: memoryview, size: int) -> None:
-        self.name, self.data, self.failures = name, data, (lzma.LZMAError,)
-        self.decoder: Any = None
-        self.next: Callable[[int], Any] = self._raw if codec == "raw" else self._lzma
-        if codec == "zstd":
-            try:
-                import zstandard
-            except ImportError as error:
-                raise ImportError("the file is compressed with zstd: pip install zstandard") from error
-            self.next = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).stream_reader(data).read
-            self.failures = (zstandard.ZstdError,)
-        elif codec != "raw":
-            self.decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(codec, size))
-
-    def _raw(self, size: int) -> memoryview:
-        part, self.data = self.data[:size], self.data[size:]
-        return part
-
-    def _lzma(self, size: int) -> bytes:
-        data, self.data = self.data, self.data[:0]
-        return b"" if self.decoder.eof else self.decoder.decompress(data, size)
-
-    def take(self, size: int, last: bool = False) -> bytes | memoryview:
-        """Return the next ``size`` bytes, or raise FileError; after the ``last`` none may be left."""
-        parts, missing = [], size
-        try:
-            while missing and len(part := self.next(missing)):
-                parts.append(part)
-                missing -= len(part)
-            bad = missing or (last and len(self.next(1)))
-        except self.failures as error:
-            raise FileError(f"stream {self.name} cannot be decompressed: {error}") from error
-        ended = self.decoder is None or (self.decoder.eof and not self.decoder.unused_data)
-        if bad or (last and not ended):
-            raise FileError(f"stream {self.name} is not as long as its tensors need; the file is damaged")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-# -- a tensor ----------------------------------------------------------------------------------------
-
-
-def _tensor(entry: Entry, found: dict[str, bytes | memoryview], sparse: bool) -> Any:
-    values = _values(entry, found)
-    rows = entry.shape[0] if entry.column and entry.shape else 1
-    columns = entry.number // max(1, rows)
-    positions = None if entry.kept is None else _positions(entry, found)
-    if positions is not None and sparse:
-        if entry.column:
-            positions = positions % rows * columns + positions // rows
-        order = np.argsort(positions)
-        return Sparse(entry.shape, positions[order], values[order])
-    flat = values if positions is None else np.zeros(entry.number, values.dtype)
-    if positions is not None:
-        flat[positions] = values
-    if entry.column:
-        flat = np.ascontiguousarray(flat.reshape(columns, rows).T)
-    return flat.reshape(entry.shape)
-
-
-def _positions(entry: Entry, found: dict[str, bytes | memoryview]) -> np.ndarray:
-    """Return where the kept entries are, ascending in the order in which they are stored."""
-    if entry.gaps is None:
-        bits = np.unpackbits(np.frombuffer(found.get("mask", b""), np.uint8))
-        positions = np.flatnonzero(bits[: entry.number])
-        if len(positions) != entry.kept or bits[entry.number :].any():
-            raise FileError(f"{entry.name}: its mask does not keep {entry.kept} entries")
-        return positions
-    gaps = np.frombuffer(found.get("gaps", b""), np.uint8)
-    ends = gaps < 255
-    steps = gaps.astype(np.int64)
-    steps += ends
-    positions = np.cumsum(steps, out=steps)[ends] - 1
-    past = len(gaps) and (not ends[-1] or positions[-1] >= entry.number)
-    if past or len(positions) != entry.kept:
-        raise FileError(f"{entry.name}: its gaps do not keep {entry.kept} of {entry.number} entries")
-    return positions
-
-
-def _values(entry: Entry, found: dict[str, bytes | memoryview]) -> np.ndarray:
-    """Return the stored values, those of a codebook one for each kept entry."""
-    size, count = ITEM_BYTES[entry.stored], entry.codebook or entry.count
-    planes = np.empty((count, size), np.uint8)
-    for plane in range(size if count else 0):  # the highest byte comes first in the file, last here
-        planes[:, size - 1 - plane] = np.frombuffer(found[f"{entry.stored}:{plane}"], np.uint8)
-    bits = planes.reshape(-1).view(f"<u{size}").astype(f"u{size}", copy=False)
-    if entry.stored in FLOATS:
-        one, last = bits.dtype.type(1), bits.dtype.type(8 * size - 1)
-        bits = bits >> one | bits << last
-    if entry.stored == "bool" and count and bits.max() > 1:
-        raise FileError(f"{entry.name}: a bool is 0 or 1")
-    wide = entry.stored == "bfloat16"
-    values = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32) if wide else bits.view(entry.stored)
-    with np.errstate(all="ignore"):
-        values = values.astype("float32" if entry.dtype == "bfloat16" else entry.dtype, copy=False)
-    if not entry.codebook:
-        return values
-    indices = unpacked(found.get(f"index:{entry.bits}", b""), entry.count, entry.bits)
-    if indices.max() >= entry.codebook:
-        raise FileError(f"{entry.name}: an index leads past the {entry.codebook} values of its codebook")
-    return values[indices]
-
-
-def unpacked(packed: bytes | memoryview, count: int, bits: int) -> np.ndarray:
-    """Return ``count`` indices of ``bits`` bits each as uint8."""
-    found, data = np.zeros(count, np.uint8), np.frombuffer(packed, np.uint8)
-    block = 1 << 16  # a multiple of 8 indices begins at a byte, and unpacked bits take eight times the room
-    for start in range(0, count if bits else 0, block):
-        number = min(block, count - start)
-        part = np.unpackbits(data[start * bits // 8 :][: -(-number * bits // 8)], count=number * bits)
-        wide = np.zeros((number, 8), np.uint8)
-        wide[:, 8 - bits :] = part.reshape(number, bits)
-        found[start : start + number] = np.packbits(wide, axis=1)[:, 0]
     return found
