@@ -16,7 +16,7 @@ BEGIN, END = "<!-- the house -->\n", "<!-- end of the house -->\n"
 
 
 def rooms() -> list[tuple[str, str]]:
-    """Return each layer of the contract, top first, and the first sentence that its rooms say of themselves."""
+    """Return each layer of the contract, top first, and what its rooms say of themselves."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
