@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.data.dataset import Dataset, Split
-from secateur.deploy.folder import check_free, put, write_folder
+from secateur.deploy.folder import PACKAGE, check_free, put, write_folder
 from secateur.deploy.onnx import export_onnx
 from secateur.errors import MissingExtraError, ModelError, SecateurError, StorageError
 from secateur.experiments.checkpoints import Named
@@ -242,8 +242,9 @@ def _make(making: _Making) -> None:
     making.add("packed, numpy", "numpy", packed)
     made = making.formats["packed, numpy"]
     if isinstance(made, Format):
-        code = sum((Path(made.file).with_name(name)).stat().st_size for name in ("run.py", "kernels.py"))
-        making.notes["packed, numpy"] = f"run.py and kernels.py beside it are {code:,} bytes more"
+        beside = Path(made.file).parent
+        code = sum(path.stat().st_size for path in (beside / "run.py", *beside.glob(f"{PACKAGE}/*.py")))
+        making.notes["packed, numpy"] = f"run.py and {PACKAGE} beside it are {code:,} bytes more"
     making.add("packed, compiled", "compiled", lambda: _compilable(made))
 
     def onnx(name: str, **int8: Any) -> Path:
