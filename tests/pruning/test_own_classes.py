@@ -119,6 +119,22 @@ def test_gradually_on_units(criterion):
     assert [masks.units["2 -> 4"] for masks in steps] == [(9, 12), (6, 12)]
 
 
+class AtOnce:
+    """A schedule of one step, for a budget without an amount."""
+
+    one_shot = True
+
+    def __call__(self, final):
+        return [final]
+
+
+def test_a_schedule_of_one_step():
+    (masks,) = sc.gradually(net(), sc.Magnitude(), sc.NM(2, 4), AtOnce(), include="4")
+    assert masks.sparsity == 0.5
+    with pytest.raises(BudgetError, match="has no amount that a schedule could raise"):
+        sc.gradually(net(), sc.Magnitude(), sc.NM(2, 4), Halfway(), include="4")
+
+
 def test_during():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
