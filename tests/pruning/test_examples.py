@@ -8,7 +8,10 @@ import torch
 
 MODULES = [
     *(f"pruning.{name}" for name in ("gradual", "masks", "prune", "sharing")),
-    *(f"methods.{name}" for name in ("annealing", "constraints", "goals", "greedy", "structure_selection")),
+    *(
+        f"methods.{name}"
+        for name in ("annealing", "branch_annealing", "constraints", "goals", "greedy", "structure_selection")
+    ),
 ]
 
 

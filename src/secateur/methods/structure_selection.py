@@ -89,33 +89,59 @@ class Selected:
 
 
 class StructureSelection:
-    """Scaling factors on the units (and residual blocks) of a network, trained with its weights until
-    many are zero; what they scale is then removed.
+    """Scaling factors on the units (and residual blocks) of a network, trained with its weights until many
+    are zero; what they scale is then removed. Train ``network`` in any loop, its optimizer stepping inside
+    :meth:`trained`, then :meth:`fold`.
 
-    Train ``network`` in any loop, its optimizer stepping inside :meth:`trained`, then :meth:`fold`. It
-    wraps ``model``, whose weights are trained too, and is called the same way. A factor is 1 at first.
-    That of a unit multiplies the unit where the layers behind it read it: the columns of their weights.
-    That of a block x + F(x) multiplies F: the weight and the bias of its last layer. So a factor of any
-    sign folds into the weights exactly. The loss that is minimised is the caller's, plus ``penalty``
-    times the sum of all |factors|, by the paper's accelerated proximal gradient, with eta = ``lr`` and
-    mu = ``momentum`` and S_t(z) = sign(z) max(|z| - t, 0), after each step of the optimizer (its eqs.
-    10-12; g is the gradient of the caller's loss at the factors f):
+    ``network`` wraps ``model``, whose weights are trained too, and is called the same way. A factor is 1 at
+    first. That of a unit multiplies the unit where the layers behind it read it: the columns of their
+    weights. That of a block x + F(x) multiplies F: the weight and the bias of its last layer. So a factor of
+    any sign folds into the weights exactly. The loss that is minimised is the caller's, plus ``penalty``
+    times the sum of all |factors|, by the paper's accelerated proximal gradient, with eta = ``lr`` and mu =
+    ``momentum`` and S_t(z) = sign(z) max(|z| - t, 0), after each step of the optimizer (its eqs. 10-12; g is
+    the gradient of the caller's loss at the factors f):
 
         z = f - eta g;   v' = S_{eta penalty}(z) - f + mu v;   f' = S_{eta penalty}(z) + mu v'
 
     A factor stays at zero where |g| < ``penalty``; compare it with a loss that is a mean over examples.
-    Weights want weight decay, as in the paper: without it they grow as much as their factors shrink.
-    (The authors' program also clips factors at zero from below; here negative ones stay.) A factor that no
-    gradient holds needs some (1 - momentum) / (``lr`` ``penalty``) steps to zero. ``lr`` None: that of the
-    optimizer's first parameter group at each step, which follows its schedule, as in the paper; for SGD
-    alone, as others have rates of another scale.
+    Weights want weight decay, as in the paper: without it they grow as much as their factors shrink. (The
+    authors' program also clips factors at zero from below; here negative ones stay.) A factor that no
+    gradient holds needs some (1 - momentum) / (``lr`` ``penalty``) steps to zero.
 
-    ``include``/``exclude`` choose groups as in :func:`secateur.prune`; ``units=False`` or ``blocks=False``
-    leaves out a kind. ``skipped``: the groups and blocks that have no factor, and why. In ``network``'s
-    forward nothing may be recomputed later (activation checkpointing): that would not see the factors.
+    ``skipped``: the groups and blocks that have no factor, and why. In ``network``'s forward nothing may be
+    recomputed later (activation checkpointing): that would not see the factors.
 
-    Raises BudgetError for impossible settings, TargetError where a pattern matches nothing or nothing is
-    left to scale, ModelError where the model cannot be captured.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict.
+        penalty: the factor of the sum of all |factors| in the loss, from 0.
+        lr: the rate of the factors' steps. None: that of the optimizer's first parameter group at each step,
+            which follows its schedule, as in the paper; for SGD alone, as others have rates of another scale.
+        momentum: of the factors' steps, from 0, under 1.
+        kwargs: arguments by name beside ``example_inputs``.
+        include: name patterns of groups, as in :func:`secateur.prune`.
+        exclude: name patterns of those left out.
+        blocks: whether residual blocks have factors.
+        units: whether units have.
+
+    Raises:
+        BudgetError: for impossible settings.
+        TargetError: where a pattern matches nothing, or nothing is left to scale.
+        ModelError: where the model cannot be captured.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> selection = sc.StructureSelection(model, torch.randn(2, 8), penalty=0.5)
+        >>> optimizer = torch.optim.SGD(selection.network.parameters(), lr=0.01, weight_decay=1e-3)
+        >>> with selection.trained(optimizer) as network:
+        ...     for _ in range(20):
+        ...         optimizer.zero_grad()
+        ...         network(torch.randn(32, 8)).square().mean().backward()
+        ...         optimizer.step()
+        >>> small, selected = selection.fold()
+        >>> selected.parameters[1] < selected.parameters[0]
+        True
     """
 
     def __init__(

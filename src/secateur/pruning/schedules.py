@@ -43,6 +43,8 @@ class Iterative:
 
     def __call__(self, final: float) -> list[float]:
         _check_order(self, final)
+        if final >= 1:
+            raise BudgetError(f"{self} never reaches {final}: it keeps a share of what is left")
         start, end = 1 - self.initial, 1 - final
         way = [1 - start * (end / start) ** (i / self.steps) for i in range(1, self.steps)]
         return [*way, final]
@@ -92,5 +94,3 @@ def _check_steps(schedule: Iterative | Cubic) -> None:
 def _check_order(schedule: Iterative | Cubic, final: float) -> None:
     if final < schedule.initial:
         raise BudgetError(f"{schedule} begins at {schedule.initial}, past the budget of {final}")
-    if isinstance(schedule, Iterative) and final >= 1:
-        raise BudgetError(f"{schedule} never reaches {final}: it keeps a share of what is left")
