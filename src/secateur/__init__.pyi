@@ -69,7 +69,7 @@ from secateur.methods.greedy import Greedy as Greedy
 from secateur.methods.greedy import GreedyRun as GreedyRun
 from secateur.methods.structure_selection import StructureSelection as StructureSelection
 from secateur.methods.structure_selection import Selected as Selected
-from secateur.methods.structure_selection import slimming as slimming
+from secateur.methods.network_slimming import slimming as slimming
 from secateur.methods.branch_annealing import BranchAnnealing as BranchAnnealing
 from secateur.methods.branch_annealing import Descent as Descent
 from secateur.methods.annealing import anneal_branches as anneal_branches

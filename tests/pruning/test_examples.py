@@ -10,7 +10,15 @@ MODULES = [
     *(f"pruning.{name}" for name in ("gradual", "masks", "prune", "sharing")),
     *(
         f"methods.{name}"
-        for name in ("annealing", "branch_annealing", "constraints", "goals", "greedy", "structure_selection")
+        for name in (
+            "annealing",
+            "branch_annealing",
+            "constraints",
+            "goals",
+            "greedy",
+            "network_slimming",
+            "structure_selection",
+        )
     ),
 ]
 

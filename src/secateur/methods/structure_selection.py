@@ -1,7 +1,6 @@
 """Sparse structure selection: scaling factors on units and residual blocks, trained until many are zero.
 
-Huang & Wang, "Data-Driven Sparse Structure Selection for Deep Neural Networks" (ECCV 2018), and beside
-it network slimming (Liu et al., ICCV 2017), which does the same with the scales of batch norms.
+Huang & Wang, "Data-Driven Sparse Structure Selection for Deep Neural Networks" (ECCV 2018).
 """
 
 from __future__ import annotations
@@ -22,14 +21,13 @@ from secateur.graph.compare import difference
 from secateur.graph.draws import as_dtype, redrawn
 from secateur.measure.macs import count_macs
 from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
+from secateur.pruning.budgets import check_value
 from secateur.pruning.holding import (
     Level,
     Optimizers,
     around_steps,
     check_finite,
-    innermost,
     levels_of,
-    owned,
     refuse_scaler,
     scalers_shown,
     updated_by,
@@ -42,7 +40,6 @@ from secateur.structure.proof import Proof
 from secateur.structure.units import Group, trace
 
 _EQUAL = 1e-6  # relative to the largest |output|, in float64
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class StructureSelection:
         blocks: bool = True,
         units: bool = True,
     ) -> None:
-        _check_penalty(penalty)
+        check_value("penalty", penalty)
         if lr is not None and not (math.isfinite(lr) and lr > 0):
             raise BudgetError(f"lr is {lr!r}; it is a positive number, or None to follow the optimizer's")
         if not 0 <= momentum < 1:
@@ -333,63 +330,6 @@ class StructureSelection:
         sites = self.network.sites
         read = {site.factor for site in sites if site.factor not in self.blocks}
         return read - {site.factor for site in sites if site.parameter not in inside}
-
-
-@contextmanager
-def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> Iterator[None]:
-    """Add ``penalty`` times sign(weight) to the gradient of every scale of a BatchNorm (or InstanceNorm with
-    one) before each step of ``optimizer``: network slimming's L1 penalty (Liu et al., 2017). Scales shrink
-    and are not zero: prune by them afterwards (:class:`secateur.BNScale`).
-
-    Their statistics are of one channel alone, so that a scale of zero silences its channel; scales of
-    GroupNorm and LayerNorm are left alone, as channels normalised together cannot go one by one. An adaptive
-    optimizer scales the penalty as it does the gradient. A GradScaler's factor is taken into account.
-
-    Args:
-        optimizer: the one that trains the scales, or a list.
-        model: the network.
-        penalty: the factor of the sum of |scale| in the loss, from 0.
-
-    Returns:
-        A context manager.
-
-    Raises:
-        BudgetError: for an impossible penalty.
-        TargetError: where the optimizer trains no such scale.
-
-    Example:
-        >>> import secateur as sc, torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> with sc.slimming(optimizer, model, penalty=0.5):
-        ...     model(torch.randn(4, 8)).sum().backward()
-        ...     optimizer.step()
-        >>> bool((model[1].weight < 1).all())
-        True
-    """
-    _check_penalty(penalty)
-    levels = innermost(optimizer)
-    scales = {module.weight for module in model.modules() if isinstance(module, _NORMS)} - {None}
-    mine = owned(levels, scales, lambda scale: scale)
-    if not any(mine.values()):
-        raise TargetError("the optimizer trains no scale of a BatchNorm or InstanceNorm of this model")
-
-    def penalise(level: Level, by_closure: bool) -> None:
-        factor = getattr(level.optimizer, "grad_scale", None)  # fused optimizers divide by it themselves
-        for scale in mine[level]:
-            if scale.grad is not None:
-                scale.grad += penalty * (1.0 if factor is None else factor) * scale.sign()
-
-    with around_steps(levels, gradients=penalise):
-        yield
-
-
-# -- small things ------------------------------------------------------------------------------------
-
-
-def _check_penalty(penalty: float) -> None:
-    if not (math.isfinite(penalty) and penalty >= 0):
-        raise BudgetError(f"penalty is {penalty!r}; it is a number from 0")
 
 
 def _apart(first: nn.Module, second: nn.Module, draw: Any) -> float:
