@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def parts_of(structure: Structure, name: str, group: Group) -> list[Part] | str:
 
 def _role(model: nn.Module, part: Slice) -> str | None:
     path, _, leaf = part.name.rpartition(".")
-    module = model.get_submodule(path)
+    module: Any = model.get_submodule(path)
     view = layer_view(module)
     known = view is not None and not view.registered and view.multiplies
     plain = view is not None and known and not view.transposed and view.groups == 1
@@ -82,7 +82,7 @@ def _role(model: nn.Module, part: Slice) -> str | None:
     return OWN if (deep or normal or isinstance(module, nn.PReLU)) and part.dim == 0 else None
 
 
-def _convolves(module: nn.Module) -> TypeGuard[nn.modules.conv._ConvNd]:
+def _convolves(module: nn.Module) -> bool:
     view = layer_view(module)
     return view is not None and view.product == "windows"
 
@@ -144,16 +144,15 @@ class Widened(nn.Module):
             elif self._split(path, module):
                 _put(work, path, SplitConv(module))
             elif part is not None and part.role == OWN and _convolves(module):
-                module.groups = module.in_channels = module.out_channels = (
-                    module.groups + self.widths[part.group]
-                )
+                conv: Any = module
+                conv.groups = conv.in_channels = conv.out_channels = conv.groups + self.widths[part.group]
         for module in work.modules():
             for leaf in [leaf for leaf, tensor in module._parameters.items() if tensor is not None]:
                 del module._parameters[leaf]
                 setattr(module, leaf, torch.empty(0))  # functional_call puts a tensor here
         return work
 
-    def _split(self, path: str, module: nn.Module) -> bool:
+    def _split(self, path: str, module: Any) -> bool:
         """Whether a layer is a convolution over positions that makes units or reads them, one each."""
         parts = self.parts.get(f"{path}.weight".lstrip("."), {}).values()
         plain = _convolves(module) and module.groups == 1 and module.weight[0, 0].numel() > 1

@@ -211,7 +211,7 @@ def layer_view(module: nn.Module) -> LayerView | None:
         row,
         weights=listed or row.weights,
         bias=row.bias if row.bias and getattr(module, row.bias, None) is not None else None,
-        groups=module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1,
+        groups=module.groups if row.kernel else 1,  # type: ignore[arg-type]
         plain=type(module).forward is row.cls.forward,
     )
     if view.registered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.graph.capture import first_names, tensor_of
 from secateur.structure.labels import Array
-from secateur.structure.layers import set_sizes
+from secateur.structure.layers import layer_view, set_sizes
 from secateur.structure.replaced.attention import pruned
 from secateur.structure.replaced.norms import repair
 from secateur.structure.units import Structure
@@ -113,18 +114,18 @@ def _touched(module: nn.Module, path: str, touched: set[str], names: Mapping[str
 def set_attributes(module: nn.Module, path: str, removed: Removed, names: Mapping[str, str]) -> None:
     """Set the sizes that layers and norms keep as attributes, and how many groups they have left."""
     per_group = module.num_channels // module.num_groups if isinstance(module, nn.GroupNorm) else 0
-    if isinstance(module, nn.modules.conv._ConvNd):
-        full = f"{path}.weight" if path else "weight"
-        module.groups = _groups_left(module, removed.get((names.get(full, full), 0)))
+    full = f"{path}.weight" if path else "weight"
+    rows = removed.get((names.get(full, full), 0))
+    view = layer_view(module)
+    if view is not None and view.groups > 1 and rows is not None:
+        module.groups = _groups_left(module, rows)  # type: ignore[assignment]
     set_sizes(module)
     if isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_channels // per_group
 
 
-def _groups_left(conv: nn.modules.conv._ConvNd, rows: Array | None) -> int:
+def _groups_left(conv: Any, rows: Array) -> int:
     """Return how many groups a convolution has left: whole ones went where all rows of a group did."""
-    if conv.groups == 1 or rows is None:
-        return conv.groups
     before = (conv.in_channels if conv.transposed else conv.out_channels) // conv.groups
     gone = np.bincount(rows // before, minlength=conv.groups)
     return int((gone == 0).sum()) if ((gone == 0) | (gone == before)).all() else conv.groups
