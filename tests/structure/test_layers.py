@@ -8,12 +8,11 @@ import doctest
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 import secateur as sc
 from secateur.errors import ModelError, TargetError
 from secateur.structure import layers
-from secateur.structure.layers import LayerView, layer_view, set_sizes, stays_finite, stored_weights
+from secateur.structure.layers import LayerView, layer_view, set_sizes, stored_weights
 
 # -- the table -----------------------------------------------------------------------------------------
 
@@ -141,34 +140,6 @@ def test_sizes_of_a_layer_whose_weight_a_hook_computes():
     sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
     small, _ = sc.compact(net, x)
     assert (small[2].in_features, small[2].out_features) == (3, 2)
-
-
-# -- what stands behind a weight ---------------------------------------------------------------------------
-
-
-def test_weights_and_what_they_are_computed_from():
-    plain, normed = nn.Linear(3, 2), parametrizations.weight_norm(nn.Linear(3, 2))
-    assert [(s.weight, s.parameter is plain.weight, s.refused) for s in stored_weights(plain)] == [
-        ("weight", True, "")
-    ]
-    behind = normed.parametrizations.weight.original1
-    assert [(s.weight, s.parameter is behind, s.refused) for s in stored_weights(normed)] == [
-        ("weight", True, "")
-    ]
-    (orthogonal,) = stored_weights(parametrizations.orthogonal(nn.Linear(3, 3)))
-    assert orthogonal.refused.startswith("its zeros are not those of the weight that _Orthogonal")
-
-
-def test_an_emptied_row_under_weight_norm_is_not_finite():
-    layer = parametrizations.weight_norm(nn.Linear(3, 2))
-    behind = layer.parametrizations.weight.original1
-    some = torch.tensor([[True, True, False], [False, False, True]])
-    before = behind.detach().clone()
-    assert stays_finite(layer, "weight", behind, some)
-    assert not stays_finite(layer, "weight", behind, torch.tensor([[True] * 3, [False] * 3]))
-    assert torch.equal(behind, before)
-    plain = nn.Linear(3, 2)
-    assert stays_finite(plain, "weight", plain.weight, torch.ones(2, 3, dtype=torch.bool))
 
 
 # -- a layer of a user's own -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from secateur.errors import CriterionError
 from secateur.graph.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.ranks import together
-from secateur.pruning.targets import Targets
+from secateur.pruning.targets import Target, Targets
 from secateur.running import as_written, call_model, failing, shapes
 from secateur.structure.layers import LayerView, layer_view, stored_weights
 from secateur.structure.units import Structure
@@ -40,27 +40,14 @@ class _Reader:
 
 def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     """Return the rms of each target's input by channel, shaped to broadcast over its weight."""
-    views = {name: layer_view(target.module) for name, target in targets.items()}
-    for name, target in targets.items():
-        view, kind = views[name], type(target.module).__name__
-        if view is None or not target.of:
-            raise CriterionError(
-                f"{name}: Wanda needs the weight of a Linear or Conv layer, which its input multiplies; "
-                f"this is a parameter of {kind}; exclude it (or secateur.register_layer its class)"
-            )
-        if not view.reads_input(target.of):
-            raise CriterionError(
-                f"{name}: Wanda needs the input that a weight multiplies, and this one multiplies a state "
-                f"inside the {kind}, which nobody sees; exclude it"
-            )
+    views = {name: _multiplied(target) for name, target in targets.items()}
     paths = {module: path for path, module in canonical_modules(targets.model)}
 
     def readers(work: nn.Module) -> dict[str, _Reader]:
         modules = dict(canonical_modules(work))
         return {
-            name: _Reader(modules[paths[t.module]], view.channels, view.number_of_inputs(t.weight))
-            for name, t in targets.items()
-            if (view := views[name]) is not None
+            n: _Reader(modules[paths[t.module]], views[n].channels, views[n].number_of_inputs(t.weight))
+            for n, t in targets.items()
         }
 
     found = _mean_squares(targets.model, readers, data, "Wanda")
@@ -68,10 +55,24 @@ def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     if unused:
         raise CriterionError(f"{unused[0]}: its layer never ran on the data given; exclude it")
     return {
-        name: _over_weight(target.weight, view, found[name].sqrt().to(target.weight.device))
-        for name, target in targets.items()
-        if (view := views[name]) is not None
+        n: _over_weight(t.weight, views[n], found[n].sqrt().to(t.weight.device)) for n, t in targets.items()
     }
+
+
+def _multiplied(target: Target) -> LayerView:
+    """Return the layer of a target that multiplies what the layer is called with."""
+    view, kind = layer_view(target.module), type(target.module).__name__
+    if view is None or not target.of:
+        raise CriterionError(
+            f"{target.name}: Wanda needs the weight of a Linear or Conv layer, which its input multiplies; "
+            f"this is a parameter of {kind}; exclude it (or secateur.register_layer its class)"
+        )
+    if not view.reads_input(target.of):
+        raise CriterionError(
+            f"{target.name}: Wanda needs the input that a weight multiplies, and this one multiplies a state "
+            f"inside the {kind}, which nobody sees; exclude it"
+        )
+    return view
 
 
 def _over_weight(weight: Tensor, view: LayerView, rms: Tensor) -> Tensor:

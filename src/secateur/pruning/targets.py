@@ -13,7 +13,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from secateur.errors import BudgetError, TargetError
 from secateur.graph.names import adapter_parameters, canonical_modules, canonical_parameters
-from secateur.structure.layers import layer_view, stays_finite, stored_weights
+from secateur.structure.computed import stays_finite
+from secateur.structure.layers import layer_view, stored_weights
 from secateur.text import nearest
 
 

@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from secateur.copying import copied
 from secateur.errors import ModelError
+from secateur.structure.computed import Stored, behind, stores
 from secateur.text import nearest
 
 Size = int | tuple[tuple[str, int | None], ...]
@@ -227,7 +226,7 @@ def _row(kind: type) -> LayerView | None:
 
 def _check_registered(module: nn.Module, view: LayerView) -> None:
     weight, here = view.weights[0], [name for name, _ in module.named_parameters(recurse=False)]
-    if weight not in here and not _stores(module, weight):
+    if weight not in here and not stores(module, weight):
         raise ModelError(
             f"{view.cls.__name__} is registered with weight={weight!r}, and a module of it has no such "
             f"parameter{nearest(weight, here)}"
@@ -268,19 +267,6 @@ def _shape(module: nn.Module, name: str) -> torch.Size | None:
     return tensor.shape if isinstance(tensor, Tensor) else None
 
 
-# -- weights that are computed from others ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The parameter that a layer's ``weight`` is, or is computed from; ``refused``: why zeros there are no
-    zeros of the weight."""
-
-    weight: str
-    parameter: nn.Parameter
-    refused: str = ""
-
-
 def stored_weights(module: nn.Module) -> Iterator[Stored]:
     """Yield the parameters that stand behind the weights of a layer: the weights themselves, or what a
     parametrization (or a hook of the old weight_norm and spectral_norm) makes them of."""
@@ -290,81 +276,4 @@ def stored_weights(module: nn.Module) -> Iterator[Stored]:
         if parameter is not None:
             yield Stored(name, parameter)
         else:
-            yield from _behind(module, name)
-
-
-def _behind(module: nn.Module, name: str) -> Iterator[Stored]:
-    """Yield the one parameter whose zeros are the zeros of a computed weight, else all with the reason."""
-    stores = _stores(module, name)
-    for store, parameter in stores.items():
-        if _zeros_are_zeros(module, name, store):
-            yield Stored(name, parameter)
-            return
-    for parameter in stores.values():
-        made = " and ".join(type(p).__name__ for p in _makers(module, name))
-        yield Stored(name, parameter, f"its zeros are not those of the weight that {made} makes of it")
-
-
-def _stores(module: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    if parametrize.is_parametrized(module, name):
-        found = module.parametrizations[name]._parameters.items()  # type: ignore[index]
-    else:
-        made_of = (f"{name}_g", f"{name}_v", f"{name}_orig")
-        found = ((leaf, p) for leaf, p in module._parameters.items() if leaf in made_of)
-    return {leaf: parameter for leaf, parameter in found if parameter is not None}
-
-
-def _makers(module: nn.Module, name: str) -> list[object]:
-    """What computes a weight: parametrizations, or hooks that run before the forward."""
-    if parametrize.is_parametrized(module, name):
-        return list(module.parametrizations[name])  # type: ignore[index,arg-type]
-    return [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "name", None) == name]
-
-
-def _computed(module: nn.Module, name: str) -> Tensor:
-    if not parametrize.is_parametrized(module, name):
-        for hook in _makers(module, name):
-            hook(module, ())  # type: ignore[operator]
-    return getattr(module, name)
-
-
-@torch.no_grad()
-def _zeros_are_zeros(module: nn.Module, name: str, store: str) -> bool:
-    """Whether zeros in a parameter are zeros of the weight that is made of it, and the only ones: some are
-    tried, among random numbers on a copy."""
-    generator = torch.Generator().manual_seed(0)
-    try:
-        work = copied(module).eval().float()
-        stores = _stores(work, name)
-        for zero in _some_zeros(stores[store]):
-            for tensor in stores.values():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-            stores[store].masked_fill_(zero, 0)
-            made = _computed(work, name)
-            if made.shape != zero.shape or not made.isfinite().all() or not torch.equal(made == 0, zero):
-                return False
-    except Exception:  # whatever somebody's parametrization raises on numbers that it did not expect
-        return False
-    return True
-
-
-def _some_zeros(like: Tensor) -> Iterator[Tensor]:
-    """Yield places of zeros: one in each of two corners, then one a row and column, so that no row or column
-    of two entries is emptied."""
-    rows, width = len(like), like[0].numel()
-    for places in ([width - 1], [(rows - 1) * width], [i * width + (i + 1) % width for i in range(rows)]):
-        zero = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
-        zero.view(-1)[places[: min(like.shape[:2], default=0)]] = True
-        yield zero
-
-
-@torch.no_grad()
-def stays_finite(module: nn.Module, name: str, parameter: nn.Parameter, zero: Tensor) -> bool:
-    """Whether a weight that is computed from ``parameter`` has finite entries with these set to zero: a row
-    that weight_norm divides by its norm has none left where it is emptied."""
-    store = next((leaf for leaf, p in _stores(module, name).items() if p is parameter), None)
-    if store is None:
-        return True
-    work = copied(module).eval()
-    _stores(work, name)[store].masked_fill_(zero, 0)
-    return bool(_computed(work, name).isfinite().all())
+            yield from behind(module, name)
