@@ -132,6 +132,14 @@ def test_an_lstm_with_projections_keeps_its_hidden_size_when_others_are_cut():
     assert torch.allclose(small(x), net(x), atol=1e-6)
 
 
+def test_both_sizes_of_transformers_conv1d_follow():
+    kind = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    net, x = nn.Sequential(kind(6, 4), nn.Tanh(), kind(2, 6)), torch.randn(9, 4)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
+    small, _ = sc.compact(net, x)
+    assert [(layer.nx, layer.nf) for layer in (small[0], small[2])] == [(4, 3), (3, 2)]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_sizes_of_a_layer_whose_weight_a_hook_computes():
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.utils.weight_norm(nn.Linear(6, 2)))
