@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ import secateur as sc
 from secateur.errors import BudgetError, TargetError
 from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.models import MODELS, build_model
+from secateur.pruning import targets as targets_module
 from secateur.pruning.targets import matches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -396,3 +399,9 @@ def test_sparsity_counts_target_weights_of_the_dense_network(mlp):
     assert sc.sparsity(small, dense=net) == pytest.approx(1 - 48 / 192)
     with pytest.raises(TargetError, match="Sequential has no tensor to prune"):
         sc.sparsity(net, dense=nn.Sequential())
+
+
+def test_examples_of_the_docstrings():
+    found = doctest.testmod(targets_module)
+    assert found.attempted >= 5
+    assert not found.failed
