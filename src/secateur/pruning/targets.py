@@ -102,49 +102,55 @@ def find_targets(
         >>> targets.protected
         {'0.weight': 'a parameter of Embedding; include it by name'}
     """
-    found: dict[str, Target] = {}
-    protected: dict[str, str] = {}
-    owners = _owners(model)
-    adapters = adapter_parameters(model)
-    parameters = canonical_parameters(model)
+    owners, adapters, parameters = _owners(model), adapter_parameters(model), canonical_parameters(model)
     wanted = _matching(model, parameters, owners, include, "include")
     unwanted = _matching(model, parameters, owners, exclude, "exclude") or set()
+    found: dict[str, Target] = {}
+    protected: dict[str, str] = {}
     for name, parameter in parameters.items():
-        owner = owners[id(parameter)][0]
-        module, leaf = owner.module, name.rpartition(".")[2]
-        if name.endswith("_orig") and hasattr(module, leaf[:-5] + "_mask"):
-            raise TargetError(
-                f"{name}: pruned by torch.nn.utils.prune, which renamed it; "
-                "take it over first with secateur.Masks.from_torch_prune(model)"
-            )
+        owner, *others = owners[id(parameter)]
+        _check_plain(name, owner.module)
         if name in unwanted:
             protected[name] = "excluded by name"
             continue
         _check_local(name, parameter)
-        if wanted is not None and name not in wanted:
-            protected[name] = owner.refused or "not included by name"
-        elif wanted is None and id(parameter) in adapters:
-            if parameter.dim() > 1:
-                protected[name] = "part of an adapter; include it by name: include='*lora_*', say"
-        elif wanted is None and not owner.of:
-            if parameter.dim() > 1:
-                protected[name] = f"a parameter of {type(module).__name__}; include it by name"
-        elif wanted is None and owner.refused:
-            protected[name] = owner.refused
-        elif wanted is None and (other := _tied_elsewhere(owners[id(parameter)])):
-            protected[name] = f"tied to a parameter of {other}; include it by name"
-        elif not (parameter.is_floating_point() or parameter.is_complex()):
-            protected[name] = f"its dtype is {parameter.dtype}, not a floating-point one"
-        elif not parameter.dim() or not parameter.numel():
-            protected[name] = "a single number" if not parameter.dim() else "it has no entries"
-        elif parameter.device.type == "meta":
-            raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")
+        if wanted is None:
+            why = _unexpected(parameter, owner, others, id(parameter) in adapters)
         else:
-            view = layer_view(module) if owner.of else None
-            found[name] = Target(name, module, parameter, 1 if view is None else view.input_dim, owner.of)
+            why = "" if name in wanted else owner.refused or "not included by name"
+        why = why or _unfit(parameter)
+        if not why:
+            _check_there(name, parameter)
+            found[name] = _target(name, owner, parameter)
+        elif wanted is not None or parameter.dim() > 1 or owner.of:  # nobody expects a bias to be pruned
+            protected[name] = why
     if not found:
         raise TargetError(_nothing(model, protected, owners, parameters, bool(include or exclude)))
     return Targets(model, found, protected)
+
+
+def _unexpected(parameter: nn.Parameter, owner: _Owner, others: list[_Owner], adapter: bool) -> str:
+    """Return why a parameter is no target unless it is named; empty where it is."""
+    if adapter:
+        return "part of an adapter; include it by name: include='*lora_*', say"
+    if not owner.of:
+        return f"a parameter of {type(owner.module).__name__}; include it by name"
+    other = next((type(other.module).__name__ for other in others if not other.of), "")
+    return owner.refused or (f"tied to a parameter of {other}; include it by name" if other else "")
+
+
+def _unfit(parameter: nn.Parameter) -> str:
+    """Return why a parameter has nothing to rank, whoever names it; empty where it has."""
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        return f"its dtype is {parameter.dtype}, not a floating-point one"
+    if not parameter.dim():
+        return "a single number"
+    return "" if parameter.numel() else "it has no entries"
+
+
+def _target(name: str, owner: _Owner, parameter: nn.Parameter) -> Target:
+    view = layer_view(owner.module) if owner.of else None
+    return Target(name, owner.module, parameter, 1 if view is None else view.input_dim, owner.of)
 
 
 def _nothing(
@@ -194,10 +200,6 @@ def _owners(model: nn.Module) -> _Owners:
             if not (isinstance(module, ParametrizationList) and key in owners):
                 owners.setdefault(key, []).append(owner)
     return owners
-
-
-def _tied_elsewhere(owners: list[_Owner]) -> str:
-    return next((type(owner.module).__name__ for owner in owners if not owner.of), "")
 
 
 def _matching(
@@ -250,6 +252,19 @@ def matches(name: str, pattern: str) -> bool:
     """Whether ``pattern`` names the parameter ``name`` or a module around it."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def _check_plain(name: str, module: nn.Module) -> None:
+    if name.endswith("_orig") and hasattr(module, name.rpartition(".")[2][:-5] + "_mask"):
+        raise TargetError(
+            f"{name}: pruned by torch.nn.utils.prune, which renamed it; "
+            "take it over first with secateur.Masks.from_torch_prune(model)"
+        )
+
+
+def _check_there(name: str, parameter: nn.Parameter) -> None:
+    if parameter.device.type == "meta":
+        raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")
 
 
 def _check_local(name: str, parameter: nn.Parameter) -> None:
