@@ -19,7 +19,7 @@ from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import ParameterShare, prune_units
-from secateur.pruning.targets import Target, Targets, find_targets
+from secateur.pruning.targets import Target, Targets, check_finite_weights, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.structure.units import Structure
 from secateur.text import nearest
@@ -145,6 +145,7 @@ def prune(
             doomed = {name: _doomed(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
         for name, masked in gone.items():
             _check_room(name, doomed[name], masked, cuts[name])
+        check_finite_weights(targets, doomed)
         peers.compare(doomed)
 
     kept: dict[str, Tensor] = {}
