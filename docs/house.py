@@ -1,7 +1,7 @@
 """Draw the house from the contract that CI checks: each room, what it is, and that it imports only downwards.
 
-    python docs/house.py          # print it
-    python docs/house.py --write  # into CONTRIBUTING.md
+python docs/house.py          # print it
+python docs/house.py --write  # into CONTRIBUTING.md
 """
 
 from __future__ import annotations

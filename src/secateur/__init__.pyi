@@ -91,6 +91,8 @@ from secateur.measure.summary import profile as profile
 # Your own: what secateur cannot know of your code
 from secateur.graph.operators import register_operator as register_operator
 from secateur.graph.operators import forget_operator as forget_operator
+from secateur.structure.layers import register_layer as register_layer
+from secateur.structure.layers import forget_layer as forget_layer
 
 # Errors: every one that is raised on purpose, and the warning
 from secateur.errors import SecateurError as SecateurError

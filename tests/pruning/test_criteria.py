@@ -213,6 +213,39 @@ def test_wanda_without_what_it_needs(mlp, convnet):
         scored(sc.Wanda(), net, [torch.randn(2, 8)])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_wanda_reads_what_a_recurrent_layer_is_called_with(packed):
+    net = nn.LSTM(3, 4, bidirectional=True)
+    x = torch.randn(5, 2, 3)
+    if packed:
+        data = [{"input": nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]))}]
+        read = torch.cat([x[:5, 0], x[:3, 1]])
+    else:
+        data, read = [x], x.flatten(0, 1)
+    inputs = ["weight_ih_l0", "weight_ih_l0_reverse"]
+    scores = scored(sc.Wanda(), net, data, include=inputs)
+    for name in inputs:
+        expected = getattr(net, name).detach().abs() * read.square().mean(0).sqrt()
+        torch.testing.assert_close(scores[name], expected)
+
+
+def test_wanda_says_that_it_sees_no_inner_state():
+    for net, name in ((nn.GRU(3, 4), "weight_hh_l0"), (nn.LSTMCell(3, 4), "weight_hh")):
+        with pytest.raises(CriterionError, match=rf"^{name}: .* multiplies a state inside the .*exclude it$"):
+            scored(sc.Wanda(), net, [torch.randn(5, 3)])
+        inputs = name.replace("hh", "ih")
+        assert list(scored(sc.Wanda(), net, [torch.randn(5, 3)], exclude="*hh*")) == [inputs]
+
+
+def test_wanda_on_what_a_weight_is_computed_from():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))
+    x = torch.randn(6, 3)
+    behind = net[0].parametrizations.weight.original1.detach()
+    scores = scored(sc.Wanda(), net, [x])
+    expected = behind.abs() * x.square().mean(0).sqrt()
+    torch.testing.assert_close(scores["0.parametrizations.weight.original1"], expected)
+
+
 # -- Taylor ----------------------------------------------------------------------------------------
 
 

@@ -25,12 +25,12 @@ from secateur.graph.compare import difference
 from secateur.methods.split_layers import SplitConv, SplitNorm
 from secateur.running import call
 from secateur.structure.attributes import Sizes, adjust
+from secateur.structure.layers import layer_view
 from secateur.structure.propagate import values_in
 from secateur.structure.surgery import set_attributes
 from secateur.structure.units import Group, Slice, Structure
 from secateur.text import first_line
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LEARNING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 PRODUCER, READER, OWN = "producer", "reader", "own"
@@ -69,15 +69,22 @@ def parts_of(structure: Structure, name: str, group: Group) -> list[Part] | str:
 
 def _role(model: nn.Module, part: Slice) -> str | None:
     path, _, leaf = part.name.rpartition(".")
-    module = model.get_submodule(path)
-    plain = isinstance(module, nn.Linear) or (isinstance(module, _CONVS) and module.groups == 1)
+    module: Any = model.get_submodule(path)
+    view = layer_view(module)
+    known = view is not None and not view.registered and view.multiplies
+    plain = view is not None and known and not view.transposed and view.groups == 1
     if plain and leaf == "weight" and part.dim == 1 and part.reads:
         return READER
     if plain and leaf in ("weight", "bias") and part.dim == 0 and not part.reads:
         return PRODUCER
-    deep = isinstance(module, _CONVS) and module.groups == module.in_channels == module.out_channels
+    deep = _convolves(module) and module.groups == module.in_channels == module.out_channels
     normal = type(module) in _NORMS and module.momentum is not None  # None: counts a network's batches
     return OWN if (deep or normal or isinstance(module, nn.PReLU)) and part.dim == 0 else None
+
+
+def _convolves(module: nn.Module) -> bool:
+    view = layer_view(module)
+    return view is not None and view.product == "windows"
 
 
 def _kind(model: nn.Module, name: str) -> str:
@@ -136,20 +143,19 @@ class Widened(nn.Module):
                 _put(work, path, SplitNorm(module, self.widths[part.group]))
             elif self._split(path, module):
                 _put(work, path, SplitConv(module))
-            elif part is not None and part.role == OWN and isinstance(module, _CONVS):
-                module.groups = module.in_channels = module.out_channels = (
-                    module.groups + self.widths[part.group]
-                )
+            elif part is not None and part.role == OWN and _convolves(module):
+                conv: Any = module
+                conv.groups = conv.in_channels = conv.out_channels = conv.groups + self.widths[part.group]
         for module in work.modules():
             for leaf in [leaf for leaf, tensor in module._parameters.items() if tensor is not None]:
                 del module._parameters[leaf]
                 setattr(module, leaf, torch.empty(0))  # functional_call puts a tensor here
         return work
 
-    def _split(self, path: str, module: nn.Module) -> bool:
+    def _split(self, path: str, module: Any) -> bool:
         """Whether a layer is a convolution over positions that makes units or reads them, one each."""
         parts = self.parts.get(f"{path}.weight".lstrip("."), {}).values()
-        plain = isinstance(module, _CONVS) and module.groups == 1 and module.weight[0, 0].numel() > 1
+        plain = _convolves(module) and module.groups == 1 and module.weight[0, 0].numel() > 1
         return plain and bool(parts) and all(part.entries == 1 for part in parts)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
