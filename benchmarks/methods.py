@@ -246,7 +246,7 @@ def select(lab: Lab, penalty: float) -> tuple[float, nn.Module, dict[str, float]
     with trial.timed("prune"):
         method = sc.StructureSelection(trial.model, lab.example(), penalty=penalty, lr=0.1)
         trial.train(lab.options.half, method.network, method.trained, keep="last")
-        small, _, _ = method.fold()
+        small, _ = method.fold()
     return sc.sparsity(small, lab.dense), small, trial.seconds
 
 

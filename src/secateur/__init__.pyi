@@ -7,8 +7,8 @@ from secateur import errors as errors
 
 # Pruning: zeros in place, and what they are held by
 from secateur.pruning.prune import prune as prune
-from secateur.pruning.schedules import gradually as gradually
-from secateur.pruning.schedules import during as during
+from secateur.pruning.gradual import gradually as gradually
+from secateur.pruning.gradual import during as during
 from secateur.pruning.targets import find_targets as find_targets
 from secateur.pruning.targets import sparsity as sparsity
 from secateur.methods.layer_sensitivity import sensitivity as sensitivity
@@ -39,6 +39,7 @@ from secateur.pruning.budgets import LAMP as LAMP
 from secateur.pruning.budgets import MagnitudeRatios as MagnitudeRatios
 from secateur.pruning.budgets import NM as NM
 from secateur.pruning.structured import ParameterShare as ParameterShare
+from secateur.pruning.selection import Cut as Cut
 
 # Shrinkages: what becomes of a weight at the cut
 from secateur.pruning.shrinkage import Hard as Hard
@@ -68,7 +69,7 @@ from secateur.methods.greedy import Greedy as Greedy
 from secateur.methods.greedy import GreedyRun as GreedyRun
 from secateur.methods.structure_selection import StructureSelection as StructureSelection
 from secateur.methods.structure_selection import Selected as Selected
-from secateur.methods.structure_selection import slimming as slimming
+from secateur.methods.network_slimming import slimming as slimming
 from secateur.methods.branch_annealing import BranchAnnealing as BranchAnnealing
 from secateur.methods.branch_annealing import Descent as Descent
 from secateur.methods.annealing import anneal_branches as anneal_branches
@@ -77,8 +78,8 @@ from secateur.methods.annealing import Annealing as Annealing
 # Deployment: files, engines and figures
 from secateur.deploy.sparse import sparsify as sparsify
 from secateur.deploy.sparse import Sparsified as Sparsified
-from secateur.deploy.sharing import share_weights as share_weights
-from secateur.deploy.sharing import Sharing as Sharing
+from secateur.pruning.sharing import share_weights as share_weights
+from secateur.pruning.sharing import Sharing as Sharing
 from secateur.deploy.packing import pack as pack
 from secateur.deploy.packing import unpack as unpack
 from secateur.deploy.packing import Packed as Packed

@@ -64,9 +64,9 @@ def test_the_rest_is_as_in_prune(net):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "exactly one of"),
+        ({}, "exactly one of macs, parameters and latency_ms; got none"),
         ({"macs": 0.5, "parameters": 0.5}, "exactly one of"),
-        ({"macs": 1.5}, "share between 0 and 1"),
+        ({"macs": 1.5}, "share of the dense network's, between 0 and 1"),
         ({"latency_ms": -1.0}, "positive number of milliseconds"),
         ({"parameters": 0.001}, "cannot be met"),
     ],

@@ -15,7 +15,7 @@ from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteEr
 from secateur.graph.compare import difference
 from secateur.measure.macs import count_macs
 from secateur.methods.ablation import Ablation, masked_outputs
-from secateur.methods.greedy import classified
+from secateur.methods.tries import classified
 from secateur.structure.surgery import mask_units
 
 
@@ -221,6 +221,70 @@ def test_goals(goal: dict[str, float]):
         assert not run.removals  # it is there already
 
 
+def test_macs_are_dense_ones_whatever_is_zero_already():
+    """Half of the weights are zero: of effective multiply-adds fewer are left than the goal at the start."""
+    model, data = made(Net), images(20)
+    sc.prune(model, sc.Magnitude(), sc.Uniform(0.5))
+    x = data[0][0][:2]
+    small, run = sc.prune_greedily(model, x, data, macs=0.6, method=sc.Greedy(every=5))
+    dense, left = (count_macs(m, x).dense for m in (model, small))
+    assert run.removals
+    assert left <= 0.6 * dense
+    assert run.macs == (dense, left)
+    by_constraint, _ = sc.prune_to(model, x, macs=0.6)
+    assert count_macs(by_constraint, x).dense <= 0.6 * dense
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_the_goal_of_macs_is_met_to_a_unit_before_anything_is_cut(every: int):
+    model, data = made(Net), images(20)
+    x = data[0][0][:2]
+    small, run = sc.prune_greedily(model, x, data, macs=0.5, method=sc.Greedy(every=every))
+    assert count_macs(small, x).dense <= 0.5 * count_macs(model, x).dense
+    work = copy.deepcopy(model).eval()
+    structure = sc.trace(work, x)
+    pruned = {name: np.zeros(len(group), dtype=bool) for name, group in structure.groups.items()}
+    for one in run.removals[:-1]:
+        pruned[one.group][one.unit] = True
+    mask_units(work, structure, pruned)
+    less, _ = sc.compact(work, x)
+    assert count_macs(less, x).dense > 0.5 * count_macs(model, x).dense
+
+
+@pytest.mark.parametrize("name", ["macs", "parameters"])
+def test_all_may_be_left(name: str):
+    model, data = made(Net), images(4)
+    _, run = sc.prune_greedily(model, data[0][0], data, **{name: 1.0})
+    assert not run.removals
+    assert sc.prune_to(model, data[0][0], **{name: 1.0})[1].removed == {}
+    for share in (0.0, 1.01):
+        with pytest.raises(BudgetError, match=f"{name} is {share}; it is a share"):
+            sc.prune_greedily(model, data[0][0], data, **{name: share})
+        with pytest.raises(BudgetError, match=f"{name} is {share}; it is a share"):
+            sc.prune_to(model, data[0][0], **{name: share})
+
+
+def test_every_stage_is_proved():
+    model, data = made(Net), images(20)
+    small, run = sc.prune_greedily(model, data[0][0][:2], data, parameters=0.5, method=sc.Greedy(every=4))
+    assert len(run.proofs) == len(run.stages) > 1
+    assert run.proofs[0].parameters[0] == run.parameters[0] == sum(p.numel() for p in model.parameters())
+    assert run.proofs[-1].parameters[1] == run.parameters[1] == sum(p.numel() for p in small.parameters())
+    assert all(proof.max_error < 1e-9 for proof in run.proofs)
+
+
+def test_example_inputs_may_have_keywords():
+    class Scaled(Net):
+        def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+            return super().forward(x * scale)
+
+    model, data = made(Scaled), images(8)
+    _, run = sc.prune_greedily(model, data[0][0][:2], data, parameters=0.9, kwargs={"scale": 2.0})
+    assert run.removals
+    with pytest.raises(BudgetError, match="latency_ms is measured on example_inputs alone"):
+        sc.prune_greedily(model, data[0][0][:2], data, latency_ms=1.0, kwargs={"scale": 2.0})
+
+
 def test_a_score_to_keep_ends_the_run_before_it_is_lost():
     model, data = made(Net), images()
     with torch.no_grad():  # labels that the network itself gives: it starts at 1.0
@@ -252,7 +316,7 @@ def test_a_group_down_to_one_unit_is_left_alone():
 
 def test_an_error_names_the_goal_that_was_given():
     model, data = made(Net), images(20)
-    with pytest.raises(BudgetError, match=r"sparsity=0\.99: cannot be met"):
+    with pytest.raises(BudgetError, match=r"sparsity=0\.99 cannot be met: with 1 units left"):
         sc.prune_greedily(model, data[0][0][:2], data, sparsity=0.99, include="fc1")
 
 
@@ -316,7 +380,7 @@ def test_the_output_criterion_keeps_what_the_next_layer_reads():
 def test_at_once_min_kept_include():
     model, data = made(Net), images(20)
     method = sc.Greedy(scope="network", at_once=2, every=2, min_kept=3)
-    with pytest.raises(BudgetError, match="cannot be met with 3 units left"):
+    with pytest.raises(BudgetError, match="cannot be met: with 3 units left"):
         sc.prune_greedily(model, data[0][0][:2], data, parameters=0.01, method=method)
     _, run = sc.prune_greedily(model, data[0][0][:2], data, sparsity=0.2, method=method, include="fc1")
     assert {r.group for r in run.removals} == {"fc1 -> fc2"}
@@ -326,8 +390,8 @@ def test_at_once_min_kept_include():
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [
-        ({}, BudgetError, "exactly one of sparsity="),
-        ({"sparsity": 0.5, "macs": 0.5}, BudgetError, "got 2"),
+        ({}, BudgetError, "exactly one of sparsity, parameters, macs, latency_ms and score; got none"),
+        ({"sparsity": 0.5, "macs": 0.5}, BudgetError, "got sparsity and macs"),
         ({"sparsity": 1.5}, BudgetError, "between 0 and 1"),
         ({"macs": "half"}, BudgetError, "it is a number"),
         ({"latency_ms": -1.0}, BudgetError, "positive number of milliseconds"),

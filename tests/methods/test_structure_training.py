@@ -13,6 +13,7 @@ from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
 from secateur.methods import scaling
 from secateur.methods.scaling import Scaled
 from secateur.methods.structure_selection import Selected, StructureSelection
+from secateur.structure.proof import Proof
 
 # -- training and state --------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ def test_a_larger_penalty_leaves_fewer_units():
                 optimizer.zero_grad()
                 F.cross_entropy(network(x), y).backward()
                 optimizer.step()
-        small, _, selected = chosen.fold()
+        small, selected = chosen.fold()
         assert torch.equal(small(x).argmax(1), chosen.network(x).argmax(1))
         left.append(selected.units["0 -> 2"][0])
         hits.append(float((small(x).argmax(1) == y).double().mean()))
@@ -196,6 +197,13 @@ def test_impossible_settings(options, error, words):
         StructureSelection(mlp(5, 4, 2), randn(3, 5), **options)
 
 
+def test_the_default_rate_goes_with_any_optimizer():
+    model, x, chosen = selection("mlp")
+    assert chosen.lr == 0.1
+    stepped(chosen, torch.optim.Adam(model.parameters()), lambda: quadratic(chosen.network, x))
+    assert any((factor != 1).any() for factor in chosen.factors.values())
+
+
 def test_a_model_without_groups():
     with pytest.raises(TargetError, match="Linear has no units or blocks"):
         StructureSelection(nn.Linear(3, 2), torch.zeros(1, 3))
@@ -205,7 +213,7 @@ def test_a_model_without_groups():
 
 
 def test_optimizers_that_cannot_be_followed():
-    model, x, chosen = selection("mlp")
+    model, x, chosen = selection("mlp", lr=None)
     for optimizer, error, words in (
         (torch.optim.SGD(mlp(2, 2).parameters(), lr=0.1), TargetError, "network.parameters()"),
         (torch.optim.LBFGS(model.parameters()), BudgetError, "LBFGS takes the gradient several times"),
@@ -235,13 +243,42 @@ def test_a_scaler_of_gradients_is_refused(enabled):
             scaler.scale(quadratic(chosen.network, x)).backward()
             scaler.step(optimizer)
 
+    before = state(model)
     if enabled:
         with pytest.raises(ModelError, match="a GradScaler does not unscale"):
             train()
         assert (chosen.factors["0 -> 2"] == 1).all()
+        assert same(before, state(model))  # nor did the weights take the step
+        assert not {"found_inf", "grad_scale", "_step_supports_amp_scaling"} & vars(optimizer).keys()
     else:
         train()
         assert (chosen.factors["0 -> 2"] != 1).any()
+
+
+def test_a_scaler_around_a_fused_or_wrapped_optimizer_is_refused_too():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+
+        def step(self, closure=None):
+            self.optimizer.step()
+
+    for wrap, fused in ((Around, False), (lambda o: o, True)):
+        model, x = mlp(5, 4, 2).float(), randn(3, 5).float()
+        chosen = StructureSelection(model, x)
+        optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1, fused=fused))
+        scaler = torch.amp.GradScaler("cpu")
+
+        def train(chosen=chosen, optimizer=optimizer, scaler=scaler, x=x):
+            with chosen.trained(optimizer):
+                scaler.scale(quadratic(chosen.network, x)).backward()
+                scaler.step(optimizer)
+
+        with pytest.raises(ModelError, match="a GradScaler does not unscale"):
+            train()
+        assert (chosen.factors["0 -> 2"] == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -252,7 +289,7 @@ def test_a_nan_names_the_group_and_changes_no_factor():
         stepped(chosen, optimizer, lambda: quadratic(chosen.network, x) * float("nan"))
     assert all((factor == 1).all() for factor in chosen.factors.values())
     assign(chosen, {"2 -> 4": float("inf")})
-    with pytest.raises(NonFiniteError, match="2 -> 4: a factor is a NaN or an infinity"):
+    with pytest.raises(NonFiniteError, match="2 -> 4: a factor holds a NaN or an infinity"):
         chosen.fold()
     with pytest.raises(BudgetError, match="threshold is -1"):
         chosen.fold(-1)
@@ -271,7 +308,9 @@ def test_factors_that_do_not_reach_the_weights_are_an_error(monkeypatch):
 
 
 def test_selected_prints_lines():
-    selected = Selected({"a -> b": (2, 5)}, (), (), 0.01, 1e-16, ("look here",))
+    proof = Proof(1, "float64", 0.0, 0.0, {}, (10, 4), (20, 8))
+    selected = Selected({"a -> b": (2, 5)}, (), (), 0.01, 1e-16, proof, ("look here",))
+    assert (selected.proofs, selected.parameters, selected.macs) == ((proof,), (10, 4), (20, 8))
     assert repr(selected).splitlines() == [
         "a -> b: 2 of 5 units kept",
         "small factors set to zero: outputs off by 1.0e-02",

@@ -181,7 +181,7 @@ def test_what_is_no_average_of_it(mlp):
     average = AveragedModel(net)
     with torch.no_grad():
         average.module[0].weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"0\.weight: holds a NaN"):
+    with pytest.raises(NonFiniteError, match=r"0\.weight holds a NaN"):
         masks.apply(average)
 
 

@@ -27,15 +27,15 @@ def of(weights: list[Tensor]) -> tuple[dict[str, Scores], dict[str, Tensor]]:
     return {n: Scores(n, tuple(w.shape), w.abs().__getitem__) for n, w in named.items()}, named
 
 
-def doomed(budget, weights: list[Tensor]) -> list[Tensor]:
+def pruned(budget, weights: list[Tensor]) -> list[Tensor]:
     scores, named = of(weights)
     cuts = budget(scores, named)
     assert list(cuts) == list(named)
-    return [cuts[n].doomed(scores[n]) for n in named]
+    return [cuts[n].pruned(scores[n]) for n in named]
 
 
 def counts(budget, weights: list[Tensor]) -> list[int]:
-    return [int(d.count_nonzero()) for d in doomed(budget, weights)]
+    return [int(d.count_nonzero()) for d in pruned(budget, weights)]
 
 
 def random(sizes: list[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
@@ -70,12 +70,12 @@ def test_whole_network_budgets_take_exactly_round(rule, share, sizes):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_nothing_and_everything(rule, share):
     weights = [torch.randn(3, 4), torch.zeros(2, 2), torch.randn(5, 1)]
-    assert [d.float().mean() for d in doomed(rule(share), weights)] == [share] * 3
+    assert [d.float().mean() for d in pruned(rule(share), weights)] == [share] * 3
 
 
 def test_uniform_takes_the_lowest_of_each_layer():
     first, second = torch.tensor([[1.0, -0.1, 3.0, 0.2]]), torch.tensor([[100.0, -400.0]])
-    assert [d.tolist() for d in doomed(sc.Uniform(0.5), [first, second])] == [
+    assert [d.tolist() for d in pruned(sc.Uniform(0.5), [first, second])] == [
         [[False, True, False, True]],
         [[True, False]],
     ]
@@ -83,7 +83,7 @@ def test_uniform_takes_the_lowest_of_each_layer():
 
 def test_global_takes_the_lowest_of_all_layers():
     first, second = torch.tensor([[1.0, -0.1, 3.0, 0.2]]), torch.tensor([[100.0, -400.0]])
-    assert [d.tolist() for d in doomed(sc.Global(0.5), [first, second])] == [
+    assert [d.tolist() for d in pruned(sc.Global(0.5), [first, second])] == [
         [[True, True, False, True]],
         [[False, False]],
     ]
@@ -100,9 +100,9 @@ def test_min_kept_keeps_the_best_of_each_layer_and_the_total(keep, share, sizes,
     budget = sc.Global(share, min_kept=keep)
     if round(share * number) > room:
         with pytest.raises(BudgetError, match=rf"min_kept={keep} leaves only {room} that may"):
-            doomed(budget, weights)
+            pruned(budget, weights)
         return
-    out = doomed(budget, weights)
+    out = pruned(budget, weights)
     # The reference: the best ``keep`` of each layer are out of reach, the rest goes globally.
     values = [w.abs().flatten().clone() for w in weights]
     for v in values:
@@ -155,7 +155,7 @@ def test_std_is_the_population_deviation_of_the_signed_weights():
 def test_std_differs_by_layer():
     assert counts(sc.Std(0.5), [torch.tensor([[1.0, -1.0]]), torch.tensor([[100.0, -100.0]]) / 64]) == [0, 0]
     wide = torch.tensor([[0.4, 10.0, -10.0, -0.4]])
-    assert [d.tolist() for d in doomed(sc.Std(0.1), [wide, wide / 1000])] == [
+    assert [d.tolist() for d in pruned(sc.Std(0.1), [wide, wide / 1000])] == [
         [[True, False, False, True]]
     ] * 2
 
@@ -188,7 +188,7 @@ def test_std_by_chunks_is_the_deviation_in_float64(dtype, chunk):
 
 def test_threshold_is_strict_and_the_same_everywhere():
     weights = [torch.tensor([[0.5, -0.25, 0.125]]), torch.tensor([[0.25, 0.0]])]
-    assert [d.tolist() for d in doomed(sc.Threshold(0.25), weights)] == [
+    assert [d.tolist() for d in pruned(sc.Threshold(0.25), weights)] == [
         [[False, False, True]],
         [[False, True]],
     ]
@@ -270,7 +270,7 @@ def test_lamp_is_the_papers(share, sizes, seed):
     count = round(share * sum(w.numel() for w in weights))
     count = min(count, sum(w.numel() - 1 for w in weights))  # the best of each layer all have 1
     share = count / sum(w.numel() for w in weights)
-    got = torch.cat([d.flatten() for d in doomed(sc.LAMP(share), weights)])
+    got = torch.cat([d.flatten() for d in pruned(sc.LAMP(share), weights)])
     assert torch.equal(got, lamp_of_the_paper(weights, count))
 
 

@@ -325,7 +325,7 @@ def test_a_function_is_a_criterion_and_scores_may_be_negative(linear):
 
 
 def test_wrong_scores_are_refused(mlp):
-    with pytest.raises(CriterionError, match=r"function gave no scores for '2\.weight'"):
+    with pytest.raises(CriterionError, match=r"<lambda> gave no scores for '2\.weight'"):
         sc.prune(mlp(), lambda targets, *_: {"0.weight": targets["0.weight"].weight}, sc.Uniform(0.5))
     with pytest.raises(
         CriterionError, match=r"0\.weight: the scores have shape \(8, 16\), the weight \(16, 8\)"

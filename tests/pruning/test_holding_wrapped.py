@@ -14,7 +14,7 @@ from toy import hooks, loss_of, step
 
 import secateur as sc
 from secateur.errors import MaskError
-from secateur.pruning.holding import chains_of
+from secateur.pruning.holding import levels_of
 
 
 class TimmLookahead(torch.optim.Optimizer):
@@ -173,7 +173,7 @@ def test_zeros_hold_from_the_first_step_on(mlp, make):
             masks.check()
             swap(optimizer, "train")
             masks.check()
-    for level in chains_of(optimizer)[0]:
+    for level in (one.optimizer for one in levels_of(optimizer)):
         assert "step" not in vars(level)
         assert not hasattr(level, "_optimizer_step_pre_hooks") or hooks(level) == 0
     swap(optimizer, "eval")

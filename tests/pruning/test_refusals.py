@@ -41,7 +41,7 @@ CHOICES = [
     (lambda m: sc.prune(m, sc.Random(), sc.Std(1.0)), "Std .* goes with Magnitude alone, not with Random"),
     (
         lambda m: sc.gradually(m, sc.Magnitude(), sc.Threshold(0.1), sc.Cubic(3), shrinkage=sc.Soft()),
-        "Soft would shrink the same weights at each of 3 steps",
+        "Soft would shrink the same weights at each step of a schedule",
     ),
     (
         lambda m: sc.gradually(m, sc.Magnitude(), sc.Global(0.5), sc.Cubic(3), exlude="0"),

@@ -317,7 +317,7 @@ def test_std_is_refused_with_every_criterion():
 
 @pytest.mark.parametrize("options", [{"shrinkage": sc.Soft()}, {"granularity": sc.Block(2, 2)}])
 def test_shrinkages_and_granularities_are_refused(options):
-    with pytest.raises(BudgetError, match="neither a shrinkage nor a granularity goes with structure="):
+    with pytest.raises(BudgetError, match="they go with neither a shrinkage nor a block"):
         pruned(standard(), sc.Uniform(0.5), sc.Magnitude(), **options)
 
 
@@ -562,7 +562,7 @@ def test_a_nan_is_an_error_and_nothing_changes():
 
 def test_a_criterion_that_forgets_a_group():
     class Forgets:
-        whole_units = True
+        counts_units = True
 
         def __call__(self, structure, data=None, loss=None):
             return {"0 -> 2": torch.ones(6)}
@@ -573,7 +573,7 @@ def test_a_criterion_that_forgets_a_group():
 
 def test_a_criterion_of_ones_own():
     class Backwards:
-        whole_units = True
+        counts_units = True
 
         def __call__(self, structure, data=None, loss=None):
             return {name: -torch.arange(len(g), dtype=torch.float32) for name, g in structure.groups.items()}

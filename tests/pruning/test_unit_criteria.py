@@ -97,8 +97,8 @@ def test_taylor_is_summed_too(net):
 
 def test_criteria_on_units_name_themselves():
     kinds = (sc.L1Norm, sc.L2Norm, sc.BNScale, sc.ActivationNorm)
-    assert all(kind.whole_units for kind in kinds)
-    assert not any(getattr(kind, "whole_units", False) for kind in (sc.Magnitude, sc.Random, sc.Taylor))
+    assert all(kind.counts_units for kind in kinds)
+    assert not any(getattr(kind, "counts_units", False) for kind in (sc.Magnitude, sc.Random, sc.Taylor))
 
 
 @pytest.mark.parametrize("criterion", [sc.L1Norm(), sc.L2Norm(), sc.BNScale(), sc.ActivationNorm()])

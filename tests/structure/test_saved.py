@@ -216,7 +216,7 @@ def test_a_removed_block_is_removed_again(tmp_path):
     with torch.no_grad():
         chosen.network.factors["x + 2.down"].zero_()
         chosen.network.factors["1.up -> 1.down"][:4] = 0
-    net, _, selected = chosen.fold()
+    net, selected = chosen.fold()
     assert selected.identities == ("2",)
     path = tmp_path / "net.safetensors"
     sc.save(net, path)

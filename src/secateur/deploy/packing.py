@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
-from secateur.deploy.sharing import check_values, clustered
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
 from secateur.graph.names import unwrapped
+from secateur.pruning.sharing import check_values, clustered
 from secateur.pruning.targets import matches
 from secateur.runtime.contents import FLOATS, ITEM_BYTES, Contents, bytes_of, parse
 from secateur.runtime.streams import FileError

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from secateur.deploy.packing import pack, unpack
-from secateur.deploy.sharing import share_weights
 from secateur.errors import StorageError
 from secateur.experiments.claim import PACKED
 from secateur.experiments.specs import PackSpec, ShareSpec
 from secateur.experiments.state import fresh_network
 from secateur.experiments.work import Work
+from secateur.pruning.sharing import share_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.settings import Training
 

@@ -97,7 +97,7 @@ class Select:
         )
         state.masks, state.requested = None, None
         work.train(selection.network, self.step, self.training, selection.trained)
-        small, _, selected = selection.fold(spec.threshold)
+        small, selected = selection.fold(spec.threshold)
         skipped = [f"no factor on {name}: {why}" for name, why in selection.skipped.items()]
         work.replace(small, self.step, ["; ".join(repr(selected).splitlines()), *skipped])
 

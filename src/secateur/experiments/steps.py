@@ -10,7 +10,6 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from secateur.deploy.encoding import Squeeze
-from secateur.deploy.sharing import check_values
 from secateur.errors import RecipeError, SecateurError
 from secateur.experiments.choices import as_number, make
 from secateur.experiments.specs import (
@@ -27,6 +26,7 @@ from secateur.experiments.specs import (
     ShareSpec,
 )
 from secateur.experiments.yaml_lines import Located
+from secateur.pruning.sharing import check_values
 from secateur.text import nearest, shown
 from secateur.training.settings import Training
 
@@ -110,7 +110,7 @@ def _prune_step(
 def _check_combination(spec: PruneSpec, where: str) -> None:
     """Refuse, before anything is trained, what ``prune`` would refuse after it."""
     budget, shrinkage = spec.budget["name"], make("shrinkage", spec.shrinkage)
-    whole = getattr(make("criterion", spec.criterion), "whole_units", False) or budget == "parameter_share"
+    whole = getattr(make("criterion", spec.criterion), "counts_units", False) or budget == "parameter_share"
     if whole and not spec.units:
         raise RecipeError(f"{where}: its criterion or budget is for whole units: set units: true")
     if not spec.units and (spec.round_to, spec.min_kept) != (1, 1):
@@ -240,7 +240,7 @@ def _prune_to_step(
         criterion = make("criterion", spec.criterion)
     except SecateurError as error:
         raise RecipeError(f"{located.where((*place, 'criterion'))}: {error}") from error
-    if not getattr(criterion, "whole_units", False):
+    if not getattr(criterion, "counts_units", False):
         raise RecipeError(f"{located.where(place)}: its criterion ranks single weights; l2_norm ranks units")
     return spec, None
 

@@ -74,25 +74,46 @@ class Descent:
 
 
 class BranchAnnealing:
-    """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one.
+    """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one. Train
+    ``network`` while ``alpha`` goes from 1 to 0, then :meth:`fold`; :func:`secateur.anneal_branches` is the
+    way down in stages.
 
-    ``network`` is called like ``model`` and computes the same at first. Train it (its parameters are
-    those of a copy of the model, and the branches') while ``alpha`` goes from 1 to 0, then :meth:`fold`.
-    A branch has ``ratio`` of a group's channels (half to even), one at least; all layers that add into
-    a residual stream share its ``up``. :func:`secateur.anneal_branches` is the way down in stages.
+    ``network`` is called like ``model`` and computes the same at first; its parameters are those of a copy of
+    the model, and the branches'. A branch has ``ratio`` of a group's channels (half to even), one at least;
+    all layers that add into a residual stream share its ``up``. ``skipped``: the groups without a branch, and
+    why.
 
-    ``start``: "least squares", the branch begins with the channels from which all of the group's are
-    best predicted on ``data`` (batches of inputs, or of inputs and labels, of the training split), found
-    by pivoted Cholesky weighted by the weights that read them, and ``up`` is that prediction; "svd",
-    ``down`` are the left singular vectors of each layer's weight, the branch's norms take their
-    statistics from ``data``, and ``up`` is fitted as before; "random", as in the source.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict.
+        ratio: the share of a group's channels that its branch has, over 0 and under 1.
+        start: "least squares", the branch begins with the channels from which all of the group's are best
+            predicted on ``data``, found by pivoted Cholesky weighted by the weights that read them, and
+            ``up`` is that prediction; "svd", ``down`` are the left singular vectors of each layer's weight,
+            the branch's norms take their statistics from ``data``, and ``up`` is fitted as before; "random",
+            as in the source.
+        data: batches of inputs, or of inputs and labels, of the training split; not for a random start.
+        kwargs: arguments by name beside ``example_inputs``.
+        include: name patterns of groups, as in :func:`secateur.prune`.
+        exclude: name patterns of those left out.
+        seed: of the random start.
 
-    ``include``/``exclude`` choose groups as in :func:`secateur.prune`; ``skipped``: those without a
-    branch, and why.
+    Raises:
+        TargetError: where nothing can have a branch.
+        BudgetError: for an impossible ratio.
+        CriterionError: where data are needed and not given, or do not fit.
+        ModelError: where the model cannot be captured, or its forward cannot follow more channels.
 
-    Raises TargetError where nothing can have a branch, BudgetError for an impossible ratio,
-    CriterionError where data are needed and not given or do not fit, ModelError where the model cannot
-    be captured or its forward cannot follow more channels.
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> branches = sc.BranchAnnealing(model, torch.randn(2, 8), start="random")
+        >>> branches.alpha = 0.5
+        >>> branches
+        0 -> 2: 8 channels beside 16, alpha 0.5
+        >>> small, proof = branches.fold()
+        >>> proof.parameters
+        (212, 108)
     """
 
     def __init__(

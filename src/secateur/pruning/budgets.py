@@ -31,7 +31,11 @@ Weights = Mapping[str, Tensor]
 
 
 class Budget(Protocol):
-    """Decides the cut of every tensor from the scores and the weights."""
+    """Decides the cut of every tensor from the scores and the weights.
+
+    On whole units the scores are by group, one a unit, and the weights ones. What else it may say of itself:
+    :mod:`secateur.pruning.capabilities`.
+    """
 
     def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, Cut | PatternCut]: ...
 
@@ -42,6 +46,7 @@ class Uniform:
 
     sparsity: float
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -60,6 +65,7 @@ class Global:
     sparsity: float
     min_kept: int = 0
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -82,6 +88,7 @@ class PerLayer:
 
     sparsity: Mapping[str, float]
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sparsity, Mapping) or not all(isinstance(p, str) for p in self.sparsity):
@@ -114,6 +121,9 @@ class Std:
     sensitivity: float
     living: bool = False
     amount: ClassVar[str] = "sensitivity"
+    cuts_values: ClassVar[bool] = True
+    compares_weights: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_value("sensitivity", self.sensitivity)
@@ -130,6 +140,7 @@ class Threshold:
 
     threshold: float
     amount: ClassVar[str] = "threshold"
+    cuts_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_value("threshold", self.threshold)
@@ -146,6 +157,8 @@ class ERK:
 
     sparsity: float
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
+    counts_units: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -179,6 +192,7 @@ class LAMP:
     sparsity: float
     min_kept: int = 0
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -203,6 +217,9 @@ class MagnitudeRatios:
 
     sparsity: float
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
+    counts_units: ClassVar[bool] = False
+    granular: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -228,6 +245,9 @@ class NM:
     keep: int
     of: int
     amount: ClassVar[None] = None
+    counts_units: ClassVar[bool] = False
+    cuts_values: ClassVar[bool] = False
+    granular: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (is_whole(self.keep) and is_whole(self.of) and 0 < self.keep <= self.of):

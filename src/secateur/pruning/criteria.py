@@ -15,8 +15,10 @@ from torch import Tensor
 
 from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradients
+from secateur.pruning.capabilities import name_of, says
 from secateur.pruning.selection import Scores
 from secateur.pruning.targets import Targets
+from secateur.structure.units import Structure
 
 Rows = Callable[[slice], Tensor]
 
@@ -24,8 +26,8 @@ Rows = Callable[[slice], Tensor]
 class Criterion(Protocol):
     """Gives the importance of every entry of every target.
 
-    Where an attribute ``reads_data`` says so, or there is none and data are given, scores that are all the
-    same are an error.
+    Scores that are all the same are an error where it says that it ``reads_data``, or says nothing and data
+    are given. What else it may say of itself: :mod:`secateur.pruning.capabilities`.
     """
 
     def __call__(
@@ -38,6 +40,7 @@ class Magnitude:
     """|w|: the size of the weight itself; needs no data."""
 
     reads_data: ClassVar[bool] = False
+    is_magnitude: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         weights = {name: t.weight.detach() for name, t in targets.items()}
@@ -58,6 +61,11 @@ class Random:
             for name, target in targets.items()
         }
 
+    def score_units(self, structure: Structure, data: Any = None, loss: Any = None) -> dict[str, Tensor]:
+        """Draw one number a unit: sums over its entries would rank by size."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {name: torch.rand(len(g), generator=generator) for name, g in structure.groups.items()}
+
 
 @dataclass(frozen=True)
 class Wanda:
@@ -68,6 +76,7 @@ class Wanda:
     """
 
     reads_data: ClassVar[bool] = True
+    scores_vectors: ClassVar[bool] = False  # a bias multiplies no input
 
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
@@ -114,20 +123,20 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
 
     Equal magnitudes are a tie, which the exact count breaks; a constant read from data is a mistake.
     """
-    if not getattr(criterion, "reads_data", data is not None):
+    reads = says(criterion, "reads_data")
+    if not (data is not None if reads is None else reads):
         return
     number, value = 0, None
     for one in scores:
         for rows, score in one.chunks():
-            living = score if one.masked is None else score[~one.masked[rows]]
-            if living.numel():
-                low, high = (float(end) for end in living.aminmax())
+            kept = score if one.masked is None else score[~one.masked[rows]]
+            if kept.numel():
+                low, high = (float(end) for end in kept.aminmax())
                 value = low if value is None else value
                 if not low == high == value:
                     return
-                number += living.numel()
+                number += kept.numel()
     if value is not None and any(one.numel - one.number_masked > 1 for one in scores):
-        name = getattr(criterion, "__name__", type(criterion).__name__)
         where = " on which they differ"
         if loss is None:
             where += (
@@ -135,5 +144,5 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
                 "the default, cross-entropy, is constant for a single output"
             )
         raise CriterionError(
-            f"{name}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
+            f"{name_of(criterion)}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
         )

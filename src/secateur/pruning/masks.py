@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MaskError, NonFiniteError, TargetError
+from secateur.errors import MaskError
+from secateur.graph.capture import all_tensors
 from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
-from secateur.pruning.holding import Holder, Optimizers, mask_sparse_gradient
+from secateur.pruning.holding import Optimizers, bound, check_finite, check_writable
 from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
+from secateur.pruning.zeros import Holder, mask_sparse_gradient
 from secateur.storage import load_tensors, save_tensors
-from secateur.text import nearest, table
+from secateur.structure.surgery import Removed, sliced
+from secateur.text import table
 
 
 class Masks(Mapping[str, Tensor]):
@@ -116,8 +119,8 @@ class Masks(Mapping[str, Tensor]):
         cells = [(*head, "kept", "sparsity", "requested")]
         for name, shape, number, left, asked in [*rows, ("all", "", total, kept, self.requested_overall)]:
             share = "" if asked is None else f"{asked:.2%}"
-            gone = 1 - left / number if number else 0.0
-            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{gone:.2%}", share))
+            masked = 1 - left / number if number else 0.0
+            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{masked:.2%}", share))
         shown = [cell if any(row[1] for row in cells) else cell[:1] + cell[2:] for cell in cells]
         return list(table(shown, words=len(shown[0]) - 4))
 
@@ -125,20 +128,37 @@ class Masks(Mapping[str, Tensor]):
 
     @contextmanager
     def held(self, optimizer: Optimizers, *, averaged: Any = None) -> Iterator[Masks]:
-        """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block.
+        """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block. Leaving it
+        checks that the zeros held.
 
-        Works through hooks on its step: weights are masked after it, gradients before it where the
-        optimizer mixes those of several weights, and a closure (LBFGS) sees masked weights. Names
-        and the forward pass stay as they are. Leaving the block checks that the zeros held.
+        Works through hooks on its step: weights are masked after it, gradients before it where the optimizer
+        mixes those of several weights, and a closure (LBFGS) sees masked weights. Names and the forward pass
+        stay as they are.
 
-        ``optimizer``: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
-        copies of weights that optimizers keep are masked with them. ``averaged``: averages of the model
-        (AveragedModel, ModelEmaV2, what holds one), one or a list, masked with it; SecateurWarning for one
-        that is in the model or the optimizer and not given.
+        Args:
+            optimizer: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
+                copies of weights that optimizers keep are masked with them.
+            averaged: averages of the model (AveragedModel, ModelEmaV2, what holds one), one or a list, masked
+                with it; SecateurWarning for one that is in the model or the optimizer and not given.
 
-        Raises MaskError, before the block, for an optimizer that updates none of the masked parameters or
-        whose steps cannot be seen, and after it where the zeros did not hold; NonFiniteError for NaN or
-        infinite weights.
+        Returns:
+            A context manager that gives these masks.
+
+        Raises:
+            MaskError: before the block, for an optimizer that updates none of the masked parameters or whose
+                steps cannot be seen; after it, where the zeros did not hold.
+            NonFiniteError: for NaN or infinite weights.
+
+        Example:
+            >>> import secateur as sc, torch
+            >>> model = torch.nn.Linear(8, 16)
+            >>> masks = sc.prune(model, sc.Magnitude(), sc.Uniform(0.5))
+            >>> optimizer = torch.optim.Adam(model.parameters())
+            >>> with masks.held(optimizer):
+            ...     model(torch.randn(4, 8)).square().mean().backward()
+            ...     optimizer.step()
+            >>> sc.sparsity(model)
+            0.5
         """
         holder = Holder(optimizer, averaged)
         holder.hold(self)
@@ -171,8 +191,7 @@ class Masks(Mapping[str, Tensor]):
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
         for name, weight in weights.items():
-            if not torch.isfinite(weight).all():
-                raise NonFiniteError(f"{name}: holds a NaN or an infinity; a mask does not hide it")
+            check_finite(name, weight, "a mask does not hide it")
         for name, weight in weights.items():
             weight.masked_fill_(~self.kept[name].to(weight.device), 0)
         return self
@@ -189,33 +208,37 @@ class Masks(Mapping[str, Tensor]):
 
     def bind(self, model: nn.Module) -> Masks:
         """Return the same masks bound to another model with the same parameter names and shapes."""
+        return self._like(model, self.kept)
+
+    def follow(self, small: nn.Module, removed: Removed) -> Masks:
+        """Return the same masks for the smaller network that :func:`secateur.compact` makes: cut to size,
+        and bound to it."""
+        parameters = dict(all_tensors(small))
+        # A bias entry that took up a constant is needed, masked or not.
+        kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in self.items()}
+        dense = {name: mask.numel() for name, mask in self.items()} | self.dense
+        return self._like(small, kept, dense)
+
+    def _like(
+        self, model: nn.Module, kept: Mapping[str, Tensor], dense: Mapping[str, int] | None = None
+    ) -> Masks:
         return Masks(
             model,
-            self.kept,
+            kept,
             requested=self.requested,
             requested_overall=self.requested_overall,
             notes=self.notes,
             units=self.units,
-            dense=self.dense,
+            dense=self.dense if dense is None else dense,
         )
 
     def parameters(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
         """Return the masked parameters of ``model`` (default: the bound one), or raise MaskError."""
-        model = self.model if model is None else model
-        parameters = canonical_parameters(model)
+        parameters = bound(self.model if model is None else model, self.kept, "mask")
         for name, mask in self.kept.items():
-            if name not in parameters:
-                raise MaskError(
-                    f"{type(model).__name__} has no parameter {name!r}{nearest(name, parameters)}"
-                )
-            if mask.shape != parameters[name].shape:
-                raise MaskError(
-                    f"{name}: the mask has shape {tuple(mask.shape)}, the parameter "
-                    f"{tuple(parameters[name].shape)}"
-                )
             if mask.dtype != torch.bool:
                 raise MaskError(f"{name}: the mask has dtype {mask.dtype}; bool is right")
-        return {name: parameters[name] for name in self.kept}
+        return parameters
 
     def weights_in(self, average: Any) -> Mapping[str, Tensor]:
         """Return the masked weights of a network with this one's names, or of what holds an average of it."""
@@ -302,16 +325,6 @@ class Masks(Mapping[str, Tensor]):
         if not kept:
             raise MaskError(f"{type(model).__name__} holds no torch.nn.utils.prune mask")
         return cls(model, kept).apply()
-
-
-def check_writable(weights: Mapping[str, Tensor]) -> None:
-    """Raise TargetError for weights that torch lets nobody change."""
-    for name, weight in weights.items():
-        if weight.is_inference() and not torch.is_inference_mode_enabled():
-            raise TargetError(
-                f"{name}: made in torch.inference_mode(), so that it cannot be changed outside of it; "
-                "build or load the network outside, or take a copy.deepcopy of it there"
-            )
 
 
 def _count(mask: Tensor) -> int:

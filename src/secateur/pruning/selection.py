@@ -97,8 +97,8 @@ class Cut:
     requested: float | None = None
 
     @one_thread()
-    def doomed(self, scores: Scores) -> Tensor:
-        """Return the bool tensor of what goes. Ties fall by a fixed hash of their position."""
+    def pruned(self, scores: Scores) -> Tensor:
+        """Return the bool tensor of what is pruned. Ties fall by a fixed hash of their position."""
         out: Tensor | None = None
         under = torch.le if self.ties and self.ties == self.tied else torch.lt
         last = self._last_tie(scores) if self.ties and self.ties < self.tied else None
@@ -136,7 +136,7 @@ class PatternCut:
     dim: int
     requested: float | None = None
 
-    def doomed(self, scores: Scores) -> Tensor:
+    def pruned(self, scores: Scores) -> Tensor:
         score = scores.whole()
         _refuse_non_finite(scores, slice(None), score)
         score = score.movedim(self.dim, -1)
@@ -144,12 +144,14 @@ class PatternCut:
         hashes = _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)
         by_hash = hashes.argsort(dim=1)
         order = by_hash.gather(1, groups.gather(1, by_hash).argsort(dim=1, stable=True))
-        doomed = torch.zeros_like(groups, dtype=torch.bool)
-        doomed.scatter_(1, order[:, : self.of - self.keep], True)
-        return doomed.reshape(score.shape).movedim(-1, self.dim).contiguous()
+        pruned = torch.zeros_like(groups, dtype=torch.bool)
+        pruned.scatter_(1, order[:, : self.of - self.keep], True)
+        return pruned.reshape(score.shape).movedim(-1, self.dim).contiguous()
 
 
-class Selected(NamedTuple):
+class _Kth(NamedTuple):
+    """The k-th smallest key, how many of those equal to it go, and how many there are."""
+
     key: int
     ties: int
     tied: int
@@ -184,14 +186,14 @@ def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
     def check(histogram: Tensor) -> None:
         nonlocal minus_zeros
         minus_zeros = bool(histogram[_MINUS_ZERO])
-        _check_finite(histogram, scores, dtype)
+        _refuse_hidden(histogram, scores, dtype)
 
-    selected = _kth(keys, count, bits, check, signed_magnitude=True)
+    kth = _kth(keys, count, bits, check, signed_magnitude=True)
     if minus_zeros:  # rank again with -0.0 and 0.0 as one value
-        selected = _kth(lambda: keys(one_zero=True), count, bits, signed_magnitude=True)
-    value = _value(selected.key, dtype)
-    tied = {s.name: selected.tied if len(scores) == 1 else _tied(s, value) for s in scores}
-    ties = apportion(selected.ties, tied)
+        kth = _kth(lambda: keys(one_zero=True), count, bits, signed_magnitude=True)
+    value = _value(kth.key, dtype)
+    tied = {s.name: kth.tied if len(scores) == 1 else _tied(s, value) for s in scores}
+    ties = apportion(kth.ties, tied)
     return {s.name: Cut(_rounded_up(value, s.dtype), ties[s.name], tied[s.name]) for s in scores}
 
 
@@ -227,7 +229,7 @@ def _kth(
     bits: int,
     check: Callable[[Tensor], None] | None = None,
     signed_magnitude: bool = False,
-) -> Selected:
+) -> _Kth:
     """Find the k-th smallest (from 1) of signed integers, 16 bits a pass from the top.
 
     ``signed_magnitude``: the integers are the bits of floats, where the order of negative numbers
@@ -259,7 +261,7 @@ def _kth(
         tied = int(histogram[digit])
         prefix = digit - 32768 if first else (prefix << 16) | digit
         negative = signed_magnitude and prefix < 0
-    return Selected(prefix, left, tied)
+    return _Kth(prefix, left, tied)
 
 
 def _ones(bits: int) -> int:
@@ -294,7 +296,7 @@ def _tied(scores: Scores, value: float) -> int:
     return sum(int(torch.count_nonzero(_comparable(s) == value)) for _, s in scores.chunks())
 
 
-def _check_finite(histogram: Tensor, scores: list[Scores], dtype: torch.dtype) -> None:
+def _refuse_hidden(histogram: Tensor, scores: list[Scores], dtype: torch.dtype) -> None:
     """Read off the first histogram, for nothing, whether any score is a NaN or an infinity."""
     integer = _INTEGERS[dtype]
     infinity = int(torch.tensor(torch.inf, dtype=dtype).view(integer)) >> (torch.iinfo(integer).bits - 16)

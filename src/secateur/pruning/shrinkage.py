@@ -1,4 +1,4 @@
-"""What becomes of a weight at the cut: ``shrinkage(weight, doomed, cut)`` changes it in place.
+"""What becomes of a weight at the cut: ``shrinkage(weight, pruned, cut)`` changes it in place.
 
 It returns what it zeroed, which is where the mask comes from.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,26 +18,31 @@ from secateur.pruning.selection import Cut, PatternCut, Scores, cut_globally
 
 
 class Shrinkage(Protocol):
-    """Changes a weight in place and returns the bool tensor of what it zeroed."""
+    """Changes a weight in place and returns the bool tensor of what it zeroed.
 
-    def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor: ...
+    What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    """
+
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Hard:
     """0 where the cut takes it, else unchanged."""
 
-    def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor:
-        weight.masked_fill_(doomed, 0)
-        return doomed
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+        weight.masked_fill_(pruned, 0)
+        return pruned
 
 
 @dataclass(frozen=True)
 class Soft:
     """sign(w) max(|w| - t, 0) at the cut's value t (Donoho, 1995); goes with Magnitude only."""
 
-    def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor:
-        return _shrink("Soft", weight, doomed, cut, soft_threshold)
+    shrinks: ClassVar[bool] = True
+
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+        return _shrink("Soft", weight, pruned, cut, soft_threshold)
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,22 @@ class Trimmed:
     """
 
     upper: float = 0.99
+    shrinks: ClassVar[bool] = True
+    needs_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (is_real(self.upper) and 0 < self.upper < 1):
             raise BudgetError(f"upper is {self.upper!r}; it is a quantile between 0 and 1, like 0.99")
 
-    def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor:
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
         if not isinstance(cut, Cut) or cut.ties is not None:
             raise BudgetError("Trimmed goes with a value budget (Threshold, Std), not with a count")
         size = Scores("weight", tuple(weight.shape), lambda rows: weight[rows].abs())
         count = min(size.numel, round(self.upper * size.numel) + 1)
         upper = cut_globally([size], count)["weight"].value
         shrunk = lambda part, t: torch.where(part.abs() >= upper, part, soft_threshold(part, t))  # noqa: E731
-        doomed = (weight.abs() < upper) & (weight.abs() <= cut.value)
-        return _shrink("Trimmed", weight, doomed, cut, shrunk, widen=False)
+        pruned = (weight.abs() < upper) & (weight.abs() <= cut.value)
+        return _shrink("Trimmed", weight, pruned, cut, shrunk, widen=False)
 
 
 @dataclass(frozen=True)
@@ -71,17 +78,18 @@ class Smooth:
     """
 
     a: float = 2.0
+    shrinks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (is_real(self.a) and self.a > 0):
             raise BudgetError(f"a is {self.a!r}; it is a power above 0")
 
-    def __call__(self, weight: Tensor, doomed: Tensor, cut: Cut | PatternCut) -> Tensor:
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
         def shrunk(part: Tensor, t: float) -> Tensor:
             factor = 1 - (t / part.abs().clamp(min=t or 1.0)).pow(self.a)
             return part * factor if t else part
 
-        return _shrink("Smooth", weight, doomed, cut, shrunk)
+        return _shrink("Smooth", weight, pruned, cut, shrunk)
 
 
 def soft_threshold(weight: Tensor, threshold: float) -> Tensor:
@@ -92,7 +100,7 @@ def soft_threshold(weight: Tensor, threshold: float) -> Tensor:
 def _shrink(
     name: str,
     weight: Tensor,
-    doomed: Tensor,
+    pruned: Tensor,
     cut: Cut | PatternCut,
     shrunk: Callable[[Tensor, float], Tensor],
     widen: bool = True,
@@ -101,6 +109,6 @@ def _shrink(
         raise BudgetError(f"{name} needs a threshold, which N:M does not have; use Hard")
     threshold = max(cut.value, 0.0)
     if widen and cut.ties is None:
-        doomed = doomed | (weight.abs() <= threshold)
-    weight.copy_(shrunk(weight, threshold).masked_fill(doomed, 0))
-    return doomed
+        pruned = pruned | (weight.abs() <= threshold)
+    weight.copy_(shrunk(weight, threshold).masked_fill(pruned, 0))
+    return pruned

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.errors import CriterionError
 from secateur.graph.capture import module_of, tensor_of
 from secateur.pruning.calibration import Batches, Loss, operand_rms
-from secateur.pruning.criteria import Random, Wanda
+from secateur.pruning.capabilities import says
 from secateur.pruning.targets import find_targets
 from secateur.structure.units import Group, Slice, Structure
 
@@ -27,7 +27,7 @@ UnitScores = dict[str, Tensor]
 class UnitCriterion(Protocol):
     """Gives the importance of every unit of every group."""
 
-    whole_units: ClassVar[bool]
+    counts_units: ClassVar[bool]
 
     def __call__(
         self, structure: Structure, data: Batches | None = None, loss: Loss | None = None
@@ -42,7 +42,7 @@ class L1Norm:
     """
 
     normalise: bool = False
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
@@ -57,7 +57,7 @@ class L2Norm:
     """
 
     normalise: bool = False
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
@@ -69,7 +69,7 @@ class BNScale:
     """|scale| of the normalisation after a unit (network slimming, Liu et al., 2017), the mean over
     its norms. A group without a norm is an error: exclude it."""
 
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
@@ -85,7 +85,7 @@ class ActivationNorm:
     """
 
     normalise: bool = True
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Batches | None = None, loss: Any = None) -> UnitScores:
@@ -109,19 +109,15 @@ class ActivationNorm:
 def unit_scores(
     structure: Structure, criterion: Any, data: Batches | None, loss: Loss | None
 ) -> dict[str, Tensor]:
-    """Return the scores of a criterion on units, or the sums of one on single weights; random ones are
-    drawn a unit, as sums of them would rank by size."""
-    if getattr(criterion, "whole_units", False):
-        return dict(criterion(structure, data, loss))
-    if isinstance(criterion, Random):
-        generator = torch.Generator().manual_seed(criterion.seed)
-        return {name: torch.rand(len(g), generator=generator) for name, g in structure.groups.items()}
+    """Return the scores of a criterion on units, or the sums of one on single weights."""
+    on_units = criterion if says(criterion, "counts_units") else says(criterion, "score_units")
+    if on_units is not None:
+        return dict(on_units(structure, data, loss))
     names = {
         part.name
         for group in structure.groups.values()
         for part in group.slices
-        # What multiplies inputs has Wanda scores: a bias has none.
-        if part.masked and not (isinstance(criterion, Wanda) and _is_vector(structure, part))
+        if part.masked and (says(criterion, "scores_vectors") or not _is_vector(structure, part))
     }
     targets = find_targets(structure.model, include=sorted(names))
     scores = criterion(targets, data, loss)

@@ -22,7 +22,7 @@ from secateur.measure.size import count_parameters
 from secateur.running import run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.dead import Found, find_dead, fold
-from secateur.structure.following import moved_masks, moved_optimizers
+from secateur.structure.following import Follower, Trainers
 from secateur.structure.labels import Array
 from secateur.structure.proof import Proof, Widened, untraced
 from secateur.structure.runs import Methods, Run, Seen, in_training, runs_of, why_not
@@ -42,7 +42,7 @@ def compact(
     methods: Methods = ("forward",),
     optimizer: Any = None,
     scheduler: Any = None,
-    masks: Any = None,
+    masks: Follower | None = None,
     structure: Structure | None = None,
 ) -> tuple[nn.Module, Proof]:
     """Remove every unit that is dead, unread or constant, and prove that nothing else changed.
@@ -59,9 +59,9 @@ def compact(
 
     ``optimizer``: one that trains ``model``, or a list; its like for the small model, with momentum and
     Adam's moments cut to size, is ``proof.optimizer``. ``scheduler``: of that optimizer; its like is
-    ``proof.scheduler``. ``masks``: masks held on ``model``; the same for the small model is
-    ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time, or because it was
-    made with ``streams=True``.
+    ``proof.scheduler``. ``masks``: masks (or a :class:`secateur.Sharing`) held on ``model``; the same for the
+    small model are ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time, or
+    because it was made with ``streams=True``.
 
     Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay
     (their zeros too) and ``proof.kept`` says so. Raises ModelError where the model cannot be captured,
@@ -82,7 +82,7 @@ def compact(
     found.kept.update(withdrawn)
     removed = removed_by(structure, doomed)
     randomised = trial.prove_randomised(doomed, changes)
-    moved, moved_scheduler, said = moved_optimizers(optimizer, scheduler, model, small, removed)
+    trainers = Trainers(model, optimizer, scheduler).follow(small, removed)
     proof = Proof(
         inputs=len(trial.runs),
         dtype=str(trial.dtype).removeprefix("torch."),
@@ -96,10 +96,10 @@ def compact(
         changed=tuple(map(str, changes)),
         gone=doomed,
         units={name: len(group) for name, group in structure.groups.items()},
-        optimizer=moved,
-        scheduler=moved_scheduler,
-        masks=None if masks is None else moved_masks(masks, small, removed),
-        notes=(*trial.notes, *_compiled(model), *said),
+        optimizer=trainers.optimizer,
+        scheduler=trainers.scheduler,
+        masks=None if masks is None else masks.follow(small, removed),
+        notes=(*trial.notes, *_compiled(model), *trainers.notes),
         unseen=trial.unseen(removed),
     )
     return small, proof

@@ -41,6 +41,11 @@ class Proof:
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        """The proof alone, as searches that compact more than once have several."""
+        return (self,)
+
     def __repr__(self) -> str:
         units = sum(count for count, _ in self.removed.values())
         sizes = {name: total for name, (_, total) in self.removed.items()} | dict(self.units)

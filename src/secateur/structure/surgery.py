@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.capture import first_names, tensor_of
+from secateur.graph.capture import first_names, parameters_of, tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.layers import layer_view, set_sizes
 from secateur.structure.replaced.attention import pruned
@@ -33,6 +34,17 @@ def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
         for place, parts in found.items()
         if sum(len(part) for part in parts)
     }
+
+
+def entries_left(tensor: Tensor, name: str, removed: Removed) -> int:
+    """Return how many entries a tensor of this name keeps."""
+    return math.prod(size - len(removed.get((name, dim), ())) for dim, size in enumerate(tensor.shape))
+
+
+def parameters_left(structure: Structure, pruned: Mapping[str, Array]) -> int:
+    """Return how many parameters the network keeps when the units ``pruned`` go."""
+    removed = removed_by(structure, pruned)
+    return sum(entries_left(p, name, removed) for name, p in parameters_of(structure.model))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError, NonFiniteError, RecipeError
-from secateur.methods.structure_selection import slimming
+from secateur.methods.network_slimming import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
 from secateur.running import denormals_flushed, evaluating

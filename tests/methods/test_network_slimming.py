@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import BudgetError, TargetError
-from secateur.methods.structure_selection import slimming
+from secateur.methods.network_slimming import slimming
 
 
 def normed():

@@ -15,8 +15,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.deploy.packing import pack, unpack
-from secateur.deploy.sharing import Sharing, clustered, share_weights
 from secateur.errors import BudgetError, MaskError, NonFiniteError, TargetError
+from secateur.pruning.sharing import Sharing, clustered, share_weights
 
 
 def layer(rows: list[list[float]], bias: bool = False) -> Any:
@@ -131,7 +131,7 @@ def test_what_cannot_be_shared_is_refused_and_changes_nothing():
         share_weights(net, include="7")
     assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
     net[2].weight.data[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"2.weight: holds a NaN"):
+    with pytest.raises(NonFiniteError, match=r"2.weight holds a NaN"):
         share_weights(net)
 
 
@@ -238,7 +238,7 @@ def test_what_breaks_the_sharing_is_named():
     ):
         net[0].weight.data[0, 0] += 1
     sharing.apply().check()
-    with pytest.raises(NonFiniteError, match=r"2.weight: holds a NaN"), sharing.held(optimizer):
+    with pytest.raises(NonFiniteError, match=r"2.weight holds a NaN"), sharing.held(optimizer):
         net[2].weight.data[0, 0] = float("nan")
     with pytest.raises(NonFiniteError):
         sharing.apply()
@@ -285,9 +285,28 @@ def test_a_copy_is_made_equal_too():
     with pytest.raises(MaskError, match=r"Linear has no parameter '0.weight'"):
         sharing.apply(nn.Linear(2, 3))
     with pytest.raises(
-        MaskError, match=r"0.weight: shared with shape \(30, 20\), the parameter has \(3, 2\)"
+        MaskError, match=r"0.weight: the sharing has shape \(30, 20\), the parameter \(3, 2\)"
     ):
         Sharing(nn.Sequential(nn.Linear(2, 3)), sharing.clusters)
+
+
+def test_sharing_follows_into_the_smaller_network():
+    net = mlp()
+    x = torch.randn(6, 20)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
+    sharing = share_weights(net, values=4)
+    small, proof = sc.compact(net, x, masks=sharing)
+    followed = proof.masks
+    assert followed.model is small
+    assert {name: tuple(c.shape) for name, c in followed.clusters.items()} == {
+        "0.weight": (15, 20),
+        "2.weight": (5, 15),
+        "4.weight": (3, 5),
+    }
+    followed.check()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    with followed.held(optimizer):
+        train(small, optimizer)
 
 
 def test_a_shared_network_packs_without_loss_as_a_codebook(tmp_path):

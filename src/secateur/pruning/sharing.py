@@ -8,21 +8,31 @@ descent on the shared values, the gradient of each being the sum over the weight
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, MaskError, NonFiniteError
-from secateur.graph.names import canonical_parameters
-from secateur.pruning.holding import Optimizers, around_steps, steppers, updated_by, with_closure
+from secateur.errors import BudgetError, MaskError
+from secateur.pruning.holding import (
+    Level,
+    Optimizers,
+    around_steps,
+    bound,
+    check_finite,
+    check_updates,
+    innermost,
+    owned,
+)
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
-from secateur.text import nearest, table
+from secateur.structure.surgery import Removed, sliced
+from secateur.text import table
 
 _ROUNDS = 1000
+_FINITE = "shared values are finite"
 
 
 class Sharing:
@@ -32,7 +42,7 @@ class Sharing:
     def __init__(self, model: nn.Module, clusters: Mapping[str, Tensor]) -> None:
         self.model = model
         self.clusters = dict(clusters)
-        self._parameters(model)
+        bound(model, self.clusters, "sharing")
 
     @property
     def codebooks(self) -> dict[str, Tensor]:
@@ -63,44 +73,21 @@ class Sharing:
         Raises MaskError where the optimizer updates none of the shared weights, or something else wrote
         them; BudgetError for LBFGS; NonFiniteError for a NaN or an infinite weight.
         """
-        stepping = steppers(optimizer)
-        if any(isinstance(one, torch.optim.LBFGS) for one in stepping):
+        levels = innermost(optimizer)
+        if any(isinstance(level.optimizer, torch.optim.LBFGS) for level in levels):
             raise BudgetError(
                 "LBFGS compares gradients along lines that shared weights do not follow; use Adam"
             )
         members = self._members(self.model)
-        owned: dict[int, list[_Member]] = {}
-        for one in stepping:
-            mine = updated_by([[one]])
-            owned[id(one)] = [m for m in members if id(m.weight) in mine]
-        if not any(owned.values()):
-            raise MaskError(
-                "the optimizer updates none of the shared weights; make it from "
-                f"{type(self.model).__name__}.parameters() of the model that shares them"
-            )
+        check_updates(levels, [m.weight for m in members], "the shared weights", self.model)
+        mine = owned(levels, members, lambda member: member.weight)
         self.apply()
 
-        def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
-            def summed(closure: Any) -> Any:
-                def call() -> Any:
-                    value = closure()
-                    _sum_gradients(owned[id(optimizer)])
-                    return value
-
-                return call
-
-            given = with_closure(args, kwargs, summed)
-            if given is None:
-                _sum_gradients(owned[id(optimizer)])
-            return given
-
-        def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-            for member in owned[id(optimizer)]:
+        def snap(level: Level) -> None:
+            for member in mine[level]:
                 member.snap()
 
-        with ExitStack() as hooks:
-            for one in stepping:
-                hooks.enter_context(around_steps(one, before, after))
+        with around_steps(levels, gradients=lambda level, _: _sum_gradients(mine[level]), after=snap):
             yield self
         self.check()
 
@@ -108,7 +95,7 @@ class Sharing:
         """Raise MaskError where weights that share a value differ, or one that stays zero is not;
         NonFiniteError where a weight is a NaN or an infinity."""
         for member in self._members(self.model):
-            _check_finite(member.name, member.weight)
+            check_finite(member.name, member.weight, _FINITE)
             if not torch.equal(member.shared(), member.weight.detach()):
                 raise MaskError(
                     f"{member.name}: weights that share a value differ; something other than the held "
@@ -120,27 +107,19 @@ class Sharing:
         mean of what they are now, and make the others zero."""
         members = self._members(self.model if model is None else model)
         for member in members:
-            _check_finite(member.name, member.weight)
+            check_finite(member.name, member.weight, _FINITE)
         for member in members:
             member.snap()
         return self
 
-    def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        parameters = canonical_parameters(model)
-        for name, cluster in self.clusters.items():
-            if name not in parameters:
-                raise MaskError(
-                    f"{type(model).__name__} has no parameter {name!r}{nearest(name, parameters)}"
-                )
-            if cluster.shape != parameters[name].shape:
-                raise MaskError(
-                    f"{name}: shared with shape {tuple(cluster.shape)}, the parameter has "
-                    f"{tuple(parameters[name].shape)}"
-                )
-        return {name: parameters[name] for name in self.clusters}
+    def follow(self, small: nn.Module, removed: Removed) -> Sharing:
+        """Return the same sharing for the smaller network that :func:`secateur.compact` makes: cut to size,
+        and bound to it."""
+        return Sharing(small, {name: sliced(c, name, removed) for name, c in self.clusters.items()})
 
     def _members(self, model: nn.Module) -> list[_Member]:
-        return [_Member(name, p, self.clusters[name]) for name, p in self._parameters(model).items()]
+        parameters = bound(model, self.clusters, "sharing")
+        return [_Member(name, p, self.clusters[name]) for name, p in parameters.items()]
 
 
 def share_weights(
@@ -151,22 +130,42 @@ def share_weights(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> Sharing:
-    """Let the surviving weights of each target of ``model`` share ``values`` values, in place.
+    """Let the surviving weights of each target of ``model`` share ``values`` values, in place. Zeros stay
+    zero and take none of the values.
 
-    Zeros stay zero and take none of the values; ``masks``, where given, must hold. ``include`` and
-    ``exclude`` choose targets as in :func:`secateur.prune`. A tensor with no weight left is passed over;
-    one with fewer distinct weights than ``values`` is not changed. Returns the :class:`Sharing`, under
-    which the values can be trained; :func:`secateur.pack` stores each weight as its value's number.
+    A tensor with no weight left is passed over; one with fewer distinct weights than ``values`` is not
+    changed.
 
-    Raises BudgetError for ``values`` outside 2 to 256, MaskError where a masked weight is not zero,
-    NonFiniteError for a NaN or an infinity, TargetError where a pattern matches nothing.
+    Args:
+        model: the network.
+        masks: masks of it, which must hold.
+        values: how many values a tensor's weights share, from 2 to 256.
+        include: name patterns of targets, as in :func:`secateur.prune`.
+        exclude: name patterns of what is left out.
+
+    Returns:
+        The :class:`Sharing`, under which the values can be trained; :func:`secateur.pack` stores each weight
+        as its value's number.
+
+    Raises:
+        BudgetError: for ``values`` outside 2 to 256.
+        MaskError: where a masked weight is not zero.
+        NonFiniteError: for a NaN or an infinity.
+        TargetError: where a pattern matches nothing.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Linear(8, 16)
+        >>> sharing = sc.share_weights(model, values=4)
+        >>> len(model.weight.unique())
+        4
     """
     check_values(values)
     targets = find_targets(model, include, exclude)
     if masks is not None:
         masks.bind(model).check()
     for name, target in targets.items():
-        _check_finite(name, target.weight)
+        check_finite(name, target.weight, _FINITE)
     clusters: dict[str, Tensor] = {}
     for name, target in targets.items():
         weight = target.weight.detach()
@@ -279,14 +278,8 @@ class _Member:
         self.weight.copy_(self.shared())
 
 
-@torch.no_grad()
 def _sum_gradients(members: Sequence[_Member]) -> None:
     for member in members:
         gradient = member.weight.grad
         if gradient is not None:
             gradient.copy_(member.spread(member.sums(member.taken(gradient))))
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor.detach()).all():
-        raise NonFiniteError(f"{name}: holds a NaN or an infinity; shared values are finite")
