@@ -50,7 +50,8 @@ def test_quick_answers_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "False False"
-    for word in ("quickstart", "mnist", "lenet-300-100", "magnitude", "per_layer", "trimmed", "cubic"):
+    words = ("quickstart", "mnist", "prune_to", "lenet-300-100", "magnitude", "per_layer", "trimmed", "cubic")
+    for word in words:
         assert word in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "every entry has its line"

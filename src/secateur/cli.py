@@ -70,7 +70,7 @@ def _options(
 
 @app.command("list")
 def list_() -> None:
-    """List recipes, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
+    """List recipes, steps, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
     from secateur.experiments.catalog import catalog
 
     for kind, entries in catalog().items():
