@@ -12,7 +12,7 @@ import torch
 import secateur
 from secateur.cli import main
 from secateur.data import load_data
-from secateur.experiments import deployment
+from secateur.experiments.commands import deployment
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
@@ -321,8 +321,10 @@ def test_a_trial_that_names_code_is_refused_in_one_line(received, tmp_path, caps
     assert error.count("\n") == 1
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", "digits-mlp", "--out", str(tmp_path / "out")])
     asked = {}
-    monkeypatch.setattr(deployment, "_make", lambda making: asked.update(name=making.trial.plan.model.name))
-    monkeypatch.setattr(deployment, "_measured", lambda making, seconds: [])
+    monkeypatch.setattr(
+        deployment, "make_formats", lambda making: asked.update(name=making.trial.plan.model.name)
+    )
+    monkeypatch.setattr(deployment, "measure_formats", lambda making, seconds: [])
     monkeypatch.setattr(deployment, "_differences", lambda trial, rows: [])
     with contextlib.suppress(SystemExit):
         main()

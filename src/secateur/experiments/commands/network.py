@@ -52,7 +52,7 @@ def inspect_model(
 ) -> str:
     """Return the layer table of a network; with an input shape, its whole profile."""
     dtype = _dtype(input_shape, input_dtype)
-    model, _ = load_network(name, weights)
+    model, _ = open_network(name, weights)
     if input_shape is None:
         _check_sized(model)
         return format_layers(layer_profiles(model))
@@ -61,7 +61,7 @@ def inspect_model(
     return repr(profile(model, inputs))
 
 
-def load_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
+def open_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
     """Build a network, by its name or a mapping of name and options, and fill it with ``weights``: a state
     dict, or what :func:`secateur.save` wrote. Returns it, and whether it was the latter.
 
@@ -131,7 +131,7 @@ def prune_checkpoint(
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
     _check_files(weights, out, masks_out)
     dataset = None if data is None else load_dataset(described("--data", data, DataSpec))
-    network, reshaped = load_network(model, weights)
+    network, reshaped = open_network(model, weights)
     inputs = before = None
     if input_shape is not None:
         inputs = example_inputs(network, input_shape, dtype)
