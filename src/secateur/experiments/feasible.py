@@ -107,4 +107,4 @@ def _check_names(step: Step, network: _Network, where: str) -> None:
             known = nearest(pattern, network.modules)
             raise RecipeError(f"{where}: pattern {shown(pattern)!r} matches nothing{known}")
     if step.reads_norms and not network.normed:
-        raise RecipeError(f"{where}: bn_scale reads the scales of norms, and the network has none")
+        raise RecipeError(f"{where}: its criterion reads the scales of norms, and the network has none")

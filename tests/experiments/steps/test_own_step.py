@@ -56,6 +56,8 @@ class Twice:
         return [self.first, final]
 class Plain:
     pass
+class Idle(Step):
+    pass
 """
 RECIPE = """\
 name: own
@@ -145,6 +147,7 @@ def test_single_weights_shrink_in_a_way_of_ones_own(write, tmp_path):
 
 
 WRONG = [
+    ("- NAME:Shrink: {factor: 0.1}", "- {id: Shrink, NAME:Idle: {}}", "line 9: own_.*:Idle does nothing"),
     (":Shrink: {factor: 0.1}", ":Shrink: {facto: 0.1}", "line 9: unknown key 'facto'; did you mean 'factor'"),
     ("[0.5, 0.25]", "[0.5, -1]", r"factor is -1: Input should be greater than 0"),
     (":Shrink: {factor: 0.1}", ":Shrink: {include: [conv]}", "line 9: pattern 'conv' matches nothing"),
@@ -174,6 +177,41 @@ def test_what_is_wrong_names_its_line(write, old, new, message):
         load_recipe(write((old, new)))
     assert "\n" not in str(caught.value)
     assert sys.path == before
+
+
+ORDER = """\
+from secateur.experiments.steps.base import Step
+class Smaller(Step):
+    def run(self, work, id): ...
+    removes = True
+class Few(Step):
+    def run(self, work, id): ...
+    shares = True
+class Last(Step):
+    def run(self, work, id): ...
+    ends = True
+    keeps_shared = True
+"""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (["NAME:Smaller", "refit"], "refit needs the dense network's shapes; put it before own_.*:Smaller"),
+        (["NAME:Few", "retrain"], "retrain would undo what own_.*:Few did; put it before own_.*:Few"),
+        (["NAME:Last", "compact"], "compact after own_.*:Last: own_.*:Last writes what the trial ends with"),
+        (["NAME:Few", "NAME:Last"], None),
+    ],
+)
+def test_a_step_says_of_itself_what_may_come_after_it(write, kinds, message):
+    steps = "".join(f"  - {kind}:\n" for kind in kinds)
+    sweep = "sweep: {Shrink.factor: [0.5, 0.25]}\n"
+    path = write((RECIPE[RECIPE.index("steps:") :], f"steps:\n{steps}"), (sweep, ""), own=ORDER)
+    if message is None:
+        assert [step.id for step in load_recipe(path).plans[0].steps] == ["Few", "Last"]
+        return
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
 
 
 def test_a_trial_leaves_the_threads_of_torch_as_they_were(write, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.experiments.fields import Count, Real, Strict
 from secateur.experiments.steps.base import Step
-from secateur.experiments.steps.settings import AS_TRAINED, EXCLUDE, INCLUDE, Exclude, Include, Trained
+from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, Trained
 from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.methods.annealing import Annealing, Stage, anneal_branches
@@ -53,8 +53,8 @@ class Anneal(Step):
     rates: Annotated[list[Real], Field(max_length=100)] = Field(
         [1.0], description="Factors of the learning rate, a training each, while accuracy is not held."
     )
-    include: Include = Field(None, description=INCLUDE)
-    exclude: Exclude = Field(None, description=EXCLUDE)
+    include: Include = None
+    exclude: Exclude = None
     calibration: Count = Field(1024, description="Training examples that the start reads.")
     train: Trained = Field(AS_TRAINED, description="The training at each alpha, put over `train`.")
 

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.experiments.fields import Count, Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.goals import check_goal
-from secateur.experiments.steps.settings import EXCLUDE, INCLUDE, Exclude, Include, own_training
+from secateur.experiments.steps.settings import Exclude, Include, own_training
 from secateur.experiments.work import Work
 from secateur.methods.greedy import Greedy, prune_greedily
 from secateur.training.batches import seed_of
@@ -43,8 +43,8 @@ class GreedyPruning(Step):
     at_once: Count = Field(1, description="So many units go before the others are judged anew.")
     min_kept: Count = Field(1, description="Each group keeps at least this many units.")
     examples: Count = Field(1000, description="Examples of the validation split that it is chosen on.")
-    include: Include = Field(None, description=INCLUDE)
-    exclude: Exclude = Field(None, description=EXCLUDE)
+    include: Include = None
+    exclude: Exclude = None
     retrain: Annotated[Training | None, PlainValidator(_if_given)] = Field(
         None, description="The training after every so many removals, put over `train`; null is none."
     )

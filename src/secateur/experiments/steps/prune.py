@@ -19,15 +19,14 @@ from secateur.experiments.choices import make, spelled
 from secateur.experiments.fields import EXACT, Count
 from secateur.experiments.steps.base import Action, Step
 from secateur.experiments.steps.settings import (
-    CALIBRATION,
-    EXCLUDE,
-    INCLUDE,
     Budget,
+    Calibration,
     Criterion,
     Exclude,
     Include,
     Shrinkage,
     own_training,
+    ranks_units,
 )
 from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
@@ -78,9 +77,9 @@ class Prune(Step):
     units: bool = Field(False, description="Whole neurons, filters or heads go, not single weights.")
     round_to: Count = Field(1, description="Of units, each group that is pruned keeps a multiple of this.")
     min_kept: Count = Field(1, description="Of units, each group keeps at least this many.")
-    include: Include = Field(None, description=INCLUDE)
-    exclude: Exclude = Field(None, description=EXCLUDE)
-    calibration: Count = Field(1024, description=CALIBRATION)
+    include: Include = None
+    exclude: Exclude = None
+    calibration: Calibration = 1024
     relative_to: Literal["network", "dense"] = Field(
         "network", description="What a global sparsity is a share of: the network as it is, or the dense one."
     )
@@ -91,8 +90,8 @@ class Prune(Step):
         check_choices(
             self.criterion,
             self.budget,
-            None if self.shrinkage == Hard() else self.shrinkage,
-            self._block,
+            shrinkage=None if self.shrinkage == Hard() else self.shrinkage,
+            granularity=self._block,
             units=self.units,
             scheduled=self.schedule is not None,
             round_to=self.round_to,
@@ -186,6 +185,7 @@ class Prune(Step):
 def check_choices(
     criterion: Any,
     budget: Any,
+    *,
     shrinkage: Any = None,
     granularity: Block | None = None,
     units: bool = False,
@@ -195,7 +195,7 @@ def check_choices(
 ) -> None:
     """Stands in for ``secateur.pruning.prune.check``: refuse what ``prune`` would refuse."""
     name, soft = spelled(type(budget).__name__), shrinkage and spelled(type(shrinkage).__name__)
-    if not units and (getattr(criterion, "whole_units", False) or isinstance(budget, ParameterShare)):
+    if not units and (ranks_units(criterion) or isinstance(budget, ParameterShare)):
         raise CriterionError("its criterion or budget is for whole units: set units: true")
     if not units and (round_to, min_kept) != (1, 1):
         raise BudgetError("round_to and min_kept count units: set units: true")

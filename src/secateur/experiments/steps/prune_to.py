@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from secateur.experiments.fields import Count, Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.goals import check_goal
-from secateur.experiments.steps.settings import CALIBRATION, EXCLUDE, INCLUDE, Criterion, Exclude, Include
+from secateur.experiments.steps.settings import Calibration, Criterion, Exclude, Include, ranks_units
 from secateur.experiments.work import Work
 from secateur.methods.constraints import prune_to
 from secateur.pruning.unit_criteria import BNScale, L2Norm
@@ -27,9 +27,9 @@ class PruneTo(Step):
     latency_ms: Real | None = Field(None, description="What one example may take, measured here.")
     round_to: Count = Field(1, description="Each group that is pruned keeps a multiple of this.")
     min_kept: Count = Field(1, description="Each group keeps at least this many units.")
-    include: Include = Field(None, description=INCLUDE)
-    exclude: Exclude = Field(None, description=EXCLUDE)
-    calibration: Count = Field(1024, description=CALIBRATION)
+    include: Include = None
+    exclude: Exclude = None
+    calibration: Calibration = 1024
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -40,7 +40,7 @@ class PruneTo(Step):
             parameters=self.parameters,
             latency_ms=self.latency_ms,
         )
-        if not getattr(self.criterion, "whole_units", False):
+        if not ranks_units(self.criterion):
             raise ValueError("its criterion ranks single weights; l2_norm ranks units")
         return self
 

@@ -64,6 +64,8 @@ def _class_of(kind: str, where: str) -> type[Step]:
         raise RecipeError(
             f"{where}: {kind} is no step: it is no class that derives from {Step.__module__}.Step"
         )
+    if made.run is Step.run and made.actions is Step.actions:
+        raise RecipeError(f"{where}: {kind} does nothing: it defines no run(self, work, id)")
     return made
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
 from secateur.experiments.fields import Real
 from secateur.experiments.steps.base import Step
-from secateur.experiments.steps.settings import AS_TRAINED, EXCLUDE, INCLUDE, Exclude, Include, own_training
+from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, own_training
 from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.methods.structure_selection import StructureSelection
@@ -35,8 +35,8 @@ class Selection(Step):
     threshold: Annotated[Real, Field(ge=0)] = Field(1e-4, description="Factors under it are removed.")
     blocks: bool = Field(True, description="Residual blocks have factors.")
     units: bool = Field(True, description="Units have factors.")
-    include: Include = Field(None, description=INCLUDE)
-    exclude: Exclude = Field(None, description=EXCLUDE)
+    include: Include = None
+    exclude: Exclude = None
     train: _Last = Field(AS_TRAINED, description="The training, put over `train`, with `keep: last`.")
 
     @model_validator(mode="after")
@@ -52,17 +52,16 @@ class Selection(Step):
 
     def run(self, work: Work, id: str) -> None:
         state = work.state
-        given: dict[str, Any] = {"lr": self.lr} if "lr" in self.model_fields_set else {}
         selection = StructureSelection(
             state.model,
             work.example(),
             penalty=self.penalty,
+            lr=self.lr,
             momentum=self.momentum,
             include=self.include,
             exclude=self.exclude,
             blocks=self.blocks,
             units=self.units,
-            **given,
         )
         state.masks, state.requested = None, None
         work.train(selection.network, id, self.train, selection.trained)

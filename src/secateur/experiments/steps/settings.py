@@ -11,13 +11,11 @@ from pydantic import Field, PlainValidator, ValidationInfo
 
 from secateur.errors import RecipeError
 from secateur.experiments.choices import as_number, make
+from secateur.experiments.fields import Count
 from secateur.experiments.validation import wrong
 from secateur.text import nearest, shown
 from secateur.training.settings import Training
 
-INCLUDE = "Only what these patterns match; null is all."
-EXCLUDE = "Nothing that these patterns match."
-CALIBRATION = "Training examples that are read, if any are."
 AS_TRAINED: Any = {}  # the dense network's training, with nothing put over it
 
 
@@ -52,6 +50,11 @@ def _base(info: ValidationInfo) -> Training:
     return (info.context or {}).get("train", Training())
 
 
+def ranks_units(criterion: Any) -> bool:
+    """Whether a criterion is for whole units; some say it by an older name."""
+    return bool(getattr(criterion, "counts_units", getattr(criterion, "whole_units", False)))
+
+
 def _chosen(kind: str) -> PlainValidator:
     return PlainValidator(partial(make, kind))
 
@@ -67,5 +70,9 @@ Trained = Annotated[Training, PlainValidator(own_training), Field(validate_defau
 Criterion = Annotated[Any, _chosen("criterion")]
 Budget = Annotated[Any, PlainValidator(_budget)]
 Shrinkage = Annotated[Any, _chosen("shrinkage")]
-Include = Annotated[list[str], Field(min_length=1)] | None
-Exclude = list[str] | None
+Include = Annotated[
+    Annotated[list[str], Field(min_length=1)] | None,
+    Field(description="Only what these patterns match; null is all."),
+]
+Exclude = Annotated[list[str] | None, Field(description="Nothing that these patterns match.")]
+Calibration = Annotated[Count, Field(description="Training examples that are read, if any are.")]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from secateur.deploy.sharing import check_values, share_weights
 from secateur.experiments.steps.base import Step
-from secateur.experiments.steps.settings import AS_TRAINED, EXCLUDE, INCLUDE, Exclude, Include, Trained
+from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, Trained
 from secateur.experiments.work import Work
 
 
@@ -29,8 +29,8 @@ class Share(Step):
     values: Annotated[int, AfterValidator(number_of_values)] = Field(
         16, description="How many values the weights of a target have."
     )
-    include: Include = Field(None, description=INCLUDE)
-    exclude: Exclude = Field(None, description=EXCLUDE)
+    include: Include = None
+    exclude: Exclude = None
     train: Trained = Field(AS_TRAINED, description="The training of the values, put over `train`.")
 
     def run(self, work: Work, id: str) -> None:
