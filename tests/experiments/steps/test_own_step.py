@@ -54,6 +54,10 @@ class Twice:
     first: float
     def __call__(self, final):
         return [self.first, final]
+@dataclass(frozen=True)
+class Broken:
+    def __call__(self, final):
+        return [final / 0]
 class Plain:
     pass
 class Idle(Step):
@@ -166,6 +170,7 @@ WRONG = [
     ("power: 2.0", "power: many", "line 11: criterion own_.*:Largest: power is 'many'"),
     ("power: 2.0", "powr: 2.0", "unknown setting 'powr'; did you mean 'power'"),
     ("first: 0.4, ", "", "line 13: schedule own_.*:Twice: lacks 'first'"),
+    ("NAME:Twice, first: 0.4", "NAME:Broken", "line 13: schedule: ZeroDivisionError: float division by zero"),
     ("NAME:Half", "NAME.Half", r"line 12: budget: unknown name .* \(your own: package.module:Class\)"),
 ]
 

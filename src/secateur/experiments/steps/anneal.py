@@ -33,8 +33,7 @@ class WayDown(Strict):
 
 
 class Anneal(Step):
-    """A narrow branch beside every layer takes its place in stages of training, and is folded into a really
-    smaller network."""
+    """Narrow branches take the place of the layers in stages of training, and are folded."""
 
     removes: ClassVar[bool] = True
 

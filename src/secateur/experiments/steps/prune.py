@@ -103,6 +103,8 @@ class Prune(Step):
             levels = len(self.levels)
         except SecateurError as error:
             raise wrong(str(error), "schedule") from error
+        except Exception as error:  # of a schedule of the user's: whatever it raises, this line names it
+            raise wrong(f"schedule: {type(error).__name__}: {error}", "schedule") from error
         if self.schedule is not None and levels < 2:
             raise wrong(f"{self.schedule.name} has no steps; leave schedule out", "schedule")
         return self

@@ -31,8 +31,7 @@ class OtherOptions(Strict):
 
 
 class Scratch(OtherOptions, Step):
-    """A new network of the same kind with other options is trained from its initial weights: the control
-    that pruning has to beat."""
+    """A new network with other options is trained from its initial weights: the control to beat."""
 
     timed_as: ClassVar[str] = "retrain"
     removes: ClassVar[bool] = True

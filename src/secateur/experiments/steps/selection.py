@@ -20,8 +20,7 @@ _Last = Annotated[Training, PlainValidator(partial(own_training, keep="last")), 
 
 
 class Selection(Step):
-    """Factors on units and residual blocks are trained with the weights; what small ones scale is removed
-    for real."""
+    """Factors on units and blocks are trained with the weights; what small ones scale is removed for real."""
 
     removes: ClassVar[bool] = True
 
