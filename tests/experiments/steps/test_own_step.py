@@ -9,10 +9,12 @@ from one_trial import run, without_times
 
 from kills import killed_at_every_write
 from secateur.errors import RecipeError
+from secateur.experiments.commands.finished import load_pruned, read_trial
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
 from secateur.experiments.study import run_study
 from secateur.experiments.trial import trial_id
+from secateur.report.choice import choose, how_to_load, write_choice
 
 OWN = """\
 from dataclasses import dataclass, field
@@ -81,6 +83,11 @@ steps:
 """
 
 
+def chosen(folder):
+    choice = choose([folder], 100.0)
+    return choice, write_choice(choice, folder / "chosen.safetensors")
+
+
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """A working folder with a module of the user's, that no other test imports."""
@@ -116,6 +123,8 @@ def test_they_run_in_a_study_with_its_sweep_and_are_found_again(write, tmp_path)
     own = next(name for name in sys.modules if name.startswith("own_"))
     del sys.modules[own]
     assert read_results(tmp_path / "out")["trials"] == rows
+    assert load_pruned(read_trial(tmp_path / "out" / "trials" / rows[0]["id"])) is not None
+    assert how_to_load(*chosen(tmp_path / "out"))
     assert own not in sys.modules, "what reads results imports nothing"
 
 
