@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.deploy.graph import Program, program_of
-from secateur.deploy.runner import execute
+from secateur.deploy.program.export import Program, program_of
 from secateur.models import build_model
+from secateur.runtime.runner import execute
 
 NETWORKS = {
     "lenet-300-100": ((1, 28, 28), {}),

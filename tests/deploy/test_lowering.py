@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+
 import pytest
 import torch
 from deployed import Call, check, numbers, off, ops
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.deploy.activations import ACTIVATIONS
-from secateur.deploy.graph import program_of
+import secateur as sc
+from secateur.deploy.program import moves, rules
+from secateur.deploy.program.export import program_of
+from secateur.errors import ModelError
+from secateur.runtime.activations import ACTIVATIONS
+
+MODULES = [
+    (nn.ReLU(), "relu"),
+    (nn.ReLU(inplace=True), "relu"),
+    (nn.ReLU6(), "clamp"),
+    (nn.Hardtanh(-0.3, 0.7), "clamp"),
+    (nn.LeakyReLU(0.3), "leaky_relu"),
+    (nn.ELU(0.7), "elu"),
+    (nn.GELU(), "gelu"),
+    (nn.GELU("tanh"), "gelu_tanh"),
+    (nn.SiLU(inplace=True), "silu"),
+    (nn.Sigmoid(), "sigmoid"),
+    (nn.Tanh(), "tanh"),
+    (nn.Hardswish(), "hardswish"),
+    (nn.Hardsigmoid(), "hardsigmoid"),
+    (nn.Softplus(2.0, 3.0), "softplus"),
+]
 
 
-@pytest.mark.parametrize(
-    ("module", "op"),
-    [
-        (nn.ReLU(), "relu"),
-        (nn.ReLU(inplace=True), "relu"),
-        (nn.ReLU6(), "clamp"),
-        (nn.Hardtanh(-0.3, 0.7), "clamp"),
-        (nn.LeakyReLU(0.3), "leaky_relu"),
-        (nn.ELU(0.7), "elu"),
-        (nn.GELU(), "gelu"),
-        (nn.GELU("tanh"), "gelu_tanh"),
-        (nn.SiLU(inplace=True), "silu"),
-        (nn.Sigmoid(), "sigmoid"),
-        (nn.Tanh(), "tanh"),
-        (nn.Hardswish(), "hardswish"),
-        (nn.Hardsigmoid(), "hardsigmoid"),
-        (nn.Softplus(2.0, 3.0), "softplus"),
-    ],
-)
+@pytest.mark.parametrize(("module", "op"), MODULES)
 def test_activations(module, op):
     assert op in ACTIVATIONS
     program = check(lambda m, x: m.g(m.a(m.f(x))), 6, f=nn.Linear(6, 5), a=module, g=nn.Linear(5, 4))
     assert [node.get("activation") for node in program.graph["nodes"]] == [op, None]
     assert ops(check(lambda m, x: m.a(x + 1.0), 6, a=module)) == ["add", op]
+
+
+def test_every_activation_comes_of_an_operator():
+    assert {op for _, op in MODULES} == set(ACTIVATIONS)
 
 
 def test_convolutions():
@@ -166,3 +175,68 @@ def test_tied_weights_are_kept_once():
 def test_a_weight_that_is_computed_from_parameters():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))
     assert ops(check(lambda m, x: m.f(x), 6, f=layer)) == ["linear"]
+
+
+# -- the table of rules, and operators of users ----------------------------------------------------------
+
+
+def test_every_key_of_the_tables_is_an_operator_and_stands_once():
+    """A name that this torch does not have fails at import; one that stands twice is read in the source."""
+    names = [
+        node.attr
+        for module in (rules, moves)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "_ATEN"
+    ]
+    assert len(names) == len(set(names)) == len({*rules.RULES, *moves.MOVES})
+    for packet in (*rules.RULES, *moves.MOVES):
+        assert isinstance(packet, torch._ops.OpOverloadPacket)
+
+
+@pytest.fixture(scope="module")
+def mylib():
+    """Operators of a user: one with the name of torch's and another meaning, and two that are torch's."""
+
+    @torch.library.custom_op("mylib::relu", mutates_args=())
+    def relu(x: torch.Tensor) -> torch.Tensor:
+        return x.flip(1)
+
+    @torch.library.custom_op("mylib::rectified", mutates_args=())
+    def rectified(self: torch.Tensor) -> torch.Tensor:
+        return self.clamp(min=0)
+
+    @torch.library.custom_op("mylib::doubled", mutates_args=())
+    def doubled(self: torch.Tensor) -> torch.Tensor:
+        return self.clamp(min=0) * 2
+
+    for operator in (relu, rectified, doubled):
+        operator.register_fake(torch.empty_like)
+    return torch.ops.mylib
+
+
+def test_an_operator_of_a_users_is_not_taken_for_torchs_by_its_name(mylib):
+    with pytest.raises(ModelError, match=r"mylib\.relu.* has no counterpart"):
+        program_of(Call(lambda m, x: mylib.relu(x)), numbers(2, 6))
+
+
+def test_an_operator_that_a_user_says_is_like_another(mylib):
+    with pytest.raises(ModelError, match=r"mylib\.rectified.* has no counterpart"):
+        program_of(Call(lambda m, x: mylib.rectified(x)), numbers(2, 6))
+    for operator in (mylib.rectified, mylib.doubled, mylib.relu):
+        sc.register_operator(operator, like=torch.ops.aten.relu)
+    try:
+        assert ops(check(lambda m, x: mylib.rectified(x), 6)) == ["relu"]
+        with pytest.raises(ModelError, match=r"an operator of its own is not"):
+            program_of(Call(lambda m, x: mylib.doubled(x)), numbers(2, 6))
+        with pytest.raises(ModelError, match=r"has no argument 'self', which aten\.relu has"):
+            program_of(Call(lambda m, x: mylib.relu(x)), numbers(2, 6))
+    finally:
+        for operator in (mylib.rectified, mylib.doubled, mylib.relu):
+            sc.forget_operator(operator)
+
+
+def test_an_argument_that_a_program_has_not():
+    with pytest.raises(ModelError, match=r"has scale=2"):
+        program_of(Call(lambda m, x: torch.ops.aten.elu(x, 1.0, 2.0)), numbers(2, 6))
+    with pytest.raises(ModelError, match="bounds that are tensors"):
+        program_of(Call(lambda m, x: x.clamp(min=x.mean(1, keepdim=True))), numbers(2, 6))

@@ -130,6 +130,12 @@ def test_norms_fold_only_where_nobody_else_reads_the_layer():
         assert off(wanted, model(x)) < 1e-6
 
 
+def test_a_norm_along_the_rows_of_a_linear_layer_is_not_folded_into_it():
+    for rows in (4, 5):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(rows)).eval()
+        assert fold_batch_norms(model, capture(model, torch.randn(2, rows, 6))) == []
+
+
 def test_what_cannot_be_sparse_is_said(sparse_wins):
     model = nn.Sequential(
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(32, 4)

@@ -11,7 +11,7 @@ from nets import error, mlp, reasons, wide
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.structure.normalisation import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
+from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
 from secateur.structure.surgery import mask_units
 
 ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))

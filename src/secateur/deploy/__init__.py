@@ -1,1 +1,1 @@
-"""Pruned networks outside training: files and kernels that run them."""
+"""Pruned networks outside training: files, programs and layers that run them."""

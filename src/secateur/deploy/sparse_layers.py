@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.deploy.planning import Compiled
 from secateur.errors import ModelError
+from secateur.runtime.planning import Compiled
 
 _CONVS = (nn.Conv1d, nn.Conv2d)
 Engine = Callable[[Tensor], Tensor]

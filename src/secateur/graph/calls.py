@@ -52,11 +52,11 @@ class Call:
 
     def with_values(self, value: Callable[[fx.Node], Any]) -> dict[str, Any]:
         """Return the arguments with each node replaced by what ``value`` gives for it."""
-        return {name: fx.node.map_arg(argument, value) for name, argument in self.arguments.items()}
+        return {name: fx.map_arg(argument, value) for name, argument in self.arguments.items()}
 
     def run(self, value: Callable[[fx.Node], Any]) -> Any:
         """Run the operator with ``value`` of each node in the place of the node."""
-        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), value)  # type: ignore[misc]
+        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), value)  # type: ignore[misc]
         return self.node.target(*args, **kwargs)  # type: ignore[operator]
 
     @property

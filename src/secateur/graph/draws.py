@@ -50,6 +50,30 @@ def resized(value: Any, size: int, other: int) -> Any:
     return _pytree.tree_map(new, value)
 
 
+def rebatched(value: Any, batch: int, number: int) -> Any:
+    """Return nested arguments with ``number`` examples, taken from the start and over again, in every tensor
+    whose first dim is ``batch``."""
+
+    def new(leaf: Tensor) -> Tensor:
+        has_batch = leaf.dim() and leaf.shape[0] == batch
+        return leaf.index_select(0, torch.arange(number, device=leaf.device) % batch) if has_batch else leaf
+
+    return _pytree.tree_map_only(Tensor, new, value)
+
+
+def other_batch(value: Any, batch: int, number: int) -> Any:
+    """Return nested arguments with ``number`` examples and other numbers, the same at every call: like the
+    example's or, where a tensor is one number all over, normal."""
+    generator = torch.Generator().manual_seed(0)
+
+    def new(leaf: Tensor) -> Tensor:
+        if leaf.numel() and leaf.is_floating_point() and bool((leaf == leaf.flatten()[0]).all()):
+            return torch.randn(leaf.shape, generator=generator).to(leaf)
+        return redrawn(leaf, generator)
+
+    return _pytree.tree_map_only(Tensor, new, rebatched(value, batch, number))
+
+
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Multiply every parameter by random numbers of both signs and every running variance by

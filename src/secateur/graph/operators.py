@@ -53,11 +53,10 @@ def _rows(kind: Kind, names: str, **more: Any) -> Iterator[tuple[str, Operator]]
 
 _PAIR = {"weight": "weight", "bias": "bias"}
 # By the name in torch.ops.aten. In-place operators stand under their name without the last underscore.
-NAMED: dict[str, Operator] = dict(
-    [
-        *_rows(
-            "pointwise",
-            """
+ROWS: list[tuple[str, Operator]] = [
+    *_rows(
+        "pointwise",
+        """
             relu relu6 gelu silu mish selu elu celu hardswish hardsigmoid hardtanh leaky_relu softplus tanh
             sigmoid log_sigmoid where masked_fill clamp clamp_min clamp_max lerp addcmul addcdiv threshold
             rsub square softshrink hardshrink pow sub add mul div true_divide floor_divide remainder maximum
@@ -65,20 +64,20 @@ NAMED: dict[str, Operator] = dict(
             bitwise_and bitwise_or bitwise_not isnan isinf nan_to_num abs neg exp log sqrt rsqrt erf sin cos
             prelu
             """,
-            steady=True,
-        ),
-        *_rows(
-            "same",
-            """
+        steady=True,
+    ),
+    *_rows(
+        "same",
+        """
             contiguous clone alias detach to _to_copy type_as dropout feature_dropout alpha_dropout
             feature_alpha_dropout lift_fresh_copy lift_fresh requires_grad_ cpu cuda resolve_conj resolve_neg
             native_dropout positive
             """,
-            steady=True,
-        ),
-        *_rows(
-            "moves",
-            """
+        steady=True,
+    ),
+    *_rows(
+        "moves",
+        """
             view reshape _unsafe_view _reshape_alias permute transpose t mT adjoint numpy_T expand expand_as
             repeat repeat_interleave slice select split split_with_sizes chunk tensor_split hsplit vsplit
             unsafe_split unsafe_chunk unbind unflatten flatten ravel squeeze unsqueeze roll flip fliplr flipud
@@ -87,47 +86,46 @@ NAMED: dict[str, Operator] = dict(
             swapaxes swapdims tile rot90 diagonal view_as reshape_as take_along_dim
             unsafe_split_with_sizes split_copy squeeze_copy
             """,
-            steady=True,
-        ),
-        *_rows("moves", "pad constant_pad_nd im2col"),  # zeros of padding stand beside what was even
-        *_rows("affine", "linear conv1d conv2d conv3d convolution", **_PAIR),
-        *_rows("affine", "conv_transpose1d conv_transpose2d conv_transpose3d", transposed=True, **_PAIR),
-        *_rows("affine", "embedding", weight="weight"),
-        *_rows("affine", "addmm", weight="mat2", bias="self", transposed=True),
-        *_rows("affine", "matmul", weight="other", transposed=True),
-        *_rows("affine", "mm", weight="mat2", transposed=True),
-        *_rows("norm", "batch_norm native_batch_norm _native_batch_norm_legit", **_PAIR, steady=True),
-        *_rows("norm", "_native_batch_norm_legit_no_training", **_PAIR, steady=True),
-        *_rows("norm", "layer_norm native_layer_norm group_norm instance_norm", **_PAIR),
-        *_rows("norm", "rms_norm", weight="weight"),
-        *(
-            row
-            for dims in (1, 2, 3)
-            for row in (
-                *_rows("pools", f"max_pool{dims}d adaptive_avg_pool{dims}d", spatial=dims, steady=True),
-                *_rows("pools", f"adaptive_max_pool{dims}d", spatial=dims, steady=True),
-                *_rows("pools", f"upsample_nearest{dims}d", spatial=dims, steady=True),
-                *_rows("pools", f"avg_pool{dims}d", spatial=dims),
-            )
-        ),
-        *_rows("pools", "max_pool2d_with_indices _adaptive_avg_pool2d", spatial=2, steady=True),
-        *_rows("pools", "upsample_bilinear2d upsample_bicubic2d", spatial=2, steady=True),
-        *_rows("pools", "_upsample_bicubic2d_aa _upsample_bilinear2d_aa", spatial=2),
-        *_rows("pools", "upsample_linear1d", spatial=1, steady=True),
-        *_rows("pools", "upsample_trilinear3d", spatial=3, steady=True),
-        *_rows("reduces", "mean amax amin", steady=True),
-        *_rows(
-            "reduces",
-            """
+        steady=True,
+    ),
+    *_rows("moves", "pad constant_pad_nd im2col"),  # zeros of padding stand beside what was even
+    *_rows("affine", "linear conv1d conv2d conv3d convolution", **_PAIR),
+    *_rows("affine", "conv_transpose1d conv_transpose2d conv_transpose3d", transposed=True, **_PAIR),
+    *_rows("affine", "embedding", weight="weight"),
+    *_rows("affine", "addmm", weight="mat2", bias="self", transposed=True),
+    *_rows("affine", "matmul", weight="other", transposed=True),
+    *_rows("affine", "mm", weight="mat2", transposed=True),
+    *_rows("norm", "batch_norm native_batch_norm _native_batch_norm_legit", **_PAIR, steady=True),
+    *_rows("norm", "_native_batch_norm_legit_no_training", **_PAIR, steady=True),
+    *_rows("norm", "layer_norm native_layer_norm group_norm instance_norm", **_PAIR),
+    *_rows("norm", "rms_norm", weight="weight"),
+    *(
+        row
+        for dims in (1, 2, 3)
+        for row in (
+            *_rows("pools", f"max_pool{dims}d adaptive_avg_pool{dims}d", spatial=dims, steady=True),
+            *_rows("pools", f"adaptive_max_pool{dims}d", spatial=dims, steady=True),
+            *_rows("pools", f"upsample_nearest{dims}d", spatial=dims, steady=True),
+            *_rows("pools", f"avg_pool{dims}d", spatial=dims),
+        )
+    ),
+    *_rows("pools", "max_pool2d_with_indices _adaptive_avg_pool2d", spatial=2, steady=True),
+    *_rows("pools", "upsample_bilinear2d upsample_bicubic2d", spatial=2, steady=True),
+    *_rows("pools", "_upsample_bicubic2d_aa _upsample_bilinear2d_aa", spatial=2),
+    *_rows("pools", "upsample_linear1d", spatial=1, steady=True),
+    *_rows("pools", "upsample_trilinear3d", spatial=3, steady=True),
+    *_rows("reduces", "mean amax amin", steady=True),
+    *_rows(
+        "reduces",
+        """
             sum linalg_vector_norm norm max min var std var_mean std_mean prod argmax argmin any all logsumexp
             median nansum aminmax topk count_nonzero argsort multinomial
             """,
-        ),
-        *_rows("runs along", "softmax _softmax log_softmax _log_softmax cumsum cumprod sort"),
-        *_rows("joins", "cat concat concatenate stack", steady=True),
-        *_rows("other", "glu", steady=True),
-    ]
-)
+    ),
+    *_rows("runs along", "softmax _softmax log_softmax _log_softmax cumsum cumprod sort"),
+    *_rows("joins", "cat concat concatenate stack", steady=True),
+    *_rows("other", "glu", steady=True),
+]
 _REGISTERED: dict[Any, Operator] = {}
 
 
@@ -213,7 +211,7 @@ def _packet(operator: Any) -> Any:
 
 def _named() -> dict[Any, Operator]:
     aten = torch.ops.aten
-    return {getattr(aten, name): row for name, row in NAMED.items() if hasattr(aten, name)}
+    return {getattr(aten, name): row for name, row in ROWS if hasattr(aten, name)}
 
 
 OPERATORS: dict[Any, Operator] = _named()

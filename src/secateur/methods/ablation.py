@@ -17,21 +17,21 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from secateur.errors import ModelError
-from secateur.graph.capture import Captured, capture
+from secateur.graph.calls import Call
+from secateur.graph.capture import capture
 from secateur.graph.compare import difference
+from secateur.graph.operators import operator_of, plain
+from secateur.graph.run import Bound, Values
 from secateur.running import call
-from secateur.structure.activations import bound
 from secateur.structure.dead import readers_of
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Read, run_on
+from secateur.structure.propagate import Read
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure
 from secateur.text import first_line
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
-Values = dict[int, Any]
 
-_CONVS = ("conv1d", "conv2d", "conv3d")
 _TENSORS, _MOST = 4, 64  # of the largest size at the same time; units in a stack
 _TRIED = 4  # units of a group that the shortcut is checked on
 _CLOSE = 1e-3  # float32 sums in another order stay far under it, a shortcut that is wrong far over
@@ -49,7 +49,7 @@ class Ablation:
         self.batch = _batch(example)
         readers = readers_of(structure)
         self.slow: dict[str, str] = {}
-        graph = _Graph(structure.captured, model)
+        graph = Bound(structure.captured, model)
         self.ways: dict[str, _Way] = {}
         for name in structure.groups:
             if readers[name] and all(read.node in graph.at for read in readers[name]):
@@ -57,11 +57,11 @@ class Ablation:
             else:
                 self.slow[name] = "not all that reads it is a plain product"
         self.stacks = {name: _stack(graph, way, self.batch, memory) for name, way in self.ways.items()}
-        self.graphs: dict[int, _Graph] = {}
+        self.graphs: dict[int, Bound] = {}
         try:
             for stack in {1, *self.stacks.values()}:
-                self.graphs[stack] = _Graph(capture(model, *_shaped(example, stack)), model)
-                if self.graphs[stack].operators != graph.operators:
+                self.graphs[stack] = Bound(capture(model, *_shaped(example, stack)), model)
+                if _operators(self.graphs[stack]) != _operators(graph):
                     raise ModelError("its operators depend on the size of the batch")
             self._check(example)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
@@ -115,7 +115,7 @@ class Ablation:
         return masked_outputs(self.model, self.structure, name, unit, example)
 
     def _before(self, example: Example, need: Set[int]) -> Values:
-        return self.graphs[1].values(example, need) if need else {}
+        return self.graphs[1].values(*example, need) if need else {}
 
     def _shared(self, name: str, before: Values) -> Values:
         """What all stacks read of the values before: those of the inputs repeated for each unit."""
@@ -166,7 +166,7 @@ class Ablation:
         graph = self.graphs[1]
         node = graph.nodes[index]
         weight = _some(graph.fixed[graph.at[node.args[1]]], 1, entries)  # type: ignore[index]
-        dim = operand.dim() - 1 if _kind(node) == "linear" else 1
+        dim = operand.dim() - 1 if _is_linear(Call(node)) else 1
         return node.target(_some(operand, dim, entries), weight, None, *node.args[3:])  # type: ignore[operator]
 
 
@@ -185,7 +185,7 @@ class _Way:
     last: Mapping[int, list[int]]
 
 
-def _way(graph: _Graph, reads: Sequence[Read]) -> _Way:
+def _way(graph: Bound, reads: Sequence[Read]) -> _Way:
     places = [(graph.at[read.node], graph.at[read.operand], read) for read in reads]
     first: dict[int, tuple[int, int, Read]] = {}
     later: dict[int, list[tuple[int, Read]]] = {}
@@ -209,22 +209,26 @@ def _way(graph: _Graph, reads: Sequence[Read]) -> _Way:
     return _Way(tuple(first.values()), later, tuple(affected), frozenset(shared), frozenset(need), last)
 
 
-def _kind(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
 def _plain(node: fx.Node, read: Read) -> bool:
     """Whether a read is a linear layer or an ungrouped convolution of the parameter itself."""
-    weight = node.args[1] if len(node.args) > 1 else None
-    if read.weight_dim != 1 or node.kwargs or not isinstance(weight, fx.Node) or weight.op != "placeholder":
+    call, row = Call(node), operator_of(Call(node))
+    weight = call.arguments.get("weight")
+    if row.kind != "affine" or row.transposed or read.weight_dim != 1 or node.kwargs:
         return False
-    if _kind(node) == "linear":
-        return True
-    whole = len(node.args) < 7 or bool(node.args[6] == 1)
-    return _kind(node) in _CONVS and read.dim == 1 and whole
+    if not isinstance(weight, fx.Node) or weight.op != "placeholder":
+        return False
+    return _is_linear(call) or (read.dim == 1 and call.arguments.get("groups") == 1)
 
 
-def _stack(graph: _Graph, way: _Way, batch: int, memory: int) -> int:
+def _is_linear(call: Call) -> bool:
+    return plain(call.operator) is torch.ops.aten.linear
+
+
+def _operators(graph: Bound) -> list[tuple[str, str]]:
+    return [(n.op, str(n.target)) for n in graph.nodes if n.op != "placeholder"]
+
+
+def _stack(graph: Bound, way: _Way, batch: int, memory: int) -> int:
     """Return how many units go at once: a power of two, so that few graphs are captured."""
     own = _batch((graph.captured.args, graph.captured.kwargs))
     largest = 1
@@ -233,61 +237,6 @@ def _stack(graph: _Graph, way: _Way, batch: int, memory: int) -> int:
         if isinstance(value, Tensor):
             largest = max(largest, value.numel() * value.element_size() // own)
     return 2 ** int(np.log2(np.clip(memory // (_TENSORS * largest * batch), 1, _MOST)))
-
-
-class _Graph:
-    """A captured graph whose nodes go by their position, bound to a model's tensors (``fixed``)."""
-
-    def __init__(self, captured: Captured, model: nn.Module) -> None:
-        self.captured, self.model = captured, model
-        self.nodes = list(captured.graph.nodes)
-        self.at = {node: index for index, node in enumerate(self.nodes)}
-        self.operators = [(n.op, str(n.target)) for n in self.nodes if n.op != "placeholder"]
-        given = bound(captured, model, captured.args, captured.kwargs)
-        inputs = {self.at[n] for n in given if n.name in captured.inputs}
-        self.fixed: Values = {self.at[n]: t for n, t in given.items() if self.at[n] not in inputs}
-        self.of_inputs = inputs
-        for index in range(len(self.nodes)):
-            if self.inputs_of(index) & self.of_inputs:
-                self.of_inputs.add(index)
-
-    def inputs_of(self, index: int) -> set[int]:
-        return {self.at[node] for node in self.nodes[index].all_input_nodes}
-
-    def values(self, example: Example, need: Set[int]) -> Values:
-        """Run as far as needed; return the values of the nodes in ``need``."""
-        wanted = set(need)
-        for index in range(max(need, default=-1), -1, -1):
-            if index in wanted:
-                wanted |= self.inputs_of(index)
-        last = {at: index for index in sorted(wanted) for at in self.inputs_of(index)}
-        given = bound(self.captured, self.model, *example)
-        values: Values = {self.at[node]: value for node, value in given.items()}
-        for index in sorted(wanted):
-            if self.nodes[index].op != "placeholder":
-                values[index] = self.run(index, values, {})
-            for at in self.inputs_of(index) - need:
-                if last[at] == index:
-                    del values[at]
-        return {index: values[index] for index in need}
-
-    def run(self, index: int, values: Values, instead: Values) -> Any:
-        """Run one node on ``values``, some of them replaced."""
-        node = self.nodes[index]
-
-        def value(used: fx.Node) -> Any:
-            at = self.at[used]
-            return instead.get(at, values.get(at, self.fixed.get(at)))
-
-        if node.op == "get_attr":
-            return getattr(self.captured.program.graph_module, str(node.target))
-        if node.op == "output":
-            return fx.map_arg(node.args[0], value)
-        return None if "_assert_tensor_metadata" in str(node.target) else run_on(node, value)
-
-    def rebuilt(self, flat: list[Any]) -> Any:
-        """Return the outputs as the model gives them."""
-        return _pytree.tree_unflatten(flat, self.captured.program.call_spec.out_spec)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from secateur.copying import copied
 from secateur.graph.capture import tensor_of
 from secateur.graph.draws import as_dtype, randomise, redrawn
-from secateur.structure.activations import Watcher
+from secateur.graph.run import Bound
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
 from secateur.structure.steady import Steady
@@ -221,8 +221,7 @@ def _watched(
         # The same weights on two inputs: one position alone is the same everywhere.
         for look in range(2):
             args, named = example if draw == look == 0 else redrawn(example, generator)
-            seen: dict[fx.Node, Tensor] = {}
-            Watcher(structure, state, {read.operand for read in reads}, seen.__setitem__).run_on(args, named)
+            seen = Bound(structure.captured, state).seen(args, named, {read.operand for read in reads})
             for read in reads:
                 operand = seen[read.operand].movedim(read.dim, 0)
                 flat = operand.reshape(operand.shape[0], -1).double().cpu()

@@ -1,7 +1,6 @@
 """Walk a captured graph and give every dim of every tensor its labels.
 
-One rule an operator (:mod:`operators`), one generic rule for everything that only moves data
-(:mod:`movement`), a numerical probe for what neither knows, and a frozen dim for the rest.
+What a call does to labels is said by rules that the walk is given (:mod:`secateur.structure.rules`).
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.graph.calls import Call
 from secateur.graph.capture import Captured, module_of
 from secateur.structure.labels import Array, Labels
-from secateur.structure.normalisation import kind_of
+from secateur.structure.replaced.norms import kind_of
 
 OUTPUT = "model output"
 UNUSED = "this forward does not use it"
@@ -67,10 +67,11 @@ class Walk:
     sum over activations; ``consumed``: labels summed over in any other way; ``macs`` by weight;
     ``unmasked``: dims of parameters that masking leaves alone; ``parts``: pieces cut from a dim;
     ``streams``: norms that surgery keeps exact freeze nothing; ``kinds``: by module path what it
-    normalises like.
+    normalises like. ``rule`` gives the value of a call.
     """
 
     captured: Captured
+    rule: Callable[[Walk, Call], Any]
     streams: bool = False
     labels: Labels = field(default_factory=Labels)
     parameters: dict[str, Value] = field(default_factory=dict)
@@ -129,6 +130,28 @@ class Walk:
             self.freeze(a, [dim_a], "summed where what goes is not zero")
             self.freeze(b, [dim_b], "summed where what goes is not zero")
 
+    def note(
+        self,
+        node: fx.Node,
+        operand: Any,
+        dim: int,
+        weight: Any,
+        weight_dim: int,
+        bias: Any,
+        padded: bool = False,
+    ) -> None:
+        """Write down that a parameter reads an activation; of what is no parameter nothing is noted."""
+        name = self.named.get(weight)
+        if name is not None:
+            of_bias = self.named.get(bias) if isinstance(bias, fx.Node) else None
+            self.reads.append(Read(node, operand, dim, name, weight_dim, of_bias, padded))
+
+    def count(self, weight: Any, macs: float) -> None:
+        """Add the multiply-adds of a parameter."""
+        name = self.named.get(weight)
+        if name is not None:
+            self.macs[name] = self.macs.get(name, 0.0) + macs
+
     # -- walking -----------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -160,12 +183,10 @@ class Walk:
 
     def walk(self, graph: fx.Graph) -> Any:
         """Walk the nodes of a graph (or of one inside it) after its placeholders."""
-        from secateur.structure.operators import apply
-
         for node in graph.nodes:
             if node.op == "call_function":
                 self._fold(node)
-                self.values[node] = apply(self, node)
+                self.values[node] = self.rule(self, Call(node))
             elif node.op == "output":
                 return self._output(node, graph)
         return None
@@ -197,7 +218,7 @@ class Walk:
             return
         try:
             with torch.no_grad():
-                result = run_on(node, lambda n: self.constants.get(n, self.values.get(n)))
+                result = Call(node).run(lambda n: self.constants.get(n, self.values.get(n)))
         except Exception:  # what cannot be computed stays unknown, and what it indexes is frozen and named
             return
         if isinstance(result, Tensor) and result.device.type != "meta":
@@ -207,8 +228,7 @@ class Walk:
 
     def innermost(self, node: fx.Node) -> str | None:
         """Return the path of the module whose forward calls a node."""
-        stack = node.meta.get("nn_module_stack")
-        return str(list(stack.values())[-1][0]).partition("@")[0] if stack else None
+        return next(iter(Call(node).modules), None)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module whose forward calls a node."""
@@ -246,11 +266,6 @@ def result_of(node: fx.Node) -> Value:
     value = plain_of(node.meta["val"])
     assert isinstance(value, Value), node
     return value
-
-
-def run_on(node: fx.Node, stand_in: Callable[[fx.Node], Any]) -> Any:
-    """Run a node's operator with other tensors in the place of its arguments' nodes."""
-    return node.target(*fx.map_arg(node.args, stand_in), **fx.map_arg(node.kwargs, stand_in))  # type: ignore[operator]
 
 
 def plain_of(example: Any) -> Any:

@@ -23,11 +23,11 @@ from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.graph.capture import all_tensors, first_names
 from secateur.graph.names import unwrapped
 from secateur.storage import load_tensors, save_tensors
-from secateur.structure import normalisation
-from secateur.structure.attention import PrunedAttention, pruned
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
-from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
+from secateur.structure.replaced import attention, norms
+from secateur.structure.replaced.attention import PrunedAttention
+from secateur.structure.replaced.norms import PrunedLayerNorm, eps_name, is_eps
 from secateur.structure.surgery import set_attributes
 from secateur.text import nearest
 
@@ -38,6 +38,11 @@ _MANY = 2**30  # values that are hashed whatever the model has: a file with hole
 _PRUNED: dict[type[nn.Module], type[nn.Module]] = {
     PrunedAttention: nn.MultiheadAttention,
     PrunedLayerNorm: nn.LayerNorm,
+}
+# How files name these, wherever their code stands.
+_NAMED: dict[type, str] = {
+    PrunedAttention: "secateur.structure.attention.PrunedAttention",
+    PrunedLayerNorm: "secateur.structure.normalisation.PrunedLayerNorm",
 }
 
 
@@ -120,9 +125,9 @@ def restore(
         for place, module in list(model.named_modules()):
             kind, sizes = saved.modules[place]
             if kind == _class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
-                pruned(module)  # type: ignore[arg-type]
+                attention.pruned(module)  # type: ignore[arg-type]
             elif kind == _class_of_type(PrunedLayerNorm):
-                normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
+                norms.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
             _set_sizes(module, sizes)
             _check_fits(module, place, path)
     return model
@@ -167,7 +172,7 @@ def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
 
 
 def _class_of(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    return _class_of_type(type(module))
 
 
 def _sizes(module: nn.Module) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def _check_fits(module: nn.Module, place: str, path: str | Path) -> None:
     try:
         set_attributes(module, place, {}, {})
         if isinstance(module, PrunedAttention):
-            pruned(module)
+            attention.pruned(module)
         fits = _sizes(module) == said
     except ZeroDivisionError:  # of groups, say
         fits = False
@@ -327,7 +332,7 @@ def _check_sizes(
 
 
 def _class_of_type(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return _NAMED.get(kind) or f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_names(

@@ -13,36 +13,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx, nn
 
+from secateur.graph.calls import Call
 from secateur.graph.capture import tensor_of
+from secateur.graph.operators import operator_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import values_in
-from secateur.structure.tables import MOVES, POINTWISE, SAME, names
 from secateur.structure.units import Group, Structure, living
 
 _FIRST = "input"  # what depends on the caller's tensors in a way that is not followed
-_PADS = frozenset(names("pad constant_pad_nd zero_pad2d im2col"))
-_MADE = frozenset(
-    names(
-        """
-        linear conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d
-        embedding layer_norm group_norm instance_norm rms_norm
-        """
-    )
-)
-_KEPT = (MOVES - _PADS) | frozenset(
-    names(
-        """
-        mean amax amin glu max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
-        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d
-        upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d
-        upsample_trilinear3d
-        """
-    )
-)
 
 
 class Steady:
@@ -75,27 +55,25 @@ class Steady:
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """Return the arguments on which it hangs whether a node's constants are steady."""
-        kind = _kind(node)
-        if kind in ("cat", "concat", "stack"):
+        call, row = Call(node), operator_of(Call(node))
+        if row.kind == "joins":
             return [n for n in node.all_input_nodes if self._carries(n)]
-        if kind in _KEPT or kind in SAME or kind in ("batch_norm", "avg_pool") or _is_getitem(node):
-            return [n for n in node.args[:1] if isinstance(n, fx.Node)]
-        return node.all_input_nodes if _is_pointwise(node, kind) else []
+        if row.kind == "pointwise":
+            return node.all_input_nodes
+        alone = row.steady or call.operator is operator.getitem or _averages(call)
+        return [n for n in node.args[:1] if isinstance(n, fx.Node)] if alone else []
 
     def _judged(self, node: fx.Node, sources: list[tuple[fx.Node, Array]]) -> Array:
-        kind, no = _kind(node), np.zeros(len(self.group), dtype=bool)
+        call, row, no = Call(node), operator_of(Call(node)), np.zeros(len(self.group), dtype=bool)
         if node.op == "placeholder":
             return self._even(node)
-        if kind in _MADE:
-            return self._zero(_arguments(node).get("weight"))
-        if kind == "batch_norm":
-            own = self._zero(_arguments(node).get("weight"))
-            return own if _arguments(node).get("training") else own | sources[0][1]
-        if not sources or _changed(node) or (kind == "avg_pool" and not _even_pool(node)):
-            self.blocked.add(kind or _FIRST)
-            return no
-        if not self._carries(node) and any(self._carries(source) for source, _ in sources):
-            self.blocked.add(kind or _FIRST)
+        if row.kind in ("affine", "norm"):
+            own = self._zero(call.arguments.get(row.weight or ""))
+            statistics = call.arguments.get("training") or not row.steady
+            return own if statistics else own | sources[0][1]
+        unfit = not sources or _changed(call) or (_averages(call) and not _even_pool(call))
+        if unfit or (not self._carries(node) and any(self._carries(source) for source, _ in sources)):
+            self.blocked.add(_FIRST if call.schema is None else call.name.rstrip("_"))
             return no
         return np.logical_and.reduce([steady for _, steady in sources])
 
@@ -136,49 +114,23 @@ class Steady:
         return zero
 
 
-def _kind(node: fx.Node) -> str:
-    """The plain name of a node's operator; pools of every rank are one, and so are batch norms."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    name = node.target._schema.name.split("::")[-1]
-    name = name if name.startswith("__") else name.rstrip("_")
-    if name.startswith("avg_pool"):
-        return "avg_pool"
-    return "batch_norm" if "batch_norm" in name else name
+def _averages(call: Call) -> bool:
+    return "count_include_pad" in call.arguments
 
 
-def _is_getitem(node: fx.Node) -> bool:
-    return node.target is operator.getitem
-
-
-def _is_pointwise(node: fx.Node, kind: str) -> bool:
-    target = node.target
-    tagged = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-    return tagged or kind in POINTWISE or kind == "prelu"
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Return a call's arguments by the names of its schema."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
-    return given | dict(node.kwargs)
-
-
-def _even_pool(node: fx.Node) -> bool:
+def _even_pool(call: Call) -> bool:
     """Whether an average pool takes the mean of what it sees, without zeros of padding."""
-    arguments = _arguments(node)
-    padding = arguments.get("padding", 0)
+    padding = call.arguments["padding"]
     padded = any(padding) if isinstance(padding, Iterable) else bool(padding)
-    counted = arguments.get("count_include_pad", True)
-    return arguments.get("divisor_override") is None and not (padded and counted)
+    return call.arguments.get("divisor_override") is None and not (
+        padded and call.arguments["count_include_pad"]
+    )
 
 
-def _changed(node: fx.Node) -> bool:
-    """Whether a node is written to afterwards with anything but numbers."""
+def _changed(call: Call) -> bool:
+    """Whether a result is written to afterwards with anything but numbers."""
+    users = [Call(user) for user in call.node.users if user.args[:1] == (call.node,)]
     return any(
-        isinstance(user.target, torch._ops.OpOverload)
-        and user.target._schema.is_mutable
-        and user.args[:1] == (node,)
-        and (len(user.all_input_nodes) > 1 or not _is_pointwise(user, _kind(user)))
-        for user in node.users
+        user.in_place and (len(user.node.all_input_nodes) > 1 or operator_of(user).kind != "pointwise")
+        for user in users
     )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.graph.capture import first_names, tensor_of
-from secateur.structure.attention import pruned
 from secateur.structure.labels import Array
-from secateur.structure.normalisation import repair
+from secateur.structure.replaced.attention import pruned
+from secateur.structure.replaced.norms import repair
 from secateur.structure.units import Structure
 
 Removed = dict[tuple[str, int], Array]
@@ -73,7 +73,7 @@ def cut(model: nn.Module, removed: Removed) -> None:
     """Cut ``removed`` out of ``model`` in place, ties and ``requires_grad`` kept.
 
     Attributes of torch's own modules follow; those of others are :mod:`attributes`' to find. Norms
-    over a dim that got smaller are mended (:mod:`normalisation`).
+    over a dim that got smaller are mended (:mod:`replaced.norms`).
     """
     names = first_names(model)
     touched = {name for name, _ in removed}

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from secateur.errors import ModelError
 from secateur.graph.capture import Captured, capture
 from secateur.structure.labels import Array, Classes
 from secateur.structure.propagate import Walk
+from secateur.structure.rules.table import apply
 from secateur.text import table
 
 TOGETHER = "all of its indices can only go together"
@@ -134,13 +136,13 @@ def trace(
     eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that nothing
     changes but the size. Pass this structure to ``prune`` and to ``compact``.
 
-    Raises ModelError where the model cannot be captured. An operator that is not understood freezes
-    what it touches and is named in ``protected``.
+    Raises ModelError where the model cannot be captured, or ``heads`` is neither of the two. An operator
+    that is not understood freezes what it touches and is named in ``protected``.
     """
     if heads not in ("whole", "dims"):
-        raise ValueError(f"heads is {heads!r}; it is 'whole' or 'dims'")
+        raise ModelError(f"heads is {heads!r}; it is 'whole' or 'dims'")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
-    walk = Walk(captured, streams=streams)
+    walk = Walk(captured, apply, streams=streams)
     walk.run()
     classes = walk.labels.solve(inner=heads == "dims")
     groups, alone = _groups(walk, classes)

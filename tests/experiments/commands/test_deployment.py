@@ -85,6 +85,7 @@ def deployed(study, tmp_path_factory):
     folder = out / "trials" / rows["units"]["id"]
     place = planted(tmp_path_factory.mktemp("working"))
     left = planted(folder / "deploy" / "packed" / "__pycache__")
+    planted(left.parent / "secateur_runtime")
     for name in ("run.py", "kernels.py", "model.secateur"):
         (left.parent / name).write_text(f"open({str(place / 'ran')!r}, 'a').write({name!r})\n")
     (left.parent.parent / ".dense.onnx.abcdefgh").write_text("left by a deployment that was killed")
@@ -126,6 +127,7 @@ def test_what_somebody_left_there_is_neither_run_nor_kept(deployed):
     _, folder, _, said = deployed
     out = folder / "deploy"
     assert not (out / "packed" / "__pycache__").exists()
+    assert not (out / "packed" / "secateur_runtime" / "numpy.py").exists()
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     subprocess.run([sys.executable, "-I", out / "packed" / "run.py", "--check"], check=True)
     assert f"  {out / 'packed' / 'model.secateur'}" in said

@@ -8,12 +8,12 @@ from one_trial import plan_of, run, without_times
 
 import secateur as sc
 from kills import killed_after_epochs, killed_at_every_write
-from secateur.deploy import unpacking
 from secateur.errors import MissingExtraError, RecipeError, StorageError
 from secateur.experiments.steps import pack
 from secateur.measure.size import bytes_dense
 from secateur.models import build_model
 from secateur.pruning.targets import find_targets
+from secateur.runtime.unpacking import read
 from secateur.training.checkpoint import load_weights
 from secateur.training.evaluate import evaluate_on
 
@@ -113,7 +113,7 @@ def test_lossless_is_the_network_that_was_packed(plan, tmp_path):
     for name in ("accuracy_pruned", "accuracy_retrained", "nonzero", "sparsity"):
         assert packed["metrics"][name] == before["metrics"][name]
     assert packed["notes"] == before["notes"]
-    assert unpacking.read(str(tmp_path / "packed" / "model.secateur"))[1] is None
+    assert read(str(tmp_path / "packed" / "model.secateur"))[1] is None
 
 
 @pytest.mark.parametrize("values", ["float16", 3])
@@ -121,7 +121,7 @@ def test_what_is_lost_is_measured_on_validation_and_stands_in_the_file(plan, tmp
     before = run(plan(PRUNED), tmp_path / "before")["metrics"]
     row = run(plan(PRUNED + f"  - pack: {{values: {values}}}\n"), tmp_path / "packed")
     metrics, model = row["metrics"], unpacked(tmp_path / "packed")
-    cost = unpacking.read(str(tmp_path / "packed" / "model.secateur"))[1]["validation"]
+    cost = read(str(tmp_path / "packed" / "model.secateur"))[1]["validation"]
     assert cost["examples"] == 200
     assert cost["accuracy_lossless"] == before["accuracy_retrained_validation"]
     assert cost["accuracy"] == evaluate_on(model, split("validation")).accuracy

@@ -132,13 +132,9 @@ def load(made: Format, example: np.ndarray) -> Run:
 
 
 def _onnxruntime(file: str) -> Run:
-    """As :func:`secateur.deploy.onnx.session` loads it, which would import PyTorch."""
-    import onnxruntime
+    from secateur.deploy.onnx_session import session_of
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = session_of(file, file)
     name = session.get_inputs()[0].name
     return lambda x: np.asarray(session.run(None, {name: x})[0])
 

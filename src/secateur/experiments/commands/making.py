@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.data.dataset import Dataset
-from secateur.deploy.folder import check_free, write_folder
+from secateur.deploy.folder import PACKAGE, check_free, write_folder
 from secateur.deploy.onnx import export_onnx
 from secateur.errors import MissingExtraError, ModelError, SecateurError
 from secateur.experiments.commands.finished import (
@@ -124,8 +124,9 @@ def make_formats(making: Making) -> None:
     making.add("packed, numpy", "numpy", packed)
     made = making.formats["packed, numpy"]
     if isinstance(made, Format):
-        code = sum((Path(made.file).with_name(name)).stat().st_size for name in ("run.py", "kernels.py"))
-        making.notes["packed, numpy"] = f"run.py and kernels.py beside it are {code:,} bytes more"
+        beside = Path(made.file).parent
+        code = sum(path.stat().st_size for path in (beside / "run.py", *beside.glob(f"{PACKAGE}/*.py")))
+        making.notes["packed, numpy"] = f"run.py and {PACKAGE} beside it are {code:,} bytes more"
     making.add("packed, compiled", "compiled", lambda: _compilable(made))
 
     def onnx(name: str, **int8: Any) -> Path:
