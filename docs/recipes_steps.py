@@ -21,8 +21,8 @@ HEAD = """\
 # The steps of a recipe
 
 Each step of a recipe has one key, its kind, and under it the settings below. `id`, beside the kind, is the
-name that `--set` and a sweep address it by; without one it is the kind. (`docs/recipes_steps.py` writes
-this page.)
+name that `--set` and a sweep address it by; without one it is the kind, or the name of your own class.
+(`docs/recipes_steps.py` writes this page.)
 
 A step of your own is a class that derives from `secateur.experiments.steps.base.Step`, and its kind is
 `package.module:Class`; a criterion, budget, shrinkage or schedule of your own is a dataclass, and its
@@ -59,7 +59,8 @@ class Largest:
 ```
 
 `work.state` holds the network and what has been done to it; `work.train` trains it with the zeros held and
-resumes after a kill, `work.cut` notes a pruning, `work.replace` a smaller network.
+resumes after a kill, `work.cut` notes a pruning, `work.replace` a smaller network. A field of the type
+`secateur.experiments.fields.Real` also takes `1e-3`, which YAML reads as text.
 """
 TRAINING = """
 ## The settings of a training
