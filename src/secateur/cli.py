@@ -70,7 +70,7 @@ def _options(
 
 @app.command("list")
 def list_() -> None:
-    """List recipes, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
+    """List recipes, steps, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
     from secateur.experiments.catalog import catalog
 
     for kind, entries in catalog().items():
@@ -203,7 +203,7 @@ def deploy(
     ] = None,
 ) -> None:
     """Write a trial's network in every format, and measure each: bytes, load, latency, memory, accuracy."""
-    from secateur.experiments.deployment import deploy
+    from secateur.experiments.commands.deployment import deploy
     from secateur.experiments.results import check_writable, read_results
     from secateur.report.page import write_page
     from secateur.report.terminal import print_deployment
@@ -233,7 +233,7 @@ def inspect(
     input_dtype: _InputDtype = None,
 ) -> None:
     """Print a network's layers: shapes, parameters, non-zeros and sparsity."""
-    from secateur.experiments.checkpoints import inspect_model
+    from secateur.experiments.commands.network import inspect_model
 
     typer.echo(inspect_model(_named("--model", model), weights, _shape(input_shape), input_dtype))
 
@@ -289,7 +289,7 @@ def prune(
     ] = None,
 ) -> None:
     """Prune a checkpoint of your own, without a recipe."""
-    from secateur.experiments.checkpoints import prune_checkpoint
+    from secateur.experiments.commands.network import prune_checkpoint
 
     result = prune_checkpoint(
         model=_named("--model", model),

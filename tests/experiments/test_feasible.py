@@ -73,7 +73,7 @@ CHANGES = [
     (
         "{prune: {",
         "{prune: {units: true, criterion: bn_scale, ",
-        r"line 7: bn_scale reads the scales of",
+        r"line 7: its criterion reads the scales of",
     ),
     ("seeds: [0, 1]", "device: cuda", r"line 12: device is cuda, and torch finds no CUDA device"),
 ]

@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from secateur.errors import RecipeError
-from secateur.experiments.actions import Cut, Retrain, actions, count_epochs
 from secateur.experiments.choices import choices, make, spelled
 from secateur.experiments.recipe import load_recipe, packaged_recipes
 from secateur.experiments.trial import trial_id
@@ -42,17 +41,17 @@ def test_a_sweep_is_a_grid_in_order(write):
         (0.9, "magnitude"),
         (0.9, "random"),
     ]
-    assert recipe.plans[0].steps[0].settings.budget == {"name": "global", "sparsity": 0.5}
+    assert recipe.plans[0].steps[0].settings.budget == Global(0.5)
 
 
 def test_retraining_is_as_training_where_it_says_nothing(write):
-    retrain = load_recipe(write(RECIPE)).plans[0].steps[1].settings
+    retrain = load_recipe(write(RECIPE)).plans[0].steps[1].settings.training
     assert retrain == Training(epochs=3, lr=1e-3, batch_size=64)
 
 
 def test_set_goes_over_the_file(write):
     recipe = load_recipe(write(RECIPE), {"retrain.epochs": 0, "train.lr": 0.5, "seeds": [7]})
-    assert recipe.plans[0].steps[1].settings.epochs == 0
+    assert recipe.plans[0].steps[1].settings.training.epochs == 0
     assert recipe.plans[0].train.lr == 0.5
     assert recipe.seeds == [7]
 
@@ -81,10 +80,10 @@ def test_several_grids_and_methods(write):
         ("gradual", {"prune.budget.sparsity": 0.9}),
         ("gradual", {"prune.schedule.steps": 5}),
     ]
-    kinds = [type(action) for action in actions(recipe.plans[1])]
-    assert kinds == [Cut, Retrain, Cut, Retrain, Cut, Retrain]
-    assert count_epochs(recipe.plans[1]) == 2 + 2 + 4
-    assert count_epochs(recipe.plans[3]) == 4 * 2 + 4
+    kinds = [action.timed_as for action in recipe.plans[1].actions]
+    assert kinds == ["prune", "retrain", "prune", "retrain", "prune", "retrain"]
+    assert recipe.plans[1].epochs == 2 + 2 + 4
+    assert recipe.plans[3].epochs == 4 * 2 + 4
 
 
 def test_a_trials_name_depends_on_what_determines_it(write):
@@ -209,7 +208,7 @@ def test_names_in_recipes():
 
 def test_set_reaches_every_method_with_a_step_of_that_name():
     recipe = load_recipe("mnist", {"retrain.epochs": 5})
-    assert [plan.steps[-1].settings.epochs for plan in recipe.plans] == [5, 5]
+    assert [plan.steps[-1].settings.training.epochs for plan in recipe.plans] == [5, 5]
 
 
 BAD = {
@@ -217,19 +216,19 @@ BAD = {
     "an empty sweep": (RECIPE.replace("[0.5, 0.9]", "[]"), r"line 8: the sweep of mine has no point"),
     "soft with another criterion": (
         RECIPE.replace("criterion: magnitude, budget", "shrinkage: soft, budget"),
-        r"line 6: soft goes with the criterion magnitude alone",
+        r"line 6: Soft reads the size of the weights, so it goes with Magnitude alone",
     ),
     "trimmed with a count": (
         RECIPE.replace("criterion: magnitude, budget", "shrinkage: trimmed, budget").replace(
             ", prune.criterion: [magnitude, random]", ""
         ),
-        r"line 6: trimmed goes with a value budget",
+        r"line 6: Trimmed goes with a value budget",
     ),
     "std with another criterion": (
         RECIPE.replace("name: global, sparsity", "name: std, sensitivity").replace(
             "prune.budget.sparsity: [0.5, 0.9]", "prune.budget.sensitivity: [0.5]"
         ),
-        r"line 6: std goes with the criterion magnitude alone",
+        r"line 6: Std reads the size of the weights, so it goes with Magnitude alone",
     ),
     "a schedule without training": (
         RECIPE.replace("sparsity: 0.9}}", "sparsity: 0.9}, schedule: {name: cubic, steps: 3}}"),
@@ -399,7 +398,7 @@ def test_settings_without_effect_are_said(write):
     shared = RECIPE.replace("{epochs: 2", "{temperature: 2.0, epochs: 2").replace(
         "{epochs: 3", "{distill: 0.5"
     )
-    assert load_recipe(write(shared)).plans[0].steps[1].settings.temperature == 2.0
+    assert load_recipe(write(shared)).plans[0].steps[1].settings.training.temperature == 2.0
 
 
 def test_points_share_no_value(write):

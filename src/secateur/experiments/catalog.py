@@ -10,15 +10,17 @@ from pathlib import Path
 import secateur
 from secateur.data import DATASETS
 from secateur.experiments.choices import MODULES, choices
+from secateur.experiments.steps.table import STEPS
 from secateur.models import MODELS
 
 _ROOT = Path(secateur.__file__).parent
 
 
 def catalog() -> dict[str, dict[str, str]]:
-    """Return {kind: {name: one line}} of recipes, data sets, networks, criteria, budgets, ..."""
+    """Return {kind: {name: one line}} of recipes, their steps, data sets, networks, criteria, ..."""
     found = {
         "recipes": {path.stem: _described(path) for path in sorted((_ROOT / "recipes").glob("*.yaml"))},
+        "steps": {name: _first_line(*place.split(":")) for name, place in STEPS.items()},
         "data sets": {name: _first_line(*place.split(":")) for name, place in DATASETS.items()},
         "networks": {name: _first_line(*place.split(":")) for name, place in MODELS.items()},
     }

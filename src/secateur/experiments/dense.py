@@ -9,7 +9,8 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +22,10 @@ from torch import nn
 
 from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
-from secateur.errors import ModelError, RecipeError, StorageError
+from secateur.errors import ModelError, StorageError
 from secateur.experiments.claim import Claim
-from secateur.experiments.recipe import DataSpec, ModelSpec, Plan
+from secateur.experiments.device import pick_device
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan
 from secateur.experiments.resumed import fit_resumed
 from secateur.factories import find_factory
 from secateur.models import build_model
@@ -101,7 +103,7 @@ def what_determines(plan: Plan, seed: int) -> dict[str, Any]:
     return {
         "data": _fingerprint(_spec_text(plan)),
         "model": plan.model.model_dump(),
-        "weights": None if plan.model.weights is None else _file_hash(plan.model.weights),
+        "weights": None if plan.model.weights is None else file_hash(plan.model.weights),
         "source": _source_hash(plan.model.name),
         "seed": seed,
         "threads": plan.threads,
@@ -116,10 +118,10 @@ def _source_hash(name: str) -> str | None:
         return None
     module = inspect.getmodule(find_factory(name, ModelError))
     file = getattr(module, "__file__", None)
-    return None if file is None else _file_hash(file)
+    return None if file is None else file_hash(file)
 
 
-def _file_hash(path: str) -> str:
+def file_hash(path: str) -> str:
     if not Path(path).is_file():
         raise StorageError(f"{path}: no such file")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -150,7 +152,22 @@ def _train_dense(
 
 def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
     """Return about how long an epoch of the plan's training takes here, and the network."""
-    torch.set_num_threads(plan.threads)
+    with computing_with(plan.threads):
+        return _seconds_an_epoch(plan)
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads in here, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
     data = dataset_of(plan)
     model = make_model(plan.model, 0).to(pick_device(plan.device))
     number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
@@ -173,12 +190,6 @@ def scratch_model(plan: Plan, options: dict[str, Any], seed: int) -> nn.Module:
     """Build the plan's network anew with ``options`` put over its own."""
     spec = ModelSpec.model_validate({"name": plan.model.name} | (plan.model.model_extra or {}) | options)
     return make_model(spec, seed).to(pick_device(plan.device))
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device is cuda, and torch finds no CUDA device here; set device=auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_dataset(spec: DataSpec) -> Dataset:

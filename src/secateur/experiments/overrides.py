@@ -23,8 +23,7 @@ def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: 
     for group in _step_lists(raw):
         for step in group:
             if isinstance(step, dict):
-                own = str(step.get("id", _kind(step)))
-                steps.setdefault(own, []).append(step)
+                steps.setdefault(str(id_of(step)), []).append(step)
     if first in steps and rest:
         for step in steps[first]:
             _set_in(step, [_kind(step), *rest], value, where)
@@ -35,6 +34,11 @@ def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: 
         raise RecipeError(
             f"{where}: {shown(first)!r} is neither a step nor a key of the recipe{nearest(first, known)}"
         )
+
+
+def id_of(step: dict[str, Any]) -> Any:
+    """Return the id that a step has, or else its kind; of a class of one's own, the class's name."""
+    return step.get("id", _kind(step).rpartition(":")[2])
 
 
 def _kind(step: dict[str, Any]) -> str:

@@ -7,44 +7,28 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError
-from secateur.experiments.feasible import check_data, check_device, check_networks
+from secateur.experiments.device import pick_device
+from secateur.experiments.feasible import check_data, check_networks
 from secateur.experiments.overrides import set_value
-from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
-from secateur.experiments.steps import Step, check_order, step_of, training_of, trainings, validated
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan, PlanStep, Point
+from secateur.experiments.specs import RecipeSpec
+from secateur.experiments.steps.reading import check_order, read_step
+from secateur.experiments.steps.settings import Base
+from secateur.experiments.validation import validated
 from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml
 from secateur.text import nearest, shown
-from secateur.training.settings import Training
 
-Point = dict[str, Any]
 POINTS = 10_000
 TRIALS = 100_000
 
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
 _OF_THE_STUDY = [key for key in _SETTABLE if key not in ("data", "model", "train")]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One point of a recipe's sweep, all of it validated: what a trial runs with each of its ``seeds``,
-    which are the study's unless its method or its grid has some of its own."""
-
-    method: str
-    point: Point
-    data: DataSpec
-    model: ModelSpec
-    train: Training
-    steps: tuple[Step, ...]
-    threads: int
-    device: str
-    measure: tuple[str, ...]
-    seeds: tuple[int, ...]
-    config: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +108,7 @@ def load_recipe(
     if len(set(spec.seeds)) != len(spec.seeds):
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {shown(spec.seeds)}")
     _check_sweep(spec, over, located)
-    check_device(spec.device, located.where(("device",)))
+    _check_device(spec.device, located.where(("device",)))
     _check_size(spec, located)
     plans = tuple(_plans(raw, spec, located))
     if not any(plan.seeds for plan in plans):
@@ -133,6 +117,13 @@ def load_recipe(
             "every method has others of its own"
         )
     return Recipe(spec, plans, located.text, str(path), over, raw, located)
+
+
+def _check_device(name: str, where: str) -> None:
+    try:
+        pick_device(name)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _check_sweep(spec: RecipeSpec, over: Mapping[str, Any], located: Located) -> None:
@@ -242,14 +233,15 @@ def _plan_at(
             raise RecipeError(f"{where}: is the whole study's; a sweep is over data, model, train and steps")
         set_value(config, key, value, where, _SETTABLE)
     usual = {} if config["train"] is None else config["train"]
-    train = training_of(usual, Training(), located, ("train",))
+    train = validated(Base, usual, located, ("train",))
     if train.distill:
         raise RecipeError(f"{located.where(('train',))}: distill needs a dense network; retraining has one")
-    steps: list[Step] = []
+    steps: list[PlanStep] = []
     for index, step in enumerate(config["steps"]):
-        steps.append(step_of(step, train, located, (*place, "steps", index)))
+        steps.append(read_step(step, train, located, (*place, "steps", index)))
         check_order(steps, located.where((*place, "steps", index)))
-    if "temperature" in usual and not any(training.distill for training in trainings(steps)):
+    trainings = [training for step in steps for training in step.settings.trainings]
+    if "temperature" in usual and not any(training.distill for training in trainings):
         where = located.where(("train", "temperature"))
         raise RecipeError(f"{where}: temperature does nothing without a step that has distill")
     data = validated(DataSpec, config["data"], located, ("data",))

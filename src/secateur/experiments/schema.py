@@ -314,7 +314,7 @@ def validated_row(value: Any, where: str) -> dict[str, Any]:
     """
     if isinstance(value, dict) and value.get("state") == "finished":
         needed = ("method", "point", "seed", "metrics", *_WHOLE)
-        lacking = [key for key in needed if value.get(key) is None or (key == "metrics" and not value[key])]
+        lacking = [key for key in needed if value.get(key) is None or (key == "metrics" and value[key] == {})]
         if lacking:
             raise StorageError(
                 f"{where}: a trial lacks {lacking[0]!r}: written by an early version; run the study again"

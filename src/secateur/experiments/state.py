@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError, StorageError
 from secateur.experiments.claim import Claim, Snapshot, newest_snapshots, write_snapshot
 from secateur.experiments.dense import scratch_model
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import Plan
 from secateur.pruning.masks import Masks
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import load, save

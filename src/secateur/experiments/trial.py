@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,18 @@ import torch
 from torch import nn
 
 from secateur.data.dataset import Dataset
-from secateur.experiments.actions import actions
 from secateur.experiments.claim import MASKS, MODEL, PACKED, Claim
 from secateur.experiments.dense import (
     OnEpoch,
+    computing_with,
     dataset_of,
     dense_name,
     dense_network,
+    file_hash,
     hash_of,
     what_determines,
 )
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import Plan
 from secateur.experiments.state import TrialState, load_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
@@ -38,7 +42,19 @@ from secateur.training.evaluate import evaluate_on
 def trial_id(plan: Plan, seed: int) -> str:
     """Return the hash of everything that determines the trial: its name in any study."""
     own = {"config": plan.config, "method": plan.method, "measure": plan.measure}
-    return hash_of(own | what_determines(plan, seed))
+    code = _own_code(plan)
+    return hash_of(own | ({"code": code} if code else {}) | what_determines(plan, seed))
+
+
+def _own_code(plan: Plan) -> dict[str, str]:
+    """Return the content, as a hash, of each module of the user's that a step names.
+
+    The recipe was validated, so what it names has been imported: nothing is here.
+    """
+    text = json.dumps(plan.config["steps"], ensure_ascii=False)
+    modules = {name: sys.modules.get(name) for name in re.findall(r'"([\w.]+):\w+"', text)}
+    files = {name: getattr(module, "__file__", None) for name, module in modules.items()}
+    return {name: file_hash(file) for name, file in sorted(files.items()) if file is not None}
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -53,19 +69,22 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
 
 def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     """Do what :func:`run_trial` does, in a folder that this process has claimed."""
-    torch.set_num_threads(plan.threads)
+    with computing_with(plan.threads):
+        return _run(plan, seed, claim, dense_folder, on_epoch)
+
+
+def _run(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     data = dataset_of(plan)
     dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
     state = load_state(plan, seed, dense, claim.folder) or _begun(dense, dense_info)
     work = Work(plan, seed, data, dense, claim, on_epoch, state)
-    todo = actions(plan)
-    for index in range(state.done, len(todo)):
+    for action in plan.actions[state.done :]:
         start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
-        todo[index].run(work)
+        action.run(work)
         trained = state.seconds.get("retrain", 0.0) - trained
-        if todo[index].kind != "retrain":
-            work.spent(todo[index].kind, time.perf_counter() - start - trained)
-        state.done = index + 1
+        if action.timed_as != "retrain":
+            work.spent(action.timed_as, time.perf_counter() - start - trained)
+        state.done += 1
         work.save()
     result = _result(plan, seed, data, dense, state)
     claim.finish(result, _final_files(state, claim))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.data.dataset import Dataset
 from secateur.experiments.claim import Claim
 from secateur.experiments.dense import OnEpoch, calibration_batches
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import Plan
 from secateur.experiments.resumed import fit_resumed
 from secateur.experiments.state import TrialState, save_state
 from secateur.training.batches import seed_of

@@ -14,7 +14,7 @@ from typing import Any
 
 from secateur.errors import RecipeError, StorageError
 from secateur.experiments.claim import RESULT, whole_result
-from secateur.experiments.finished import pruned_options
+from secateur.experiments.commands.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
 from secateur.report.aggregate import Figure, Group, groups_of, names_of

@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import ModelError, RecipeError, SecateurError, StorageError
-from secateur.experiments.checkpoints import inspect_model, load_network, prune_checkpoint
+from secateur.experiments.commands.network import inspect_model, open_network, prune_checkpoint
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import load_weights, save_weights
@@ -80,19 +80,19 @@ def test_a_reshaped_file_is_pruned_further_and_stays_one(place):
     pruned(place, "half.safetensors", **UNITS)
     text = pruned(place, "again.safetensors", weights="half.safetensors", sparsity=0.9)
     assert "secateur.load(" in text
-    network, reshaped = load_network("lenet-5", place / "again.safetensors")
+    network, reshaped = open_network("lenet-5", place / "again.safetensors")
     assert reshaped
     assert network.fc1.weight.shape == (250, 400)
     assert (network.fc1.weight != 0).float().mean() < 0.2
     pruned(place, "quarter.safetensors", weights="half.safetensors", **UNITS)
-    assert load_network("lenet-5", place / "quarter.safetensors")[0].conv2.weight.shape == (13, 5, 5, 5)
+    assert open_network("lenet-5", place / "quarter.safetensors")[0].conv2.weight.shape == (13, 5, 5, 5)
 
 
 def test_the_file_computes_what_the_library_does(place):
     """The same criterion and budget in Python give the same smaller network."""
     text = pruned(place, criterion="l1_norm", budget="global", round_to=4, **UNITS)
     assert "to keep a multiple of 4" in text
-    found, _ = load_network("lenet-5", place / "out.safetensors")
+    found, _ = open_network("lenet-5", place / "out.safetensors")
     model, x = build_model("lenet-5", seed=3), torch.randn(2, 1, 28, 28)
     with pytest.warns(sc.errors.SecateurWarning):
         sc.prune(model, sc.L1Norm(), sc.Global(0.5), structure=sc.trace(model, x), round_to=4)
@@ -111,7 +111,7 @@ def test_criteria_on_units_find_them_on_data_too(place, criterion):
             pruned(place, criterion=criterion, data="digits", **options)
         return
     assert "32 of 64 units removed" in pruned(place, criterion=criterion, data="digits", **options)
-    loaded, _ = load_network(network, place / "out.safetensors")
+    loaded, _ = open_network(network, place / "out.safetensors")
     assert [tuple(p.shape) for p in loaded.parameters() if p.dim() > 1] == [(16, 64), (16, 16), (10, 16)]
 
 
@@ -121,7 +121,7 @@ def test_compacting_after_single_weights_and_its_masks(place):
         place, sparsity=0.995, removing=True, input_shape=(2, 1, 28, 28), masks_out=place / "m.safetensors"
     )
     assert "units removed" in text
-    small, reshaped = load_network("lenet-5", place / "out.safetensors")
+    small, reshaped = open_network("lenet-5", place / "out.safetensors")
     assert reshaped
     assert small.fc1.weight.shape[0] < 500
     masks = sc.Masks.load(place / "m.safetensors", small)
@@ -140,11 +140,11 @@ def test_networks_that_read_tokens(place):
     with pytest.raises(ModelError, match=r"are its inputs integers\? --input-dtype int64"):
         inspect_model("own_networks:Words", None, (2, 6))
     assert "multiply-adds 2,480" in inspect_model("own_networks:Words", None, (2, 6), "int64")
-    save_weights(place / "words.safetensors", load_network("own_networks:Words", None)[0])
+    save_weights(place / "words.safetensors", open_network("own_networks:Words", None)[0])
     options = {"model": "own_networks:Words", "weights": "words.safetensors", "input_shape": (2, 6)}
     text = pruned(place, units=True, sparsity=0.5, input_dtype="int64", **options)
     assert "32 of 64 units removed" in text
-    smaller, _ = load_network("own_networks:Words", place / "out.safetensors")
+    smaller, _ = open_network("own_networks:Words", place / "out.safetensors")
     assert smaller.table.weight.shape == (50, 12)
 
 
@@ -162,7 +162,7 @@ def test_files_of_other_kinds_are_told_apart(place):
     ]
     for model, weights, kind, message in cases:
         with pytest.raises(kind, match=message):
-            load_network(model, place / weights)
+            open_network(model, place / weights)
         with pytest.raises(kind, match=message):
             pruned(place, "never.safetensors", model=model, weights=weights, sparsity=0.5)
     assert not (place / "never.safetensors").exists()
@@ -205,8 +205,8 @@ PRUNINGS = [
     ({"units": True, "input_shape": (1, 1, 28, 28)}, "how much should go"),
     ({"sparsity": 0.5, "input_shape": (1, 1, 28, 28)}, "it goes with --units or --compact"),
     ({"sparsity": 0.5, "removing": True}, "--compact runs the network: give --input-shape"),
-    ({"sparsity": 0.5, "round_to": 8}, "round_to and min_kept count units: add --units"),
-    ({**UNITS, "budget": "erk"}, "erk does not go with whole units"),
+    ({"sparsity": 0.5, "round_to": 8}, "round_to and min_kept count whole units: add --units"),
+    ({**UNITS, "budget": "erk"}, "ERK does not go with whole units"),
     ({**UNITS, "exclude": ["conv7"]}, "exclude pattern 'conv7' matches no group"),
     ({**UNITS, "criterion": "activation_norm"}, "ActivationNorm reads data: name a data set with --data"),
     ({"sparsity": 0.5, "criterion": ["wanda"]}, "--criterion .'wanda'.: a name, or a mapping like"),
@@ -223,7 +223,7 @@ def test_prunings_that_cannot_be(place, options, message):
 
 
 def test_tensors_of_inference_mode_are_said_before_anything_changes(place):
-    save_weights(place / "whole.safetensors", load_network("own_networks:Whole", None)[0])
+    save_weights(place / "whole.safetensors", open_network("own_networks:Whole", None)[0])
     for model, name in (("inferred", "a.weight"), ("inferred_buffer", "0.running_mean")):
         model, message = (
             f"own_networks:{model}",

@@ -9,8 +9,7 @@ from one_trial import plan_of, run, without_times
 import secateur as sc
 from kills import killed_after_epochs, killed_at_every_write
 from secateur.errors import MissingExtraError, RecipeError, StorageError
-from secateur.experiments import compression
-from secateur.experiments.actions import count_epochs
+from secateur.experiments.steps import pack
 from secateur.measure.size import bytes_dense
 from secateur.models import build_model
 from secateur.pruning.targets import find_targets
@@ -158,7 +157,7 @@ def test_a_file_that_unpacks_to_something_else_is_an_error(plan, tmp_path, monke
         torch.nn.init.ones_(model.layers[0].weight)
         return model
 
-    monkeypatch.setattr(compression, "unpack", wrong)
+    monkeypatch.setattr(pack, "unpack", wrong)
     with pytest.raises(
         StorageError, match=r"model.secateur: layers.0.weight is not unpacked as it was packed"
     ):
@@ -184,8 +183,8 @@ def test_killed_in_any_epoch_it_goes_on_from_it(plan, tmp_path, monkeypatch):
 
 
 def test_epochs_of_shared_values_are_counted(plan):
-    assert count_epochs(plan(CHAIN)) == 4
-    assert count_epochs(plan(PRUNED + "  - share: {values: 4}\n")) == 2 + 2  # as train says
+    assert plan(CHAIN).epochs == 4
+    assert plan(PRUNED + "  - share: {values: 4}\n").epochs == 2 + 2  # as train says
 
 
 @pytest.mark.parametrize(

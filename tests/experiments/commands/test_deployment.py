@@ -16,11 +16,11 @@ import pytest
 import secateur as sc
 from secateur.data import load_data
 from secateur.errors import MissingExtraError, StorageError
-from secateur.experiments import deployment
-from secateur.experiments.deployment import deploy
-from secateur.experiments.finished import pruned_options, read_trial
-from secateur.experiments.inference import Format
-from secateur.experiments.private import PrivateFolder
+from secateur.experiments.commands import deployment, making, measuring
+from secateur.experiments.commands.deployment import deploy
+from secateur.experiments.commands.finished import pruned_options, read_trial
+from secateur.experiments.commands.inference import Format
+from secateur.experiments.commands.private import PrivateFolder
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
 from secateur.experiments.study import run_study
@@ -189,7 +189,7 @@ def test_what_cannot_be_made_is_a_row_that_says_why(study, tmp_path, monkeypatch
     """Nothing to remove, no extras here, no dense network: the others are made, in the folder asked for."""
     out, rows = study
 
-    monkeypatch.setattr(deployment, "export_onnx", no_onnx)
+    monkeypatch.setattr(making, "export_onnx", no_onnx)
     monkeypatch.setitem(sys.modules, "numba", None)
     folder = out / "trials" / rows["zeros"]["id"]
     save_json(folder / "result.json", rows["zeros"] | {"dense": "0" * 16})
@@ -266,7 +266,7 @@ def test_a_network_of_the_users_module(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(deployment, "export_onnx", no_onnx)  # half of the time
+    monkeypatch.setattr(making, "export_onnx", no_onnx)  # half of the time
     out = tmp_path / "runs" / "own"
     row = run_study(load_recipe("own.yaml"), out)["trials"][0]
     found = formats_of(deploy(out / "trials" / row["id"], model="mine:make", seconds=0.01))
@@ -293,13 +293,13 @@ def test_a_measuring_process_finds_no_module_by_its_surroundings(private, tmp_pa
     file = tmp_path / "w.safetensors"
     save_weights(file, build_model("digits-mlp", hidden=4))
     made = Format("x", "torch", str(file), "digits-mlp", {"hidden": 4})
-    answer = deployment._asked(private, [made], seconds=0.01)
+    answer = measuring._asked(private, [made], seconds=0.01)
     assert answer["x"]["1"]["median"] > 0, answer
     assert "lacks" not in str(answer)
     (place / "mine.py").write_text("from secateur.models import build_model as make\n")
     own = Format("x", "torch", str(file), "mine:make", {"name": "digits-mlp", "hidden": 4})
-    assert "error" in deployment._asked(private, [replace(own, model="nobodys:make")], seconds=0.01)
-    answer = deployment._asked(private, [replace(own, options={})], seconds=0.01)
+    assert "error" in measuring._asked(private, [replace(own, model="nobodys:make")], seconds=0.01)
+    answer = measuring._asked(private, [replace(own, options={})], seconds=0.01)
     assert "missing 1 required positional argument: 'name'" in answer["error"], "it was found and called"
     assert not (place / "ran").exists(), (place / "ran").read_text()
 
@@ -319,7 +319,7 @@ def test_a_planted_link_is_not_written_through(study, tmp_path, monkeypatch, nam
     (outside / "model.secateur").write_text("mine")
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(outside / "model.secateur" if name.endswith("safetensors") else outside)
-    monkeypatch.setattr(deployment, "_measured", unmeasured)
+    monkeypatch.setattr(deployment, "measure_formats", unmeasured)
     if name == "deploy":
         with pytest.raises(
             StorageError, match="is a link, which is not followed; name the folder itself with"
@@ -345,7 +345,7 @@ def test_a_folder_that_cannot_be_written_names_the_option(study, tmp_path, monke
         return whole(*args, dir=dir, **kwargs)
 
     monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
-    monkeypatch.setattr(deployment, "_measured", unmeasured)
+    monkeypatch.setattr(deployment, "measure_formats", unmeasured)
     said = []
     with pytest.raises(
         StorageError, match=r"cannot be written \(Read-only file system\); name another place"

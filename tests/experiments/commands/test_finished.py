@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from secateur.errors import DataError, ModelError, SecateurError, StorageError
-from secateur.experiments import finished
+from secateur.experiments.commands import finished
+from secateur.experiments.commands.finished import load_dense, load_pruned, read_trial
 from secateur.experiments.dense import load_dataset
-from secateur.experiments.finished import load_dense, load_pruned, read_trial
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.study import run_study
 

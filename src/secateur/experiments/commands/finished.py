@@ -20,21 +20,21 @@ from torch import nn
 
 from secateur.data import DATASETS
 from secateur.errors import DataError, ModelError, SecateurError, StorageError
-from secateur.experiments.checkpoints import Named, described
 from secateur.experiments.claim import whole_result
+from secateur.experiments.commands.network import Named, described
 from secateur.experiments.dense import dense_name
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan
 from secateur.experiments.results import inside, label_of, read_results
 from secateur.experiments.schema import validated_row
-from secateur.experiments.specs import DataSpec, ModelSpec, ScratchSpec
-from secateur.experiments.steps import training_of, validated
+from secateur.experiments.steps.scratch import OtherOptions
+from secateur.experiments.steps.settings import Base
+from secateur.experiments.validation import validated
 from secateur.experiments.yaml_lines import Located
 from secateur.factories import named_function
 from secateur.models import MODELS, build_model
 from secateur.storage import load_json
 from secateur.text import printable
 from secateur.training.checkpoint import load_network
-from secateur.training.settings import Training
 
 _LISTED = 12  # trials of a study that an error names
 _LARGEST = 100_000_000  # parameters of a network that a file asks for
@@ -118,7 +118,7 @@ def _plan_of(row: Mapping[str, Any], where: str, model: Named | None, data: Name
         point=row["point"],
         data=validated(DataSpec, config["data"], written, ("data",)),
         model=validated(ModelSpec, config["model"], written, ("model",)),
-        train=training_of(config.get("train") or {}, Training(), written, ("train",)),
+        train=validated(Base, config.get("train") or {}, written, ("train",)),
         steps=(),
         threads=1,
         device="auto",
@@ -191,13 +191,14 @@ def pruned_options(config: Mapping[str, Any], where: str = "the trial") -> dict[
     scratch = [step["scratch"] for step in config["steps"] if "scratch" in step]
     if not scratch:
         return options
-    spec = validated(ScratchSpec, scratch[-1], Located(None, {}, where), ("scratch",))
+    differing = {key: value for key, value in scratch[-1].items() if key in OtherOptions.model_fields}
+    spec = validated(OtherOptions, differing, Located(None, {}, where), ("scratch",))
     width = options.get("width", 1.0)
     if spec.width is not None and not (isinstance(width, (int, float)) and math.isfinite(width * spec.width)):
         raise ModelError(
             f"{where}: scratch: width times {spec.width:g} is no number for a width {width!a:.80}"
         )
-    return options | spec.options_beside(options)
+    return options | spec.beside(options)
 
 
 def load_dense(trial: FinishedTrial, path: Path) -> nn.Module:

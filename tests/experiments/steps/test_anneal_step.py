@@ -10,10 +10,9 @@ import secateur as sc
 from kills import killed_after_epochs, killed_at_every_write
 from secateur.errors import NonFiniteError, RecipeError
 from secateur.experiments import resumed as working
-from secateur.experiments import searches
 from secateur.experiments import state as states
-from secateur.experiments.actions import count_epochs
 from secateur.experiments.recipe import load_recipe
+from secateur.experiments.steps import anneal, scratch
 from secateur.models import build_model
 
 HEAD = """
@@ -131,14 +130,14 @@ def test_a_stage_that_diverges_at_a_raised_rate_is_undone(plan, tmp_path, monkey
 
 def test_the_folded_network_predicts_as_the_annealed_one(plan, tmp_path, monkeypatch):
     kept = {}
-    real = searches.anneal_branches
+    real = anneal.anneal_branches
 
     def spy(branches, *args, **kwargs):
         found = real(branches, *args, **kwargs)
         kept["branches"] = branches
         return found
 
-    monkeypatch.setattr(searches, "anneal_branches", spy)
+    monkeypatch.setattr(anneal, "anneal_branches", spy)
     run(plan(PLAIN.partition("  - retrain")[0]), tmp_path / "a")
     small = sc.load(build_model("digits-mlp", hidden=16), tmp_path / "a" / "model.safetensors").eval()
     from secateur.data import load_data
@@ -151,8 +150,8 @@ def test_the_folded_network_predicts_as_the_annealed_one(plan, tmp_path, monkeyp
 
 
 def test_epochs_are_counted_with_one_training_at_each_alpha(plan):
-    assert count_epochs(plan(PLAIN)) == 3 + 1
-    assert count_epochs(plan(LATE)) == 3 * 2
+    assert plan(PLAIN).epochs == 3 + 1
+    assert plan(LATE).epochs == 3 * 2
 
 
 def test_a_control_from_scratch_is_narrower_by_a_factor(tmp_path):
@@ -160,8 +159,6 @@ def test_a_control_from_scratch_is_narrower_by_a_factor(tmp_path):
     (tmp_path / "one.yaml").write_text(text + "\n  - scratch: {width: 0.5}\n")
     plan = load_recipe(str(tmp_path / "one.yaml")).plans[0]
     asked = []
-
-    from secateur.experiments import actions
 
     class Work:
         seed = 0
@@ -174,8 +171,8 @@ def test_a_control_from_scratch_is_narrower_by_a_factor(tmp_path):
             asked.append(self.state.options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(actions, "scratch_model", lambda plan, options, seed: torch.nn.Linear(2, 2))
-        actions.actions(plan)[0].run(Work())
+        patch.setattr(scratch, "scratch_model", lambda plan, options, seed: torch.nn.Linear(2, 2))
+        plan.actions[0].run(Work())
     assert asked == [{"width": 0.25}]
 
 

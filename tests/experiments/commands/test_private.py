@@ -9,13 +9,13 @@ import tempfile
 
 import pytest
 
-from secateur.experiments.private import PREFIX, private_folder
+from secateur.experiments.commands.private import PREFIX, private_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="file locks and signals of POSIX")
 
 HOLDING = """
 import subprocess, sys, time
-from secateur.experiments.private import private_folder
+from secateur.experiments.commands.private import private_folder
 with private_folder() as private:
     (private.path / "file").write_text("x")
     child = subprocess.Popen(["sleep", "60"], pass_fds=private.held) if len(sys.argv) > 1 else None

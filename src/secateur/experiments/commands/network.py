@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError, RecipeError, SecateurWarning, StorageError
-from secateur.experiments.choices import make
 from secateur.experiments.dense import calibration_batches, load_dataset
-from secateur.experiments.recipe import DataSpec
-from secateur.experiments.specs import ModelSpec, PruneSpec
-from secateur.experiments.steps import step_of, validated
+from secateur.experiments.plan import DataSpec, ModelSpec
+from secateur.experiments.steps.prune import Prune
+from secateur.experiments.validation import validated
 from secateur.experiments.yaml_lines import Located
 from secateur.measure.summary import Profile, format_layers, layer_profiles, profile
 from secateur.models import build_model
@@ -29,7 +28,6 @@ from secateur.text import first_line, nearest, shown, table
 from secateur.training import checkpoint
 from secateur.training.checkpoint import save_weights
 from secateur.training.evaluate import loss_of
-from secateur.training.settings import Training
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -54,7 +52,7 @@ def inspect_model(
 ) -> str:
     """Return the layer table of a network; with an input shape, its whole profile."""
     dtype = _dtype(input_shape, input_dtype)
-    model, _ = load_network(name, weights)
+    model, _ = open_network(name, weights)
     if input_shape is None:
         _check_sized(model)
         return format_layers(layer_profiles(model))
@@ -63,7 +61,7 @@ def inspect_model(
     return repr(profile(model, inputs))
 
 
-def load_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
+def open_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
     """Build a network, by its name or a mapping of name and options, and fill it with ``weights``: a state
     dict, or what :func:`secateur.save` wrote. Returns it, and whether it was the latter.
 
@@ -133,7 +131,7 @@ def prune_checkpoint(
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
     _check_files(weights, out, masks_out)
     dataset = None if data is None else load_dataset(described("--data", data, DataSpec))
-    network, reshaped = load_network(model, weights)
+    network, reshaped = open_network(model, weights)
     inputs = before = None
     if input_shape is not None:
         inputs = example_inputs(network, input_shape, dtype)
@@ -143,15 +141,14 @@ def prune_checkpoint(
         _check_runs(network, inputs)
         before = profile(network, inputs)
     structure = _units(network, inputs) if spec.units else None
-    criterion = make("criterion", spec.criterion)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecateurWarning)  # the masks' notes say the same in the table
         masks = prune(
             network,
-            criterion,
-            make("budget", spec.budget),
-            shrinkage=None if spec.units else make("shrinkage", spec.shrinkage),
-            data=_no_data(type(criterion).__name__)
+            spec.criterion,
+            spec.budget,
+            shrinkage=None if spec.units else spec.shrinkage,
+            data=_no_data(type(spec.criterion).__name__)
             if dataset is None
             else calibration_batches(dataset.train, spec.calibration, seed=0),
             loss=loss_of,
@@ -189,7 +186,7 @@ def _mapping(option: str, value: Any) -> dict[str, Any]:
     return {"name": value} if isinstance(value, str) else dict(value)
 
 
-def _prune_spec(step: Mapping[str, Any], sparsity: float | None) -> PruneSpec:
+def _prune_spec(step: Mapping[str, Any], sparsity: float | None) -> Prune:
     """Return the validated ``prune`` step that the options of the command line amount to."""
     given = {name: value for name, value in step.items() if value is not None}
     usual = {"criterion": "l2_norm", "budget": "uniform"} if given.get("units") else {"budget": "global"}
@@ -205,12 +202,11 @@ def _prune_spec(step: Mapping[str, Any], sparsity: float | None) -> PruneSpec:
             "how much should go? give --sparsity 0.9, or --budget '{name: threshold, threshold: 0.1}'"
         )
     try:
-        settings = step_of({"prune": raw}, Training(), Located(raw, {}, "secateur prune"), ()).settings
+        return validated(Prune, raw, Located(raw, {}, "secateur prune"))
     except RecipeError as error:
-        # A recipe's key is an option here.
-        raise RecipeError(str(error).replace("set units: true", "add --units")) from error
-    assert isinstance(settings, PruneSpec)
-    return settings
+        # What is a recipe's key and an argument in Python is an option here.
+        asked = "pass structure=trace(model, example_inputs), or units: true in a recipe"
+        raise RecipeError(str(error).replace(asked, "add --units")) from error
 
 
 def _no_data(criterion: str) -> Iterator[Any]:

@@ -57,6 +57,17 @@ def test_pruned_and_compacted_twice(plan, tmp_path):
     assert metrics["macs_dense"] > metrics["macs"]
 
 
+@pytest.mark.parametrize(
+    ("between", "kinds"),
+    [("{epochs: 1}", ["prune", "retrain", "prune", "retrain", "prune"]), ("{}", ["prune"] * 3)],
+)
+def test_a_killed_gradual_pruning_goes_on_by_the_number_of_its_action(plan, between, kinds):
+    schedule = f"{{name: cubic, steps: 3, retrain: {between}}}"
+    steps = f"\n  - prune: {{budget: {{name: global, sparsity: 0.9}}, schedule: {schedule}}}\n"
+    assert [action.timed_as for action in plan(steps).actions] == kinds
+    assert plan(steps).epochs == kinds.count("retrain")
+
+
 def test_what_was_pruned_last_has_not_been_retrained(plan, tmp_path):
     steps = """
   - {id: first, prune: {budget: {name: global, sparsity: 0.5}}}

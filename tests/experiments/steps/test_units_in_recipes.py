@@ -92,7 +92,7 @@ def test_the_small_network_is_in_the_folder(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("units: true, ", "", "set units: true"),
+        ("units: true, ", "", "or units: true in a recipe"),
         ("{name: uniform, sparsity: 0.75}", "{name: std, sensitivity: 1}", "does not go with whole units"),
         ("macs: 0.5", "macs: 0.5, parameters: 0.5", "exactly one of macs, parameters and latency_ms"),
         ("criterion: l2_norm, macs", "criterion: magnitude, macs", "l2_norm ranks units"),

@@ -1,0 +1,70 @@
+"""What a trial runs: a point of a recipe's sweep, with its data, its network and its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from secateur.experiments.fields import EXACT, Real
+from secateur.experiments.steps.base import Action, Step
+from secateur.training.settings import Training
+
+Point = dict[str, Any]
+
+
+class DataSpec(BaseModel):
+    """``name`` of a data set, the ``validation`` share or number, and the data set's own options."""
+
+    model_config = EXACT | ConfigDict(extra="allow")
+    name: str
+    validation: Annotated[int | Real, Field(ge=0)] = 0.1
+
+
+class ModelSpec(BaseModel):
+    """``name`` of a network or ``package.module:factory``, its options, and ``weights`` to start from."""
+
+    model_config = EXACT | ConfigDict(extra="allow")
+    name: str
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """A step in its place: its ``kind`` as the recipe writes it, the ``id`` that sweeps address it by, and
+    its ``settings``."""
+
+    kind: str
+    id: str
+    settings: Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One point of a recipe's sweep, all of it validated: what a trial runs with each of its ``seeds``,
+    which are the study's unless its method or its grid has some of its own."""
+
+    method: str
+    point: Point
+    data: DataSpec
+    model: ModelSpec
+    train: Training
+    steps: tuple[PlanStep, ...]
+    threads: int
+    device: str
+    measure: tuple[str, ...]
+    seeds: tuple[int, ...]
+    config: dict[str, Any] = field(repr=False)
+
+    @property
+    def actions(self) -> Sequence[Action]:
+        """What a trial does, one after the other; a killed one goes on by the number of its action."""
+        return [action for step in self.steps for action in step.settings.actions(step.id)]
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs a trial trains after the dense network's; of a greedy search, which ends when it
+        is there, those of one stage, and of an annealing those with one training at each alpha."""
+        return sum(training.epochs for step in self.steps for training in step.settings.trainings)
