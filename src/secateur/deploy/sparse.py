@@ -42,7 +42,7 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What :func:`sparsify` chose, layer by layer, and what came of it.
+    """What ``sparsify`` chose, layer by layer, and what came of it.
 
     ``times``: the network's time in seconds as it was ("dense"), with its batch norms folded ("folded") and
     as it is returned ("sparse"). ``max_error``: against the network given, relative to its largest output.

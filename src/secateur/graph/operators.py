@@ -2,7 +2,7 @@
 
 A row says what kind of operator it is, where its weight stands, and whether a number that is the same
 everywhere stays so. What an operator does to labels, to a program or to a mask is stated where that is
-done, by the same keys. Users add rows with :func:`register_operator`.
+done, by the same keys. Users add rows with ``register_operator``.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def register_operator(
             ``"mylib::scaled_relu"``.
         like: an operator of torch with arguments of the same names that does the same to channels, as in
             ``torch.ops.aten.linear``: its rules serve.
-        kind: "pointwise", "same" or "moves", as rows of :class:`Operator` are; "affine" or "norm" with the
+        kind: "pointwise", "same" or "moves", as rows of ``Operator`` are; "affine" or "norm" with the
             names of the arguments ``weight`` and ``bias``.
         weight: name of the argument that holds an affine operator's matrix (outputs, inputs), or a norm's
             scale.
@@ -192,7 +192,7 @@ def register_operator(
 
 
 def forget_operator(operator: Any) -> None:
-    """Take back what :func:`register_operator` was told of an operator."""
+    """Take back what ``register_operator`` was told of an operator."""
     _REGISTERED.pop(_packet(operator), None)
 
 

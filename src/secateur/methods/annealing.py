@@ -31,7 +31,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Annealing:
-    """How :func:`anneal_branches` goes down.
+    """How ``anneal_branches`` goes down.
 
     ``descent``: the alphas. ``adaptive``: not these; alpha falls by ``descent.step``, and by half as
     much from each alpha on at which the first training did not hold the score (never by less than

@@ -75,7 +75,7 @@ class Descent:
 
 class BranchAnnealing:
     """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one. Train
-    ``network`` while ``alpha`` goes from 1 to 0, then :meth:`fold`; :func:`secateur.anneal_branches` is the
+    ``network`` while ``alpha`` goes from 1 to 0, then ``fold``; ``secateur.anneal_branches`` is the
     way down in stages.
 
     ``network`` is called like ``model`` and computes the same at first; its parameters are those of a copy of
@@ -94,7 +94,7 @@ class BranchAnnealing:
             as in the source.
         data: batches of inputs, or of inputs and labels, of the training split; not for a random start.
         kwargs: arguments by name beside ``example_inputs``.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         seed: of the random start.
 
@@ -245,7 +245,7 @@ def _start_near(
     data: Sequence[Any],
     start: Start,
 ) -> None:
-    """Start the branches near the layers that they are beside: see :class:`BranchAnnealing`."""
+    """Start the branches near the layers that they are beside: see ``BranchAnnealing``."""
     if start == "least squares":
         chosen: dict[str, Tensor] = {}
         grams = _grams(network, parts, data)

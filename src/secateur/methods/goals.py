@@ -122,7 +122,7 @@ def goal_of(
     allowed: Sequence[str],
     **wanted: float | None,
 ) -> Goal:
-    """Return the one goal that is wanted, measured against ``dense``; raises as :func:`check_goal`, and where
+    """Return the one goal that is wanted, measured against ``dense``; raises as ``check_goal``, and where
     the network has nothing of what is limited."""
     name, limit = check_goal(allowed, **wanted)
     if name == "latency_ms" and kwargs:

@@ -35,7 +35,7 @@ _GOALS = ("sparsity", "parameters", "macs", "latency_ms", "score")
 
 @dataclass(frozen=True)
 class Greedy:
-    """How :func:`prune_greedily` goes about it.
+    """How ``prune_greedily`` goes about it.
 
     ``criterion``: "score" removes the unit without which the score (a classifier's accuracy) is
     largest, ties by the smaller loss, then by the order of groups and units; "output" the one with
@@ -126,7 +126,7 @@ def prune_greedily(
     ends it, and the model given is not changed.
 
     The choices are those of masking each unit and evaluating; they are found faster (see
-    :class:`secateur.methods.ablation.Ablation`). From the network that ``on_stage`` is given a run that was
+    ``secateur.methods.ablation.Ablation``). From the network that ``on_stage`` is given a run that was
     stopped goes on to the same end, with ``dense``.
 
     Args:
@@ -149,7 +149,7 @@ def prune_greedily(
         dense: what the shares are of; default: the model given.
         kwargs: arguments by name beside ``example_inputs``, and for the batches that do not give them
             themselves.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         on_stage: ``on_stage(model)`` hears of each stage.
 

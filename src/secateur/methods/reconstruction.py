@@ -63,7 +63,7 @@ def reconstruct(
     the weights towards the old ones, in units of the mean square of an input; whatever it is, no
     layer's error grows. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
     is skipped. ``data``: batches of inputs or (inputs, labels) from the training split, iterated
-    over once a layer. A convolution reads at most :data:`POSITIONS` positions an example, drawn with
+    over once a layer. A convolution reads at most ``POSITIONS`` positions an example, drawn with
     a fixed seed. Copies of both networks run, and nothing but the refitted weights and biases changes in
     the model; an error leaves it as it was.
 

@@ -44,7 +44,7 @@ _EQUAL = 1e-6  # relative to the largest |output|, in float64
 
 @dataclass(frozen=True)
 class Selected:
-    """What :meth:`StructureSelection.fold` removed.
+    """What ``StructureSelection.fold`` removed.
 
     ``units``: by group, the units that are left, and all. ``blocks``: the residual blocks
     removed, and ``identities`` the modules that are an ``nn.Identity`` for it. ``removed_error``: the
@@ -88,7 +88,7 @@ class Selected:
 class StructureSelection:
     """Scaling factors on the units (and residual blocks) of a network, trained with its weights until many
     are zero; what they scale is then removed. Train ``network`` in any loop, its optimizer stepping inside
-    :meth:`trained`, then :meth:`fold`.
+    ``trained``, then ``fold``.
 
     ``network`` wraps ``model``, whose weights are trained too, and is called the same way. A factor is 1 at
     first. That of a unit multiplies the unit where the layers behind it read it: the columns of their
@@ -116,7 +116,7 @@ class StructureSelection:
             which follows its schedule, as in the paper; for SGD alone, as others have rates of another scale.
         momentum: of the factors' steps, from 0, under 1.
         kwargs: arguments by name beside ``example_inputs``.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         blocks: whether residual blocks have factors.
         units: whether units have.
@@ -260,10 +260,10 @@ class StructureSelection:
 
     @torch.no_grad()
     def fold(self, threshold: float = 1e-4) -> tuple[nn.Module, Selected]:
-        """Return a really small network and what was :class:`Selected`, with the proof of its compaction.
+        """Return a really small network and what was ``Selected``, with the proof of its compaction.
 
         Factors under ``threshold`` (momentum leaves tiny ones) become zero, the others go into the
-        weights. Units with a zero are removed by :func:`secateur.compact` (``proof.kept``: those that a
+        weights. Units with a zero are removed by ``secateur.compact`` (``proof.kept``: those that a
         forward's written-in sizes keep), and a residual block with a zero whole: an ``nn.Identity``
         takes the place of the smallest module that it leaves without effect; where there is none, its
         inner units go. A group of zeros keeps its largest factor. The model and the factors are not

@@ -34,7 +34,7 @@ class Budget(Protocol):
     """Decides the cut of every tensor from the scores and the weights.
 
     On whole units the scores are by group, one a unit, and the weights ones. What else it may say of itself:
-    :mod:`secateur.pruning.capabilities`.
+    ``secateur.pruning.capabilities``.
     """
 
     def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, Cut | PatternCut]: ...

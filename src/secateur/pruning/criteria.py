@@ -27,7 +27,7 @@ class Criterion(Protocol):
     """Gives the importance of every entry of every target.
 
     Scores that are all the same are an error where it says that it ``reads_data``, or says nothing and data
-    are given. What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    are given. What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     def __call__(

@@ -211,7 +211,7 @@ class Masks(Mapping[str, Tensor]):
         return self._like(model, self.kept)
 
     def follow(self, small: nn.Module, removed: Removed) -> Masks:
-        """Return the same masks for the smaller network that :func:`secateur.compact` makes: cut to size,
+        """Return the same masks for the smaller network that ``secateur.compact`` makes: cut to size,
         and bound to it."""
         parameters = dict(all_tensors(small))
         # A bias entry that took up a constant is needed, masked or not.
@@ -292,10 +292,10 @@ class Masks(Mapping[str, Tensor]):
         return as_state(*self._packed())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the masks of :meth:`state_dict`, bound to the same model as before.
+        """Become the masks of ``state_dict``, bound to the same model as before.
 
         Its weights are left as they are. Begin from ``Masks(model, {})`` where there are no masks yet.
-        Raises as :meth:`load`, and then changes nothing.
+        Raises as ``load``, and then changes nothing.
         """
         vars(self).update(unpacked(*from_state(state), "the state", self.model))
 

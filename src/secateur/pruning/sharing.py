@@ -113,7 +113,7 @@ class Sharing:
         return self
 
     def follow(self, small: nn.Module, removed: Removed) -> Sharing:
-        """Return the same sharing for the smaller network that :func:`secateur.compact` makes: cut to size,
+        """Return the same sharing for the smaller network that ``secateur.compact`` makes: cut to size,
         and bound to it."""
         return Sharing(small, {name: sliced(c, name, removed) for name, c in self.clusters.items()})
 
@@ -140,11 +140,11 @@ def share_weights(
         model: the network.
         masks: masks of it, which must hold.
         values: how many values a tensor's weights share, from 2 to 256.
-        include: name patterns of targets, as in :func:`secateur.prune`.
+        include: name patterns of targets, as in ``secateur.prune``.
         exclude: name patterns of what is left out.
 
     Returns:
-        The :class:`Sharing`, under which the values can be trained; :func:`secateur.pack` stores each weight
+        The ``Sharing``, under which the values can be trained; ``secateur.pack`` stores each weight
         as its value's number.
 
     Raises:

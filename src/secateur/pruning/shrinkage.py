@@ -20,7 +20,7 @@ from secateur.pruning.selection import Cut, PatternCut, Scores, cut_globally
 class Shrinkage(Protocol):
     """Changes a weight in place and returns the bool tensor of what it zeroed.
 
-    What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor: ...

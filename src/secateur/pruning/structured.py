@@ -34,7 +34,7 @@ from secateur.structure.units import Group, Structure, living
 class UnitBudget(Protocol):
     """Decides from the scores of units what is cut of each group, knowing what goes with them.
 
-    It says ``counts_units = True``. What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    It says ``counts_units = True``. What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     counts_units: ClassVar[bool]
@@ -103,7 +103,7 @@ def prune_units(
     round_to: int,
     min_kept: int,
 ) -> Masks:
-    """Zero all slices of the least important units of ``model`` in place; see :func:`secateur.prune`."""
+    """Zero all slices of the least important units of ``model`` in place; see ``secateur.prune``."""
     if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
     chosen = select_groups(structure, include, exclude)

@@ -54,7 +54,7 @@ class Targets(Mapping[str, Target]):
 
 @dataclass(frozen=True)
 class _Owner:
-    """A module that holds a parameter: ``of`` and ``refused`` as :class:`Stored` says of a layer's weight."""
+    """A module that holds a parameter: ``of`` and ``refused`` as ``Stored`` says of a layer's weight."""
 
     module: nn.Module
     of: str = ""
@@ -72,7 +72,7 @@ def find_targets(
     """Find the tensors of ``model`` that may be pruned.
 
     By default the weights of every layer that is known (Linear, Conv, transposed or not, transformers'
-    Conv1D, recurrent ones, and those of :func:`secateur.register_layer`): never biases, norms, embeddings or
+    Conv1D, recurrent ones, and those of ``secateur.register_layer``): never biases, norms, embeddings or
     adapters (LoRA's and PEFT's others), which are listed as protected.
 
     A weight that a parametrization computes is pruned in what it is computed from, where zeros there are the

@@ -32,7 +32,7 @@ def read(
         source: a path, or the bytes of a file.
         limit: the bytes that all arrays at their dense size and the work on the largest may take, the file
             itself apart; what the header claims is held against it before any memory is taken.
-        sparse: tensors that are stored sparse come as :class:`Sparse`.
+        sparse: tensors that are stored sparse come as ``Sparse``.
 
     Returns:
         The tensors by name, and whatever JSON the writer added.

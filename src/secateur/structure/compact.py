@@ -49,7 +49,7 @@ def compact(
 
     Units are dead whatever made them so: structured masks, unstructured ones that emptied a row or
     all columns of a neuron, or training. Constant outputs are folded into the next bias where that is
-    exact. Returns (a new model of the same class, a :class:`Proof`); the given model never changes.
+    exact. Returns (a new model of the same class, a ``Proof``); the given model never changes.
 
     ``examples``: more inputs, each as ``example_inputs``, for paths that those do not take. ``methods``:
     names of methods that are called on all of them, or a mapping from a name to the inputs of its own.
@@ -59,8 +59,8 @@ def compact(
 
     ``optimizer``: one that trains ``model``, or a list; its like for the small model, with momentum and
     Adam's moments cut to size, is ``proof.optimizer``. ``scheduler``: of that optimizer; its like is
-    ``proof.scheduler``. ``masks``: masks (or a :class:`secateur.Sharing`) held on ``model``; the same for the
-    small model are ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time, or
+    ``proof.scheduler``. ``masks``: masks (or a ``secateur.Sharing``) held on ``model``; the same for the
+    small model are ``proof.masks``. ``structure``: a ``secateur.trace`` of this model, to save time, or
     because it was made with ``streams=True``.
 
     Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay

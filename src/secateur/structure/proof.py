@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Proof:
-    """What :func:`secateur.compact` did and how far the small network's outputs are off.
+    """What ``secateur.compact`` did and how far the small network's outputs are off.
 
     ``max_error`` and ``max_error_randomised`` are relative to the largest |output|, in ``dtype``: with
     the weights as they are, and with the surviving ones randomised under the same masks. ``removed``:

@@ -47,14 +47,14 @@ _NAMED: dict[type, str] = {
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model, reshaped or not, to a safetensors file that :func:`load` reads."""
+    """Write a model, reshaped or not, to a safetensors file that ``load`` reads."""
     tensors, described = describe(model)
     metadata = {"secateur": FORMAT, **described}
     save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a model's tensors, tied ones once, and what :func:`restore` needs besides: pure JSON."""
+    """Return a model's tensors, tied ones once, and what ``restore`` needs besides: pure JSON."""
     model = unwrapped(model)
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
@@ -110,7 +110,7 @@ def restore(
     *,
     allow_nonfinite: bool = False,
 ) -> nn.Module:
-    """Do what :func:`load` does with what :func:`describe` returned; ``path`` is for the errors."""
+    """Do what ``load`` does with what ``describe`` returned; ``path`` is for the errors."""
     saved = _typed(tensors, metadata, path)
     removed = _removed(model, saved, path)
     _check_modules(model, saved, removed, path)

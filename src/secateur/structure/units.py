@@ -81,7 +81,7 @@ class Protected:
 
 @dataclass(frozen=True)
 class Structure:
-    """The dependency groups of a model and its protected dims; made by :func:`trace`."""
+    """The dependency groups of a model and its protected dims; made by ``trace``."""
 
     model: nn.Module
     groups: Mapping[str, Group]

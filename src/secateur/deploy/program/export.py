@@ -32,7 +32,7 @@ permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
 pad                     before, after: one number a dim of ``shape``; value
 an activation           its ``settings``, each a number, or None for a bound that ``clamp`` lacks: see
-                        :data:`secateur.runtime.activations.ACTIVATIONS`
+                        ``secateur.runtime.activations.ACTIVATIONS``
 ======================= ==================================================================================
 
 A ``linear`` or ``conv`` may have an ``activation``, the name of one, applied to its result, whose settings
