@@ -25,10 +25,33 @@ from secateur.text import table
 class Masks(Mapping[str, Tensor]):
     """One bool tensor a pruned parameter, True where the weight is kept, bound to a model.
 
-    Keys are canonical parameter names. ``a & b`` keeps what both keep, ``a | b`` what either
-    keeps. ``notes`` are lines on what deserves a look: layers emptied, say. Where whole units were
-    pruned, ``units`` are by group (kept, of how many), and ``requested`` goes by group too. ``dense``:
-    how many entries a tensor had before units were cut out of it, where fewer are left.
+    It is a mapping by canonical parameter name. ``a & b`` keeps what both keep, ``a | b`` what either keeps;
+    printed it is a table, layer by layer.
+
+    Args:
+        model: the network that they mask.
+        kept: by name the bool tensor, of the parameter's shape.
+        requested: by name the sparsity that was asked for; by group where whole units were pruned.
+        requested_overall: the one asked for of all together.
+        notes: lines on what deserves a look: layers emptied, say.
+        units: where whole units were pruned, by group how many are kept, of how many.
+        dense: by name how many entries a tensor had before units were cut out of it, where fewer are left.
+
+    Raises:
+        MaskError: for masks that do not fit the model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
+        >>> masks
+        tensor    shape  weights  kept  sparsity  requested
+        0.weight  16x8       128    32    75.00%     75.00%
+        1.weight  4x16        64    16    75.00%     75.00%
+        all                  192    48    75.00%     75.00%
+        >>> masks.save("masks.safetensors")
+        >>> sc.Masks.load("masks.safetensors", net) == masks
+        True
     """
 
     def __init__(

@@ -34,6 +34,21 @@ class Block:
     """A granularity: whole blocks of ``height`` x ``width`` go together, by their mean score.
 
     Weights are read as matrices (outputs, everything else); blocks at the border may be smaller.
+
+    Args:
+        height: how many outputs a block has, from 1.
+        width: how many inputs (times positions of a kernel) it has, from 1.
+
+    Raises:
+        BudgetError: for a side under 1.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 2, bias=False)
+        >>> layer.weight.data = torch.tensor([[9.0, 0.0, 3.0, 3.0], [0.0, 0.0, 3.0, 3.0]])
+        >>> sc.prune(layer, sc.Magnitude(), sc.Uniform(0.5), granularity=sc.Block(2, 2))["weight"]
+        tensor([[False, False,  True,  True],
+                [False, False,  True,  True]])
     """
 
     height: int
@@ -218,6 +233,7 @@ def check(
 
     Example:
         >>> import secateur as sc
+        >>> from secateur.pruning.prune import check
         >>> check(sc.Magnitude(), sc.Std(1.0), shrinkage=sc.Soft())
         >>> check(sc.Random(), sc.Std(1.0))  # doctest: +ELLIPSIS
         Traceback (most recent call last):

@@ -48,9 +48,23 @@ class UnitBudget(Protocol):
 class ParameterShare:
     """Units by score, of all groups together, as few as take ``sparsity`` of the network's parameters.
 
-    Counted are the entries that really leave when the units do, each once: rows and columns of one
-    weight overlap. So the share is reached to a unit, and never missed: one unit fewer would. A
-    budget for whole units; with single weights ``Global`` is the same.
+    Counted are the entries that really leave when the units do, each once: rows and columns of one weight
+    overlap. So the share is reached to a unit, and never missed: one unit fewer would. For whole units; with
+    single weights ``Global`` is the same.
+
+    Args:
+        sparsity: the share of the network's parameters that goes at least, from 0 to 1.
+
+    Raises:
+        BudgetError: for what is no such share; when it is used, where the units that may go are too few.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> masks = sc.prune(net, sc.L2Norm(), sc.ParameterShare(0.3), structure=structure)
+        >>> masks.units  # 5 units of 13 parameters are 65 of the network's 212, and 4 would be under 30 %
+        {'0 -> 2': (11, 16)}
     """
 
     sparsity: float
