@@ -42,7 +42,27 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class Packed:
-    """What ``pack`` wrote. ``dense_bytes``: of all tensors (tied ones once), floats at 4 bytes."""
+    """What ``pack`` wrote.
+
+    Printed it is a table, tensor by tensor.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        tensors: each tensor's ``name`` and ``encoding``, its ``bytes`` and ``dense_bytes``, and ``error``,
+            the largest change of an entry relative to the largest one.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(100, 100)
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Global(0.95))
+        >>> _ = sc.share_weights(net, values=4)
+        >>> packed = sc.pack(net, "net.secateur")
+        >>> packed.dense_bytes, packed.bytes < 1500
+        (40400, True)
+        >>> [tensor.error for tensor in packed.tensors]
+        [0.0, 0.0]
+    """
 
     path: Path
     bytes: int

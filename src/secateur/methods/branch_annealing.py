@@ -35,8 +35,26 @@ Start = Literal["least squares", "svd", "random"]
 class Descent:
     """The way of alpha from 1 to 0 in stages.
 
-    "step": minus ``step`` each; "multiplicative": times ``factor``; "exponential": exp(-``rate`` k^2),
-    slow at first; "cosine": half a cosine over ``stages``. Under ``threshold`` alpha jumps to 0.
+    Under ``threshold`` alpha jumps to 0.
+
+    Args:
+        kind: "step", minus ``step`` each; "multiplicative", times ``factor``; "exponential", exp(-``rate``
+            k^2), slow at first; "cosine", half a cosine over ``stages``.
+        step: over 0 and up to 1.
+        factor: over 0 and under 1.
+        rate: over 0.
+        stages: how many, from 1.
+        threshold: over 0 and up to 1.
+
+    Raises:
+        BudgetError: for a setting that is not one of these.
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.Descent(step=0.25).alphas()
+        [0.75, 0.5, 0.25, 0.0]
+        >>> sc.Descent("multiplicative", factor=0.5, threshold=0.1).alphas()
+        [0.5, 0.25, 0.125, 0.0]
     """
 
     kind: Literal["step", "multiplicative", "exponential", "cosine"] = "step"

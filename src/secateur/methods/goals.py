@@ -49,6 +49,7 @@ def check_goal(allowed: Sequence[str], **wanted: float | None) -> tuple[str, flo
         BudgetError: where it is not exactly one of those allowed, or its limit is impossible.
 
     Example:
+        >>> from secateur.methods.goals import check_goal
         >>> check_goal(("macs", "parameters"), macs=0.5, parameters=None)
         ('macs', 0.5)
     """

@@ -46,11 +46,26 @@ _EQUAL = 1e-6  # relative to the largest |output|, in float64
 class Selected:
     """What ``StructureSelection.fold`` removed.
 
-    ``units``: by group, the units that are left, and all. ``blocks``: the residual blocks
-    removed, and ``identities`` the modules that are an ``nn.Identity`` for it. ``removed_error``: the
-    change of the outputs that came of setting small factors to zero. ``max_error``: that of removing
-    what is zero. Both relative to the largest |output|, on the example inputs and another draw. ``proof``:
-    that of the compaction.
+    Errors are relative to the largest |output|, on the example inputs and another draw. Printed it is a line
+    a group and block.
+
+    Attributes:
+        units: by group, the units that are left, and all.
+        blocks: the residual blocks that were removed.
+        identities: the modules that are an ``nn.Identity`` for it.
+        removed_error: the change of the outputs that came of setting small factors to zero.
+        max_error: that of removing what is zero.
+        proof: that of the compaction.
+        notes: what deserves a look.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> selection = sc.StructureSelection(net, torch.randn(2, 8))
+        >>> selection.factors["0 -> 2"][:6] = 0  # as training makes them
+        >>> small, selected = selection.fold()
+        >>> selected.units, selected.parameters
+        ({'0 -> 2': (10, 16)}, (212, 134))
     """
 
     units: Mapping[str, tuple[int, int]]

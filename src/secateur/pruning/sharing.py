@@ -36,8 +36,28 @@ _FINITE = "shared values are finite"
 
 
 class Sharing:
-    """Which weights of a model share a value: by canonical name an int16 tensor of the weight's shape
-    with the number of the value, -1 where the weight is zero and stays so."""
+    """Which weights of a model share a value.
+
+    Made by ``share_weights``; train the values under ``held``, and store them by ``secateur.pack``.
+
+    Args:
+        model: the network.
+        clusters: by canonical name an int16 tensor of the weight's shape with the number of the value, -1
+            where the weight is zero and stays so.
+
+    Raises:
+        MaskError: for a sharing that does not fit the model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(4, 1, bias=False)
+        >>> net.weight.data = torch.tensor([[1.0, 3.0, -5.0, 0.0]])
+        >>> sharing = sc.share_weights(net, values=2)
+        >>> sharing.clusters["weight"]
+        tensor([[ 1,  1,  0, -1]], dtype=torch.int16)
+        >>> sharing.codebooks["weight"], net.weight.data
+        (tensor([-5.,  2.]), tensor([[ 2.,  2., -5.,  0.]]))
+    """
 
     def __init__(self, model: nn.Module, clusters: Mapping[str, Tensor]) -> None:
         self.model = model

@@ -45,6 +45,7 @@ def read(
         >>> import tempfile, torch, secateur as sc
         >>> path = tempfile.mkdtemp() + "/net.secateur"
         >>> _ = sc.pack({"w": torch.eye(2)}, path, metadata="mine")
+        >>> from secateur.runtime.unpacking import read
         >>> read(path)[0]["w"].tolist(), read(path)[1]
         ([[1.0, 0.0], [0.0, 1.0]], 'mine')
     """
