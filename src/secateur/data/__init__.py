@@ -1,4 +1,4 @@
-"""Data sets by name, in memory, split into train, validation and test."""
+"""Data sets by name, in memory, split into training, validation and test."""
 
 from __future__ import annotations
 
