@@ -16,8 +16,8 @@ BEGIN, END = "<!-- the house -->\n", "<!-- end of the house -->\n"
 
 
 def rooms() -> list[tuple[str, str, str]]:
-    """Return each room of the contract, the top first: its name, a brace round those of one layer, and what it
-    says of itself."""
+    """Return each room of the contract, the top first: its name, a brace round those of one layer, and what
+    it says of itself."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")

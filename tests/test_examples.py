@@ -6,6 +6,7 @@ import ast
 import doctest
 import inspect
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,16 @@ def alone(tmp_path, monkeypatch):
 def documented():
     """Return every docstring with an example, by its place. Read from the source: what is decorated hides."""
     found = {}
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    package = ROOT / "src" / "secateur"
+    for path in sorted(package.rglob("*.py")):
+        module = ".".join(path.relative_to(package).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 doc = ast.get_docstring(node) or ""
+                place = f"{module}:{getattr(node, 'name', '')}"
                 if ">>>" in doc:
-                    found[f"{path.stem}.{getattr(node, 'name', '')}"] = doc
+                    assert place not in found
+                    found[place] = doc
     return found
 
 
@@ -56,4 +61,13 @@ def test_every_public_name_has_an_example_that_is_run(name):
     examples = PARSER.get_examples(inspect.getdoc(getattr(secateur, name)))
     assert examples, f"{name} shows no example"
     assert not any(doctest.SKIP in example.options for example in examples)
-    assert f"{secateur.PUBLIC[name].rpartition('.')[2]}.{name}" in DOCUMENTED
+    assert f"{secateur.PUBLIC[name]}:{name}" in DOCUMENTED
+
+
+def test_the_page_on_your_own_parts_runs_and_prints_what_it_says(capsys):
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    exec(compile(code, "extending.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+    said = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+    assert len(said) > 5
+    assert capsys.readouterr().out.splitlines() == said
