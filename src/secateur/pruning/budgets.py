@@ -379,6 +379,9 @@ class NM:
     Raises:
         BudgetError: for impossible numbers; when it is used, for a tensor that does not divide.
 
+    Source:
+        Mishra et al., "Accelerating Sparse Deep Neural Networks" (2021).
+
     Example:
         >>> import torch, secateur as sc
         >>> layer = torch.nn.Linear(4, 1, bias=False)

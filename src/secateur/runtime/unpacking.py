@@ -26,7 +26,7 @@ def read(
     source: str | os.PathLike[str] | bytes, *, limit: int = 1 << 32, sparse: bool = False
 ) -> tuple[dict[str, Any], Any]:
     """Return the tensors of a packed file as C-ordered arrays, and its metadata. Tied tensors are one array,
-    and bfloat16, which numpy has not, comes as float32, which holds all its values.
+    and bfloat16, which numpy lacks, comes as float32, which holds all its values.
 
     Args:
         source: a path, or the bytes of a file.

@@ -91,7 +91,7 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
 
     Raises:
         ModelError: for a model that cannot be captured, is not in float32, mixes the batch with other dims,
-            uses an operator that the program has not, or where the outputs differ.
+            uses an operator that a program lacks, or where the outputs differ.
         NonFiniteError: for outputs that are no numbers.
 
     Example:
