@@ -203,8 +203,15 @@ class BranchAnnealing:
 
     @torch.no_grad()
     def fold(self) -> tuple[nn.Module, Proof]:
-        """Return the small network of the model's class that the branches alone make, and the proof that
-        it equals ``network`` at alpha 0. The annealing itself is not changed."""
+        """Return the small network of the model's class that the branches alone make, and the proof that it
+        equals ``network`` at alpha 0. The annealing itself is not changed.
+
+        Returns:
+            The small network, and the proof, with the model's own ``parameters`` and ``macs`` before it.
+
+        Raises:
+            ModelError: where the small network is not equal.
+        """
         before = dict(self.network.alphas)
         try:
             self.alpha = 0.0

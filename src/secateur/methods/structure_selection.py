@@ -215,14 +215,21 @@ class StructureSelection:
         """Give the factors one proximal step after each ``optimizer.step()`` inside the block; of a list of
         optimizers after that of the last one.
 
-        Their gradients come from the same backward passes, add up over those since the last step, and
-        are dropped after it. Clipping and weight decay of the optimizer do not touch them.
+        Their gradients come from the same backward passes, add up over those since the last step, and are
+        dropped after it. Clipping and weight decay of the optimizer do not touch them.
 
-        Raises TargetError where the optimizer trains nothing of ``network``; BudgetError where it cannot
-        be followed (LBFGS; no ``lr`` for other than SGD); ModelError where no gradient reaches the
-        factors, or not as it is: under a GradScaler (train in float32 or bfloat16), in several
-        processes, with gradient checkpointing; NonFiniteError for a NaN or an infinity in a gradient or
-        factor, before the step changes any.
+        Args:
+            optimizer: one that trains ``network``, or a list.
+
+        Returns:
+            A context manager that gives ``network``.
+
+        Raises:
+            TargetError: where the optimizer trains nothing of ``network``.
+            BudgetError: where it cannot be followed (LBFGS; no ``lr`` for other than SGD).
+            ModelError: where no gradient reaches the factors, or not as it is: under a GradScaler (train in
+                float32 or bfloat16), in several processes, with gradient checkpointing.
+            NonFiniteError: for a NaN or an infinity in a gradient or factor, before the step changes any.
         """
         levels = levels_of(optimizer)
         last = self._checked([level for level in levels if level.innermost])
@@ -277,15 +284,23 @@ class StructureSelection:
     def fold(self, threshold: float = 1e-4) -> tuple[nn.Module, Selected]:
         """Return a really small network and what was ``Selected``, with the proof of its compaction.
 
-        Factors under ``threshold`` (momentum leaves tiny ones) become zero, the others go into the
-        weights. Units with a zero are removed by ``secateur.compact`` (``proof.kept``: those that a
-        forward's written-in sizes keep), and a residual block with a zero whole: an ``nn.Identity``
-        takes the place of the smallest module that it leaves without effect; where there is none, its
-        inner units go. A group of zeros keeps its largest factor. The model and the factors are not
-        changed. Outputs change by the threshold alone (``removed_error``): the removal is compared with
-        the network whose small factors are zero.
+        Factors under ``threshold`` become zero, the others go into the weights. Units with a zero are removed
+        by ``secateur.compact`` (``proof.kept``: those that a forward's written-in sizes keep), and a residual
+        block with a zero whole: an ``nn.Identity`` takes the place of the smallest module that it leaves
+        without effect; where there is none, its inner units go. A group of zeros keeps its largest factor.
+        The model and the factors are not changed. Outputs change by the threshold alone (``removed_error``):
+        the removal is compared with the network whose small factors are zero.
 
-        Raises NonFiniteError for a NaN or an infinite factor, ModelError where the networks differ.
+        Args:
+            threshold: factors of a smaller size are zero; momentum leaves tiny ones.
+
+        Returns:
+            The small network, and the record, whose ``proof`` is that of ``secateur.compact``.
+
+        Raises:
+            BudgetError: for what is no number from 0.
+            NonFiniteError: for a NaN or an infinite factor.
+            ModelError: where the networks differ.
         """
         if not (math.isfinite(threshold) and threshold >= 0):
             raise BudgetError(f"threshold is {threshold!r}; it is a number from 0")

@@ -189,7 +189,11 @@ class Masks(Mapping[str, Tensor]):
             yield self
 
     def check(self) -> None:
-        """Raise MaskError where a masked weight of the model is not zero."""
+        """Raise MaskError where a masked weight of the model is not zero.
+
+        Raises:
+            MaskError: naming the tensor, and how many are alive.
+        """
         alive = {
             name: number
             for name, parameter in self.parameters().items()
@@ -206,10 +210,27 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply(self, model: Any = None) -> Masks:
-        """Zero the masked weights of ``model`` (default: the bound one).
+        """Zero the masked weights of ``model``, in place.
 
-        It may be an average of the bound one, or what holds it: AveragedModel, timm's ModelEmaV2,
-        Lightning's callback, diffusers' EMAModel.
+        Args:
+            model: the network, by default the bound one; or an average of it, or what holds one:
+                AveragedModel, timm's ModelEmaV2, Lightning's callback, diffusers' EMAModel.
+
+        Returns:
+            These masks.
+
+        Raises:
+            MaskError: for a network that they do not fit.
+            NonFiniteError: for NaN or infinite weights, before any changes.
+
+        Example:
+            >>> import copy, torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> ema = copy.deepcopy(net)
+            >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+            >>> _ = masks.apply(ema)
+            >>> sc.sparsity(ema)
+            0.5
         """
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
@@ -304,9 +325,18 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> Masks:
-        """Read masks and bind them to ``model``; its weights are left as they are (see apply).
+        """Read masks and bind them to ``model``; its weights are left as they are (see ``apply``).
 
-        Raises StorageError for what is no file of masks, MaskError for masks of another network.
+        Args:
+            path: a file of ``save``.
+            model: the network.
+
+        Returns:
+            The masks.
+
+        Raises:
+            StorageError: for what is no file of masks.
+            MaskError: for masks of another network.
         """
         return cls(model, **unpacked(*load_tensors(path), path, model))
 
@@ -318,7 +348,22 @@ class Masks(Mapping[str, Tensor]):
         """Become the masks of ``state_dict``, bound to the same model as before.
 
         Its weights are left as they are. Begin from ``Masks(model, {})`` where there are no masks yet.
-        Raises as ``load``, and then changes nothing.
+
+        Args:
+            state: what ``state_dict`` gave.
+
+        Raises:
+            StorageError: for what is no such state; nothing has changed then.
+            MaskError: for masks of another network, likewise.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+            >>> again = sc.Masks(net, {})
+            >>> again.load_state_dict(masks.state_dict())
+            >>> again == masks
+            True
         """
         vars(self).update(unpacked(*from_state(state), "the state", self.model))
 
@@ -334,8 +379,29 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def from_torch_prune(cls, model: nn.Module) -> Masks:
-        """Take over a model pruned by ``torch.nn.utils.prune``: make its pruning permanent there
-        (plain parameter names again) and return the same masks."""
+        """Take over a model pruned by ``torch.nn.utils.prune``, and return the same masks.
+
+        Its pruning is made permanent there: parameters have their plain names again.
+
+        Args:
+            model: the network, changed in place.
+
+        Returns:
+            The masks.
+
+        Raises:
+            MaskError: for a network that holds no such mask.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> from torch.nn.utils import prune
+            >>> net = torch.nn.Linear(10, 10)
+            >>> _ = prune.l1_unstructured(net, "weight", amount=0.5)
+            >>> sc.Masks.from_torch_prune(net).sparsity
+            0.5
+            >>> sorted(name for name, _ in net.named_parameters())
+            ['bias', 'weight']
+        """
         from torch.nn.utils import prune as torch_prune
 
         kept: dict[str, Tensor] = {}

@@ -79,19 +79,39 @@ class Sharing:
 
     @contextmanager
     def held(self, optimizer: Optimizers) -> Iterator[Sharing]:
-        """Train the shared values: whatever ``optimizer`` (or a list of them) does inside the block, weights
-        that share one stay equal, and zeros stay zero.
+        """Train the shared values: whatever ``optimizer`` does inside the block, weights that share one stay
+        equal, and zeros stay zero.
 
-        Before a step each weight's gradient becomes the sum, not the mean, over the weights of its value:
-        the gradient of the loss by that value, so that SGD's step is the paper's. (Sums over thousands of
-        weights want a learning rate as much smaller; Adam's step does not depend on it.) After a step each
-        value is the mean over its weights, which an elementwise optimizer has left equal. Clipping before
-        the step sees the gradients of single weights. Leaving the block checks that all this held.
-        Weights that are not shared are trained as ever; with ``masks.held`` around it pruned ones among
-        them stay zero.
+        Before a step each weight's gradient becomes the sum, not the mean, over the weights of its value: the
+        gradient of the loss by that value, so that SGD's step is the paper's. (Sums over thousands of weights
+        want a learning rate as much smaller; Adam's step does not depend on it.) After a step each value is
+        the mean over its weights, which an elementwise optimizer has left equal. Clipping before the step
+        sees the gradients of single weights. Leaving the block checks that all this held. Weights that are
+        not shared are trained as ever; with ``masks.held`` around it pruned ones among them stay zero.
 
-        Raises MaskError where the optimizer updates none of the shared weights, or something else wrote
-        them; BudgetError for LBFGS; NonFiniteError for a NaN or an infinite weight.
+        Args:
+            optimizer: one or a list.
+
+        Returns:
+            A context manager that gives this sharing.
+
+        Raises:
+            MaskError: where the optimizer updates none of the shared weights, or something else wrote them.
+            BudgetError: for LBFGS.
+            NonFiniteError: for a NaN or an infinite weight.
+
+        Source:
+            Han et al., "Deep Compression" (ICLR 2016).
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> sharing, optimizer = sc.share_weights(net, values=4), torch.optim.Adam(net.parameters())
+            >>> with sharing.held(optimizer):
+            ...     net(torch.randn(8, 10)).square().mean().backward()
+            ...     optimizer.step()
+            >>> len(net.weight.unique())
+            4
         """
         levels = innermost(optimizer)
         if any(isinstance(level.optimizer, torch.optim.LBFGS) for level in levels):
