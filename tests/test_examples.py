@@ -64,6 +64,16 @@ def test_every_public_name_has_an_example_that_is_run(name):
     assert f"{secateur.PUBLIC[name]}:{name}" in DOCUMENTED
 
 
+def test_names_in_docstrings_and_pages_are_plain_and_public():
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        assert not re.search(r":(func|class|meth|mod|data|attr|exc):`", path.read_text(encoding="utf-8")), (
+            path
+        )
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        used = set(re.findall(r"\bsc\.([A-Za-z_]\w*)", path.read_text(encoding="utf-8")))
+        assert used <= {*secateur.PUBLIC, "errors"}, path
+
+
 def test_the_page_on_your_own_parts_runs_and_prints_what_it_says(capsys):
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))

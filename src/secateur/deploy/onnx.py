@@ -45,20 +45,16 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A written ONNX file and what was measured of it.
-
-    Printed it is one line.
+    """A written ONNX file and what was measured of it; printed it is one line.
 
     Attributes:
         path: the file.
         bytes: its size.
-        max_error: the largest difference from torch, relative to the largest |output| of the batch, over
-            ``inputs`` inputs.
+        max_error: the largest difference from torch, relative to the largest |output| of the batch.
         int8: whether weights are int8.
         inputs: how many were run: those of the batch sizes tried (float32), or the calibration data (int8).
         batch_sizes: the sizes of the batches that were run.
-        agreement: the share of the calibration data with the same top-1, where the network is int8 and its
-            output a row of scores for each input; else None.
+        agreement: of int8, the share of the calibration data with the same top-1; None without scores.
         layers: how many layers with weights are int8, of how many; None where the file is not int8.
 
     Example:

@@ -35,30 +35,26 @@ _GOALS = ("sparsity", "parameters", "macs", "latency_ms", "score")
 
 @dataclass(frozen=True)
 class Greedy:
-    """How ``prune_greedily`` goes about it.
-
-    Of each setting the default is a fair start; ``every`` and ``at_once`` trade time for care.
+    """How ``prune_greedily`` goes about it: what is missed least, and how often it is judged anew.
 
     Args:
         criterion: "score" removes the unit without which the score (a classifier's accuracy) is largest, ties
-            by the smaller loss, then by the order of groups and units; "output" the one with which the
-            outputs of the layers that read it change least: all that went since the last compaction together,
-            relative to those outputs, in closed form, without labels. Any other criterion (``sc.L2Norm()``,
-            one of your own) removes the unit of lowest score, each time anew.
+            by the smaller loss, then by the order of groups and units; "output" the one with which what its
+            readers put out changes least, with all that went since the last compaction, in closed form,
+            without labels. Any other criterion (``sc.L2Norm()``) removes the unit of lowest score, each time.
         scope: "layer", units compete within their group, and the group with the largest share of its units
             left is next, so that layers shrink evenly; "network", all units compete.
         every: after so many removals the network is compacted and, where a training is given, fine-tuned.
         at_once: so many units go before the others are judged anew.
         min_kept: how many units each group keeps.
-        batch_size: the data are tried in batches of so many examples.
+        batch_size: how many examples are tried at a time.
         memory: about the bytes that trying takes beside one batch's activations.
 
     Raises:
         BudgetError: for a setting that is not one of these.
 
     Source:
-        "output": Luo et al., "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression"
-        (ICCV 2017).
+        "output": Luo et al., "ThiNet" (ICCV 2017).
 
     Example:
         >>> import torch, secateur as sc
@@ -100,13 +96,10 @@ class Removal:
 
 @dataclass(frozen=True)
 class GreedyRun:
-    """What a greedy search removed, in order, and what that cost.
-
-    Printed it is a line a stage.
+    """What a greedy search removed, in order, and what that cost; printed it is a line a stage.
 
     Attributes:
-        removals: each unit that went: its ``group``, its number ``unit`` in the network given, and ``score``
-            and ``loss`` without it.
+        removals: each unit that went: ``group``, ``unit`` (its number there at first), ``score``, ``loss``.
         stages: by compaction (units gone so far, score, loss), after its fine-tuning.
         slow: the groups whose units each took a whole forward to try, or could not be tried, and why.
         kept: the groups that were kept, since a forward does not bear their removal.
@@ -119,10 +112,8 @@ class GreedyRun:
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
         >>> x = torch.randn(32, 8)
         >>> small, run = sc.prune_greedily(net, x[:1], [(x, net(x).argmax(1))], macs=0.75)
-        >>> len(run.removals), run.macs, run.parameters
-        (4, (192, 144), (212, 160))
-        >>> run.removals[0].group, len(run.proofs)
-        ('0 -> 2', 1)
+        >>> len(run.removals), run.macs, run.parameters, len(run.proofs)
+        (4, (192, 144), (212, 160), 1)
     """
 
     removals: tuple[Removal, ...]
