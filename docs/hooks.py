@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import griffe
+
 import secateur
 
 _ROOT = Path(secateur.__file__).parent
@@ -43,3 +45,11 @@ def first_sentence(name: str) -> str:
     paragraph = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
     sentence = re.split(r"(?<=[a-z0-9)`\"])\. ", paragraph)[0].rstrip(".")
     return sentence.replace("|", r"\|")
+
+
+class Examples(griffe.Extension):
+    """Griffe knows a section of code by "Examples", and takes "Example" for a note in Markdown."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")

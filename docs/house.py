@@ -15,13 +15,18 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- the house -->\n", "<!-- end of the house -->\n"
 
 
-def rooms() -> list[tuple[str, str]]:
-    """Return each layer of the contract, top first, and what its rooms say of themselves."""
+def rooms() -> list[tuple[str, str, str]]:
+    """Return each room of the contract, the top first: its name, a brace round those of one layer, and what
+    it says of itself."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    named = [[name.strip().removeprefix("secateur.") for name in layer.split("|")] for layer in layers]
-    return [(", ".join(names), "; ".join(said(name) for name in names)) for names in named]
+    found = []
+    for layer in layers:
+        names = [name.strip().removeprefix("secateur.") for name in layer.split("|")]
+        braces = " " if len(names) == 1 else "┐" + "│" * (len(names) - 2) + "┘"
+        found += [(name, brace, said(name)) for name, brace in zip(names, braces, strict=True)]
+    return found
 
 
 def said(name: str) -> str:
@@ -34,8 +39,12 @@ def said(name: str) -> str:
 def picture() -> str:
     """Return the rooms as a table of text, each above what it may import."""
     lines = rooms()
-    width = max(len(names) for names, _ in lines)
-    return "```text\n" + "\n".join(f"{names:<{width}}  {words}" for names, words in lines) + "\n```\n"
+    width = max(len(name) for name, _, _ in lines)
+    return (
+        "```text\n"
+        + "\n".join(f"{name:<{width}} {brace} {words}" for name, brace, words in lines)
+        + "\n```\n"
+    )
 
 
 def main() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from house import circles, files_of
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 
 
 def test_no_circle_of_files():
@@ -26,3 +28,10 @@ def test_a_circle_is_found_whatever_way_it_is_imported(tmp_path):
     (package / "c.py").write_text("def late():\n    from .a import A\n")
     (package / "d.py").write_text("from house import a\n")
     assert circles(files_of(tmp_path)) == [["house.a", "house.b", "house.c"]]
+
+
+def test_the_picture_of_the_house_is_what_the_script_draws():
+    done = subprocess.run(
+        [sys.executable, "docs/house.py"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

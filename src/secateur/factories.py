@@ -35,10 +35,10 @@ def named_function(path: str, error: type[SecateurError]) -> Callable[..., Any]:
 
 
 def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:
-    """Return a user's own function, as :func:`named_function` does.
+    """Return a user's own function, as ``named_function`` does.
 
     A module in the current folder is found too, as ``python -m`` finds it, also one that the function
-    imports when it is called. ``sys.path`` stays as it was. Raises ``error`` as :func:`named_function` does.
+    imports when it is called. ``sys.path`` stays as it was. Raises ``error`` as ``named_function`` does.
     """
     with _importing([os.getcwd(), *sys.path]):
         function = named_function(path, error)

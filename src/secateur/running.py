@@ -78,7 +78,7 @@ def forward_once(
     kwargs: Mapping[str, Any] | None = None,
     what: str = "example inputs",
 ) -> Any:
-    """Do what :func:`run_once` does with a network that is a copy already, and stays in eval mode."""
+    """Do what ``run_once`` does with a network that is a copy already, and stays in eval mode."""
     work.eval()
     with torch.no_grad(), failing(work, inputs, what):
         inputs, kwargs = fresh((inputs, kwargs))

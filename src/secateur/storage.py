@@ -61,7 +61,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it on success and vanishes on failure.
 
     A kill at any moment leaves the old file or the new one, never half of one; the temporary file that it
-    leaves is :func:`sweep`'s. Raises WriteError where the file cannot be written.
+    leaves is ``sweep``'s. Raises WriteError where the file cannot be written.
     """
     path = Path(path)
     with _written(path):
@@ -111,7 +111,7 @@ def sync(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of :func:`replacing` whose process was killed."""
+    """Remove the temporary files of ``replacing`` whose process was killed."""
     if fcntl is None:
         return
     for path in folder.glob(".*"):
@@ -330,7 +330,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Undo :func:`pack_bits`; raises StorageError where the length does not fit ``shape``."""
+    """Undo ``pack_bits``; raises StorageError where the length does not fit ``shape``."""
     if any(type(size) is not int or size < 0 for size in shape):
         raise StorageError(f"{shape} is no shape of a mask; whole numbers from 0 are right")
     number = math.prod(shape)

@@ -1,4 +1,4 @@
-"""Data sets by name, in memory, split into train, validation and test."""
+"""Data sets by name, in memory, split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHARED = ("validation", "seed")  # every loader takes these; the rest are its o
 
 
 def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **options: Any) -> Dataset:
-    """Load the data set ``name`` of :data:`DATASETS`, or of one's own ``package.module:function``
+    """Load the data set ``name`` of ``DATASETS``, or of one's own ``package.module:function``
     that takes ``validation`` and ``seed``, with its own ``options``.
 
     ``validation``: how many training examples (int), or which share of them (float), become the

@@ -71,7 +71,7 @@ def cifar10_first5(
 ) -> Dataset:
     """The first five CIFAR-10 classes, airplane to deer, as central crops of 25x25: 25,000 + 5,000.
 
-    Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as :func:`cifar10` is.
+    Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as ``cifar10`` is.
     """
     check_flag("normalise", normalise)
     arrays, note = _obtain(download)

@@ -80,7 +80,7 @@ def fashion_mnist(
     """Fashion-MNIST: pieces of clothing, 60,000 + 10,000 grey images of 28x28, 10 classes.
 
     Images are (N, 1, 28, 28). Looks in $SECATEUR_DATA/fashion-mnist, then the cache, then downloads
-    unless ``download`` is off. ``normalise`` as in :func:`mnist`. Raises DataError for files that are
+    unless ``download`` is off. ``normalise`` as in ``mnist``. Raises DataError for files that are
     missing or not the canonical ones.
     """
     return _load("fashion-mnist", CLOTHES, validation, seed, download, normalise)

@@ -1,4 +1,4 @@
-"""The bytes of a tensor, in the smallest of the ways that :mod:`secateur.runtime.contents` describes."""
+"""The bytes of a tensor, in the smallest of the ways that ``secateur.runtime.contents`` describes."""
 
 from __future__ import annotations
 

@@ -80,15 +80,15 @@ def write_folder(
         model: the network, dense, masked or compacted; it is run in eval mode and not changed.
         example_inputs: a tensor, a tuple or a dict of keyword arguments, the first dim of each the batch.
         folder: the folder to write.
-        values: as :func:`secateur.pack` takes them.
-        compression: as :func:`secateur.pack` takes it.
+        values: as ``secateur.pack`` takes them.
+        compression: as ``secateur.pack`` takes it.
         check_inputs: what ``run.py --check`` runs (default: the example).
 
     Returns:
         The path of the folder.
 
     Raises:
-        ModelError: as :func:`secateur.deploy.program.export.program_of` does, or where the check fails.
+        ModelError: as ``secateur.deploy.program.export.program_of`` does, or where the check fails.
         StorageError: for a folder that holds other files.
 
     Example:
@@ -162,7 +162,7 @@ def _check(folder: Path) -> None:
 
 
 def check_free(target: Path) -> None:
-    """Raise StorageError where ``target`` is what :func:`write_folder` has not written, or a link."""
+    """Raise StorageError where ``target`` is what ``write_folder`` has not written, or a link."""
     if target.is_symlink():
         raise StorageError(f"{target} is a link, which is not followed; name a new folder")
     if not target.exists():

@@ -45,13 +45,24 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A written ONNX file and what was measured of it.
+    """A written ONNX file and what was measured of it; printed it is one line.
 
-    ``bytes``: its size. ``max_error``: the largest difference from torch, relative to the largest
-    |output| of the batch, over ``inputs`` inputs: those of the batch sizes tried (float32), or the
-    calibration data (int8). ``agreement``: the share of the calibration data with the same top-1, where
-    the network is int8 and its output a row of scores for each input. ``layers``: how many layers with
-    weights are int8, of how many.
+    Attributes:
+        path: the file.
+        bytes: its size.
+        max_error: the largest difference from torch, relative to the largest |output| of the batch.
+        int8: whether weights are int8.
+        inputs: how many were run: those of the batch sizes tried (float32), or the calibration data (int8).
+        batch_sizes: the sizes of the batches that were run.
+        agreement: of int8, the share of the calibration data with the same top-1; None without scores.
+        layers: how many layers with weights are int8, of how many; None where the file is not int8.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> done = sc.export_onnx(net, torch.randn(2, 8), "net.onnx")
+        >>> done.inputs, done.batch_sizes, done.max_error < 1e-4
+        (3, (2, 1), True)
     """
 
     path: Path

@@ -69,7 +69,7 @@ def quantised(
 ) -> tuple[bytes, int]:
     """Return a float file's bytes as int8, and how many of its layers are.
 
-    ``read``: what :func:`calibration` yields, from which the ranges of the activations come.
+    ``read``: what ``calibration`` yields, from which the ranges of the activations come.
     """
     import onnx
     from onnxruntime import quantization

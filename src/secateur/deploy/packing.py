@@ -1,6 +1,6 @@
 """Pack a pruned network into a small file that holds no code, and restore it.
 
-Every tensor is stored in the smallest of the ways that :mod:`secateur.runtime.contents` describes. Pieces of
+Every tensor is stored in the smallest of the ways that ``secateur.runtime.contents`` describes. Pieces of
 one kind from all tensors make one stream, so that small tensors do not each pay for learning its statistics.
 """
 
@@ -42,7 +42,27 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class Packed:
-    """What :func:`pack` wrote. ``dense_bytes``: of all tensors (tied ones once), floats at 4 bytes."""
+    """What ``pack`` wrote.
+
+    Printed it is a table, tensor by tensor.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        tensors: each tensor's ``name`` and ``encoding``, its ``bytes`` and ``dense_bytes``, and ``error``,
+            the largest change of an entry relative to the largest one.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(100, 100)
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Global(0.95))
+        >>> _ = sc.share_weights(net, values=4)
+        >>> packed = sc.pack(net, "net.secateur")
+        >>> packed.dense_bytes, packed.bytes < 1500
+        (40400, True)
+        >>> [tensor.error for tensor in packed.tensors]
+        [0.0, 0.0]
+    """
 
     path: Path
     bytes: int
@@ -80,15 +100,15 @@ def pack(
     smallest: int = 512,
     signed_zeros: bool = False,
 ) -> Packed:
-    """Write a model, pruned or compacted, or tensors by name, to a file that :func:`unpack` and the
-    torch-free :func:`secateur.runtime.unpacking.read` read. The bytes are read back and compared before they
+    """Write a model, pruned or compacted, or tensors by name, to a file that ``unpack`` and the
+    torch-free ``secateur.runtime.unpacking.read`` read. The bytes are read back and compared before they
     replace what is at ``path``.
 
     Args:
         model: a model, or tensors by name.
         path: the file to write.
         values: "lossless" keeps every value, bit for bit; a tensor of at most 256 distinct ones, as
-            :func:`secateur.share_weights` leaves them, is stored as a codebook and indices. "float16" rounds,
+            ``secateur.share_weights`` leaves them, is stored as a codebook and indices. "float16" rounds,
             a number from 2 to 256 clusters the values that are not zero (k-means) and keeps so many. Both
             touch only tensors of float32 or float64 (the number: of any float) with two dims or more and
             ``smallest`` entries or more that no ``exclude`` pattern matches: biases and norms are a few
@@ -155,13 +175,13 @@ def unpack(
     """Give ``model``, fresh and of the class that was packed, the shapes and values of the file. It is
     changed in place, after every name, shape and value has been checked.
 
-    Where the packed model was compacted it takes its shapes, as with :func:`secateur.load`. A file of tensors
+    Where the packed model was compacted it takes its shapes, as with ``secateur.load``. A file of tensors
     alone (a ``state_dict``) must have the model's names, shapes and dtypes.
 
     Args:
         model: a fresh network.
         path: a packed file.
-        limit: the bytes that reading may take, as :func:`secateur.runtime.unpacking.read` has it.
+        limit: the bytes that reading may take, as ``secateur.runtime.unpacking.read`` has it.
         allow_nonfinite: take weights that hold a NaN or an infinity.
 
     Returns:
@@ -190,7 +210,7 @@ def unpack(
 
 def unpack_tensors(path: str | Path, *, limit: int = 1 << 32) -> tuple[dict[str, Tensor], Any]:
     """Return the tensors of a packed file, each in the dtype it had, and the metadata; raises as
-    :func:`unpack` does. Tied tensors are one."""
+    ``unpack`` does. Tied tensors are one."""
     _, tensors, metadata = _read(path, limit)
     return tensors, metadata
 

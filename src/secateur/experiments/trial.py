@@ -68,7 +68,7 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
 
 
 def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
-    """Do what :func:`run_trial` does, in a folder that this process has claimed."""
+    """Do what ``run_trial`` does, in a folder that this process has claimed."""
     with computing_with(plan.threads):
         return _run(plan, seed, claim, dense_folder, on_epoch)
 

@@ -51,7 +51,7 @@ class Located:
 
 
 def read_yaml(path: Path) -> Located:
-    """Read a file as :func:`parse_yaml` reads its text."""
+    """Read a file as ``parse_yaml`` reads its text."""
     name = shown(path)
     try:
         if path.exists() and not path.is_file():

@@ -131,7 +131,7 @@ def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield every parameter once, by the name that :func:`all_tensors` gives it first."""
+    """Yield every parameter once, by the name that ``all_tensors`` gives it first."""
     for name, parameter in model.named_parameters():
         yield name.replace(_COMPILED, ""), parameter
 

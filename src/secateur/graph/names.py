@@ -19,7 +19,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """Return the module inside all of :func:`unwrapped`'s wrappers and PEFT's: the one whose forward the
+    """Return the module inside all of ``unwrapped``'s wrappers and PEFT's: the one whose forward the
     others pass their arguments on to."""
     while (inner := _inside(model)) is not None or (inner := _tuned(model)) is not None:
         model = inner

@@ -2,7 +2,7 @@
 
 A row says what kind of operator it is, where its weight stands, and whether a number that is the same
 everywhere stays so. What an operator does to labels, to a program or to a mask is stated where that is
-done, by the same keys. Users add rows with :func:`register_operator`.
+done, by the same keys. Users add rows with ``register_operator``.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def register_operator(
             ``"mylib::scaled_relu"``.
         like: an operator of torch with arguments of the same names that does the same to channels, as in
             ``torch.ops.aten.linear``: its rules serve.
-        kind: "pointwise", "same" or "moves", as rows of :class:`Operator` are; "affine" or "norm" with the
-            names of the arguments ``weight`` and ``bias``.
+        kind: "pointwise", "same" or "moves", as rows of ``secateur.graph.operators.Operator`` are; "affine"
+            or "norm" with the names of the arguments ``weight`` and ``bias``.
         weight: name of the argument that holds an affine operator's matrix (outputs, inputs), or a norm's
             scale.
         bias: name of the argument that is added.
@@ -163,7 +163,24 @@ def register_operator(
 
     Example:
         >>> import torch, secateur as sc
-        >>> sc.register_operator(torch.ops.aten.softsign_, kind="pointwise")  # doctest: +SKIP
+        >>> torch.library.define("shop::product", "(Tensor x, Tensor weight) -> Tensor")
+        >>> torch.library.impl(
+        ...     "shop::product", "CompositeExplicitAutograd", lambda x, weight: x @ weight.T
+        ... )
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first = torch.nn.Linear(8, 16)
+        ...         self.weight = torch.nn.Parameter(torch.ones(4, 16))
+        ...
+        ...     def forward(self, x):
+        ...         return torch.ops.shop.product(self.first(x).relu(), self.weight)
+        >>> sc.trace(Net(), torch.ones(1, 8)).protected[0].reason
+        'shop.product.default has no rule'
+        >>> sc.register_operator("shop::product", kind="affine", weight="weight")
+        >>> list(sc.trace(Net(), torch.ones(1, 8)).groups)
+        ['first -> weight']
+        >>> sc.forget_operator("shop::product")
     """
     found = _packet(operator)
     if like is kind is rule is None:
@@ -192,7 +209,21 @@ def register_operator(
 
 
 def forget_operator(operator: Any) -> None:
-    """Take back what :func:`register_operator` was told of an operator."""
+    """Take back what ``register_operator`` was told of an operator.
+
+    An operator that it was not told of is no error.
+
+    Args:
+        operator: the operator, or its name, as for ``register_operator``.
+
+    Raises:
+        ModelError: for what is no operator.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> sc.register_operator("aten::erfinv", kind="pointwise")
+        >>> sc.forget_operator(torch.ops.aten.erfinv)
+    """
     _REGISTERED.pop(_packet(operator), None)
 
 

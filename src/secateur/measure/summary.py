@@ -77,10 +77,34 @@ def profile(
     seconds: float = 0.5,
     threads: int | None = None,
 ) -> Profile:
-    """Measure ``model`` on ``example_inputs`` (a tensor, a tuple, or a dict of keyword arguments).
+    """Measure ``model`` on its example inputs: sizes, multiply-adds, latency and memory.
 
-    ``dense``: the network before pruning, timed in turn with this one. Inputs lie on the model's
-    device. What runs are copies. Raises ModelError where the model cannot be copied, or does not run on them.
+    What runs are copies. Inputs lie on the model's device.
+
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple, or a dict of keyword arguments.
+        dense: the network before pruning, timed in turn with this one.
+        seconds: about how long it is timed.
+        threads: torch's; default: as many as it has.
+
+    Returns:
+        The figures, bytes and milliseconds among them, and a row for each parameter; printed they are a
+        table. ``macs`` are dense multiply-adds of one pass, ``macs_effective`` those of weights that are not
+        zero.
+
+    Raises:
+        ModelError: where the model cannot be copied, or does not run on them.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
+        >>> found = sc.profile(net, torch.randn(1, 8), seconds=0.01)
+        >>> found.parameters, found.nonzero, found.macs, found.macs_effective
+        (212, 68, 192, 48)
+        >>> found.bytes_dense, found.latency_ms > 0
+        (848, True)
     """
     model = copied(model)
     macs = count_macs(model, example_inputs)

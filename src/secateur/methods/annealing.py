@@ -31,20 +31,35 @@ class Stage:
 
 @dataclass(frozen=True)
 class Annealing:
-    """How :func:`anneal_branches` goes down.
+    """How ``anneal_branches`` goes down: the alphas, and what is done where the score falls.
 
-    ``descent``: the alphas. ``adaptive``: not these; alpha falls by ``descent.step``, and by half as
-    much from each alpha on at which the first training did not hold the score (never by less than
-    ``descent.threshold``, and under this it jumps to 0). A score is held when it is at most ``tolerance``
-    under the best so far.
+    A score is held when it is at most ``tolerance`` under the best so far. If no training at an alpha holds
+    it, alpha falls all the same, and the score reached counts as the best from there.
 
-    ``rates``: factors of the learning rate, each for one training at an alpha, as long as the score is
-    not held: (1, 1) trains once more, (1, 10, 100) is the source's escalation. What does not improve the
-    score is undone. If none holds it, alpha falls all the same, and the score reached counts as the
-    best from there.
+    Args:
+        descent: the alphas.
+        adaptive: not these; alpha falls by ``descent.step``, and by half as much from each alpha on at which
+            the first training did not hold the score (never by less than ``descent.threshold``, and under
+            this it jumps to 0).
+        tolerance: how far under the best a score may be, in the score's own unit.
+        rates: factors of the learning rate, each for one training at an alpha, as long as the score is not
+            held: (1, 1) trains once more, (1, 10, 100) is the source's escalation. What does not improve the
+            score is undone.
+        update: the pretrained weights are trained from the "start", "never" (nor do their norms learn
+            statistics), or from this alpha on.
 
-    ``update``: the pretrained weights are trained from the "start", "never" (nor do their norms learn
-    statistics), or from this alpha on.
+    Raises:
+        BudgetError: for a setting that is not one of these.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> branches = sc.BranchAnnealing(net, torch.randn(2, 8), start="random")
+        >>> scores = iter([0.9, 0.8, 0.9, 0.9])  # the first training at alpha 0.5 loses too much
+        >>> method = sc.Annealing(sc.Descent(step=0.5), rates=(1, 10))
+        >>> stages = sc.anneal_branches(branches, lambda net, rate: None, lambda net: next(scores), method)
+        >>> [(stage.alpha, stage.rate, stage.score) for stage in stages]
+        [(1.0, 0.0, 0.9), (0.5, 1, 0.8), (0.5, 10, 0.9), (0.0, 1, 0.9)]
     """
 
     descent: Descent = field(default_factory=Descent)

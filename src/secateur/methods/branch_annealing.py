@@ -35,8 +35,26 @@ Start = Literal["least squares", "svd", "random"]
 class Descent:
     """The way of alpha from 1 to 0 in stages.
 
-    "step": minus ``step`` each; "multiplicative": times ``factor``; "exponential": exp(-``rate`` k^2),
-    slow at first; "cosine": half a cosine over ``stages``. Under ``threshold`` alpha jumps to 0.
+    Under ``threshold`` alpha jumps to 0.
+
+    Args:
+        kind: "step", minus ``step`` each; "multiplicative", times ``factor``; "exponential", exp(-``rate``
+            k^2), slow at first; "cosine", half a cosine over ``stages``.
+        step: over 0 and up to 1.
+        factor: over 0 and under 1.
+        rate: over 0.
+        stages: how many, from 1.
+        threshold: over 0 and up to 1.
+
+    Raises:
+        BudgetError: for a setting that is not one of these.
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.Descent(step=0.25).alphas()
+        [0.75, 0.5, 0.25, 0.0]
+        >>> sc.Descent("multiplicative", factor=0.5, threshold=0.1).alphas()
+        [0.5, 0.25, 0.125, 0.0]
     """
 
     kind: Literal["step", "multiplicative", "exponential", "cosine"] = "step"
@@ -75,7 +93,7 @@ class Descent:
 
 class BranchAnnealing:
     """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one. Train
-    ``network`` while ``alpha`` goes from 1 to 0, then :meth:`fold`; :func:`secateur.anneal_branches` is the
+    ``network`` while ``alpha`` goes from 1 to 0, then ``fold``; ``secateur.anneal_branches`` is the
     way down in stages.
 
     ``network`` is called like ``model`` and computes the same at first; its parameters are those of a copy of
@@ -94,7 +112,7 @@ class BranchAnnealing:
             as in the source.
         data: batches of inputs, or of inputs and labels, of the training split; not for a random start.
         kwargs: arguments by name beside ``example_inputs``.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         seed: of the random start.
 
@@ -185,8 +203,15 @@ class BranchAnnealing:
 
     @torch.no_grad()
     def fold(self) -> tuple[nn.Module, Proof]:
-        """Return the small network of the model's class that the branches alone make, and the proof that
-        it equals ``network`` at alpha 0. The annealing itself is not changed."""
+        """Return the small network of the model's class that the branches alone make, and the proof that it
+        equals ``network`` at alpha 0. The annealing itself is not changed.
+
+        Returns:
+            The small network, and the proof, with the model's own ``parameters`` and ``macs`` before it.
+
+        Raises:
+            ModelError: where the small network is not equal.
+        """
         before = dict(self.network.alphas)
         try:
             self.alpha = 0.0
@@ -245,7 +270,7 @@ def _start_near(
     data: Sequence[Any],
     start: Start,
 ) -> None:
-    """Start the branches near the layers that they are beside: see :class:`BranchAnnealing`."""
+    """Start the branches near the layers that they are beside: see ``BranchAnnealing``."""
     if start == "least squares":
         chosen: dict[str, Tensor] = {}
         grams = _grams(network, parts, data)

@@ -59,11 +59,11 @@ def prune_to(
         latency_ms: the median of one forward on ``example_inputs``, measured here and now.
         criterion: ranks the units of all groups together, once; default ``L2Norm(normalise=True)``.
         kwargs: arguments by name beside ``example_inputs``.
-        examples: further calls that must stay equal, as in :func:`secateur.compact`.
+        examples: further calls that must stay equal, as in ``secateur.compact``.
         methods: further methods that must, likewise.
         data: batches, for criteria that read them.
         loss: ``loss(outputs, labels)``, for criteria that read one.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         round_to: what the number of units left in a pruned group is a multiple of.
         min_kept: how many units every group keeps.
@@ -74,7 +74,7 @@ def prune_to(
 
     Raises:
         BudgetError: where the constraint is not one of these, or cannot be met.
-        CriterionError, TargetError, ModelError: as :func:`secateur.prune` and :func:`secateur.compact`.
+        CriterionError, TargetError, ModelError: as ``secateur.prune`` and ``secateur.compact``.
 
     Example:
         >>> import secateur as sc, torch

@@ -49,6 +49,7 @@ def check_goal(allowed: Sequence[str], **wanted: float | None) -> tuple[str, flo
         BudgetError: where it is not exactly one of those allowed, or its limit is impossible.
 
     Example:
+        >>> from secateur.methods.goals import check_goal
         >>> check_goal(("macs", "parameters"), macs=0.5, parameters=None)
         ('macs', 0.5)
     """
@@ -122,7 +123,7 @@ def goal_of(
     allowed: Sequence[str],
     **wanted: float | None,
 ) -> Goal:
-    """Return the one goal that is wanted, measured against ``dense``; raises as :func:`check_goal`, and where
+    """Return the one goal that is wanted, measured against ``dense``; raises as ``check_goal``, and where
     the network has nothing of what is limited."""
     name, limit = check_goal(allowed, **wanted)
     if name == "latency_ms" and kwargs:

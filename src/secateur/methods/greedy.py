@@ -36,19 +36,34 @@ _GOALS = ("sparsity", "parameters", "macs", "latency_ms", "score")
 
 @dataclass(frozen=True)
 class Greedy:
-    """How :func:`prune_greedily` goes about it.
+    """How ``prune_greedily`` goes about it: what is missed least, and how often it is judged anew.
 
-    ``criterion``: "score" removes the unit without which the score (a classifier's accuracy) is
-    largest, ties by the smaller loss, then by the order of groups and units; "output" the one with
-    which the outputs of the layers that read it change least (ThiNet, Luo et al. 2017): all that went
-    since the last compaction together, relative to those outputs, in closed form, without labels. Any
-    other criterion (``sc.L2Norm()``, one of your own) removes the unit of lowest score, each time anew.
+    Args:
+        criterion: "score" removes the unit without which the score (a classifier's accuracy) is largest, ties
+            by the smaller loss, then by the order of groups and units; "output" the one with which what its
+            readers put out changes least, with all that went since the last compaction, in closed form,
+            without labels. Any other criterion (``sc.L2Norm()``) removes the unit of lowest score, each time.
+        scope: "layer", units compete within their group, and the group with the largest share of its units
+            left is next, so that layers shrink evenly; "network", all units compete.
+        every: after so many removals the network is compacted and, where a training is given, fine-tuned.
+        at_once: so many units go before the others are judged anew.
+        min_kept: how many units each group keeps.
+        batch_size: how many examples are tried at a time.
+        memory: about the bytes that trying takes beside one batch's activations.
 
-    ``scope``: "layer", units compete within their group, and the group with the largest share of its
-    units left is next, so that layers shrink evenly; "network", all units compete. After ``every``
-    removals the network is compacted and, where a training is given, fine-tuned. ``at_once`` units go
-    before the others are judged anew. Each group keeps ``min_kept``. The data are tried in batches of
-    ``batch_size``; ``memory``: about the bytes that trying takes beside one batch's activations.
+    Raises:
+        BudgetError: for a setting that is not one of these.
+
+    Source:
+        "output": Luo et al., "ThiNet" (ICCV 2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> x, method = torch.randn(32, 8), sc.Greedy(criterion="output", every=4)
+        >>> small, run = sc.prune_greedily(net, x[:1], [x], parameters=0.5, method=method)
+        >>> [units for units, score, loss in run.stages]  # after how many removals it was compacted
+        [4, 8, 9]
     """
 
     criterion: Literal["score", "output"] | Criterion | UnitCriterion = "score"
@@ -82,12 +97,24 @@ class Removal:
 
 @dataclass(frozen=True)
 class GreedyRun:
-    """What was removed, in order; by stage (units gone so far, score, loss) after its fine-tuning; the
-    groups whose units each took a whole forward to try, or could not be tried, and why; and those that were
-    kept, since a forward does not bear their removal.
+    """What a greedy search removed, in order, and what that cost; printed it is a line a stage.
 
-    ``proofs``: of each stage, that its network equals the masked one. ``parameters``, ``macs`` (dense ones):
-    of the dense network and of the small one.
+    Attributes:
+        removals: each unit that went: ``group``, ``unit`` (its number there at first), ``score``, ``loss``.
+        stages: by compaction (units gone so far, score, loss), after its fine-tuning.
+        slow: the groups whose units each took a whole forward to try, or could not be tried, and why.
+        kept: the groups that were kept, since a forward does not bear their removal.
+        proofs: of each stage, that its network equals the masked one.
+        parameters: of the dense network and of the small one.
+        macs: the dense multiply-adds of both.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> x = torch.randn(32, 8)
+        >>> small, run = sc.prune_greedily(net, x[:1], [(x, net(x).argmax(1))], macs=0.75)
+        >>> len(run.removals), run.macs, run.parameters, len(run.proofs)
+        (4, (192, 144), (212, 160), 1)
     """
 
     removals: tuple[Removal, ...]
@@ -127,7 +154,7 @@ def prune_greedily(
     ends it, and the model given is not changed.
 
     The choices are those of masking each unit and evaluating; they are found faster (see
-    :class:`secateur.methods.ablation.Ablation`). From the network that ``on_stage`` is given a run that was
+    ``secateur.methods.ablation.Ablation``). From the network that ``on_stage`` is given a run that was
     stopped goes on to the same end, with ``dense``.
 
     Args:
@@ -150,7 +177,7 @@ def prune_greedily(
         dense: what the shares are of; default: the model given.
         kwargs: arguments by name beside ``example_inputs``, and for the batches that do not give them
             themselves.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         on_stage: ``on_stage(model)`` hears of each stage.
 

@@ -18,7 +18,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 def slimming(optimizer: Optimizers, model: nn.Module, penalty: float = 1e-4) -> Iterator[None]:
     """Add ``penalty`` times sign(weight) to the gradient of every scale of a BatchNorm (or InstanceNorm with
     one) before each step of ``optimizer``: network slimming's L1 penalty (Liu et al., 2017). Scales shrink
-    and are not zero: prune by them afterwards (:class:`secateur.BNScale`).
+    and are not zero: prune by them afterwards (``secateur.BNScale``).
 
     Their statistics are of one channel alone, so that a scale of zero silences its channel; scales of
     GroupNorm and LayerNorm are left alone, as channels normalised together cannot go one by one. An adaptive

@@ -34,9 +34,26 @@ _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
 @dataclass(frozen=True)
 class Refit:
-    """``layers``: by refitted layer, the squared error of its outputs relative to the dense
-    network's, before and after, on the calibration data; ``skipped``: the layers (or parameters)
-    that read lost units and were left as they are, and why."""
+    """What ``reconstruct`` refitted, and how near it came.
+
+    Printed it is a line a layer.
+
+    Attributes:
+        layers: by refitted layer, the squared error of its outputs relative to the dense network's, before
+            and after, on the calibration data.
+        skipped: the layers (or parameters) that read lost units and were left as they are, and why.
+
+    Example:
+        >>> import copy, torch, secateur as sc
+        >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> net = copy.deepcopy(dense)
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> _ = sc.prune(net, sc.L2Norm(), sc.Uniform(0.25), structure=structure)
+        >>> refit = sc.reconstruct(net, dense, structure, [torch.randn(64, 8)])
+        >>> before, after = refit.layers["2"]
+        >>> after < before
+        True
+    """
 
     layers: Mapping[str, tuple[float, float]]
     skipped: Mapping[str, str]
@@ -58,17 +75,39 @@ def reconstruct(
 ) -> Refit:
     """Refit, in place, each layer of the pruned ``model`` that reads lost units, in running order.
 
-    Each gets the weights and the bias with which it comes nearest, from the inputs it now sees, to
-    the outputs it had in ``dense``: a copy of the model taken before it was pruned. ``ridge`` pulls
-    the weights towards the old ones, in units of the mean square of an input; whatever it is, no
-    layer's error grows. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
-    is skipped. ``data``: batches of inputs or (inputs, labels) from the training split, iterated
-    over once a layer. A convolution reads at most :data:`POSITIONS` positions an example, drawn with
-    a fixed seed. Copies of both networks run, and nothing but the refitted weights and biases changes in
-    the model; an error leaves it as it was.
+    Each gets the weights and the bias with which it comes nearest, from the inputs it now sees, to the
+    outputs it had in ``dense``. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
+    is skipped. A convolution reads at most 64 positions an example, drawn with a fixed seed. Copies of both
+    networks run, and nothing but the refitted weights and biases changes in the model; an error leaves it as
+    it was.
 
-    Raises TargetError, ModelError, MaskError, CriterionError or BudgetError where the structure, the
-    dense network, the masks, the data or the ridge do not fit; NonFiniteError for a NaN inside.
+    Args:
+        model: the network, with units masked and not yet removed.
+        dense: a copy of it taken before it was pruned.
+        structure: a ``secateur.trace`` of ``model``.
+        data: batches of inputs or (inputs, labels) from the training split, iterated over once a layer.
+        ridge: pulls the weights towards the old ones, in units of the mean square of an input; whatever it
+            is, no layer's error grows.
+        masks: masks of single weights that have to stay zero.
+
+    Returns:
+        The error of each layer before and after, and what was skipped.
+
+    Raises:
+        TargetError, ModelError, MaskError, CriterionError, BudgetError: where the structure, the dense
+            network, the masks, the data or the ridge do not fit.
+        NonFiniteError: for a NaN inside.
+
+    Example:
+        >>> import copy, torch, secateur as sc
+        >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> net, x = copy.deepcopy(dense), torch.randn(64, 8)
+        >>> structure = sc.trace(net, x)
+        >>> _ = sc.prune(net, sc.L2Norm(), sc.Uniform(0.25), structure=structure)
+        >>> before = (net(x) - dense(x)).square().mean()
+        >>> _ = sc.reconstruct(net, dense, structure, [x])
+        >>> bool((net(x) - dense(x)).square().mean() < before / 2)
+        True
     """
     model, dense = unwrapped(model), unwrapped(dense)
     if not isinstance(structure, Structure) or model is not structure.model:

@@ -1,4 +1,4 @@
-"""Layers over a model's channels and a branch's, as :class:`secateur.methods.widening.Widened` runs them."""
+"""Layers over a model's channels and a branch's, as ``secateur.methods.widening.Widened`` runs them."""
 
 from __future__ import annotations
 

@@ -44,13 +44,28 @@ _EQUAL = 1e-6  # relative to the largest |output|, in float64
 
 @dataclass(frozen=True)
 class Selected:
-    """What :meth:`StructureSelection.fold` removed.
+    """What ``StructureSelection.fold`` removed.
 
-    ``units``: by group, the units that are left, and all. ``blocks``: the residual blocks
-    removed, and ``identities`` the modules that are an ``nn.Identity`` for it. ``removed_error``: the
-    change of the outputs that came of setting small factors to zero. ``max_error``: that of removing
-    what is zero. Both relative to the largest |output|, on the example inputs and another draw. ``proof``:
-    that of the compaction.
+    Errors are relative to the largest |output|, on the example inputs and another draw. Printed it is a line
+    a group and block.
+
+    Attributes:
+        units: by group, the units that are left, and all.
+        blocks: the residual blocks that were removed.
+        identities: the modules that are an ``nn.Identity`` for it.
+        removed_error: the change of the outputs that came of setting small factors to zero.
+        max_error: that of removing what is zero.
+        proof: that of the compaction.
+        notes: what deserves a look.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> selection = sc.StructureSelection(net, torch.randn(2, 8))
+        >>> selection.factors["0 -> 2"][:6] = 0  # as training makes them
+        >>> small, selected = selection.fold()
+        >>> selected.units, selected.parameters
+        ({'0 -> 2': (10, 16)}, (212, 134))
     """
 
     units: Mapping[str, tuple[int, int]]
@@ -88,7 +103,7 @@ class Selected:
 class StructureSelection:
     """Scaling factors on the units (and residual blocks) of a network, trained with its weights until many
     are zero; what they scale is then removed. Train ``network`` in any loop, its optimizer stepping inside
-    :meth:`trained`, then :meth:`fold`.
+    ``trained``, then ``fold``.
 
     ``network`` wraps ``model``, whose weights are trained too, and is called the same way. A factor is 1 at
     first. That of a unit multiplies the unit where the layers behind it read it: the columns of their
@@ -116,7 +131,7 @@ class StructureSelection:
             which follows its schedule, as in the paper; for SGD alone, as others have rates of another scale.
         momentum: of the factors' steps, from 0, under 1.
         kwargs: arguments by name beside ``example_inputs``.
-        include: name patterns of groups, as in :func:`secateur.prune`.
+        include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
         blocks: whether residual blocks have factors.
         units: whether units have.
@@ -200,14 +215,21 @@ class StructureSelection:
         """Give the factors one proximal step after each ``optimizer.step()`` inside the block; of a list of
         optimizers after that of the last one.
 
-        Their gradients come from the same backward passes, add up over those since the last step, and
-        are dropped after it. Clipping and weight decay of the optimizer do not touch them.
+        Their gradients come from the same backward passes, add up over those since the last step, and are
+        dropped after it. Clipping and weight decay of the optimizer do not touch them.
 
-        Raises TargetError where the optimizer trains nothing of ``network``; BudgetError where it cannot
-        be followed (LBFGS; no ``lr`` for other than SGD); ModelError where no gradient reaches the
-        factors, or not as it is: under a GradScaler (train in float32 or bfloat16), in several
-        processes, with gradient checkpointing; NonFiniteError for a NaN or an infinity in a gradient or
-        factor, before the step changes any.
+        Args:
+            optimizer: one that trains ``network``, or a list.
+
+        Returns:
+            A context manager that gives ``network``.
+
+        Raises:
+            TargetError: where the optimizer trains nothing of ``network``.
+            BudgetError: where it cannot be followed (LBFGS; no ``lr`` for other than SGD).
+            ModelError: where no gradient reaches the factors, or not as it is: under a GradScaler (train in
+                float32 or bfloat16), in several processes, with gradient checkpointing.
+            NonFiniteError: for a NaN or an infinity in a gradient or factor, before the step changes any.
         """
         levels = levels_of(optimizer)
         last = self._checked([level for level in levels if level.innermost])
@@ -260,17 +282,25 @@ class StructureSelection:
 
     @torch.no_grad()
     def fold(self, threshold: float = 1e-4) -> tuple[nn.Module, Selected]:
-        """Return a really small network and what was :class:`Selected`, with the proof of its compaction.
+        """Return a really small network and what was ``Selected``, with the proof of its compaction.
 
-        Factors under ``threshold`` (momentum leaves tiny ones) become zero, the others go into the
-        weights. Units with a zero are removed by :func:`secateur.compact` (``proof.kept``: those that a
-        forward's written-in sizes keep), and a residual block with a zero whole: an ``nn.Identity``
-        takes the place of the smallest module that it leaves without effect; where there is none, its
-        inner units go. A group of zeros keeps its largest factor. The model and the factors are not
-        changed. Outputs change by the threshold alone (``removed_error``): the removal is compared with
-        the network whose small factors are zero.
+        Factors under ``threshold`` become zero, the others go into the weights. Units with a zero are removed
+        by ``secateur.compact`` (``proof.kept``: those that a forward's written-in sizes keep), and a residual
+        block with a zero whole: an ``nn.Identity`` takes the place of the smallest module that it leaves
+        without effect; where there is none, its inner units go. A group of zeros keeps its largest factor.
+        The model and the factors are not changed. Outputs change by the threshold alone (``removed_error``):
+        the removal is compared with the network whose small factors are zero.
 
-        Raises NonFiniteError for a NaN or an infinite factor, ModelError where the networks differ.
+        Args:
+            threshold: factors of a smaller size are zero; momentum leaves tiny ones.
+
+        Returns:
+            The small network, and the record, whose ``proof`` is that of ``secateur.compact``.
+
+        Raises:
+            BudgetError: for what is no number from 0.
+            NonFiniteError: for a NaN or an infinite factor.
+            ModelError: where the networks differ.
         """
         if not (math.isfinite(threshold) and threshold >= 0):
             raise BudgetError(f"threshold is {threshold!r}; it is a number from 0")

@@ -80,7 +80,7 @@ def tries_of(
     labelled: bool,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Tries:
-    """Return the data as :class:`Tries`, in batches of ``size``, the last filled up with its own first
+    """Return the data as ``Tries``, in batches of ``size``, the last filled up with its own first
     examples. ``kwargs`` go with each that does not give them itself; ``labelled``: labels are needed."""
     pairs = list(batches(data, "prune_greedily", model, inside=False))
     if labelled and any(labels is None for _, labels in pairs):

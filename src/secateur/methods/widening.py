@@ -200,7 +200,7 @@ class Widened(nn.Module):
         return {name: made[first] for name, first in self.names.items()}
 
     def _running(self) -> dict[str, Tensor]:
-        """Return what :meth:`tensors` does, as the module that runs takes it."""
+        """Return what ``tensors`` does, as the module that runs takes it."""
         given: dict[str, Tensor] = {}
         wide: dict[str, Tensor] = {}  # by first name, each once
         with torch.autocast(self._device(), enabled=False):

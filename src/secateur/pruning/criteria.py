@@ -27,7 +27,7 @@ class Criterion(Protocol):
     """Gives the importance of every entry of every target.
 
     Scores that are all the same are an error where it says that it ``reads_data``, or says nothing and data
-    are given. What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    are given. What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     def __call__(
@@ -37,7 +37,21 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class Magnitude:
-    """|w|: the size of the weight itself; needs no data."""
+    """|w|: the size of the weight itself; needs no data.
+
+    With whole units a unit's score is the sum over its entries.
+
+    Source:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks" (NeurIPS 2015).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.1, -0.4, 0.3, -0.2]])
+        >>> _ = sc.prune(layer, sc.Magnitude(), sc.Uniform(0.5))
+        >>> layer.weight.data
+        tensor([[ 0.0000, -0.4000,  0.3000,  0.0000]])
+    """
 
     reads_data: ClassVar[bool] = False
     is_magnitude: ClassVar[bool] = True
@@ -49,7 +63,22 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform random scores from ``seed``: the baseline that every criterion has to beat."""
+    """Uniform random scores from ``seed``: the baseline that every criterion has to beat.
+
+    A whole unit gets one number of its own, not the sum over its entries, which would rank by size.
+
+    Args:
+        seed: of the generator; the same seed gives the same scores.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(100, 10)
+        >>> targets = sc.find_targets(layer)
+        >>> torch.equal(sc.Random(seed=1)(targets)["weight"], sc.Random(seed=1)(targets)["weight"])
+        True
+        >>> sc.prune(layer, sc.Random(), sc.Uniform(0.9)).sparsity
+        0.9
+    """
 
     seed: int = 0
     reads_data: ClassVar[bool] = False
@@ -69,10 +98,21 @@ class Random:
 
 @dataclass(frozen=True)
 class Wanda:
-    """|w| x rms of the input that w multiplies (Sun et al., 2023); needs data, no labels.
+    """|w| x rms of the input that w multiplies; needs data, no labels.
 
-    The rms runs over the batch and every position. The paper compares weights within one output:
-    that is what it does under a budget per layer, one row at a time; here the budget decides.
+    The rms runs over the batch and every position. The paper compares weights within one output; here the
+    budget decides what is compared. Biases have no score.
+
+    Source:
+        Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (2023).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 2.0]])
+        >>> x = torch.tensor([[9.0, 1.0]])  # the first input is large, so its small weight counts for more
+        >>> sc.Wanda()(sc.find_targets(layer), data=[x])["weight"](slice(None))
+        tensor([[9., 2.]])
     """
 
     reads_data: ClassVar[bool] = True
@@ -89,10 +129,23 @@ class Wanda:
 
 @dataclass(frozen=True)
 class Taylor:
-    """|w x gradient of the loss|: what the loss would change by, to first order (Molchanov et al., 2017).
+    """|w x gradient of the loss|: what the loss would change by, to first order.
 
-    Needs ``data`` of (inputs, labels); ``loss(outputs, labels)`` is cross-entropy unless given.
-    The gradient is the mean over the batches.
+    Needs ``data`` of (inputs, labels); ``loss(outputs, labels)`` is cross-entropy unless given. The
+    gradient is the mean over the batches.
+
+    Source:
+        Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference" (ICLR
+        2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[3.0, 1.0]])
+        >>> batch = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0]])  # the first weight does nothing here
+        >>> scores = sc.Taylor()(sc.find_targets(layer), data=[batch], loss=torch.nn.functional.mse_loss)
+        >>> scores["weight"](slice(None))
+        tensor([[0., 2.]])
     """
 
     reads_data: ClassVar[bool] = True
@@ -107,8 +160,23 @@ class Taylor:
 
 @dataclass(frozen=True)
 class Fisher:
-    """w^2 x mean squared gradient: Optimal Brain Damage (LeCun et al., 1990) with the empirical Fisher
-    information for the Hessian's diagonal, over the batches of ``data``."""
+    """w^2 x mean squared gradient: Optimal Brain Damage with the empirical Fisher information.
+
+    It stands for the Hessian's diagonal, and is the mean over the batches of ``data``, which are (inputs,
+    labels). ``loss(outputs, labels)`` is cross-entropy unless given.
+
+    Source:
+        LeCun et al., "Optimal Brain Damage" (NIPS 1989).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[3.0, 1.0]])
+        >>> batch = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0]])
+        >>> scores = sc.Fisher()(sc.find_targets(layer), data=[batch], loss=torch.nn.functional.mse_loss)
+        >>> scores["weight"](slice(None))
+        tensor([[0., 4.]])
+    """
 
     reads_data: ClassVar[bool] = True
 

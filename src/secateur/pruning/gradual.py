@@ -49,12 +49,12 @@ def gradually(
 
     Args:
         model: the network.
-        criterion: as for :func:`secateur.prune`.
+        criterion: as for ``secateur.prune``.
         budget: where the way ends.
         schedule: the amounts on the way there.
         start: the step to resume at.
         masks: those of the step before ``start``.
-        **options: those of :func:`secateur.prune`, ``structure`` for whole units among them.
+        **options: those of ``secateur.prune``, ``structure`` for whole units among them.
 
     Returns:
         An iterator of the masks of each step.
@@ -92,7 +92,7 @@ def _steps(
 
 
 class GradualPruning:
-    """Pruning under way inside :func:`during`: the ``masks`` in force, optimizer ``steps`` taken,
+    """Pruning under way inside ``during``: the ``masks`` in force, optimizer ``steps`` taken,
     and ``level``, how many of the schedule's amounts have been reached."""
 
     def __init__(
@@ -125,7 +125,7 @@ class GradualPruning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`. Load the network's weights inside the block too: what entering
+        """Go on from a ``state_dict``. Load the network's weights inside the block too: what entering
         it pruned is then gone.
 
         Raises StorageError for what is no such state, MaskError for masks of another network, BudgetError
@@ -199,7 +199,7 @@ def during(
     Args:
         optimizer: the one that trains the model, or a list, of which the steps of the first are counted.
         model: the network.
-        criterion: as for :func:`secateur.prune`.
+        criterion: as for ``secateur.prune``.
         budget: where the way ends.
         schedule: the amounts on the way there.
         every: how many steps of the optimizer one of the schedule takes.
@@ -207,11 +207,11 @@ def during(
         steps: how many steps of the optimizer have been taken.
         masks: those in force at ``start``.
         state: where the pruning stood, instead of the last three.
-        averaged: see :meth:`secateur.Masks.held`.
-        **options: those of :func:`secateur.prune`.
+        averaged: see ``secateur.Masks.held``.
+        **options: those of ``secateur.prune``.
 
     Returns:
-        A context manager that gives the :class:`GradualPruning` under way.
+        A context manager that gives the ``GradualPruning`` under way.
 
     Raises:
         BudgetError, CriterionError: for choices that do not go together; for a network that is sparser than

@@ -212,7 +212,7 @@ _UNSCALES = "_step_supports_amp_scaling"  # torch's mark of a step that unscales
 @contextmanager
 def scalers_shown(levels: Sequence[Level]) -> Iterator[None]:
     """Inside the block a GradScaler leaves its mark on any optimizer that it steps, as on a fused one, and
-    :func:`refuse_scaler` sees it."""
+    ``refuse_scaler`` sees it."""
     marked = [level.optimizer for level in levels if not getattr(level.optimizer, _UNSCALES, False)]
     for optimizer in marked:
         setattr(optimizer, _UNSCALES, True)

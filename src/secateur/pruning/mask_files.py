@@ -33,7 +33,7 @@ def as_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict
 
 
 def from_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Undo :func:`as_state`; StorageError for what it did not make."""
+    """Undo ``as_state``; StorageError for what it did not make."""
     text = state.get(_METADATA) if isinstance(state, Mapping) else None
     if not isinstance(text, Tensor) or text.dtype != torch.uint8:
         raise StorageError(f"the state is not one of masks: it has no tensor {_METADATA!r} of bytes")

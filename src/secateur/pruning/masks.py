@@ -25,10 +25,33 @@ from secateur.text import table
 class Masks(Mapping[str, Tensor]):
     """One bool tensor a pruned parameter, True where the weight is kept, bound to a model.
 
-    Keys are canonical parameter names. ``a & b`` keeps what both keep, ``a | b`` what either
-    keeps. ``notes`` are lines on what deserves a look: layers emptied, say. Where whole units were
-    pruned, ``units`` are by group (kept, of how many), and ``requested`` goes by group too. ``dense``:
-    how many entries a tensor had before units were cut out of it, where fewer are left.
+    It is a mapping by canonical parameter name. ``a & b`` keeps what both keep, ``a | b`` what either keeps;
+    printed it is a table, layer by layer.
+
+    Args:
+        model: the network that they mask.
+        kept: by name the bool tensor, of the parameter's shape.
+        requested: by name the sparsity that was asked for; by group where whole units were pruned.
+        requested_overall: the one asked for of all together.
+        notes: lines on what deserves a look: layers emptied, say.
+        units: where whole units were pruned, by group how many are kept, of how many.
+        dense: by name how many entries a tensor had before units were cut out of it, where fewer are left.
+
+    Raises:
+        MaskError: for masks that do not fit the model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
+        >>> masks
+        tensor    shape  weights  kept  sparsity  requested
+        0.weight  16x8       128    32    75.00%     75.00%
+        1.weight  4x16        64    16    75.00%     75.00%
+        all                  192    48    75.00%     75.00%
+        >>> masks.save("masks.safetensors")
+        >>> sc.Masks.load("masks.safetensors", net) == masks
+        True
     """
 
     def __init__(
@@ -166,7 +189,11 @@ class Masks(Mapping[str, Tensor]):
             yield self
 
     def check(self) -> None:
-        """Raise MaskError where a masked weight of the model is not zero."""
+        """Raise MaskError where a masked weight of the model is not zero.
+
+        Raises:
+            MaskError: naming the tensor, and how many are alive.
+        """
         alive = {
             name: number
             for name, parameter in self.parameters().items()
@@ -183,10 +210,27 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply(self, model: Any = None) -> Masks:
-        """Zero the masked weights of ``model`` (default: the bound one).
+        """Zero the masked weights of ``model``, in place.
 
-        It may be an average of the bound one, or what holds it: AveragedModel, timm's ModelEmaV2,
-        Lightning's callback, diffusers' EMAModel.
+        Args:
+            model: the network, by default the bound one; or an average of it, or what holds one:
+                AveragedModel, timm's ModelEmaV2, Lightning's callback, diffusers' EMAModel.
+
+        Returns:
+            These masks.
+
+        Raises:
+            MaskError: for a network that they do not fit.
+            NonFiniteError: for NaN or infinite weights, before any changes.
+
+        Example:
+            >>> import copy, torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> ema = copy.deepcopy(net)
+            >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+            >>> _ = masks.apply(ema)
+            >>> sc.sparsity(ema)
+            0.5
         """
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
@@ -211,7 +255,7 @@ class Masks(Mapping[str, Tensor]):
         return self._like(model, self.kept)
 
     def follow(self, small: nn.Module, removed: Removed) -> Masks:
-        """Return the same masks for the smaller network that :func:`secateur.compact` makes: cut to size,
+        """Return the same masks for the smaller network that ``secateur.compact`` makes: cut to size,
         and bound to it."""
         parameters = dict(all_tensors(small))
         # A bias entry that took up a constant is needed, masked or not.
@@ -281,9 +325,18 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> Masks:
-        """Read masks and bind them to ``model``; its weights are left as they are (see apply).
+        """Read masks and bind them to ``model``; its weights are left as they are (see ``apply``).
 
-        Raises StorageError for what is no file of masks, MaskError for masks of another network.
+        Args:
+            path: a file of ``save``.
+            model: the network.
+
+        Returns:
+            The masks.
+
+        Raises:
+            StorageError: for what is no file of masks.
+            MaskError: for masks of another network.
         """
         return cls(model, **unpacked(*load_tensors(path), path, model))
 
@@ -292,10 +345,25 @@ class Masks(Mapping[str, Tensor]):
         return as_state(*self._packed())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the masks of :meth:`state_dict`, bound to the same model as before.
+        """Become the masks of ``state_dict``, bound to the same model as before.
 
         Its weights are left as they are. Begin from ``Masks(model, {})`` where there are no masks yet.
-        Raises as :meth:`load`, and then changes nothing.
+
+        Args:
+            state: what ``state_dict`` gave.
+
+        Raises:
+            StorageError: for what is no such state; nothing has changed then.
+            MaskError: for masks of another network, likewise.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+            >>> again = sc.Masks(net, {})
+            >>> again.load_state_dict(masks.state_dict())
+            >>> again == masks
+            True
         """
         vars(self).update(unpacked(*from_state(state), "the state", self.model))
 
@@ -311,8 +379,29 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def from_torch_prune(cls, model: nn.Module) -> Masks:
-        """Take over a model pruned by ``torch.nn.utils.prune``: make its pruning permanent there
-        (plain parameter names again) and return the same masks."""
+        """Take over a model pruned by ``torch.nn.utils.prune``, and return the same masks.
+
+        Its pruning is made permanent there: parameters have their plain names again.
+
+        Args:
+            model: the network, changed in place.
+
+        Returns:
+            The masks.
+
+        Raises:
+            MaskError: for a network that holds no such mask.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> from torch.nn.utils import prune
+            >>> net = torch.nn.Linear(10, 10)
+            >>> _ = prune.l1_unstructured(net, "weight", amount=0.5)
+            >>> sc.Masks.from_torch_prune(net).sparsity
+            0.5
+            >>> sorted(name for name, _ in net.named_parameters())
+            ['bias', 'weight']
+        """
         from torch.nn.utils import prune as torch_prune
 
         kept: dict[str, Tensor] = {}

@@ -34,6 +34,21 @@ class Block:
     """A granularity: whole blocks of ``height`` x ``width`` go together, by their mean score.
 
     Weights are read as matrices (outputs, everything else); blocks at the border may be smaller.
+
+    Args:
+        height: how many outputs a block has, from 1.
+        width: how many inputs (times positions of a kernel) it has, from 1.
+
+    Raises:
+        BudgetError: for a side under 1.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 2, bias=False)
+        >>> layer.weight.data = torch.tensor([[9.0, 0.0, 3.0, 3.0], [0.0, 0.0, 3.0, 3.0]])
+        >>> sc.prune(layer, sc.Magnitude(), sc.Uniform(0.5), granularity=sc.Block(2, 2))["weight"]
+        tensor([[False, False,  True,  True],
+                [False, False,  True,  True]])
     """
 
     height: int
@@ -100,15 +115,15 @@ def prune(
         model: the network.
         criterion: what ranks weights or units; low scores go first.
         budget: how much goes, and from where.
-        shrinkage: what becomes of a weight at the cut; default :class:`secateur.Hard`.
-        granularity: a :class:`Block`, for whole blocks instead of single weights.
+        shrinkage: what becomes of a weight at the cut; default ``secateur.Hard``.
+        granularity: a ``Block``, for whole blocks instead of single weights.
         data: batches, for criteria that read them.
         loss: ``loss(outputs, labels)``, for criteria that read one; default cross-entropy.
-        include: name patterns of what is pruned, see :func:`secateur.find_targets`; of groups with
+        include: name patterns of what is pruned, see ``secateur.find_targets``; of groups with
             ``structure``.
         exclude: name patterns of what is not.
         masks: an earlier pruning of this model; what it masks goes first and stays masked.
-        structure: a :func:`secateur.trace` of this model, for whole units.
+        structure: a ``secateur.trace`` of this model, for whole units.
         round_to: what the number of units left in a pruned group is a multiple of.
         min_kept: how many units every group keeps.
         group: another process group than the model's, or False for a process that prunes on its own.
@@ -117,7 +132,7 @@ def prune(
         The masks, bound to the model: by parameter name a bool tensor of its shape, True where it is kept.
 
     Raises:
-        CriterionError, BudgetError: for choices that do not go together, see :func:`check`, or cannot be met.
+        CriterionError, BudgetError: for choices that do not go together, see ``check``, or cannot be met.
         TargetError: where patterns match nothing, or nothing can be pruned.
         MaskError: for masks of another network, or of more than the budget takes; for ranks that differ.
         NonFiniteError: for a NaN or an infinity in weights or scores.
@@ -197,7 +212,7 @@ def check(
     round_to: int = 1,
     min_kept: int = 1,
 ) -> None:
-    """Refuse choices that do not go together; see :mod:`secateur.pruning.capabilities` for what decides it.
+    """Refuse choices that do not go together; see ``secateur.pruning.capabilities`` for what decides it.
 
     ``units``: whole units are pruned. ``scheduled``: along a schedule of more than one step. Needs no model,
     so that it can be called long before one is pruned.
@@ -206,7 +221,7 @@ def check(
         criterion: a criterion, of the user's own or one of secateur's.
         budget: a budget, likewise.
         shrinkage: what becomes of a weight at the cut; None is Hard.
-        granularity: a :class:`Block`, or None for single weights.
+        granularity: a ``Block``, or None for single weights.
         units: whether whole units are pruned.
         scheduled: whether a schedule takes more than one step to the budget.
         round_to: what the number of units kept is a multiple of.
@@ -218,6 +233,7 @@ def check(
 
     Example:
         >>> import secateur as sc
+        >>> from secateur.pruning.prune import check
         >>> check(sc.Magnitude(), sc.Std(1.0), shrinkage=sc.Soft())
         >>> check(sc.Random(), sc.Std(1.0))  # doctest: +ELLIPSIS
         Traceback (most recent call last):

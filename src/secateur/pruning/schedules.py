@@ -21,7 +21,15 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class OneShot:
-    """All at once."""
+    """All at once.
+
+    It serves budgets without an amount too, like ``NM``.
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.OneShot()(0.9)
+        [0.9]
+    """
 
     one_shot: ClassVar[bool] = True
 
@@ -31,8 +39,24 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Iterative:
-    """The same share of what is left, ``steps`` times (Han et al., 2015; Frankle & Carbin, 2019):
-    the density falls geometrically from 1 - ``initial``.
+    """The same share of what is left, ``steps`` times.
+
+    The density falls geometrically from 1 - ``initial``. The last step is the budget's own amount, under 1.
+
+    Args:
+        steps: how many, from 1.
+        initial: the sparsity to begin from, from 0 to under 1.
+
+    Raises:
+        BudgetError: for such numbers as cannot be; when it is used, for a budget under ``initial``, or of 1.
+
+    Source:
+        Han et al. (NeurIPS 2015); Frankle & Carbin, "The Lottery Ticket Hypothesis" (ICLR 2019).
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.Iterative(steps=3)(0.875)  # half of what is left goes, three times
+        [0.5, 0.75, 0.875]
     """
 
     steps: int
@@ -52,8 +76,24 @@ class Iterative:
 
 @dataclass(frozen=True)
 class Cubic:
-    """s_t = s_f + (s_i - s_f) (1 - t / n)^3 for t = 1..n (Zhu & Gupta, 2017): fast while there is
-    much to spare, slow towards the end.
+    """s_t = s_f + (s_i - s_f) (1 - t / n)^3 for t = 1..n: fast while there is much to spare, slow at the end.
+
+    The last step is the budget's own amount.
+
+    Args:
+        steps: how many, n.
+        initial: the sparsity to begin from, s_i, from 0 to under 1.
+
+    Raises:
+        BudgetError: for such numbers as cannot be; when it is used, for a budget under ``initial``.
+
+    Source:
+        Zhu & Gupta, "To prune, or not to prune" (2017).
+
+    Example:
+        >>> import secateur as sc
+        >>> [round(share, 3) for share in sc.Cubic(steps=4)(0.96)]
+        [0.555, 0.84, 0.945, 0.96]
     """
 
     steps: int

@@ -86,9 +86,25 @@ class Scores:
 class Cut:
     """What goes from one tensor: every score under ``value``, and ``ties`` of those equal to it.
 
-    ``ties`` is None for a cut given by value (Std, Threshold): strictly under it, ties stay;
-    ``tied`` is how many are equal to ``value``. ``requested`` is the share of this tensor that was
-    asked for, where one was.
+    A budget gives one for each tensor. Ties fall by a fixed hash of their position, so that they spread, and
+    fall the same on every machine.
+
+    Args:
+        value: the score under which everything goes.
+        ties: how many of the scores equal to ``value`` go too; None for a cut given by value (Std,
+            Threshold), where ties stay.
+        tied: how many scores are equal to ``value``.
+        requested: the share of this tensor that was asked for, where one was.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> class Half:  # a budget of one's own: what is under the mean of each tensor's scores
+        ...     def __call__(self, scores, weights):
+        ...         return {name: sc.Cut(float(s.whole().mean())) for name, s in scores.items()}
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 2.0, 3.0, 10.0]])
+        >>> sc.prune(layer, sc.Magnitude(), Half())["weight"]
+        tensor([[False, False, False,  True]])
     """
 
     value: float

@@ -36,8 +36,28 @@ _FINITE = "shared values are finite"
 
 
 class Sharing:
-    """Which weights of a model share a value: by canonical name an int16 tensor of the weight's shape
-    with the number of the value, -1 where the weight is zero and stays so."""
+    """Which weights of a model share a value.
+
+    Made by ``share_weights``; train the values under ``held``, and store them by ``secateur.pack``.
+
+    Args:
+        model: the network.
+        clusters: by canonical name an int16 tensor of the weight's shape with the number of the value, -1
+            where the weight is zero and stays so.
+
+    Raises:
+        MaskError: for a sharing that does not fit the model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(4, 1, bias=False)
+        >>> net.weight.data = torch.tensor([[1.0, 3.0, -5.0, 0.0]])
+        >>> sharing = sc.share_weights(net, values=2)
+        >>> sharing.clusters["weight"]
+        tensor([[ 1,  1,  0, -1]], dtype=torch.int16)
+        >>> sharing.codebooks["weight"], net.weight.data
+        (tensor([-5.,  2.]), tensor([[ 2.,  2., -5.,  0.]]))
+    """
 
     def __init__(self, model: nn.Module, clusters: Mapping[str, Tensor]) -> None:
         self.model = model
@@ -59,19 +79,39 @@ class Sharing:
 
     @contextmanager
     def held(self, optimizer: Optimizers) -> Iterator[Sharing]:
-        """Train the shared values: whatever ``optimizer`` (or a list of them) does inside the block, weights
-        that share one stay equal, and zeros stay zero.
+        """Train the shared values: whatever ``optimizer`` does inside the block, weights that share one stay
+        equal, and zeros stay zero.
 
-        Before a step each weight's gradient becomes the sum, not the mean, over the weights of its value:
-        the gradient of the loss by that value, so that SGD's step is the paper's. (Sums over thousands of
-        weights want a learning rate as much smaller; Adam's step does not depend on it.) After a step each
-        value is the mean over its weights, which an elementwise optimizer has left equal. Clipping before
-        the step sees the gradients of single weights. Leaving the block checks that all this held.
-        Weights that are not shared are trained as ever; with ``masks.held`` around it pruned ones among
-        them stay zero.
+        Before a step each weight's gradient becomes the sum, not the mean, over the weights of its value: the
+        gradient of the loss by that value, so that SGD's step is the paper's. (Sums over thousands of weights
+        want a learning rate as much smaller; Adam's step does not depend on it.) After a step each value is
+        the mean over its weights, which an elementwise optimizer has left equal. Clipping before the step
+        sees the gradients of single weights. Leaving the block checks that all this held. Weights that are
+        not shared are trained as ever; with ``masks.held`` around it pruned ones among them stay zero.
 
-        Raises MaskError where the optimizer updates none of the shared weights, or something else wrote
-        them; BudgetError for LBFGS; NonFiniteError for a NaN or an infinite weight.
+        Args:
+            optimizer: one or a list.
+
+        Returns:
+            A context manager that gives this sharing.
+
+        Raises:
+            MaskError: where the optimizer updates none of the shared weights, or something else wrote them.
+            BudgetError: for LBFGS.
+            NonFiniteError: for a NaN or an infinite weight.
+
+        Source:
+            Han et al., "Deep Compression" (ICLR 2016).
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> sharing, optimizer = sc.share_weights(net, values=4), torch.optim.Adam(net.parameters())
+            >>> with sharing.held(optimizer):
+            ...     net(torch.randn(8, 10)).square().mean().backward()
+            ...     optimizer.step()
+            >>> len(net.weight.unique())
+            4
         """
         levels = innermost(optimizer)
         if any(isinstance(level.optimizer, torch.optim.LBFGS) for level in levels):
@@ -113,7 +153,7 @@ class Sharing:
         return self
 
     def follow(self, small: nn.Module, removed: Removed) -> Sharing:
-        """Return the same sharing for the smaller network that :func:`secateur.compact` makes: cut to size,
+        """Return the same sharing for the smaller network that ``secateur.compact`` makes: cut to size,
         and bound to it."""
         return Sharing(small, {name: sliced(c, name, removed) for name, c in self.clusters.items()})
 
@@ -140,11 +180,11 @@ def share_weights(
         model: the network.
         masks: masks of it, which must hold.
         values: how many values a tensor's weights share, from 2 to 256.
-        include: name patterns of targets, as in :func:`secateur.prune`.
+        include: name patterns of targets, as in ``secateur.prune``.
         exclude: name patterns of what is left out.
 
     Returns:
-        The :class:`Sharing`, under which the values can be trained; :func:`secateur.pack` stores each weight
+        The ``Sharing``, under which the values can be trained; ``secateur.pack`` stores each weight
         as its value's number.
 
     Raises:

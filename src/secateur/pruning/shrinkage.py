@@ -20,7 +20,7 @@ from secateur.pruning.selection import Cut, PatternCut, Scores, cut_globally
 class Shrinkage(Protocol):
     """Changes a weight in place and returns the bool tensor of what it zeroed.
 
-    What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor: ...
@@ -28,7 +28,18 @@ class Shrinkage(Protocol):
 
 @dataclass(frozen=True)
 class Hard:
-    """0 where the cut takes it, else unchanged."""
+    """0 where the cut takes it, else unchanged.
+
+    It is the default of ``secateur.prune``, and goes with everything.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.5, -1.0, 2.0, -4.0]])
+        >>> _ = sc.prune(layer, sc.Magnitude(), sc.Threshold(1.0), shrinkage=sc.Hard())
+        >>> layer.weight.data
+        tensor([[ 0., -1.,  2., -4.]])
+    """
 
     def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
         weight.masked_fill_(pruned, 0)
@@ -37,7 +48,21 @@ class Hard:
 
 @dataclass(frozen=True)
 class Soft:
-    """sign(w) max(|w| - t, 0) at the cut's value t (Donoho, 1995); goes with Magnitude only."""
+    """sign(w) max(|w| - t, 0) at the cut's value t; goes with Magnitude only.
+
+    What stays moves towards zero by t, so it is done once, not along a schedule, and not in blocks.
+
+    Source:
+        Donoho, "De-noising by soft-thresholding" (1995).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.5, -1.0, 2.0, -4.0]])
+        >>> _ = sc.prune(layer, sc.Magnitude(), sc.Threshold(1.0), shrinkage=sc.Soft())
+        >>> layer.weight.data
+        tensor([[ 0.,  0.,  1., -3.]])
+    """
 
     shrinks: ClassVar[bool] = True
 
@@ -47,8 +72,26 @@ class Soft:
 
 @dataclass(frozen=True)
 class Trimmed:
-    """Trimmed thresholding (after Fang & Huang): weights at or above the ``upper`` quantile of
-    |w| in the layer stay; of the others |w| <= t goes, and the rest lose t. Value budgets only.
+    """Trimmed thresholding: the largest weights stay, those at most t go, and the rest lose t.
+
+    It goes with Magnitude and value budgets (Threshold, Std) only, once, and not in blocks.
+
+    Args:
+        upper: weights at or above this quantile of |w| in the layer stay as they are; between 0 and 1.
+
+    Raises:
+        BudgetError: for what is no such quantile.
+
+    Source:
+        After Fang & Huang.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.5, -1.0, 2.0, -4.0]])
+        >>> _ = sc.prune(layer, sc.Magnitude(), sc.Threshold(1.0), shrinkage=sc.Trimmed(upper=0.75))
+        >>> layer.weight.data
+        tensor([[ 0.,  0.,  1., -4.]])
     """
 
     upper: float = 0.99
@@ -72,9 +115,26 @@ class Trimmed:
 
 @dataclass(frozen=True)
 class Smooth:
-    """The smooth form (Fang & Huang): 0 where |w| <= t, else w (1 - (t / |w|)^a).
+    """0 where |w| <= t, else w (1 - (t / |w|)^a): a smooth form of thresholding.
 
-    Soft at ``a`` = 1, and nearer to Hard as it grows.
+    It is Soft at ``a`` = 1, and nearer to Hard as it grows; as Soft it goes with Magnitude only.
+
+    Args:
+        a: the power, over 0.
+
+    Raises:
+        BudgetError: for a power that is not over 0.
+
+    Source:
+        Fang & Huang.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.5, -1.0, 2.0, -4.0]])
+        >>> _ = sc.prune(layer, sc.Magnitude(), sc.Threshold(1.0), shrinkage=sc.Smooth(a=2.0))
+        >>> layer.weight.data
+        tensor([[ 0.0000,  0.0000,  1.5000, -3.7500]])
     """
 
     a: float = 2.0

@@ -34,7 +34,7 @@ from secateur.structure.units import Group, Structure, living
 class UnitBudget(Protocol):
     """Decides from the scores of units what is cut of each group, knowing what goes with them.
 
-    It says ``counts_units = True``. What else it may say of itself: :mod:`secateur.pruning.capabilities`.
+    It says ``counts_units = True``. What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     counts_units: ClassVar[bool]
@@ -48,9 +48,23 @@ class UnitBudget(Protocol):
 class ParameterShare:
     """Units by score, of all groups together, as few as take ``sparsity`` of the network's parameters.
 
-    Counted are the entries that really leave when the units do, each once: rows and columns of one
-    weight overlap. So the share is reached to a unit, and never missed: one unit fewer would. A
-    budget for whole units; with single weights ``Global`` is the same.
+    Counted are the entries that really leave when the units do, each once: rows and columns of one weight
+    overlap. So the share is reached to a unit, and never missed: one unit fewer would. For whole units; with
+    single weights ``Global`` is the same.
+
+    Args:
+        sparsity: the share of the network's parameters that goes at least, from 0 to 1.
+
+    Raises:
+        BudgetError: for what is no such share; when it is used, where the units that may go are too few.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> masks = sc.prune(net, sc.L2Norm(), sc.ParameterShare(0.3), structure=structure)
+        >>> masks.units  # 5 units of 13 parameters are 65 of the network's 212, and 4 would be under 30 %
+        {'0 -> 2': (11, 16)}
     """
 
     sparsity: float
@@ -103,7 +117,7 @@ def prune_units(
     round_to: int,
     min_kept: int,
 ) -> Masks:
-    """Zero all slices of the least important units of ``model`` in place; see :func:`secateur.prune`."""
+    """Zero all slices of the least important units of ``model`` in place; see ``secateur.prune``."""
     if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
     chosen = select_groups(structure, include, exclude)

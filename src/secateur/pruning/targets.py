@@ -54,7 +54,7 @@ class Targets(Mapping[str, Target]):
 
 @dataclass(frozen=True)
 class _Owner:
-    """A module that holds a parameter: ``of`` and ``refused`` as :class:`Stored` says of a layer's weight."""
+    """A module that holds a parameter: ``of`` and ``refused`` as ``Stored`` says of a layer's weight."""
 
     module: nn.Module
     of: str = ""
@@ -72,7 +72,7 @@ def find_targets(
     """Find the tensors of ``model`` that may be pruned.
 
     By default the weights of every layer that is known (Linear, Conv, transposed or not, transformers'
-    Conv1D, recurrent ones, and those of :func:`secateur.register_layer`): never biases, norms, embeddings or
+    Conv1D, recurrent ones, and those of ``secateur.register_layer``): never biases, norms, embeddings or
     adapters (LoRA's and PEFT's others), which are listed as protected.
 
     A weight that a parametrization computes is pruned in what it is computed from, where zeros there are the
@@ -177,8 +177,24 @@ def check_finite_weights(targets: Targets, doomed: Mapping[str, Tensor]) -> None
 def sparsity(model: nn.Module, dense: nn.Module | None = None) -> float:
     """Return 1 - (non-zero target weights of ``model``) / (target weights of the dense network).
 
-    ``dense`` is the network before units were removed; without it, ``model`` itself is taken to
-    have its original size.
+    Targets are those of ``secateur.find_targets``: biases and norms do not count.
+
+    Args:
+        model: the network.
+        dense: it before units were removed; without it, ``model`` is taken to have its original size.
+
+    Returns:
+        A share from 0 to 1.
+
+    Raises:
+        TargetError: for a network without targets.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(10, 10)
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+        >>> sc.sparsity(net), sc.sparsity(net, dense=torch.nn.Linear(10, 20))
+        (0.5, 0.75)
     """
     alive = sum(count_nonzero(t.weight) for t in find_targets(model).values())
     whole = sum(t.weight.numel() for t in find_targets(model if dense is None else dense).values())

@@ -36,9 +36,22 @@ class UnitCriterion(Protocol):
 
 @dataclass(frozen=True)
 class L1Norm:
-    """The sum of |w| over a unit's incoming weights (Li et al., 2017).
+    """The sum of |w| over a unit's incoming weights.
 
-    ``normalise``: divided by the mean over the group, so that layers of different scale compare.
+    Needs no data. Biases and norms do not count where a matrix makes the unit.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Source:
+        Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> net[0].weight.data = torch.tensor([[1.0, 1.0], [3.0, -4.0], [0.0, 2.0]])
+        >>> sc.L1Norm()(sc.trace(net, torch.ones(1, 2)))
+        {'0 -> 2': tensor([2., 7., 2.], dtype=torch.float64)}
     """
 
     normalise: bool = False
@@ -53,7 +66,22 @@ class L1Norm:
 class L2Norm:
     """The L2 norm of a unit's incoming weights, over every tensor that makes it.
 
-    ``normalise``: divided by the mean over the group, so that layers of different scale compare.
+    Needs no data. Biases and norms do not count where a matrix makes the unit.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> net[0].weight.data = torch.tensor([[6.0, 8.0], [3.0, -4.0], [0.0, 2.0]])
+        >>> structure = sc.trace(net, torch.ones(1, 2))
+        >>> sc.L2Norm()(structure)
+        {'0 -> 2': tensor([10.,  5.,  2.], dtype=torch.float64)}
+        >>> sc.prune(net, sc.L2Norm(), sc.Uniform(1 / 3), structure=structure)["0.weight"]
+        tensor([[ True,  True],
+                [ True,  True],
+                [False, False]])
     """
 
     normalise: bool = False
@@ -66,8 +94,21 @@ class L2Norm:
 
 @dataclass(frozen=True)
 class BNScale:
-    """|scale| of the normalisation after a unit (network slimming, Liu et al., 2017), the mean over
-    its norms. A group without a norm is an error: exclude it."""
+    """|scale| of the normalisation after a unit, the mean over its norms.
+
+    Train with ``secateur.slimming`` first, which makes scales small. A group without a norm is an error:
+    exclude it.
+
+    Source:
+        Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+        >>> net[1].weight.data = torch.tensor([1.0, -0.5, 0.0])
+        >>> sc.BNScale()(sc.trace(net, torch.ones(2, 2)))
+        {'0 -> 2': tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)}
+    """
 
     counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
@@ -78,10 +119,22 @@ class BNScale:
 
 @dataclass(frozen=True)
 class ActivationNorm:
-    """rms of a unit's output on ``data`` x L2 norm of the weights that read it, normalised by group.
+    """rms of a unit's output on ``data`` x L2 norm of the weights that read it.
 
-    What a unit contributes to the next layer; the sum over the layers that read it. Needs ``data``,
-    no labels. ``normalise=False`` compares layers of different scale as they are.
+    That is what a unit contributes to the next layer, summed over the layers that read it. Needs ``data``, no
+    labels.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+        >>> net[0].weight.data, net[0].bias.data = torch.eye(2), torch.zeros(2)
+        >>> net[2].weight.data = torch.tensor([[1.0, 10.0]])
+        >>> x = torch.tensor([[3.0, 2.0]])
+        >>> sc.ActivationNorm(normalise=False)(sc.trace(net, x), data=[x])
+        {'0 -> 2': tensor([ 3., 20.], dtype=torch.float64)}
     """
 
     normalise: bool = True

@@ -31,7 +31,7 @@ _COPIES = (
 
 
 class Zeros(Protocol):
-    """What a :class:`Holder` needs of masks."""
+    """What a ``Holder`` needs of masks."""
 
     model: nn.Module
     kept: dict[str, Tensor]

@@ -100,7 +100,7 @@ class Contents:
 
 
 def parse(data: bytes, limit: int = 1 << 32) -> Contents:
-    """Check the bytes of a file as far as its header goes; raises FileError as :func:`read` does."""
+    """Check the bytes of a file as far as its header goes; raises FileError as ``read`` does."""
     if len(data) < PRELUDE.size:
         raise FileError(f"{len(data)} bytes are too few for a packed network; the file is cut or another's")
     magic, crc, stored, size = PRELUDE.unpack_from(data)

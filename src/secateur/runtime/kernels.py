@@ -231,7 +231,7 @@ def _run_vector(
 
 @_fast
 def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> None:
-    """As :func:`_run_vector` for a dense matrix, its columns one after the other."""
+    """As ``_run_vector`` for a dense matrix, its columns one after the other."""
     source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
     out = arena[op[2] : op[2] + outputs]
     _start_with(out, constants, bias)

@@ -2,7 +2,7 @@
 
 An operator takes (node, inputs, tensors): its entry in the program, the arrays it reads, the weights by
 name. It returns a new array or a view of its input, and never writes into what it was given. A weight is
-an array, or a sparse matrix of (outputs, inputs x kernel): a scipy one or, of a linear layer, :class:`Rows`.
+an array, or a sparse matrix of (outputs, inputs x kernel): a scipy one or, of a linear layer, ``Rows``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 
 def row_kernel(width: int) -> Any:
-    """Return the inner loop of :func:`_run_rows` over ``width`` columns, as LLVM instructions.
+    """Return the inner loop of ``_run_rows`` over ``width`` columns, as LLVM instructions.
 
     Numba's own loops keep neither the sums in registers nor the columns in vectors: this is a third of
     the time of the best of them.
@@ -121,7 +121,7 @@ def transpose_kernel() -> Any:
 
 
 def column_kernel(unroll: int = 4) -> Any:
-    """Return the inner loop of :func:`_run_vector`: a number times a sparse column, added to a vector.
+    """Return the inner loop of ``_run_vector``: a number times a sparse column, added to a vector.
 
     Its arguments: the addresses of the column's values and of their rows, each as the gap to the one before
     in a byte; how many; the number; the address of the vector. As the rows differ, several are read before

@@ -49,6 +49,7 @@ class Network:
     Example:
         >>> import tempfile, numpy as np, torch, secateur as sc
         >>> folder = sc.write_folder(torch.nn.Linear(6, 4), torch.randn(2, 6), tempfile.mkdtemp() + "/net")
+        >>> from secateur.runtime.runner import Network
         >>> Network(folder / "model.secateur").run(np.zeros((3, 6), np.float32)).shape
         (3, 4)
     """

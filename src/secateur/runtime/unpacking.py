@@ -26,13 +26,13 @@ def read(
     source: str | os.PathLike[str] | bytes, *, limit: int = 1 << 32, sparse: bool = False
 ) -> tuple[dict[str, Any], Any]:
     """Return the tensors of a packed file as C-ordered arrays, and its metadata. Tied tensors are one array,
-    and bfloat16, which numpy has not, comes as float32, which holds all its values.
+    and bfloat16, which numpy lacks, comes as float32, which holds all its values.
 
     Args:
         source: a path, or the bytes of a file.
         limit: the bytes that all arrays at their dense size and the work on the largest may take, the file
             itself apart; what the header claims is held against it before any memory is taken.
-        sparse: tensors that are stored sparse come as :class:`Sparse`.
+        sparse: tensors that are stored sparse come as ``Sparse``.
 
     Returns:
         The tensors by name, and whatever JSON the writer added.
@@ -45,6 +45,7 @@ def read(
         >>> import tempfile, torch, secateur as sc
         >>> path = tempfile.mkdtemp() + "/net.secateur"
         >>> _ = sc.pack({"w": torch.eye(2)}, path, metadata="mine")
+        >>> from secateur.runtime.unpacking import read
         >>> read(path)[0]["w"].tolist(), read(path)[1]
         ([[1.0, 0.0], [0.0, 1.0]], 'mine')
     """

@@ -19,7 +19,7 @@ _WIDEST = 255  # what a byte holds
 
 
 class UnsupportedError(ValueError):
-    """The program has an operator, or a form of one, that the compiled kernels have not."""
+    """The program has an operator, or a form of one, that the compiled kernels lack."""
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def identity_for(module: nn.Module) -> nn.Identity:
 
 
 def replaced_class(module: nn.Module) -> str | None:
-    """Return the class for which an ``nn.Identity`` of :func:`identity_for` stands; None for any other."""
+    """Return the class for which an ``nn.Identity`` of ``identity_for`` stands; None for any other."""
     return vars(module).get("replaces") if type(module) is nn.Identity else None
 
 

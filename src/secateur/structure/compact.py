@@ -47,25 +47,53 @@ def compact(
 ) -> tuple[nn.Module, Proof]:
     """Remove every unit that is dead, unread or constant, and prove that nothing else changed.
 
-    Units are dead whatever made them so: structured masks, unstructured ones that emptied a row or
-    all columns of a neuron, or training. Constant outputs are folded into the next bias where that is
-    exact. Returns (a new model of the same class, a :class:`Proof`); the given model never changes.
+    Units are dead whatever made them so: structured masks, unstructured ones that emptied a row or all
+    columns of a neuron, or training. Constant outputs are folded into the next bias where that is exact. The
+    given model never changes.
 
-    ``examples``: more inputs, each as ``example_inputs``, for paths that those do not take. ``methods``:
-    names of methods that are called on all of them, or a mapping from a name to the inputs of its own.
     Every call is compared in eval mode, and in training mode (batch norms in eval mode, nothing dropped)
-    where it runs so; a unit whose removal breaks one of them stays. ``proof.notes`` says what was not
-    compared, ``proof.unseen`` which parameters of a size that was cut no call has read.
+    where it runs so; a unit whose removal breaks one of them stays. Where a ``forward`` has sizes written
+    into it that no attribute explains, the units concerned stay (their zeros too) and ``proof.kept`` says so.
 
-    ``optimizer``: one that trains ``model``, or a list; its like for the small model, with momentum and
-    Adam's moments cut to size, is ``proof.optimizer``. ``scheduler``: of that optimizer; its like is
-    ``proof.scheduler``. ``masks``: masks (or a :class:`secateur.Sharing`) held on ``model``; the same for the
-    small model are ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time, or
-    because it was made with ``streams=True``.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        kwargs: arguments by name beside ``example_inputs``.
+        examples: more inputs, each as ``example_inputs``, for paths that those do not take.
+        methods: names of methods that are called on all of them, or a mapping from a name to the inputs of
+            its own.
+        optimizer: one that trains ``model``, or a list; its like for the small model, with momentum and
+            Adam's moments cut to size, is ``proof.optimizer``.
+        scheduler: of that optimizer; its like is ``proof.scheduler``.
+        masks: masks (or a ``secateur.Sharing``) held on ``model``; the same for the small model are
+            ``proof.masks``.
+        structure: a ``secateur.trace`` of this model, to save time, or because it was made with
+            ``streams=True``.
 
-    Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay
-    (their zeros too) and ``proof.kept`` says so. Raises ModelError where the model cannot be captured,
-    copied or run, or where the small one is not equal and no such withdrawal mends it.
+    Returns:
+        A new model of the same class, and a ``Proof``. ``proof.notes`` says what was not compared,
+        ``proof.unseen`` which parameters of a size that was cut no call has read.
+
+    Raises:
+        ModelError: where the model cannot be captured, copied or run, or where the small one is not equal and
+            no such withdrawal mends it.
+        NonFiniteError: for a NaN or an infinity in the weights or the outputs.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> x = torch.randn(2, 8)
+        >>> _ = sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
+        >>> small, proof = sc.compact(net, x)
+        >>> small
+        Sequential(
+          (0): Linear(in_features=8, out_features=8, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=8, out_features=4, bias=True)
+        )
+        >>> torch.allclose(small(x), net(x), atol=1e-6)
+        True
     """
     model = unwrapped(model)
     runs = runs_of(model, example_inputs, kwargs, examples, methods)

@@ -20,7 +20,7 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Classes:
-    """What :meth:`Labels.solve` found: each label's class, which classes stay, and why."""
+    """What ``Labels.solve`` found: each label's class, which classes stay, and why."""
 
     of: Array
     frozen: Array

@@ -1,4 +1,4 @@
-"""What a layer is, and which way its matrix lies: one table, open to users by :func:`register_layer`."""
+"""What a layer is, and which way its matrix lies: one table, open to users by ``register_layer``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LayerView:
         return weight.movedim(self.output_dim, 0).flatten(1)
 
     def unmatrix(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """Return what :meth:`matrix` made, in the shape of ``like`` again."""
+        """Return what ``matrix`` made, in the shape of ``like`` again."""
         turned = like.movedim(self.output_dim, 0).shape
         return matrix.reshape(turned).movedim(0, self.output_dim)
 
@@ -182,7 +182,7 @@ def register_layer(
 
 
 def forget_layer(cls: type[nn.Module]) -> None:
-    """Take back what :func:`register_layer` was told of a class.
+    """Take back what ``register_layer`` was told of a class.
 
     A class that it was not told of is no error.
 

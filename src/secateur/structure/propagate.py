@@ -1,6 +1,6 @@
 """Walk a captured graph and give every dim of every tensor its labels.
 
-What a call does to labels is said by rules that the walk is given (:mod:`secateur.structure.rules`).
+What a call does to labels is said by rules that the walk is given (``secateur.structure.rules``).
 """
 
 from __future__ import annotations

@@ -47,14 +47,30 @@ _NAMED: dict[type, str] = {
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model, reshaped or not, to a safetensors file that :func:`load` reads."""
+    """Write a model, reshaped or not, to a safetensors file that ``load`` reads.
+
+    It holds tensors and sizes, no code. The file appears at once and whole.
+
+    Args:
+        model: the network; wrappers leave no trace in the names.
+        path: the file to write.
+
+    Raises:
+        WriteError: where the file cannot be written.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> sc.save(torch.nn.Linear(6, 4), "layer.safetensors")
+        >>> sc.load(torch.nn.Linear(6, 4), "layer.safetensors")
+        Linear(in_features=6, out_features=4, bias=True)
+    """
     tensors, described = describe(model)
     metadata = {"secateur": FORMAT, **described}
     save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a model's tensors, tied ones once, and what :func:`restore` needs besides: pure JSON."""
+    """Return a model's tensors, tied ones once, and what ``restore`` needs besides: pure JSON."""
     model = unwrapped(model)
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
@@ -83,11 +99,30 @@ class _Saved:
 def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -> nn.Module:
     """Give ``model``, fresh and of the class that was saved, the shapes and values of a saved one.
 
-    The model is changed in place and returned. Every name, shape, dtype and value is checked before the
-    first change. Raises StorageError for a file that is damaged, changed or of another kind, ModelError
-    for a model of another class, with other modules or of other dtypes, NonFiniteError for weights that
-    hold a NaN or an infinity, unless ``allow_nonfinite``. Where the saved model has lost a residual block,
-    an ``nn.Identity`` takes its place.
+    Every name, shape, dtype and value is checked before the first change. Where the saved model has lost a
+    residual block, an ``nn.Identity`` takes its place.
+
+    Args:
+        model: a fresh network at its full size; it is changed in place.
+        path: a file of ``save``.
+        allow_nonfinite: take weights that hold a NaN or an infinity.
+
+    Returns:
+        The model.
+
+    Raises:
+        StorageError: for a file that is damaged, changed or of another kind.
+        ModelError: for a model of another class, with other modules or of other dtypes.
+        NonFiniteError: for weights that hold a NaN or an infinity, unless ``allow_nonfinite``.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> def make():
+        ...     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small, proof = sc.prune_to(make(), torch.randn(2, 8), parameters=0.5)
+        >>> sc.save(small, "small.safetensors")
+        >>> sc.load(make(), "small.safetensors")[0]
+        Linear(in_features=8, out_features=7, bias=True)
     """
     model = unwrapped(model)
     tensors, metadata = load_tensors(path)
@@ -110,7 +145,7 @@ def restore(
     *,
     allow_nonfinite: bool = False,
 ) -> nn.Module:
-    """Do what :func:`load` does with what :func:`describe` returned; ``path`` is for the errors."""
+    """Do what ``load`` does with what ``describe`` returned; ``path`` is for the errors."""
     saved = _typed(tensors, metadata, path)
     removed = _removed(model, saved, path)
     _check_modules(model, saved, removed, path)

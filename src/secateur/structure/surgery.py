@@ -84,8 +84,8 @@ def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
 def cut(model: nn.Module, removed: Removed) -> None:
     """Cut ``removed`` out of ``model`` in place, ties and ``requires_grad`` kept.
 
-    Attributes of the layers and norms that :mod:`layers` knows follow; those of others are
-    :mod:`attributes`' to find. Norms over a dim that got smaller are mended (:mod:`replaced.norms`).
+    Attributes of the layers and norms that ``layers`` knows follow; those of others are
+    ``attributes``' to find. Norms over a dim that got smaller are mended (``replaced.norms``).
     """
     names = first_names(model)
     touched = {name for name, _ in removed}

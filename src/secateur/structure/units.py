@@ -81,7 +81,30 @@ class Protected:
 
 @dataclass(frozen=True)
 class Structure:
-    """The dependency groups of a model and its protected dims; made by :func:`trace`."""
+    """The dependency groups of a model and its protected dims; made by ``trace``.
+
+    Printed it is a table of the groups, and of what stays and why.
+
+    Attributes:
+        model: the network that was traced, without wrappers.
+        groups: by name the ``Group``, with its ``slices``: the dims and indices that each unit has in a
+            tensor.
+        protected: dims of which some indices stay whatever is pruned: ``name``, ``dim``, ``kept`` of
+            ``size``, and the ``reason``.
+        captured: the exported graph.
+        walk: what the rules found in it.
+        classes: which indices can only go together.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> for part in structure.groups["0 -> 2"].slices:
+        ...     print(part.name, part.dim, "reads" if part.reads else "makes")
+        0.weight 0 makes
+        0.bias 0 makes
+        2.weight 1 reads
+    """
 
     model: nn.Module
     groups: Mapping[str, Group]
@@ -126,18 +149,38 @@ def trace(
 ) -> Structure:
     """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
 
-    The model is exported in eval mode on ``example_inputs`` (a tensor, a tuple of arguments or a dict
-    of keywords; ``kwargs`` for more), so units are those of that forward. Weights are not read: a
-    model on the meta device will do. ``heads``: "whole" attention heads are units, or "dims", the
-    same position of every head. ``dynamic_shapes`` is passed on to ``torch.export``.
+    The model is exported in eval mode on the example inputs, so units are those of that forward. Weights are
+    not read: a model on the meta device will do. An operator that is not understood freezes what it touches
+    and is named in ``protected``.
 
-    ``streams``: residual streams under a LayerNorm or an RMSNorm may lose channels too; protected
-    unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
-    eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that nothing
-    changes but the size. Pass this structure to ``prune`` and to ``compact``.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        kwargs: arguments by name beside ``example_inputs``.
+        dynamic_shapes: passed on to ``torch.export``.
+        heads: "whole", attention heads are units, or "dims", the same position of every head.
+        streams: residual streams under a LayerNorm or an RMSNorm may lose channels too. They are protected
+            unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
+            eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that
+            nothing changes but the size. Pass this structure to ``prune`` and to ``compact``.
 
-    Raises ModelError where the model cannot be captured, or ``heads`` is neither of the two. An operator
-    that is not understood freezes what it touches and is named in ``protected``.
+    Returns:
+        The groups of units, and what is protected, and why.
+
+    Raises:
+        ModelError: where the model cannot be captured, or ``heads`` is neither of the two.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> sc.trace(net, torch.ones(1, 8))
+        group   units  parameters a unit  MACs a unit         in
+        0 -> 2     16                 13           12  3 tensors
+        protected:
+                  dim   stays                             because
+        0.weight    1  8 of 8  combined with an unprunable tensor
+        2.weight    0  4 of 4                        model output
     """
     if heads not in ("whole", "dims"):
         raise ModelError(f"heads is {heads!r}; it is 'whole' or 'dims'")

@@ -72,7 +72,7 @@ def fit(
     epoch, and a run that finds one there goes on from it to the same numbers; the file is the
     caller's to remove. The global random state is left as it was. ``teacher``: the network that
     ``settings.distill`` learns from. ``holding``: what runs around the steps of the optimizer that it
-    is given, such as :meth:`secateur.StructureSelection.trained`.
+    is given, such as ``secateur.StructureSelection.trained``.
 
     Raises RecipeError where there is nothing to distill from, NonFiniteError where the loss stops being
     a number.

@@ -15,7 +15,7 @@ Arguments = dict[str, Any]
 
 
 class Refused(Exception):
-    """An operator, or a setting of one, that a program has not; empty for an unknown operator."""
+    """An operator, or a setting of one, that a program lacks; empty for an unknown operator."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
 pad                     before, after: one number a dim of ``shape``; value
 an activation           its ``settings``, each a number, or None for a bound that ``clamp`` lacks: see
-                        :data:`secateur.runtime.activations.ACTIVATIONS`
+                        ``secateur.runtime.activations.ACTIVATIONS``
 ======================= ==================================================================================
 
 A ``linear`` or ``conv`` may have an ``activation``, the name of one, applied to its result, whose settings
@@ -91,7 +91,7 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
 
     Raises:
         ModelError: for a model that cannot be captured, is not in float32, mixes the batch with other dims,
-            uses an operator that the program has not, or where the outputs differ.
+            uses an operator that a program lacks, or where the outputs differ.
         NonFiniteError: for outputs that are no numbers.
 
     Example:

@@ -23,7 +23,7 @@ _RULES: dict[Any, Rule] = {**RULES, **MOVES}
 
 def lower(captured: Captured, batch: int) -> Lowering:
     """Return the unoptimised program of a graph that was captured with ``batch`` examples, a size that
-    nothing else has. Raises ModelError for an operator that the program has not."""
+    nothing else has. Raises ModelError for an operator that a program lacks."""
     made, stored = Lowering(batch), set(captured.tensors.values())
     for node in captured.graph.nodes:
         if node.op == "placeholder":

@@ -1,7 +1,7 @@
 """What layers, pools, norms and arithmetic of an exported graph become in a program.
 
 A rule takes (the program in the making, the call's arguments by name, the call) and returns the value, or
-a list of them; it raises :class:`Refused` for settings that a program has not.
+a list of them; it raises ``Refused`` for settings that a program lacks.
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ def deploy(
     thread. ``on_step`` hears what is being done. The files go where they belong when all has been measured.
 
     ``model`` and ``data``: a network and a data set of your own, which the trial's file names and cannot
-    give (see :func:`read_trial`).
+    give (see ``read_trial``).
 
-    Raises StorageError for a folder that is no finished trial (see :func:`read_trial`) or files that cannot
+    Raises StorageError for a folder that is no finished trial (see ``read_trial``) or files that cannot
     be written. A format that cannot be made or run is a row with the reason.
     """
     trial = read_trial(folder, model, data)

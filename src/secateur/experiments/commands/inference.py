@@ -1,6 +1,6 @@
 """One format of a network loaded and run in a process that imports no more than the format needs.
 
-:mod:`secateur.experiments.commands.measuring` measures so: what the process imports counts in its memory, and
+``secateur.experiments.commands.measuring`` measures so: what the process imports counts in its memory, and
 a format that needs no PyTorch must not meet it here.
 """
 

@@ -62,7 +62,7 @@ def inspect_model(
 
 def open_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
     """Build a network, by its name or a mapping of name and options, and fill it with ``weights``: a state
-    dict, or what :func:`secateur.save` wrote. Returns it, and whether it was the latter.
+    dict, or what ``secateur.save`` wrote. Returns it, and whether it was the latter.
 
     Raises StorageError for a file of another kind, and ModelError for one of another network.
     """
@@ -114,7 +114,7 @@ def prune_checkpoint(
 
     ``step``: the settings of a recipe's ``prune`` step; what is None is left to its default, which for
     whole units is l2_norm and a uniform budget. Units that it prunes are removed for real, as is with
-    ``removing`` whatever single weights left dead: then ``out`` is a file of :func:`secateur.save`, and so
+    ``removing`` whatever single weights left dead: then ``out`` is a file of ``secateur.save``, and so
     are the masks those of the smaller network. ``data``, or a batch of ``input_shape``, is what the network
     runs on for that.
     """

@@ -22,7 +22,7 @@ from secateur.training.settings import Training
 
 
 class WayDown(Strict):
-    """How alpha goes from 1 to 0, as :class:`secateur.Descent`, ``name`` being its kind."""
+    """How alpha goes from 1 to 0, as ``secateur.Descent``, ``name`` being its kind."""
 
     name: Literal["step", "multiplicative", "exponential", "cosine"] = "step"
     step: Annotated[Real, Field(ge=1e-4, le=1)] = 0.1

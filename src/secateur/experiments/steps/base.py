@@ -16,7 +16,7 @@ class Action:
     """One thing that a trial does: it is done as a whole, and then the trial's state is saved.
 
     Args:
-        run: What is done, given the :class:`secateur.experiments.work.Work` of the trial.
+        run: What is done, given the ``secateur.experiments.work.Work`` of the trial.
         timed_as: What its seconds count as, but for those of training, which count as "retrain".
     """
 

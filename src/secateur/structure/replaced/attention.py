@@ -11,7 +11,7 @@ from secateur.errors import ModelError
 
 class PrunedAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` after heads or input channels have gone: same parameters by name,
-    same call, same results; widths are read from the weights. Made by :func:`pruned`, not built."""
+    same call, same results; widths are read from the weights. Made by ``pruned``, not built."""
 
     def forward(
         self,
@@ -116,7 +116,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pruned(module: nn.MultiheadAttention) -> None:
-    """Turn a module whose tensors have been cut into a :class:`PrunedAttention`, in place."""
+    """Turn a module whose tensors have been cut into a ``PrunedAttention``, in place."""
     inner = module.out_proj.weight.shape[1]
     module.__class__ = PrunedAttention
     module.num_heads = inner // module.head_dim

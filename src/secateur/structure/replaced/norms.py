@@ -2,7 +2,7 @@
 
 Removed channels hold zero, so that sums over the channels left are still right and only the count is
 not. An RMSNorm over N' of N channels takes weight * sqrt(N/N') and eps * N/N'; a LayerNorm becomes a
-:class:`PrunedLayerNorm`, which still divides by N.
+``PrunedLayerNorm``, which still divides by N.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPS = ("variance_epsilon", "eps", "epsilon")
 
 class PrunedLayerNorm(nn.LayerNorm):
     """An ``nn.LayerNorm`` over ``full_size`` channels of which those that were zero have gone: same
-    parameters by name, same results. Made by :func:`pruned`, not built."""
+    parameters by name, same results. Made by ``pruned``, not built."""
 
     full_size: int
 
@@ -44,7 +44,7 @@ class PrunedLayerNorm(nn.LayerNorm):
 
 
 def pruned(module: nn.LayerNorm, full_size: int) -> None:
-    """Turn a module whose tensors have been cut, or will be, into a :class:`PrunedLayerNorm`, in place;
+    """Turn a module whose tensors have been cut, or will be, into a ``PrunedLayerNorm``, in place;
     one that is one already keeps the size that it had at first."""
     if not isinstance(module, PrunedLayerNorm):
         module.__class__ = PrunedLayerNorm

@@ -1,7 +1,7 @@
 """The rules of the operators: which dims of arguments and results go together.
 
 A rule takes (walk, call, arguments by name) and returns the value of the call. It stands here by the key
-under which :mod:`secateur.graph.operators` knows the operator, or by the kind that its row says. What has
+under which ``secateur.graph.operators`` knows the operator, or by the kind that its row says. What has
 neither is probed numerically, or freezes what it touches.
 """
 
