@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from itertools import pairwise
-from pathlib import Path
 from random import SystemRandom
 
 import pytest
@@ -16,13 +14,11 @@ from nets import After, Concat, FusedHeads, GroupedQuery, Residual, error, mlp, 
 from torch import nn
 
 import secateur as sc
+from networks import judged
+from networks.hf import HF
+from networks.small import SMALL
 from secateur.errors import ModelError, NonFiniteError
 from secateur.graph.draws import randomise
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-networks = pytest.importorskip("networks")
-from networks.hf import HF  # noqa: E402
-from networks.small import SMALL  # noqa: E402
 
 ZOO = {network.name: network for network in (*SMALL, *HF)}
 ROWS = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
@@ -86,7 +82,7 @@ TRANSFORMERS = ["hf_llama", "hf_gpt2", "hf_bert"]
 
 
 def prove(name: str) -> None:
-    case = networks.prepare(ZOO[name])
+    case = judged.prepare(ZOO[name])
     model, (args, kwargs) = case.model, case.draws[0]
     structure = sc.trace(model, args, kwargs=kwargs)
     masks = sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
@@ -96,7 +92,7 @@ def prove(name: str) -> None:
     small, proof = sc.compact(model, args, kwargs=kwargs, structure=structure, masks=masks)
     with torch.no_grad():
         outputs = [small(*a, **k) for a, k in case.draws]
-    worst = max(networks.relative_error(m, s) for m, s in zip(masked, outputs, strict=True))
+    worst = max(judged.relative_error(m, s) for m, s in zip(masked, outputs, strict=True))
     assert worst <= case.tolerance
     assert proof.parameters[1] <= 0.9 * proof.parameters[0]
     assert proof.parameters == tuple(sum(p.numel() for p in m.parameters()) for m in (model, small))
@@ -116,7 +112,6 @@ def test_every_construct_gets_smaller_and_stays_equal(name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name):
-    pytest.importorskip("transformers")
     prove(name)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import Inputs, Network, Unavailable
+from .zoo import Inputs, Network, Unavailable
 
 Sizes = dict[str, Any]
 Draw = Callable[[], Tensor]

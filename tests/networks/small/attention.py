@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Zoo, floats
+from ..zoo import Zoo, floats
 
 ATTENTION = Zoo()
 SEQUENCE = floats((3, 7, 10))

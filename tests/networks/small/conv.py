@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Zoo, floats
+from ..zoo import Zoo, floats
 
 CONV = Zoo()
 IMAGE = floats((2, 3, 20, 14))

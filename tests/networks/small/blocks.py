@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Zoo, floats, tokens
+from ..zoo import Zoo, floats, tokens
 
 BLOCKS = Zoo()
 SEQUENCE = floats((3, 7, 10))

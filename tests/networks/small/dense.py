@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from . import Zoo, floats, tokens
+from ..zoo import Zoo, floats, tokens
 
 DENSE = Zoo()
 VECTOR = floats((3, 10))

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Zoo
-from .small_conv import CLASSES, IMAGE, Head, cbr, conv
+from ..zoo import Zoo
+from .conv import CLASSES, IMAGE, Head, cbr, conv
 
 CHANNELS = Zoo()
 

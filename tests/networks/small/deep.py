@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Network, Zoo, floats, tokens
+from ..zoo import Network, Zoo, floats, tokens
 
 DEEP = Zoo()
 

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Arguments, Case, Network, Outcome, Unavailable, prepare, relative_error, tensors, verdict
+from .judged import Case, Outcome, prepare, relative_error, tensors, verdict
+from .zoo import Arguments, Network, Unavailable
 
 TOLERANCE = 1e-6
 ORDER = ("pass", "refused", "wrong", "fails")

@@ -1,9 +1,8 @@
-"""Networks for the coverage suite: what each is built by, what it is fed with, how it is judged."""
+"""A network of the zoo made ready to be pruned, so that no error hides, and how the result is judged."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -12,55 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Inputs = Callable[[], Arguments]
+from .zoo import Arguments, Network
+
 EXACT, CAST = 1e-9, 1e-5
 LEAST_GONE = 0.1
-
-
-class Unavailable(LookupError):
-    """The installed packages lack what a network is built from."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network by name; ``inputs`` draws new positional and keyword arguments at each call."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    inputs: Inputs
-
-
-class Zoo(list[Network]):
-    """A list of networks that module classes enter by decoration."""
-
-    def __call__(self, inputs: Inputs, name: str = "", **sizes: Any) -> Callable[[type], type]:
-        """Enter the decorated class, built with ``sizes``; the name is the class's, in snake case."""
-
-        def enter(cls: type) -> type:
-            snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
-            self.append(Network(name or snake, lambda: cls(**sizes), inputs))
-            return cls
-
-        return enter
-
-
-def floats(*shapes: tuple[int, ...], **named: tuple[int, ...]) -> Inputs:
-    """Inputs of normal numbers, one tensor a shape."""
-
-    def draw() -> Arguments:
-        return tuple(torch.randn(s) for s in shapes), {k: torch.randn(s) for k, s in named.items()}
-
-    return draw
-
-
-def tokens(vocabulary: int, *shapes: tuple[int, ...]) -> Inputs:
-    """Inputs of integers below ``vocabulary``, one tensor a shape."""
-
-    def draw() -> Arguments:
-        return tuple(torch.randint(vocabulary, s) for s in shapes), {}
-
-    return draw
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Zoo, floats
-from .small_conv import CLASSES, IMAGE, Head, cbr, conv
+from ..zoo import Zoo, floats
+from .conv import CLASSES, IMAGE, Head, cbr, conv
 
 JOINS = Zoo()
 
