@@ -7,11 +7,13 @@ import inspect
 
 import pytest
 import torch
-from deployed import Call, check, numbers, off, ops
+from programs import check, off, ops
 from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from networks.drawn import numbers
+from networks.parts import After
 from secateur.deploy.program import moves, rules
 from secateur.deploy.program.export import program_of
 from secateur.errors import ModelError
@@ -143,7 +145,7 @@ def test_in_place_operators():
 
 
 def test_several_inputs_and_outputs():
-    model = Call(lambda m, x, y: (m.f(x) * y, (x + 1).relu()), f=nn.Linear(6, 5))
+    model = After(lambda m, x, y: (m.f(x) * y, (x + 1).relu()), f=nn.Linear(6, 5))
     program = program_of(model, (numbers(2, 6), numbers(2, 5)))
     assert len(program.graph["inputs"]) == len(program.graph["outputs"]) == 2
     assert off(model, program, numbers(3, 6), numbers(3, 5)) < 1e-5
@@ -216,20 +218,20 @@ def mylib():
 
 def test_an_operator_of_a_users_is_not_taken_for_torchs_by_its_name(mylib):
     with pytest.raises(ModelError, match=r"mylib\.relu.* has no counterpart"):
-        program_of(Call(lambda m, x: mylib.relu(x)), numbers(2, 6))
+        program_of(After(lambda m, x: mylib.relu(x)), numbers(2, 6))
 
 
 def test_an_operator_that_a_user_says_is_like_another(mylib):
     with pytest.raises(ModelError, match=r"mylib\.rectified.* has no counterpart"):
-        program_of(Call(lambda m, x: mylib.rectified(x)), numbers(2, 6))
+        program_of(After(lambda m, x: mylib.rectified(x)), numbers(2, 6))
     for operator in (mylib.rectified, mylib.doubled, mylib.relu):
         sc.register_operator(operator, like=torch.ops.aten.relu)
     try:
         assert ops(check(lambda m, x: mylib.rectified(x), 6)) == ["relu"]
         with pytest.raises(ModelError, match=r"an operator of its own is not"):
-            program_of(Call(lambda m, x: mylib.doubled(x)), numbers(2, 6))
+            program_of(After(lambda m, x: mylib.doubled(x)), numbers(2, 6))
         with pytest.raises(ModelError, match=r"has no argument 'self', which aten\.relu has"):
-            program_of(Call(lambda m, x: mylib.relu(x)), numbers(2, 6))
+            program_of(After(lambda m, x: mylib.relu(x)), numbers(2, 6))
     finally:
         for operator in (mylib.rectified, mylib.doubled, mylib.relu):
             sc.forget_operator(operator)
@@ -237,6 +239,6 @@ def test_an_operator_that_a_user_says_is_like_another(mylib):
 
 def test_an_argument_that_a_program_has_not():
     with pytest.raises(ModelError, match=r"has scale=2"):
-        program_of(Call(lambda m, x: torch.ops.aten.elu(x, 1.0, 2.0)), numbers(2, 6))
+        program_of(After(lambda m, x: torch.ops.aten.elu(x, 1.0, 2.0)), numbers(2, 6))
     with pytest.raises(ModelError, match="bounds that are tensors"):
-        program_of(Call(lambda m, x: x.clamp(min=x.mean(1, keepdim=True))), numbers(2, 6))
+        program_of(After(lambda m, x: x.clamp(min=x.mean(1, keepdim=True))), numbers(2, 6))

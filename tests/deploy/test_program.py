@@ -8,10 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from deployed import NETWORKS, Call, check, network, numbers, off, ops, stirred
+from programs import check, off, ops
 from torch import nn
 from torch.nn import functional as F
 
+from networks.drawn import numbers, stirred
+from networks.packaged import NETWORKS, network
+from networks.parts import After
 from secateur.deploy.program.export import program_of
 from secateur.errors import ModelError, NonFiniteError
 from secateur.runtime import runner
@@ -117,7 +120,7 @@ def test_a_norm_that_cannot_be_folded_is_a_scale():
     assert ops(check(lambda m, x: m.n(m.c(x).relu()), 3, 6, 5, c=conv, n=norm)) == ["conv", "scale"]
     rows = check(lambda m, x: m.n(m.f(x)), 4, 6, f=nn.Linear(6, 5), n=nn.BatchNorm1d(4))
     assert ops(rows) == ["linear", "scale"]  # the norm is along the rows, not along the layer's outputs
-    model = stirred(Call(lambda m, x: (m.c(x), m.n(m.c(x))), c=conv, n=norm))
+    model = stirred(After(lambda m, x: (m.c(x), m.n(m.c(x))), c=conv, n=norm))
     assert ops(program_of(model, numbers(2, 3, 6, 5))) == ["conv", "conv"]
 
 
@@ -152,7 +155,7 @@ def test_an_activation_that_others_read_too_is_not_fused_away():
         return y.relu() + y
 
     assert ops(check(both, 6, f=nn.Linear(6, 5))) == ["linear", "relu", "add"]
-    model = stirred(Call(lambda m, x: (m.f(x), m.f(x).relu()), f=nn.Linear(6, 5)))
+    model = stirred(After(lambda m, x: (m.f(x), m.f(x).relu()), f=nn.Linear(6, 5)))
     program = program_of(model, numbers(2, 6))
     assert ops(program) == ["linear", "linear"]
     twice = check(lambda m, x: F.gelu(m.f(x).relu()), 6, f=nn.Linear(6, 5))
@@ -174,7 +177,7 @@ def test_what_nobody_reads_is_dropped():
 
 def refusal(function, *shape: int, **layers: nn.Module) -> str:
     with pytest.raises(ModelError) as caught:
-        program_of(Call(function, **layers), numbers(2, *shape))
+        program_of(After(function, **layers), numbers(2, *shape))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -187,7 +190,7 @@ def test_an_unknown_operator_is_named_with_its_module():
     assert "supported: add, amax, avg_pool" in message
     message = refusal(lambda m, x: torch.cumsum(x, 1), 4, 6)
     assert "aten.cumsum" in message
-    assert "the forward of Call" in message
+    assert "the forward of After" in message
     assert "lstm" in refusal(lambda m, x: m.r(x)[0], 4, 6, r=nn.LSTM(6, 5, batch_first=True))
 
 
@@ -251,7 +254,7 @@ def test_a_write_into_a_view_is_refused():
 def test_bad_inputs():
     model = nn.Linear(6, 5)
     with pytest.raises(ModelError, match="one batch size"):
-        program_of(Call(lambda m, x, y: m.f(x) + y, f=model), (numbers(2, 6), numbers(1, 5)))
+        program_of(After(lambda m, x, y: m.f(x) + y, f=model), (numbers(2, 6), numbers(1, 5)))
     with pytest.raises(ModelError, match="one batch size"):
         program_of(model, torch.tensor(1.0))
     with pytest.raises(ModelError, match="no tensor"):

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployed import network, numbers, stirred
 from safetensors.torch import save_file
 from torch import nn
 
+from networks.drawn import numbers, stirred
+from networks.packaged import network
 from secateur.deploy import folder as folders
 from secateur.deploy.folder import PACKAGE, write_folder
 from secateur.errors import ModelError, StorageError

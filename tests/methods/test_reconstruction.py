@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from networks.comparing import error
+from networks.drawn import randn
 from secateur.errors import (
     BudgetError,
     CriterionError,
@@ -36,15 +38,6 @@ def pair(model, x, gone, dtype=torch.float64):
     }
     mask_units(model, structure, doomed)
     return model, dense, structure
-
-
-def error(model, dense, x):
-    with torch.no_grad():
-        return float((model(x) - dense(x)).abs().max())
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def combined(bias):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from toy import hooks, loss_of, step
 
 import secateur as sc
+from networks.toy import hooks, loss_of, step
 from secateur.errors import MaskError
 from secateur.pruning.holding import levels_of
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from nets import FusedHeads, GroupedQuery, error, snapshot, unchanged, wide
 from torch import nn
 
 import secateur as sc
+from networks.attention import FusedHeads, GroupedQuery
+from networks.comparing import error, snapshot, unchanged, wide
 from secateur.structure.attributes import Change, adjust, changed_sizes, tried
 from secateur.structure.surgery import removed_by
 

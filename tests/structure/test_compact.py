@@ -10,12 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import After, Concat, FusedHeads, GroupedQuery, Residual, error, mlp, snapshot, unchanged, wide
 from torch import nn
 
 import secateur as sc
 from networks import judged
+from networks.attention import FusedHeads, GroupedQuery
+from networks.comparing import error, snapshot, unchanged, wide
 from networks.hf import HF
+from networks.parts import After
+from networks.plain import Concat, mlp
+from networks.residual import Residual
 from networks.small import SMALL
 from secateur.errors import ModelError, NonFiniteError
 from secateur.graph.draws import randomise

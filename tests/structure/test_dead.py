@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nets import After, Between, Concat, error, mlp, only, wide
 from torch import nn
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.groups import only
+from networks.parts import After, Between
+from networks.plain import Concat, mlp
 from secateur.copying import copied
 from secateur.structure.dead import find_dead
 

@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
-from nets import error, mlp, wide
 from torch import nn
 from torch.optim import lr_scheduler
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.plain import mlp
 from secateur.errors import ModelError
 
 ROWS = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))

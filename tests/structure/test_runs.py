@@ -8,12 +8,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from nets import After, error, mlp, wide
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.parts import After
+from networks.plain import mlp
 from secateur.errors import ModelError
 from secateur.structure.runs import Run, Undisturbed, in_training, runs_of, same_random_state
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from nets import error, mlp, reasons, wide
 from torch import Tensor, nn
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.groups import reasons
+from networks.plain import mlp
 from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
 from secateur.structure.surgery import mask_units
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import After, Between, members, mlp, only, reasons, singles
 from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from networks.groups import members, only, reasons, singles
+from networks.parts import After, Between
+from networks.plain import mlp
 
 ROWS = torch.zeros(5, 3)
 SEQUENCE = torch.zeros(2, 5, 3)
