@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from networks.branched import NETS, net, trained
-from networks.drawn import randn, stirred
+from networks.drawn import lived_in, randn
 from networks.plain import Plain
 from networks.residual import Strided
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
@@ -298,7 +298,7 @@ def test_keyword_inputs_and_batches_with_labels():
             return self.inner(image)
 
     torch.manual_seed(0)
-    model, x = stirred(Named()), randn(6, 2, 6, 6)
+    model, x = lived_in(Named()), randn(6, 2, 6, 6)
     labels = torch.zeros(6, dtype=torch.long)
     annealing = BranchAnnealing(model, {"image": x[:2]}, data=[({"image": x}, labels)])
     annealing.alpha = 0.0

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from networks.branched import net, trained
-from networks.drawn import randn, stirred
+from networks.drawn import lived_in, randn
 from networks.plain import Plain
 from networks.residual import Strided
 from secateur.errors import ModelError, TargetError
@@ -379,7 +379,7 @@ def test_a_shared_module_and_tied_weights_elsewhere_do_no_harm():
 
 def test_a_stream_has_one_up_for_all_that_add_into_it():
     torch.manual_seed(0)
-    annealing = BranchAnnealing(stirred(Strided()), randn(2, 3, 9, 9), start="random")
+    annealing = BranchAnnealing(lived_in(Strided()), randn(2, 3, 9, 9), start="random")
     network = annealing.network
     stream = next(name for name in network.alphas if "stem" in name)
     assert stream.startswith("stem, c2 -> c1, c3")

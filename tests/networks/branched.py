@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from secateur.models import build_model
 
-from .drawn import randn, stirred
+from .drawn import lived_in, randn
 from .plain import Plain
 from .residual import Strided
 
@@ -25,7 +25,7 @@ NETS = {
 def net(name: str) -> tuple[nn.Module, Tensor]:
     make, shape = NETS[name]
     torch.manual_seed(0)
-    return stirred(make().double()), randn(*shape)
+    return lived_in(make()), randn(*shape)
 
 
 def trained(network: nn.Module, x: Tensor, steps: int = 2, lr: float = 0.05) -> None:

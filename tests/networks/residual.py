@@ -60,9 +60,10 @@ class PostActivation(nn.Module):
 class PreActivation(nn.Module):
     """x + conv(relu(conv(relu(bn(x)))))."""
 
-    def __init__(self, inner: int = 4) -> None:
+    def __init__(self, inner: int = 4, kernel: int = 3) -> None:
         super().__init__()
-        self.bn, self.a, self.b = nn.BatchNorm2d(6), nn.Conv2d(6, inner, 3, padding=1), nn.Conv2d(inner, 6, 1)
+        self.bn, self.a = nn.BatchNorm2d(6), nn.Conv2d(6, inner, kernel, padding=kernel // 2)
+        self.b = nn.Conv2d(inner, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.b(self.a(self.bn(x).relu()).relu())

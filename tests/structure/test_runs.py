@@ -14,19 +14,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import secateur as sc
 from networks.comparing import error, wide
+from networks.drawn import IMAGES, ROWS
 from networks.parts import After
 from networks.plain import mlp
+from networks.pruned import halved
 from secateur.errors import ModelError
 from secateur.structure.runs import Run, Undisturbed, in_training, runs_of, same_random_state
-
-IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-ROWS = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-
-
-def halved(net: nn.Module, x) -> sc.Structure:
-    structure = sc.trace(wide(net), x)
-    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
-    return structure
 
 
 class Auxiliary(nn.Module):
