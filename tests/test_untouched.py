@@ -136,7 +136,6 @@ def shared(net: nn.Module, folder: Path) -> None:
 
 
 def exported(net: nn.Module, folder: Path) -> None:
-    pytest.importorskip("onnxruntime")
     sc.export_onnx(net, X, folder / "int8.onnx", int8=True, data=DATA)
 
 

@@ -1,4 +1,4 @@
-"""Recipes as text: a small one, and one with every kind of step."""
+"""Recipes as text: to read, to run in seconds, with every kind of step, and the head of one of any steps."""
 
 RECIPE = """\
 name: mine
@@ -12,6 +12,31 @@ sweep: {prune.budget.sparsity: [0.5, 0.9], prune.criterion: [magnitude, random]}
 seeds: [0, 1]
 """
 
+TINY = """\
+name: tiny
+description: "three points on digits"
+source: "a test"
+data: {name: digits, validation: 200}
+model: {name: digits-mlp, hidden: 16}
+train: {epochs: 2, lr: 2.0e-3, batch_size: 64}
+steps:
+  - prune: {criterion: magnitude, budget: {name: global, sparsity: 0.5},
+            schedule: {name: cubic, steps: 2, retrain: {epochs: 1}}}
+  - retrain: {epochs: 2}
+sweep: {prune.budget.sparsity: [0.5, 0.8]}
+seeds: [0, 1]
+reference: [{prune.budget.sparsity: 0.5, accuracy_retrained: 0.9}]
+"""
+
+HEAD = """
+name: steps
+data: {name: digits, validation: 200}
+model: {name: digits-mlp, hidden: 16}
+train: {epochs: 2, lr: 2.0e-3}
+measure: []
+seeds: [0]
+steps:
+"""
 
 KINDS = """\
 name: kinds

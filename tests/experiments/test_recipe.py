@@ -1,8 +1,5 @@
 """Recipes that are right: sweeps, methods, settings over the file, and the names of what they choose."""
 
-import textwrap
-
-import pytest
 from recipes import RECIPE
 
 from secateur.experiments.choices import choices, make, spelled
@@ -10,16 +7,6 @@ from secateur.experiments.recipe import load_recipe, packaged_recipes
 from secateur.experiments.trial import trial_id
 from secateur.pruning.budgets import ERK, Global, PerLayer, Std
 from secateur.training.settings import Training
-
-
-@pytest.fixture
-def write(tmp_path):
-    def writer(text):
-        path = tmp_path / "mine.yaml"
-        path.write_text(textwrap.dedent(text))
-        return str(path)
-
-    return writer
 
 
 def test_a_sweep_is_a_grid_in_order(write):

@@ -25,6 +25,10 @@ def test_rules_stand_under_operators_that_are_found_there(keyed):
     assert all(plain(key) is key for key in keyed)  # none is hidden behind its twin's
 
 
+def test_no_operator_has_two_rules_in_a_program():
+    assert rules.RULES.keys() & moves.MOVES.keys() == set()
+
+
 @pytest.mark.parametrize(
     ("operator", "twin"),
     [

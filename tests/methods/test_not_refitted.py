@@ -131,7 +131,8 @@ def test_masks_inside_a_layer():
 
 
 def test_transformers_conv1d():
-    utils = pytest.importorskip("transformers.pytorch_utils")
+    from transformers import pytorch_utils as utils
+
     x = randn(12, 3, 4)
     torch.manual_seed(0)
     net = nn.Sequential(utils.Conv1D(5, 4), utils.Conv1D(2, 5))
