@@ -1,8 +1,8 @@
 """Actions of a trial beyond one pruning: several of them, searches, and kills between any two writes."""
 
 import pytest
-from one_trial import run, without_times
-from recipes import HEAD
+import recipes
+from one_trial import plan_of, run, without_times
 
 import secateur as sc
 from kills import killed_at_every_write
@@ -11,6 +11,7 @@ from secateur.experiments import resumed
 from secateur.experiments.recipe import load_recipe
 from secateur.models import build_model
 
+HEAD = recipes.HEAD.replace(", hidden: 16", "").replace("2.0e-3", "1.0e-3")  # greedy needs units to take
 TWICE = """
   - {id: first, prune: {units: true, criterion: l2_norm, budget: {name: uniform, sparsity: 0.5}}}
   - {id: smaller, compact: }
@@ -32,6 +33,11 @@ HYBRID = """
   - retrain: {epochs: 1, distill: 0.5}
   - compact:
 """
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return lambda steps: plan_of(tmp_path, HEAD + steps)
 
 
 def test_pruned_and_compacted_twice(plan, tmp_path):
@@ -86,7 +92,7 @@ def test_greedy_in_a_recipe(plan, tmp_path):
     assert metrics["accuracy_pruned"] is not None
     stages = [name for name in row["curves"] if name.startswith("greedy.")]
     assert len(stages) >= 2
-    small = sc.load(build_model("digits-mlp", hidden=16), tmp_path / "a" / "model.safetensors")
+    small = sc.load(build_model("digits-mlp"), tmp_path / "a" / "model.safetensors")
     assert sum(p.numel() for p in small.parameters()) == metrics["parameters"]
 
 
@@ -121,7 +127,7 @@ def test_less_than_is_gone_already_is_said(plan, tmp_path):
 def test_criteria_with_a_loss_know_a_single_logit(plan, tmp_path):
     steps = "\n  - prune: {criterion: taylor, budget: {name: global, sparsity: 0.5}}\n"
     text = (HEAD + steps).replace("name: digits,", "name: make-classification, features: 10,")
-    (tmp_path / "one.yaml").write_text(text.replace("digits-mlp, hidden: 16", "tabular-256, features: 10"))
+    (tmp_path / "one.yaml").write_text(text.replace("name: digits-mlp", "name: tabular-256, features: 10"))
     row = run(load_recipe(str(tmp_path / "one.yaml")).plans[0], tmp_path / "a")
     assert row["metrics"]["sparsity"] == pytest.approx(0.5, abs=0.01)
 
@@ -149,7 +155,7 @@ def test_what_cannot_be_is_said_before_anything_runs(plan, steps, message):
 
 
 def test_a_dense_network_has_no_teacher(tmp_path):
-    (tmp_path / "one.yaml").write_text(HEAD.replace("lr: 2.0e-3", "distill: 0.5") + "\n  - compact:\n")
+    (tmp_path / "one.yaml").write_text(HEAD.replace("lr: 1.0e-3", "distill: 0.5") + "\n  - compact:\n")
     with pytest.raises(RecipeError, match="retraining has one"):
         load_recipe(str(tmp_path / "one.yaml"))
 
