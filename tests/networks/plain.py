@@ -86,3 +86,20 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c(torch.cat([self.a(x).relu(), self.b(x).relu()], -1))
+
+
+class Coder(nn.Module):
+    """An encoder and a decoder, which have names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.c(z.relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))

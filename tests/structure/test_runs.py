@@ -16,7 +16,7 @@ import secateur as sc
 from networks.comparing import error, wide
 from networks.drawn import IMAGES, ROWS
 from networks.parts import After
-from networks.plain import mlp
+from networks.plain import Coder, mlp
 from networks.pruned import halved
 from secateur.errors import ModelError
 from secateur.structure.runs import Run, Undisturbed, in_training, runs_of, same_random_state
@@ -193,21 +193,6 @@ def test_a_list_of_keywords_is_an_example_too():
     halved(net, ROWS)
     keywords = {"x": ROWS, "targets": torch.zeros(6, 2, dtype=torch.float64)}
     assert "examples[0]" in sc.compact(net, ROWS, examples=[keywords])[1].kept["body -> head"]
-
-
-class Coder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
-
-    def encode(self, x):
-        return self.b(self.a(x).relu())
-
-    def decode(self, z):
-        return self.c(z.relu())
-
-    def forward(self, x):
-        return self.decode(self.encode(x))
 
 
 def test_methods_by_name():
