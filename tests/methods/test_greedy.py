@@ -14,8 +14,8 @@ import secateur as sc
 from networks.searched import Net, images, made
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
 from secateur.measure.macs import count_macs
-from secateur.methods.tries import classified
 from secateur.structure.surgery import mask_units
+from secateur.task import judged
 
 
 def test_the_model_given_stays_and_scores_are_those_of_the_small_one():
@@ -24,7 +24,7 @@ def test_the_model_given_stays_and_scores_are_those_of_the_small_one():
     small, run = sc.prune_greedily(model, data[0][0][:2], data, sparsity=0.5, method=sc.Greedy(every=4))
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert model.training
-    right, loss = classified(small.eval()(data[0][0]), data[0][1])
+    right, loss = judged(small.eval()(data[0][0]), data[0][1])
     number, score, reached = run.stages[-1]
     assert number == len(run.removals)
     assert score == pytest.approx(float(right.mean()))
@@ -114,7 +114,7 @@ def test_a_score_to_keep_ends_the_run_before_it_is_lost():
         data = [(data[0][0], model.eval()(data[0][0]).argmax(1))]
     small, run = sc.prune_greedily(model, data[0][0][:2], data, score=0.8, method=sc.Greedy(every=2))
     assert run.removals
-    assert float(classified(small(data[0][0]), data[0][1])[0].mean()) >= 0.8
+    assert float(judged(small(data[0][0]), data[0][1])[0].mean()) >= 0.8
     assert all(score >= 0.8 for _, score, _ in run.stages)
 
 
@@ -126,7 +126,7 @@ def test_units_that_kept_the_score_go_although_the_next_would_lose_it():
     assert len(run.removals) > 1
     assert len(run.stages) == 1
     assert all(one.score >= 0.8 for one in run.removals)
-    assert float(classified(small(data[0][0]), data[0][1])[0].mean()) == run.removals[-1].score
+    assert float(judged(small(data[0][0]), data[0][1])[0].mean()) == run.removals[-1].score
 
 
 def test_a_group_down_to_one_unit_is_left_alone():

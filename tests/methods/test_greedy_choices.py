@@ -14,8 +14,8 @@ import secateur as sc
 from networks.searched import Net, Residual, Views, images, made
 from secateur.graph.compare import difference
 from secateur.methods.ablation import Ablation, masked_outputs
-from secateur.methods.tries import classified
 from secateur.structure.surgery import mask_units
+from secateur.task import judged
 
 
 def naive_choices(model: nn.Module, data: Any, number: int, scope: str) -> list[tuple[str, int]]:
@@ -35,7 +35,7 @@ def naive_choices(model: nn.Module, data: Any, number: int, scope: str) -> list[
                 if unit in gone[name]:
                     continue
                 outputs = masked_outputs(work, structure, name, unit, ((inputs,), {}))
-                right, loss = classified(outputs, labels)
+                right, loss = judged(outputs, labels)
                 tried.append((-float(right.mean()), float(loss.double().mean()), len(tried), name, unit))
         _, _, _, name, unit = min(tried)
         gone[name].append(unit)

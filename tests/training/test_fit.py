@@ -201,15 +201,6 @@ def test_learning_rate_schedules():
     assert at["onecycle"](0.65) == pytest.approx(0.5)
 
 
-def test_label_smoothing_raises_the_loss_of_a_certain_network():
-    from secateur.training.evaluate import loss_of
-
-    outputs, labels = torch.tensor([[20.0, 0.0]]), torch.tensor([0])
-    assert loss_of(outputs, labels) < 1e-6
-    assert loss_of(outputs, labels, 0.1) == pytest.approx(1.0, rel=1e-4)  # 0.05 x 20
-    assert loss_of(torch.tensor([[20.0]]), torch.tensor([1]), 0.1) == pytest.approx(1.0, rel=1e-4)
-
-
 def test_diverging_training_is_an_error(digits):
     with pytest.raises(NonFiniteError, match=r"a smaller lr than 1e\+30 may help|made a NaN"):
         fit(

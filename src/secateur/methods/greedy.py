@@ -18,7 +18,7 @@ from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
 from secateur.methods.ablation import Ablation
 from secateur.methods.goals import Goal, goal_of
-from secateur.methods.tries import Judge, Tries, classified, tries_of
+from secateur.methods.tries import Judge, Tries, tries_of
 from secateur.pruning.calibration import Batches
 from secateur.pruning.criteria import Criterion
 from secateur.pruning.structured import select_groups
@@ -29,6 +29,7 @@ from secateur.structure.labels import Array
 from secateur.structure.proof import Proof
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure, trace
+from secateur.task import judged
 
 _GOALS = ("sparsity", "parameters", "macs", "latency_ms", "score")
 
@@ -176,9 +177,7 @@ def prune_greedily(
         latency_ms=latency_ms, score=score,
     )  # fmt: skip
     labelled = method.criterion == "score" or judge is not None
-    tries = tries_of(
-        data, model, judge or classified, size=method.batch_size, labelled=labelled, kwargs=kwargs
-    )
+    tries = tries_of(data, model, judge or judged, size=method.batch_size, labelled=labelled, kwargs=kwargs)
     example, named = tries.chunks[0].example
     run_once(model, example, kwargs=named, what="the data")
     groups = select_groups(trace(dense, example_inputs, kwargs=kwargs), include, exclude)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree
 
 from secateur.errors import CriterionError, NonFiniteError
@@ -70,30 +69,6 @@ class Chunk:
         if not sums.isfinite().all():
             raise NonFiniteError("the loss or the score without some unit is not a finite number")
         return sums.numpy()
-
-
-def classified(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return by example whether a classifier is right (1.0 or 0.0) and its cross-entropy.
-
-    ``outputs``: logits (examples, classes), or anything with ``logits``; one logit is a binary one.
-    Where there are positions too, (examples, positions, classes), their mean.
-    """
-    logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[:-1] != labels.shape:
-        what = [*logits.shape] if isinstance(logits, Tensor) else type(outputs).__name__
-        raise CriterionError(
-            f"outputs {what} and labels {[*labels.shape]} are no classification; pass judge=, which gives "
-            "(scores, losses) of outputs and labels"
-        )
-    if logits.shape[-1] == 1:
-        right = (logits[..., 0] > 0) == labels.bool()
-        loss = F.binary_cross_entropy_with_logits(logits[..., 0], labels.to(logits.dtype), reduction="none")
-    else:
-        right = logits.argmax(-1) == labels
-        loss = F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
-    return right.double().flatten(1).mean(1) if right.dim() > 1 else right.double(), (
-        loss.flatten(1).mean(1) if loss.dim() > 1 else loss
-    )
 
 
 def tries_of(

@@ -23,6 +23,7 @@ from secateur.pruning.targets import Target, Targets
 from secateur.running import as_written, call_model, failing, shapes
 from secateur.structure.layers import LayerView, layer_view, stored_weights
 from secateur.structure.units import Structure
+from secateur.task import cross_entropy
 from secateur.text import first_line
 
 Loss = Callable[[Any, Any], Tensor]
@@ -219,11 +220,7 @@ def _losses(
         elif labels is None:
             raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
         else:
-            yield _loss_of(loss or _cross_entropy, outputs, labels, who)
-
-
-def _cross_entropy(outputs: Any, labels: Any) -> Tensor:
-    return nn.functional.cross_entropy(getattr(outputs, "logits", outputs), labels)
+            yield _loss_of(loss or cross_entropy, outputs, labels, who)
 
 
 def _loss_of(loss: Loss, outputs: Any, labels: Any, who: str) -> Tensor:

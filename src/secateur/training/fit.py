@@ -18,16 +18,10 @@ from secateur.methods.network_slimming import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
 from secateur.running import denormals_flushed, evaluating
+from secateur.task import cross_entropy, distillation_loss
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
 from secateur.training.checkpoint import State, load_run, save_run
-from secateur.training.evaluate import (
-    Evaluation,
-    device_of,
-    distillation_loss,
-    evaluate_on,
-    loss_of,
-    prefers_channels_last,
-)
+from secateur.training.evaluate import Evaluation, device_of, evaluate_on, prefers_channels_last
 from secateur.training.settings import Training
 
 
@@ -192,7 +186,7 @@ class _Loop:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.autocast:
             outputs = self.model(inputs)
-            loss = loss_of(outputs, labels, self.settings.label_smoothing)
+            loss = cross_entropy(outputs, labels, self.settings.label_smoothing)
             if self.teacher is not None:
                 with evaluating(self.teacher), torch.no_grad():
                     wanted = self.teacher(inputs)

@@ -27,7 +27,6 @@ from secateur.structure.units import Structure, trace
 from secateur.text import first_line, nearest, shown, table
 from secateur.training import checkpoint
 from secateur.training.checkpoint import save_weights
-from secateur.training.evaluate import loss_of
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -151,7 +150,6 @@ def prune_checkpoint(
             data=_no_data(type(spec.criterion).__name__)
             if dataset is None
             else calibration_batches(dataset.train, spec.calibration, seed=0),
-            loss=loss_of,
             include=spec.include,
             exclude=spec.exclude,
             structure=structure,

@@ -39,7 +39,6 @@ from secateur.pruning.shrinkage import Hard
 from secateur.pruning.targets import find_targets
 from secateur.pruning.unit_criteria import BNScale
 from secateur.structure.units import trace
-from secateur.training.evaluate import loss_of
 from secateur.training.settings import Training
 
 
@@ -154,7 +153,6 @@ class Prune(Step):
                 shrinkage=None if self.units else self.shrinkage,
                 granularity=self._block,
                 data=work.calibration(self.calibration),
-                loss=loss_of,
                 include=self.include,
                 exclude=self.exclude,
                 masks=state.masks,

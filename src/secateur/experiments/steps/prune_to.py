@@ -14,7 +14,6 @@ from secateur.methods.constraints import prune_to
 from secateur.methods.goals import check_goal
 from secateur.pruning.capabilities import says
 from secateur.pruning.unit_criteria import BNScale, L2Norm
-from secateur.training.evaluate import loss_of
 
 
 class PruneTo(Step):
@@ -59,7 +58,6 @@ class PruneTo(Step):
             latency_ms=self.latency_ms,
             criterion=self.criterion,
             data=work.calibration(self.calibration),
-            loss=loss_of,
             include=self.include,
             exclude=self.exclude,
             round_to=self.round_to,
