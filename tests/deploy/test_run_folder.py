@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployed import network, numbers, stirred
 from safetensors.torch import save_file
 from torch import nn
 
+from networks.drawn import numbers, stirred
+from networks.packaged import network
 from secateur.deploy import folder as folders
 from secateur.deploy.folder import PACKAGE, write_folder
 from secateur.errors import ModelError, StorageError
@@ -282,7 +283,6 @@ def test_one_inference_costs_a_fraction_of_what_pytorch_takes(tmp_path, bare_pyt
 
 @pytest.mark.slow  # the kernels are compiled anew
 def test_the_compiled_engine_beside_run_py(tmp_path):
-    pytest.importorskip("numba")
     model, x = build_model("lenet-5").eval(), torch.randn(3, 1, 28, 28)
     folder = write_folder(model, x, tmp_path / "net")
     command = [sys.executable, "-I", str(folder / "run.py"), "--check", "--engine", "compiled"]
@@ -295,7 +295,6 @@ def test_the_compiled_engine_beside_run_py(tmp_path):
 @pytest.mark.parametrize("home", [True, False])
 def test_the_compiled_engine_where_nothing_can_be_kept_in_the_folder(tmp_path, home):
     """Then the machine code goes to the user's cache, or is not kept."""
-    pytest.importorskip("numba")
     model, shape = small()
     folder = write_folder(model, numbers(3, *shape), tmp_path / "net")
     shutil.rmtree(folder / PACKAGE / "__pycache__")

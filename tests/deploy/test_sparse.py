@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import secateur as sc
 from secateur.deploy import sparse as sparse_module
@@ -14,9 +15,6 @@ from secateur.errors import ModelError, NonFiniteError
 from secateur.graph.capture import capture
 from secateur.measure.latency import Timing
 from secateur.models import build_model
-
-pytest.importorskip("numba")
-Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
 
 def pruned(name: str, sparsity: float, **options) -> nn.Module:

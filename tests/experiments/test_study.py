@@ -20,7 +20,7 @@ from secateur.training.checkpoint import load_weights
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    from tiny_recipe import TINY
+    from recipes import TINY
 
     from secateur.experiments.recipe import load_recipe
 

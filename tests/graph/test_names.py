@@ -71,7 +71,8 @@ def test_compiled_children(child):
 
 
 def adapted(net: nn.Module, **options) -> nn.Module:
-    peft = pytest.importorskip("peft")
+    import peft
+
     torch.manual_seed(2)
     config = peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False, **options)
     return peft.get_peft_model(net, config)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from secateur.deploy.program import moves, rules
 from secateur.errors import ModelError
 from secateur.graph import operators
 from secateur.graph.operators import forget_operator, operator_at, plain, register_operator
@@ -18,10 +19,14 @@ def test_every_key_is_an_operator_of_this_torch_and_stands_once():
     assert all(plain(key) is key for key in operators.OPERATORS)
 
 
-@pytest.mark.parametrize("rules", [table.RULES], ids=["labels"])
-def test_rules_stand_under_operators_that_are_found_there(rules):
-    assert all(isinstance(key, torch._ops.OpOverloadPacket) for key in rules)
-    assert all(plain(key) is key for key in rules)  # none is hidden behind its twin's
+@pytest.mark.parametrize("keyed", [table.RULES, rules.RULES, moves.MOVES], ids=["labels", "program", "moves"])
+def test_rules_stand_under_operators_that_are_found_there(keyed):
+    assert all(isinstance(key, torch._ops.OpOverloadPacket) for key in keyed)
+    assert all(plain(key) is key for key in keyed)  # none is hidden behind its twin's
+
+
+def test_no_operator_has_two_rules_in_a_program():
+    assert rules.RULES.keys() & moves.MOVES.keys() == set()
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
+from networks.plain import mlp
 from secateur.graph.capture import capture
 from secateur.graph.run import Bound
 
 
 def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    return mlp(4, 3, 2, seed=0).eval()
 
 
 def bound_to(model, other=None):

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from branch_nets import net
 from torch import nn
 
 import secateur as sc
+from networks.branched import net
 from secateur.errors import BudgetError, CriterionError, NonFiniteError
 from secateur.methods.annealing import Stage
 

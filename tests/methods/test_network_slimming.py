@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from selection_nets import mlp, quadratic, randn, state
 from torch import nn
 from torch.nn import functional as F
 
+from networks.comparing import snapshot
+from networks.drawn import randn
+from networks.plain import mlp
+from networks.selected import quadratic
 from secateur.errors import BudgetError, TargetError
 from secateur.methods.network_slimming import slimming
 
@@ -26,7 +29,7 @@ def test_the_penalty_is_added_to_the_gradient_of_scales(closure):
     quadratic(net, x).backward()
     expected = {n: p.grad.clone() for n, p in net.named_parameters()}
     expected["1.weight"] += 0.3 * torch.tensor([1.0, -1, 0, 1, 1, 1]).double()
-    before = state(net)
+    before = snapshot(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
     def evaluate():
@@ -58,7 +61,7 @@ def test_a_scaler_of_gradients_is_taken_into_account(fused):
         with slimming(optimizer, net, 0.5):
             scaler.scale(quadratic(net, x)).backward()
             scaler.step(optimizer)
-        ends.append(state(net))
+        ends.append(snapshot(net))
     assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-6) for n in ends[0])
 
 
@@ -80,7 +83,7 @@ def test_scales_shrink():
 
 
 def test_slimming_needs_scales():
-    net = mlp(3, 4, 2)
+    net = mlp(3, 4, 2, seed=0).double()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(TargetError, match="no scale of a BatchNorm"), slimming(optimizer, net):
         pass
@@ -103,5 +106,5 @@ def test_several_optimizers_each_penalise_their_own_scales():
             quadratic(net, x).backward()
             for optimizer in optimizers:
                 optimizer.step()
-        ends.append(state(net))
+        ends.append(snapshot(net))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from torch.optim import SGD
-from toy import hooks
 
+from networks.toy import hooks
 from secateur.errors import ModelError
 from secateur.pruning.holding import around_steps, innermost, levels_of, owned, refuse_scaler, scalers_shown
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from networks.comparing import snapshot, unchanged
 from secateur.errors import CriterionError, ModelError
 from secateur.pruning.criteria import input_rms
 
@@ -24,14 +25,6 @@ def scored(criterion, net: nn.Module, data=None, loss=None, **find) -> dict[str,
         by_row = torch.cat([rows(slice(i, i + 1)) for i in range(number)])
         assert torch.equal(by_row.detach(), out[name])
     return out
-
-
-def state(net: nn.Module) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in net.state_dict().items()}
-
-
-def untouched(net: nn.Module, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 
 # -- magnitude and random --------------------------------------------------------------------------
@@ -164,10 +157,10 @@ def test_wanda_on_a_model_compiled_in_place(mlp):
 def test_wanda_runs_in_eval_mode_and_leaves_everything_as_it_was(convnet):
     net = convnet()
     net[2].eval()
-    before = state(net)
+    before = snapshot(net)
     x = torch.randn(4, 3, 4, 4)
     rms = input_rms(sc.find_targets(net), [x])
-    assert untouched(net, before)  # batch norm's running statistics too
+    assert unchanged(net, before)  # batch norm's running statistics too
     assert [m.training for m in net] == [True, True, False, True, True, True, True]
     assert not any(m._forward_pre_hooks for m in net)
     frozen = copy.deepcopy(net).eval()
@@ -271,11 +264,11 @@ def test_taylor_touches_no_gradient_buffer_mode_or_flag(convnet):
     net[2].eval()
     net[0].weight.requires_grad_(False)
     net[3].weight.grad = torch.full_like(net[3].weight, 7.0)
-    before = state(net)
+    before = snapshot(net)
     data = [(torch.randn(4, 3, 4, 4), torch.randint(0, 5, (4,)))]
     scores = scored(sc.Taylor(), net, data)
     assert scores["0.weight"].count_nonzero() > 200  # a frozen weight is scored like any other
-    assert untouched(net, before)
+    assert unchanged(net, before)
     assert net[3].weight.grad.eq(7).all()
     assert all(p.grad is None for p in net.parameters() if p is not net[3].weight)
     assert [p.requires_grad for p in net.parameters()] == [False] + [True] * 9

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
-from toy import hooks, loss_of, step, weights
 
 import secateur as sc
+from networks.toy import hooks, loss_of, step, weights
 from secateur.errors import BudgetError, MaskError, NonFiniteError, SecateurWarning
 
 # -- gradually ---------------------------------------------------------------------------------------

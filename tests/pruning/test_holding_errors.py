@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from torch.optim import SGD
-from toy import hooks, loss_of, step
 
 import secateur as sc
+from networks.toy import hooks, loss_of, step
 from secateur.errors import MaskError, NonFiniteError
 
 

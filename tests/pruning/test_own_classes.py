@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 import secateur as sc
+from networks.plain import mlp
 from secateur.errors import BudgetError, SecateurWarning
+
+net = partial(mlp, 6, 8, 12, 4, seed=0)
 
 
 class Distance:
@@ -70,11 +73,6 @@ class Halfway:
 
     def __call__(self, final):
         return [final / 2, final]
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
 
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateur as sc
+from networks.plain import mlp
 from secateur.deploy.packing import pack, unpack
 from secateur.errors import BudgetError, MaskError, NonFiniteError, TargetError
 from secateur.pruning.sharing import Sharing, clustered, share_weights
+
+three_layers = partial(mlp, 20, 30, 10, 3, seed=0)
 
 
 def layer(rows: list[list[float]], bias: bool = False) -> Any:
     made = nn.Linear(len(rows[0]), len(rows), bias=bias)
     made.weight.data = torch.tensor(rows)
     return nn.Sequential(made)
-
-
-def mlp() -> Any:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10), nn.ReLU(), nn.Linear(10, 3))
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> None:
@@ -102,7 +101,7 @@ def test_sharing_leaves_zeros_and_few_values():
 
 
 def test_targets_are_chosen_as_in_prune_and_biases_are_none():
-    net = mlp()
+    net = three_layers()
     before = copy.deepcopy(net.state_dict())
     sharing = share_weights(net, values=4, exclude="4")
     assert list(sharing.clusters) == ["0.weight", "2.weight"]
@@ -112,13 +111,13 @@ def test_targets_are_chosen_as_in_prune_and_biases_are_none():
 
 
 def test_a_tensor_with_no_weight_left_is_passed_over():
-    net = mlp()
+    net = three_layers()
     net[2].weight.data.zero_()
     assert list(share_weights(net).clusters) == ["0.weight", "4.weight"]
 
 
 def test_what_cannot_be_shared_is_refused_and_changes_nothing():
-    net = mlp()
+    net = three_layers()
     masks = sc.prune(net, sc.Magnitude(), sc.Global(0.5))
     net[0].weight.data += 1
     before = copy.deepcopy(net.state_dict())
@@ -151,7 +150,7 @@ def test_a_step_of_sgd_moves_each_value_by_the_sum_over_its_weights():
 
 def test_the_steps_are_those_of_a_codebook_as_parameter():
     """The same losses and values as with the codebook itself as what SGD trains."""
-    net = mlp()
+    net = three_layers()
     sharing = share_weights(net, values=5)
     codebooks = {n: nn.Parameter(c.clone()) for n, c in sharing.codebooks.items()}
     rest = {n: nn.Parameter(p.detach().clone()) for n, p in net.named_parameters() if n not in codebooks}
@@ -181,7 +180,7 @@ def test_the_steps_are_those_of_a_codebook_as_parameter():
     ],
 )
 def test_clusters_hold_and_move_under_any_optimizer(make, dtype):
-    net = mlp()
+    net = three_layers()
     masks = sc.prune(net, sc.Magnitude(), sc.Global(0.7))
     optimizer = make(net.to(dtype).parameters())
     for parameter in net.parameters():  # momentum of weights that are to stay zero
@@ -205,7 +204,7 @@ def test_clusters_hold_and_move_under_any_optimizer(make, dtype):
 
 
 def test_a_closure_sees_its_gradients_summed():
-    nets = [mlp(), mlp()]
+    nets = [three_layers(), three_layers()]
     for index, net in enumerate(nets):
         sharing = share_weights(net, values=4)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -229,7 +228,7 @@ def test_a_closure_sees_its_gradients_summed():
 
 
 def test_what_breaks_the_sharing_is_named():
-    net = mlp()
+    net = three_layers()
     sharing = share_weights(net, values=4)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with (
@@ -245,7 +244,7 @@ def test_what_breaks_the_sharing_is_named():
 
 
 def test_an_error_inside_the_block_is_not_masked_and_the_hooks_go():
-    net = mlp()
+    net = three_layers()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     sharing = share_weights(net, values=4)
 
@@ -261,11 +260,11 @@ def test_an_error_inside_the_block_is_not_masked_and_the_hooks_go():
 
 
 def test_optimizers_that_cannot_hold():
-    net = mlp()
+    net = three_layers()
     sharing = share_weights(net)
     with (
         pytest.raises(MaskError, match="updates none of the shared weights; make it from Sequential"),
-        sharing.held(torch.optim.SGD(mlp().parameters(), lr=0.1)),
+        sharing.held(torch.optim.SGD(three_layers().parameters(), lr=0.1)),
     ):
         pass
     with (
@@ -276,7 +275,7 @@ def test_optimizers_that_cannot_hold():
 
 
 def test_a_copy_is_made_equal_too():
-    net = mlp()
+    net = three_layers()
     sharing = share_weights(net, values=4)
     ema = torch.optim.swa_utils.AveragedModel(net)
     ema.module[0].weight.data += 1e-3 * torch.randn(30, 20)
@@ -291,7 +290,7 @@ def test_a_copy_is_made_equal_too():
 
 
 def test_sharing_follows_into_the_smaller_network():
-    net = mlp()
+    net = three_layers()
     x = torch.randn(6, 20)
     sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
     sharing = share_weights(net, values=4)
@@ -327,7 +326,7 @@ def test_a_shared_network_packs_without_loss_as_a_codebook(tmp_path):
 def test_several_optimizers_train_the_values_together():
     ends = []
     for several in (False, True):
-        net = mlp()
+        net = three_layers()
         sharing = share_weights(net, values=4)
         parts = (net[:2], net[2:]) if several else (net,)
         optimizers = [torch.optim.SGD(part.parameters(), lr=0.01) for part in parts]

@@ -22,7 +22,6 @@ from secateur.runtime.planning import Compiled, images_at_once
 from secateur.runtime.runner import execute
 from secateur.runtime.workspace import UnsupportedError
 
-pytest.importorskip("numba")
 quick = settings(max_examples=40, deadline=None)
 
 

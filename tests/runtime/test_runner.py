@@ -122,8 +122,6 @@ def test_a_sparse_linear_layer_in_numpy(batch, tmp_path):
 @pytest.mark.parametrize("engine", ["numpy", "scipy", "compiled"])
 def test_a_file_that_an_earlier_version_wrote_runs(engine):
     """Written by 0.1.0 before its runtime was a package of its own."""
-    if engine == "compiled":
-        pytest.importorskip("numba")
     folder = Path(__file__).parent / "earlier"
     x, y = (np.load(folder / f"check_{kind}.npy") for kind in ("input", "output"))
     assert close(Network(folder / "model.secateur", engine).run(x), y)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nets import After, Between, Concat, error, mlp, only, wide
 from torch import nn
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.drawn import randn
+from networks.groups import only
+from networks.parts import After, Between
+from networks.plain import Concat, mlp
 from secateur.copying import copied
 from secateur.structure.dead import find_dead
 
-ROWS = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-IMAGE = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+ROWS = randn(9, 3, seed=3)
+IMAGE = randn(2, 3, 6, 5, seed=4)
 
 
 @torch.no_grad()

@@ -62,7 +62,8 @@ def test_what_is_no_layer(module):
 
 
 def test_transformers_conv1d_is_a_linear_layer_turned():
-    kind = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    from transformers.pytorch_utils import Conv1D as kind
+
     view = layer_view(kind(5, 4))
     assert view == LayerView(kind, output_dim=1, input_dim=0, sizes={"nf": 1, "nx": 0})
     assert view.transposed
@@ -133,7 +134,8 @@ def test_an_lstm_with_projections_keeps_its_hidden_size_when_others_are_cut():
 
 
 def test_both_sizes_of_transformers_conv1d_follow():
-    kind = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    from transformers.pytorch_utils import Conv1D as kind
+
     net, x = nn.Sequential(kind(6, 4), nn.Tanh(), kind(2, 6)), torch.randn(9, 4)
     sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
     small, _ = sc.compact(net, x)

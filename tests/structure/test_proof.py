@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nets import mlp
 from torch import nn
 
 import secateur as sc
+from networks.plain import mlp
 from secateur.graph.compare import TOLERANCE, difference, tensors_in
 from secateur.graph.draws import as_dtype, randomise, redrawn, resized
 from secateur.running import call

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from nets import error, mlp, reasons, wide
 from torch import Tensor, nn
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.drawn import randn
+from networks.groups import reasons
+from networks.plain import mlp
 from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
 from secateur.structure.surgery import mask_units
 
-ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+ROWS = randn(6, 5, seed=6)
 IDS = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(7))
 
 
@@ -280,7 +283,8 @@ class Logits(nn.Module):
 
 
 def hugging(name: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     kinds = {
         "llama": ("LlamaForCausalLM", LLAMA),
         "llama_tied": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True}),

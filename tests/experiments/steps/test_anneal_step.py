@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from one_trial import plan_of, run, without_times
+from one_trial import run, without_times
+from recipes import HEAD
 
 import secateur as sc
 from kills import killed_after_epochs, killed_at_every_write
@@ -15,15 +16,6 @@ from secateur.experiments.recipe import load_recipe
 from secateur.experiments.steps import anneal, scratch
 from secateur.models import build_model
 
-HEAD = """
-name: annealing
-data: {name: digits, validation: 200}
-model: {name: digits-mlp, hidden: 16}
-train: {epochs: 2, lr: 2.0e-3}
-measure: []
-seeds: [0]
-steps:
-"""
 PLAIN = """
   - anneal: {ratio: 0.5, schedule: {step: 0.4}, train: {epochs: 1}}
   - retrain: {epochs: 1}
@@ -43,11 +35,6 @@ SECOND = """
   - id: second
     anneal: {adaptive: true, schedule: {step: 0.5}, rates: [1, 1], train: {epochs: 1, distill: 0.5}}
 """
-
-
-@pytest.fixture
-def plan(tmp_path):
-    return lambda steps: plan_of(tmp_path, HEAD + steps)
 
 
 def test_its_stages_and_its_small_network_are_in_the_result(plan, tmp_path):

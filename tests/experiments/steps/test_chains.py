@@ -1,6 +1,7 @@
 """Actions of a trial beyond one pruning: several of them, searches, and kills between any two writes."""
 
 import pytest
+import recipes
 from one_trial import plan_of, run, without_times
 
 import secateur as sc
@@ -10,15 +11,7 @@ from secateur.experiments import resumed
 from secateur.experiments.recipe import load_recipe
 from secateur.models import build_model
 
-HEAD = """
-name: steps
-data: {name: digits, validation: 200}
-model: {name: digits-mlp}
-train: {epochs: 2, lr: 1.0e-3}
-measure: []
-seeds: [0]
-steps:
-"""
+HEAD = recipes.HEAD.replace(", hidden: 16", "").replace("2.0e-3", "1.0e-3")  # greedy needs units to take
 TWICE = """
   - {id: first, prune: {units: true, criterion: l2_norm, budget: {name: uniform, sparsity: 0.5}}}
   - {id: smaller, compact: }

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from one_trial import plan_of, run, without_times
+from one_trial import run, without_times
+from recipes import HEAD
 
 import secateur as sc
 from kills import killed_after_epochs, killed_at_every_write
@@ -17,15 +18,6 @@ from secateur.runtime.unpacking import read
 from secateur.training.checkpoint import load_weights
 from secateur.training.evaluate import evaluate_on
 
-HEAD = """
-name: compression
-data: {name: digits, validation: 200}
-model: {name: digits-mlp, hidden: 16}
-train: {epochs: 2, lr: 2.0e-3}
-measure: []
-seeds: [0]
-steps:
-"""
 PRUNED = """
   - prune: {budget: {name: global, sparsity: 0.8}}
   - retrain: {epochs: 2}
@@ -53,11 +45,6 @@ UNTRAINED = """
   - share: {values: 2, train: {epochs: 0}}
   - pack:
 """
-
-
-@pytest.fixture
-def plan(tmp_path):
-    return lambda steps: plan_of(tmp_path, HEAD + steps)
 
 
 def unpacked(folder):

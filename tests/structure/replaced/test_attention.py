@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
-from nets import After, error, members, snapshot, unchanged, wide
 from torch import Tensor, nn
 
 import secateur as sc
+from networks.comparing import error, snapshot, unchanged, wide
+from networks.groups import members
+from networks.parts import After
 from secateur.errors import SecateurError
 from secateur.structure.replaced.attention import PrunedAttention, pruned
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import After, Between, members, only, reasons, singles
 from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from networks.groups import members, only, reasons, singles
+from networks.parts import After, Between
 
 IMAGE = torch.zeros(2, 3, 6, 4)
 ROWS = torch.zeros(5, 3)
