@@ -188,7 +188,8 @@ def takes_a_network(function: Any) -> bool:
         called += [value for name, value in vars(function).items() if name[0] != "_" and callable(value)]
     for one in called:
         with suppress(ValueError):
-            if any("Module" in str(p.annotation) for p in inspect.signature(one).parameters.values()):
+            kinds = [str(p.annotation) for p in inspect.signature(one).parameters.values()]
+            if any("Module" in kind and "type[" not in kind for kind in kinds):
                 return True
     return False
 
