@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.errors import BudgetError, CriterionError, NonFiniteError, TargetError
-from secateur.graph.capture import arguments, tensor_of
+from secateur.graph.capture import tensor_of
 from secateur.measure.macs import count_macs
 from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.structured import select_groups
-from secateur.running import call_model, evaluating
+from secateur.running import arguments, call_model, evaluating
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
 from secateur.structure.units import Structure, trace

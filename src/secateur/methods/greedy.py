@@ -12,7 +12,6 @@ from torch import nn
 
 from secateur.copying import copied
 from secateur.errors import BudgetError
-from secateur.graph.capture import arguments
 from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
@@ -268,8 +267,8 @@ class _Search:
 
     def run(self) -> GreedyRun:
         """Return the record of what was done."""
-        dense, example = self.goal.dense, arguments(self.goal.example_inputs, self.goal.kwargs)
-        macs = [count_macs(net, *example).dense for net in (dense, self.small)]
+        goal, dense = self.goal, self.goal.dense
+        macs = [count_macs(net, goal.example_inputs, goal.kwargs).dense for net in (dense, self.small)]
         return GreedyRun(
             tuple(self.removals),
             tuple(self.stages),

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from secateur.errors import CriterionError, NonFiniteError
-from secateur.graph.capture import arguments
 from secateur.methods.ablation import Example
 from secateur.pruning.calibration import Batches, batches
-from secateur.running import call, denormals_flushed
+from secateur.running import arguments, call, denormals_flushed
 from secateur.structure.labels import Array
 from secateur.text import first_line
 
