@@ -353,15 +353,16 @@ def _lamp(scores: Scores) -> Tensor:
 
 def _std(name: str, weight: Tensor, living: bool) -> float:
     """The population standard deviation in float64, over ``CHUNK`` weights at a time."""
-    number, mean, squares = 0, 0.0, 0.0
+    number, squares = 0, 0.0
+    mean: complex = 0.0
     for part in weight.detach().reshape(-1).split(CHUNK):
         part = part[part != 0] if living else part
         if part.numel():
-            part = part.double()
+            part = part.to(torch.promote_types(part.dtype, torch.float64))
             delta = part.mean().item() - mean
             together = number + part.numel()
             squares += part.var(correction=0).item() * part.numel()
-            squares += delta * delta * number * part.numel() / together
+            squares += abs(delta) ** 2 * number * part.numel() / together
             mean += delta * part.numel() / together
             number = together
     deviation = math.sqrt(squares / number) if number and math.isfinite(squares) else squares
