@@ -62,7 +62,7 @@ class Ablation:
             for stack in {1, *self.stacks.values()}:
                 self.graphs[stack] = Bound(capture(model, *_shaped(example, stack)), model)
                 if _operators(self.graphs[stack]) != _operators(graph):
-                    raise ModelError("its operators depend on the size of the batch")
+                    raise ModelError("another batch makes other operators, or has other inputs")
             self._check(example)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
             reason = f"its graph does not run on stacked batches: {first_line(error)}"
@@ -225,7 +225,7 @@ def _is_linear(call: Call) -> bool:
 
 
 def _operators(graph: Bound) -> list[tuple[str, str]]:
-    return [(n.op, str(n.target)) for n in graph.nodes if n.op != "placeholder"]
+    return [(n.op, "" if n.op == "placeholder" else str(n.target)) for n in graph.nodes]
 
 
 def _stack(graph: Bound, way: _Way, batch: int, memory: int) -> int:
