@@ -267,3 +267,13 @@ def test_activation_norm_behind_tied_embeddings():
 
 def test_wanda_on_units(net):
     assert len(scores(sc.Wanda(), net, data=[torch.randn(3, 2)])) == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_normed_layer_reads_units(net, wrap):
+    x = torch.randn(8, 2)
+    plain = scores(sc.ActivationNorm(), net, data=[x]), scores(sc.L2Norm(), net)
+    net[2] = wrap(net[2])
+    assert scores(sc.ActivationNorm(), net, data=[x]) == pytest.approx(plain[0])
+    assert scores(sc.L2Norm(), net) == plain[1]

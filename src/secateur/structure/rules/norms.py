@@ -138,14 +138,17 @@ def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
 
 
 def _weight_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
-    """w = g * v / |v|: rows of v keep their values (0/0 otherwise), g alone is masked."""
+    """w = g * v / |v|: rows of v keep their values (0/0 otherwise), g alone is masked. What reads a column
+    of w reads that of v."""
     v, g = a["v"], a["g"]
     dim = a["dim"] % len(v.shape)
     out = v.copy()
     out.dims[dim] = walk.join([(v, dim), (g, dim)])
-    for node_v, name in walk.named.items():
-        if walk.values.get(node_v) is v:
-            walk.unmasked.add((name, dim))
+    if (name := walk.owner.get(id(v))) is not None:
+        walk.unmasked.add((name, dim))
+        walk.owner[id(out)] = name
+        # What stands in a column of w hangs on the others of v, so that it is no plain column.
+        walk.consumed += [labels for d, labels in enumerate(out.dims) if d != dim and labels is not None]
     return out
 
 
