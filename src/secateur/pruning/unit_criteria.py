@@ -71,6 +71,7 @@ class BNScale:
 
     counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
+    reads_norms: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _scales(structure, g), False)
@@ -156,8 +157,8 @@ def _incoming(structure: Structure, group: Group, power: int) -> Tensor:
 
 
 def _squares(structure: Structure, part: Slice, power: int) -> Tensor:
-    weight = tensor_of(structure.model, part.name).detach().double().cpu()
-    return _gathered(weight.abs().pow(power), part)
+    size = tensor_of(structure.model, part.name).detach().abs().double().cpu()
+    return _gathered(size.pow(power), part)
 
 
 def _gathered(entries: Tensor, part: Slice) -> Tensor:
