@@ -15,7 +15,7 @@ from secateur.errors import BudgetError, CriterionError, SecateurWarning, Target
 from secateur.graph.capture import parameters_of
 from secateur.graph.names import canonical_names, canonical_parameters, unwrapped
 from secateur.measure.size import count_parameters
-from secateur.pruning.budgets import check_share, cut_keeping
+from secateur.pruning.budgets import Share, cut_keeping
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import amount_of, changed, name_of, requested_share, says
 from secateur.pruning.criteria import check_telling
@@ -45,7 +45,7 @@ class UnitBudget(Protocol):
 
 
 @dataclass(frozen=True)
-class ParameterShare:
+class ParameterShare(Share):
     """Units by score, of all groups together, as few as take ``sparsity`` of the network's parameters.
 
     Counted are the entries that really leave when the units do, each once: rows and columns of one
@@ -53,14 +53,8 @@ class ParameterShare:
     budget for whole units; with single weights ``Global`` is the same.
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
     counts_units: ClassVar[bool] = True
-    cuts_values: ClassVar[bool] = False
     counted: ClassVar[str] = "the network's parameters"
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
 
     def __call__(self, scores: Mapping[str, Scores], structure: Structure, min_kept: int) -> dict[str, Cut]:
         def tried(count: int) -> tuple[dict[str, Cut], float]:
