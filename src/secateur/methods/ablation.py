@@ -157,9 +157,7 @@ class Ablation:
 
     def _entries(self, name: str, read: Read, unit: int) -> Array:
         """The indices of a unit in the dim that a layer reads."""
-        slices = self.structure.groups[name].slices
-        part = next(p for p in slices if (p.name, p.dim) == (read.weight, read.weight_dim))
-        return part.indices[unit]
+        return self.structure.groups[name].read_by(read).indices[unit]
 
     def _delta(self, index: int, operand: Tensor, entries: Array) -> Tensor:
         """What some entries of its operand make of a linear or a convolutional layer's output."""

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.structure.labels import Array
 from secateur.structure.propagate import values_in
 from secateur.structure.surgery import Removed
 from secateur.structure.units import Structure
@@ -73,22 +74,23 @@ def changed_sizes(structure: Structure, removed: Removed) -> dict[str, Sizes]:
         labels = structure.walk.parameters[name].dims[dim]
         if labels is not None:
             gone[classes.of[labels[indices]]] = True
-    found: dict[str, Sizes] = {}
-    for node, value in structure.walk.values.items():
-        stack = node.meta.get("nn_module_stack")
-        paths = [path for path, _ in stack.values()] if stack else [""]
-        for part in values_in(value):
-            for labels in part.dims:
-                if labels is None:
-                    continue
-                left = int((~gone[classes.of[labels]]).sum())
-                if left != len(labels):
-                    for path in paths:
-                        found.setdefault(path, {}).setdefault(len(labels), set()).add(left)
+    found = sizes_by_module(structure, lambda own: int((~gone[own]).sum()))
     for (name, dim), indices in removed.items():
         path = name.rpartition(".")[0]
         size = structure.walk.parameters[name].shape[dim]
         found.setdefault(path, {}).setdefault(size, set()).add(size - len(indices))
+    return found
+
+
+def sizes_by_module(structure: Structure, new: Callable[[Array], int]) -> dict[str, Sizes]:
+    """Return by module path the sizes in it that ``new`` makes others, of the classes of a dim's labels."""
+    found: dict[str, Sizes] = {}
+    for node, value in structure.walk.values.items():
+        stack = node.meta.get("nn_module_stack") or {}
+        for labels in (labels for part in values_in(value) for _, labels in part.labels()):
+            size = new(structure.classes.of[labels])
+            for path in ["", *(path for path, _ in stack.values())] if size != len(labels) else ():
+                found.setdefault(path, {}).setdefault(len(labels), set()).add(size)
     return found
 
 

@@ -24,7 +24,7 @@ from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
 from secateur.structure.steady import Steady
 from secateur.structure.surgery import mask_units
-from secateur.structure.units import Group, Slice, Structure, living
+from secateur.structure.units import Structure, living
 
 _DRAWS, _LOOKS = 6, 40
 
@@ -85,17 +85,14 @@ def _scales(work: nn.Module, name: str) -> bool:
 
 def summed_elsewhere(structure: Structure) -> dict[str, bool]:
     """Return by group whether its units are summed over other than by the columns of its slices."""
-    walk, classes = structure.walk, structure.classes
+    classes = structure.classes
     elsewhere = np.zeros(len(classes.frozen), dtype=bool)
-    for labels in walk.consumed:
+    for labels in structure.walk.consumed:
         elsewhere[classes.of[labels]] = True
-    found: dict[str, bool] = {}
-    for name, group in structure.groups.items():
-        first = group.slices[0]
-        labels = walk.parameters[first.name].dims[first.dim]
-        assert labels is not None
-        found[name] = bool(elsewhere[classes.of[labels[first.indices[:, 0]]]].any())
-    return found
+    return {
+        name: bool(elsewhere[structure.classes_of(group.slices[0])].any())
+        for name, group in structure.groups.items()
+    }
 
 
 def readers_of(structure: Structure) -> dict[str, list[Read]]:
@@ -137,11 +134,11 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         fit = some.copy()
         level = False
         for read in readers[name]:
-            part = _read_by(group, read)
+            part = group.read_by(read)
             fit &= constant[read][part.indices].all(1)
         fit_zero = fit.copy()
         for read in readers[name]:
-            part = _read_by(group, read)
+            part = group.read_by(read)
             zero = (values[read].numpy()[part.indices] == 0).all(1)
             fit_zero &= zero
             foldable = read.bias is not None and not read.padded and once[read.weight]
@@ -161,7 +158,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
             own = [
                 Constant(read, indices, values[read][torch.from_numpy(indices)])
                 for read in readers[name]
-                for indices in [_read_by(group, read).indices[unit]]
+                for indices in [group.read_by(read).indices[unit]]
             ]
             found.constants[name, unit] = own
             fold(work, own)
@@ -169,10 +166,6 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
             found.doomed[name] |= fit
             changed = True
     return changed
-
-
-def _read_by(group: Group, read: Read) -> Slice:
-    return next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
 
 
 @torch.no_grad()

@@ -41,8 +41,12 @@ class Value:
     def copy(self) -> Value:
         return Value(self.shape, list(self.dims), list(self.zero), self.dtype)
 
+    def labels(self) -> list[tuple[int, Array]]:
+        """The dims that have labels, with them."""
+        return [(dim, labels) for dim, labels in enumerate(self.dims) if labels is not None]
+
     def labelled(self) -> list[int]:
-        return [d for d, labels in enumerate(self.dims) if labels is not None]
+        return [dim for dim, _ in self.labels()]
 
 
 @dataclass(frozen=True)

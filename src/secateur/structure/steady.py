@@ -31,10 +31,7 @@ class Steady:
     def __init__(self, work: nn.Module, structure: Structure, group: Group) -> None:
         self.work, self.walk, self.group = work, structure.walk, group
         self.classes = structure.classes
-        first = group.slices[0]
-        labels = self.walk.parameters[first.name].dims[first.dim]
-        assert labels is not None
-        self.own = np.unique(self.classes.of[labels[first.indices]])
+        self.own = np.unique(structure.classes_of(group.slices[0]))
         self.blocked: set[str] = set()
 
     def at(self, operand: fx.Node) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.graph.capture import Captured, capture
 from secateur.structure.labels import Array, Classes
-from secateur.structure.propagate import Walk
+from secateur.structure.propagate import Read, Walk
 from secateur.structure.rules.table import apply
 from secateur.text import table
 
@@ -49,6 +49,11 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.slices[0].indices)
+
+    def read_by(self, read: Read) -> Slice:
+        """Return the slice that one of the group's readers reads."""
+        place = read.weight, read.weight_dim
+        return next(part for part in self.slices if (part.name, part.dim) == place)
 
 
 def living(
@@ -93,19 +98,18 @@ class Structure:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def classes_of(self, part: Slice) -> Array:
+        """Return the class of each label that units have in a slice, as its indices are."""
+        labels = self.walk.parameters[part.name].dims[part.dim]
+        assert labels is not None
+        return self.classes.of[labels[part.indices]]
+
     def __repr__(self) -> str:
         rows = [("group", "units", "parameters a unit", "MACs a unit", "in")]
         for group in self.groups.values():
             parts = len({s.name for s in group.slices})
-            rows.append(
-                (
-                    group.name,
-                    f"{len(group):,}",
-                    f"{group.parameters:,}",
-                    f"{group.macs:,.0f}",
-                    f"{parts} tensors",
-                )
-            )
+            counts = f"{len(group):,}", f"{group.parameters:,}", f"{group.macs:,.0f}"
+            rows.append((group.name, *counts, f"{parts} tensors"))
         lines = list(table(rows, words=1))
         if self.protected:
             lines.append("protected:")
@@ -154,9 +158,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     places: list[tuple[str, int]] = []
     parts: list[tuple[Array, Array, Array]] = []
     for name, value in walk.parameters.items():
-        for dim in value.labelled():
-            labels = value.dims[dim]
-            assert labels is not None
+        for dim, labels in value.labels():
             own = classes.of[labels]
             live = ~classes.frozen[own]
             if live.any():
@@ -191,7 +193,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
         name = group.name
         while name in groups:
             name += "'"
-        groups[name] = Group(name, group.slices, group.parameters, group.macs)
+        groups[name] = replace(group, name=name)
     return groups, alone
 
 
@@ -233,9 +235,7 @@ def _protected(walk: Walk, classes: Classes, alone: set[int]) -> tuple[Protected
     for name, value in walk.parameters.items():
         if name in walk.captured.buffers or len(value.shape) < 2:
             continue
-        for dim in value.labelled():
-            labels = value.dims[dim]
-            assert labels is not None
+        for dim, labels in value.labels():
             own = classes.of[labels]
             stays = classes.frozen[own] | np.isin(own, list(alone))
             if not stays.any():

@@ -191,9 +191,7 @@ def _glu(walk: Walk, call: Call, a: Arguments) -> Value:
     value: Value = a["self"]
     out = result_of(call.node)
     axis = a["dim"] % len(value.shape)
-    for dim in value.labelled():
-        labels = value.dims[dim]
-        assert labels is not None
+    for dim, labels in value.labels():
         if dim == axis:
             half = len(labels) // 2
             walk.labels.tie(labels[:half], labels[half:])
