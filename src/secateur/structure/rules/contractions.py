@@ -19,19 +19,29 @@ aten = torch.ops.aten
 Arguments = dict[str, Any]
 
 
-def _linear(walk: Walk, call: Call, a: Arguments) -> Value:
-    x, w, b = a["input"], a["weight"], a["bias"]
-    out = result_of(call.node)
-    walk.contract(x, len(x.shape) - 1, w, len(w.shape) - 1)
-    for dim in range(len(x.shape) - 1):
+def linear(walk: Walk, call: Call, a: Arguments) -> Value:
+    """A product over the last dim of the first operand with a matrix (or a vector), as its row says; users'
+    own too."""
+    row, given = operator_of(call), call.arguments
+    source: Any = next(node for name, node in given.items() if name != row.weight and node in walk.values)
+    weight, bias = given[str(row.weight)], given.get(row.bias or "")
+    x, w, b = walk.values[source], a[str(row.weight)], a.get(row.bias or "")
+    out, last = result_of(call.node), len(x.shape) - 1
+    reads, makes = (0, 1) if row.transposed else (len(w.shape) - 1, 0)
+    walk.contract(x, last, w, reads)
+    walk.note(call.node, source, last, weight, reads, bias)
+    walk.count(weight, math.prod(out.shape) * x.shape[-1])
+    for dim in range(last):
         out.dims[dim], out.zero[dim] = x.dims[dim], x.zero[dim] and b is None
     if len(w.shape) == 2:
-        out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]
-        out.zero[-1] = w.zero[0] and (b is None or b.zero[0])
-    given = call.arguments
-    walk.note(call.node, given["input"], len(x.shape) - 1, given["weight"], len(w.shape) - 1, given["bias"])
-    walk.count(given["weight"], math.prod(out.shape) * x.shape[-1])
+        _made(walk, out, w, makes, b)
     return out
+
+
+def _made(walk: Walk, out: Value, w: Value, makes: int, b: Any) -> None:
+    """Give the last dim of a result what the outputs of a matrix and its bias have."""
+    out.dims[-1] = walk.join([(w, makes), (b, 0)]) if isinstance(b, Value) else w.dims[makes]
+    out.zero[-1] = w.zero[makes] and (b is None or b.zero[0])
 
 
 def _matmul(walk: Walk, call: Call, a: Arguments) -> Value:
@@ -236,18 +246,22 @@ def _recurrent(gates: int) -> Any:
                     _tie_gates(walk, tensor, hidden, gates)
             value = Value((directions * size,), [np.tile(hidden, directions)], [True])
             axis = 0
-        states = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
-        for given in states:
-            last = len(given.shape) - 1
-            walk.join([(given, last), (state, 0)])
-            if not given.zero[last]:
-                walk.labels.freeze(hidden, "the initial state is not zero")
+        _begin(walk, a["hx"], state)
         for index, result in enumerate(results):
             result.dims[-1] = np.tile(hidden, directions) if index == 0 else hidden
             result.zero[-1] = True
         return results
 
     return rule
+
+
+def _begin(walk: Walk, states: Any, state: Value) -> None:
+    """Tie what a recurrence begins with to what it goes on with."""
+    for given in values_in(states):
+        last = len(given.shape) - 1
+        walk.join([(given, last), (state, 0)])
+        if not given.zero[last]:
+            walk.freeze(state, [0], "the initial state is not zero")
 
 
 def _tie_gates(walk: Walk, tensor: Value, hidden: Array, gates: int) -> None:
@@ -264,7 +278,6 @@ def _cell(gates: int) -> Any:
 
     def rule(walk: Walk, call: Call, a: Arguments) -> Any:
         results = plain_of(call.node.meta["val"])
-        states = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
         w_ih, w_hh = a["w_ih"], a["w_hh"]
         hidden = walk.fresh(w_hh.shape[1])
         state = Value((len(hidden),), [hidden], [True])
@@ -277,11 +290,7 @@ def _cell(gates: int) -> Any:
         for tensor in (w_ih, w_hh, a.get("b_ih"), a.get("b_hh")):
             if isinstance(tensor, Value):
                 _tie_gates(walk, tensor, hidden, gates)
-        for given in states:
-            last = len(given.shape) - 1
-            walk.join([(given, last), (state, 0)])
-            if not given.zero[last]:
-                walk.labels.freeze(hidden, "the initial state is not zero")
+        _begin(walk, a["hx"], state)
         for result in values_in(results):
             result.dims[-1], result.zero[-1] = hidden, True
         return results
@@ -330,14 +339,13 @@ def _bilinear(walk: Walk, call: Call, a: Arguments) -> Value:
     out = result_of(call.node)
     walk.contract(x, len(x.shape) - 1, w, 1)
     walk.contract(y, len(y.shape) - 1, w, 2)
-    out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]
-    out.zero[-1] = w.zero[0] and (b is None or b.zero[0])
+    _made(walk, out, w, 0, b)
     walk.count(call.arguments["weight"], math.prod(out.shape) * w.shape[1] * w.shape[2])
     return out
 
 
 RULES = {
-    aten.linear: _linear,
+    aten.linear: linear,
     **dict.fromkeys([aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, aten.vdot], _matmul),
     **dict.fromkeys([aten.addmm, aten.baddbmm], _addmm),
     **dict.fromkeys([aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten._convolution], _conv),

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from secateur.graph.calls import Call
+from secateur.structure.labels import Array
 from secateur.structure.propagate import Value, Walk
 from secateur.structure.replaced.norms import LAYER, PrunedLayerNorm
 
@@ -20,32 +21,35 @@ LEVEL = f"{NORMALISED} where what goes is not zero"
 def _batch_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value | list[Value]:
     value: Value = a["input"]
     out = value.copy()
-    parts = [a.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
-    known = [(p, 0) for p in parts if isinstance(p, Value)]
     if a.get("training") and a.get("running_mean") is None and len(value.shape) > 1:
         walk.freeze(value, [0], "batch statistics")
-    out.dims[1] = walk.join([(value, 1), *known])
+    out.dims[1] = _with_its_parts(walk, value, a)
     scaled = isinstance(a.get("weight"), Value) and a["weight"].zero[0]
     shifted = isinstance(a.get("bias"), Value)
     out.zero = [False] * len(out.shape)
     out.zero[1] = scaled and (not shifted or a["bias"].zero[0])
-    return (
-        [out, Value.plain((0,)), Value.plain((0,))]
-        if isinstance(call.node.meta["val"], (list, tuple))
-        else out
-    )
+    several = isinstance(call.node.meta["val"], (list, tuple))
+    return [out, Value.plain((0,)), Value.plain((0,))] if several else out
+
+
+def _with_its_parts(walk: Walk, value: Value, a: dict[str, Any]) -> Array | None:
+    """Tie the channels of a value to a norm's scale, shift and statistics."""
+    parts = [a.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    return walk.join([(value, 1), *((part, 0) for part in parts if isinstance(part, Value))])
+
+
+def _zero_by_scale(value: Value, a: dict[str, Any]) -> list[bool]:
+    """What is zero behind a norm: the channels that its scale makes zero, or that are before it."""
+    weight, zero = a.get("weight"), [False] * len(value.shape)
+    zero[1] = weight.zero[0] if isinstance(weight, Value) else value.zero[1]
+    return zero
 
 
 def _instance_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
     value: Value = a["input"]
     out = value.copy()
-    parts = [a.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
-    known = [(p, 0) for p in parts if isinstance(p, Value)]
     walk.freeze(value, range(2, len(value.shape)), NORMALISED)
-    out.dims[1] = walk.join([(value, 1), *known])
-    weight = a.get("weight")
-    out.zero = [False] * len(out.shape)
-    out.zero[1] = weight.zero[0] if isinstance(weight, Value) else value.zero[1]
+    out.dims[1], out.zero = _with_its_parts(walk, value, a), _zero_by_scale(value, a)
     return out
 
 
@@ -118,11 +122,7 @@ def _squared(node: Any) -> bool:
 
 def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
     """Whole groups may go: their statistics are their own."""
-    value: Value = a["input"]
-    out = value.copy()
-    known = [(p, 0) for p in (a.get("weight"), a.get("bias")) if isinstance(p, Value)]
-    walk.freeze(value, range(2, len(value.shape)), NORMALISED)
-    out.dims[1] = walk.join([(value, 1), *known])
+    out = _instance_norm(walk, call, a)
     labels = out.dims[1]
     if labels is not None:
         if a["num_groups"] == 1:
@@ -131,9 +131,6 @@ def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
             groups = labels.reshape(a["num_groups"], -1)
             for column in range(1, groups.shape[1]):
                 walk.labels.tie(groups[:, 0].copy(), groups[:, column].copy())
-    weight = a.get("weight")
-    out.zero = [False] * len(out.shape)
-    out.zero[1] = weight.zero[0] if isinstance(weight, Value) else value.zero[1]
     return out
 
 

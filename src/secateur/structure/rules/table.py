@@ -292,27 +292,6 @@ def _prelu(walk: Walk, call: Call, a: Arguments) -> Value:
     return value
 
 
-def _size(walk: Walk, call: Call, a: Arguments) -> Any:
-    return plain_of(call.node.meta.get("val"))
-
-
-def _affine(walk: Walk, call: Call, a: Arguments) -> Value:
-    """A user's product over the last dim of its first operand with a matrix, as its row says."""
-    row, given = operator_of(call), call.arguments
-    source: Any = next(node for name, node in given.items() if name != row.weight and node in walk.values)
-    x, w, b = walk.values[source], a[str(row.weight)], a.get(row.bias or "")
-    reads, makes = (0, 1) if row.transposed else (1, 0)
-    out, last = result_of(call.node), len(x.shape) - 1
-    walk.contract(x, last, w, reads)
-    walk.note(call.node, source, last, given[str(row.weight)], reads, given.get(row.bias or ""))
-    walk.count(given[str(row.weight)], math.prod(out.shape) * x.shape[-1])
-    for dim in range(last):
-        out.dims[dim], out.zero[dim] = x.dims[dim], x.zero[dim] and b is None
-    out.dims[-1] = walk.join([(w, makes), (b, 0)]) if isinstance(b, Value) else w.dims[makes]
-    out.zero[-1] = w.zero[makes] and (b is None or b.zero[0])
-    return out
-
-
 def _joined(walk: Walk, call: Call, a: Arguments) -> Value:
     return (_stack if plain(call.operator) is aten.stack else _cat)(walk, call, a)
 
@@ -323,7 +302,7 @@ KINDS: dict[str, Rule] = {
     "pointwise": pointwise,
     "same": _same,
     "moves": _moved,
-    "affine": _affine,
+    "affine": contractions.linear,
     "pools": _spatial,
     "reduces": _reduce(False),
     "runs along": _along,
@@ -343,5 +322,5 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys([aten.copy, aten.fill, aten.index_put, aten.slice_scatter], _write),
     **dict.fromkeys([aten.select_scatter, aten.scatter, aten.scatter_add, aten.masked_scatter], _write),
     **dict.fromkeys([aten.index_add, aten.index_copy, aten.gather], _write),
-    **dict.fromkeys([aten.size, aten.sym_size], _size),
+    **dict.fromkeys([aten.size, aten.sym_size], lambda walk, call, a: plain_of(call.node.meta.get("val"))),
 }
