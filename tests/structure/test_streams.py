@@ -11,7 +11,7 @@ from nets import error, mlp, reasons, wide
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
+from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, become_pruned_norm, kind_of
 from secateur.structure.surgery import mask_units
 
 ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
@@ -184,8 +184,8 @@ def test_a_pruned_layer_norm_is_the_norm_of_the_full_vector(bias):
     want = norm(full)[..., left]
     norm.weight = nn.Parameter(norm.weight.detach()[left])
     norm.bias = None if norm.bias is None else nn.Parameter(norm.bias.detach()[left])
-    pruned(norm, 9)
-    pruned(norm, 5)
+    become_pruned_norm(norm, 9)
+    become_pruned_norm(norm, 5)
     assert norm.full_size == 9
     assert torch.allclose(norm(full[..., left]), want, rtol=0, atol=1e-14)
     assert "full_size=9" in repr(norm)

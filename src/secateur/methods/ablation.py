@@ -142,8 +142,8 @@ class Ablation:
                 at: self._without(name, units, values[at], read) for at, read in way.later.get(index, ())
             }
             values[index] = graph.run(index, values, instead)
-            for gone in way.last.get(index, ()):
-                values.pop(gone, None)
+            for read in way.last.get(index, ()):
+                values.pop(read, None)
         flat = [t.unflatten(0, (number, -1))[: len(units)] for t in values[way.affected[-1]]]
         return graph.rebuilt(flat)
 
@@ -240,11 +240,11 @@ def _stack(graph: Bound, way: _Way, batch: int, memory: int) -> int:
 @torch.no_grad()
 def masked_outputs(model: nn.Module, structure: Structure, name: str, unit: int, example: Example) -> Any:
     """Return the outputs for a batch with one unit masked: the plain way, one whole forward a unit."""
-    doomed = {name: np.arange(len(structure.groups[name])) == unit}
+    pruned = {name: np.arange(len(structure.groups[name])) == unit}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     before = {part.name: tensors[part.name].clone() for part in structure.groups[name].slices if part.masked}
     try:
-        mask_units(model, structure, doomed)
+        mask_units(model, structure, pruned)
         return call(model, *example)
     finally:
         for place, tensor in before.items():
@@ -268,12 +268,8 @@ def _like(tensor: Tensor, times: int) -> Tensor:
     return torch.empty(size, dtype=tensor.dtype, device=tensor.device, memory_format=form)
 
 
-def _leaves(example: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
-
-
 def _batch(example: Any) -> int:
-    return len(_leaves(example)[0])
+    return len(next(leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)))
 
 
 def _shaped(value: Any, times: int) -> Any:

@@ -332,19 +332,15 @@ def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    modes = {module: module.training for module in network.modules()}
-    network.freeze(True)
-    try:
-        network.eval()
-        for norm in norms:
-            norm.train()
-        for number, inputs in enumerate(data, 1):
-            for norm in norms:
-                norm.momentum = 1 / number
-            call_model(network, inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        network.freeze(False)
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(network):
+        network.freeze(True)
+        try:
+            for number, inputs in enumerate(data, 1):
+                for norm in norms:
+                    norm.train()
+                    norm.momentum = 1 / number
+                call_model(network, inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            network.freeze(False)

@@ -223,9 +223,7 @@ class Widened(nn.Module):
         parts = self.parts[name]
         if 1 in parts:
             alpha, up = self.alphas[parts[1].group], self.up[key(parts[1].group)]
-            mix = torch.cat(
-                [alpha * torch.eye(len(up), dtype=up.dtype, device=up.device), (1 - alpha) * up], 1
-            )
+            mix = torch.cat([alpha * _eye(len(up), up), (1 - alpha) * up], 1)
         if 0 in parts:
             down = self.down[key(_module(name))]
             spread = torch.cat([_eye(down.shape[1], down), down])

@@ -14,7 +14,7 @@ from secateur.errors import MaskError
 from secateur.graph.capture import all_tensors
 from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
-from secateur.pruning.holding import Optimizers, bound, check_finite, check_writable
+from secateur.pruning.holding import Optimizers, bound, check_writable, require_finite
 from secateur.pruning.mask_files import FIELDS, as_state, from_state, packed, unpacked
 from secateur.pruning.zeros import Holder, mask_sparse_gradient
 from secateur.storage import load_tensors, save_tensors
@@ -185,7 +185,7 @@ class Masks(Mapping[str, Tensor]):
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
         for name, weight in weights.items():
-            check_finite(name, weight, "a mask does not hide it")
+            require_finite(name, weight, "a mask does not hide it")
         for name, weight in weights.items():
             weight.masked_fill_(~self.kept[name].to(weight.device), 0)
         return self

@@ -28,7 +28,7 @@ from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
 from secateur.structure.proof import untraced
 from secateur.structure.surgery import mask_units, parameters_left
-from secateur.structure.units import Group, Structure, living
+from secateur.structure.units import Group, Structure, all_zero
 
 
 class UnitBudget(Protocol):
@@ -253,7 +253,7 @@ def already_pruned(
         weight, mask = weights.get(name), kept.get(name)
         return mask if weight is None else weight if mask is None else weight * mask
 
-    return {name: ~living(group, left) for name, group in structure.groups.items()}
+    return {name: all_zero(group, left) for name, group in structure.groups.items()}
 
 
 def _rounded(wanted: Array, raw: Tensor, earlier: Array, round_to: int, min_kept: int) -> Array:

@@ -16,7 +16,7 @@ class Proof:
 
     ``max_error`` and ``max_error_randomised`` are relative to the largest |output|, in ``dtype``: with
     the weights as they are, and with the surviving ones randomised under the same masks. ``removed``:
-    by group the units that went, of how many, and ``gone`` a bool for each; ``units``: how many every
+    by group the units that went, of how many, and ``pruned`` a bool for each; ``units``: how many every
     group had. ``kept``: units that are dead and stay, and why.
     ``folded``: units whose constant output went into the next bias. ``changed``: attributes set.
     ``notes``: calls that were not compared, and what did not follow. ``unseen``: parameters that no call
@@ -33,13 +33,18 @@ class Proof:
     kept: Mapping[str, str] = field(default_factory=dict)
     folded: int = 0
     changed: tuple[str, ...] = ()
-    gone: Mapping[str, Any] = field(default_factory=dict)
+    pruned: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     optimizer: Any = None
     scheduler: Any = None
     masks: Any = None
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+
+    @property
+    def gone(self) -> Mapping[str, Any]:
+        """The old name of ``pruned``."""
+        return self.pruned
 
     @property
     def proofs(self) -> tuple[Proof, ...]:

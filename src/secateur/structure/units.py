@@ -56,21 +56,21 @@ class Group:
         return next(part for part in self.slices if (part.name, part.dim) == place)
 
 
-def living(
+def all_zero(
     group: Group, tensor: Callable[[str], Tensor | None], wanted: Callable[[Slice], bool] | None = None
 ) -> Array:
-    """Return by unit whether any entry of its wanted slices (default: the masked ones) is not zero in
-    the tensors by name; a tensor that is None is alive."""
-    alive = np.zeros(len(group), dtype=bool)
+    """Return by unit whether every entry of its wanted slices (default: the masked ones) is zero in the
+    tensors by name; no unit's is in a tensor that is None."""
+    zero = np.ones(len(group), dtype=bool)
     for part in group.slices:
         if not (part.masked if wanted is None else wanted(part)):
             continue
         entries = tensor(part.name)
         if entries is None:
-            return np.ones(len(group), dtype=bool)
+            return np.zeros(len(group), dtype=bool)
         nonzero = entries.detach().movedim(part.dim, 0) != 0
-        alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
-    return alive
+        zero &= ~nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
+    return zero
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,13 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     own, place, index = own[order], place[order], index[order]
     starts = np.flatnonzero(np.r_[True, (own[1:] != own[:-1])])
     ends = np.r_[starts[1:], len(own)]
-    by_signature: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    by_signature: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, int]]] = {}
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         used, counts = np.unique(place[start:end], return_counts=True)
-        by_signature.setdefault((*used.tolist(), -1, *counts.tolist()), []).append((start, end))
+        by_signature.setdefault((tuple(used.tolist()), tuple(counts.tolist())), []).append((start, end))
     groups: dict[str, Group] = {}
     alone: set[int] = set()
-    for signature, units in by_signature.items():
-        number = signature.index(-1)
-        used, counts = signature[:number], signature[number + 1 :]
+    for (used, counts), units in by_signature.items():
         sizes = [walk.parameters[places[p][0]].shape[places[p][1]] for p in used]
         if any(count == size for count, size in zip(counts, sizes, strict=True)):
             alone |= {int(own[start]) for start, _ in units}

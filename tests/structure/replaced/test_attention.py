@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import SecateurError
-from secateur.structure.replaced.attention import PrunedAttention, pruned
+from secateur.structure.replaced.attention import PrunedAttention, become_pruned_attention
 
 X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -28,7 +28,7 @@ def attention(**options) -> nn.MultiheadAttention:
 def twin(net: nn.MultiheadAttention) -> nn.MultiheadAttention:
     """The same module in its pruned form, with nothing gone."""
     other = copy.deepcopy(net)
-    pruned(other)
+    become_pruned_attention(other)
     return other
 
 

@@ -13,13 +13,13 @@ from torch import fx
 from secateur.graph.calls import Call
 from secateur.graph.operators import operator_of
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Value, Walk, plain_of, result_of, values_in
+from secateur.structure.propagate import Labelled, Walk, plain_of, result_of, values_in
 
 aten = torch.ops.aten
 Arguments = dict[str, Any]
 
 
-def linear(walk: Walk, call: Call, a: Arguments) -> Value:
+def linear(walk: Walk, call: Call, a: Arguments) -> Labelled:
     """A product over the last dim of the first operand with a matrix (or a vector), as its row says; users'
     own too."""
     row, given = operator_of(call), call.arguments
@@ -38,20 +38,20 @@ def linear(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _made(walk: Walk, out: Value, w: Value, makes: int, b: Any) -> None:
+def _made(walk: Walk, out: Labelled, w: Labelled, makes: int, b: Any) -> None:
     """Give the last dim of a result what the outputs of a matrix and its bias have."""
-    out.dims[-1] = walk.join([(w, makes), (b, 0)]) if isinstance(b, Value) else w.dims[makes]
+    out.dims[-1] = walk.join([(w, makes), (b, 0)]) if isinstance(b, Labelled) else w.dims[makes]
     out.zero[-1] = w.zero[makes] and (b is None or b.zero[0])
 
 
-def _matmul(walk: Walk, call: Call, a: Arguments) -> Value:
+def _matmul(walk: Walk, call: Call, a: Arguments) -> Labelled:
     other = next(k for k in ("other", "mat2", "vec", "tensor") if a.get(k) is not None)
     return _product(walk, call, a, "self", other)
 
 
-def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Value:
-    x: Value = a[left]
-    y: Value = a[right]
+def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Labelled:
+    x: Labelled = a[left]
+    y: Labelled = a[right]
     out = result_of(call.node)
     dim_x = len(x.shape) - 1
     dim_y = max(0, len(y.shape) - 2)
@@ -78,7 +78,7 @@ def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Val
     return out
 
 
-def _addmm(walk: Walk, call: Call, a: Arguments) -> Value:
+def _addmm(walk: Walk, call: Call, a: Arguments) -> Labelled:
     b, first = a["self"], "mat1" if "mat1" in a else "batch1"
     out = _product(walk, call, a, first, first.replace("1", "2"))
     last = len(out.shape) - 1
@@ -93,7 +93,7 @@ def _addmm(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _conv(walk: Walk, call: Call, a: Arguments) -> Value:
+def _conv(walk: Walk, call: Call, a: Arguments) -> Labelled:
     x, w, b, groups = a["input"], a["weight"], a["bias"], a["groups"]
     transposed = operator_of(call).transposed or bool(a.get("transposed"))
     out = result_of(call.node)
@@ -113,12 +113,12 @@ def _conv(walk: Walk, call: Call, a: Arguments) -> Value:
         labels = _grouped(walk, x, channel, w, groups, transposed)
         makes = 0
     walk.count(call.arguments["weight"], _conv_macs(x, w, out, channel, transposed))
-    made = Value((out.shape[channel],), [labels], [w.zero[0]])
-    if isinstance(b, Value) and labels is not None:
+    made = Labelled((out.shape[channel],), [labels], [w.zero[0]])
+    if isinstance(b, Labelled) and labels is not None:
         out.dims[channel] = walk.join([(made, 0), (b, 0)])
         out.zero[channel] = made.zero[0] and b.zero[0]
     else:
-        if isinstance(b, Value):
+        if isinstance(b, Labelled):
             walk.freeze(b, [0], "the bias of an unprunable dim")
         out.dims[channel], out.zero[channel] = labels, made.zero[0]
     return out
@@ -130,13 +130,15 @@ def _pads(padding: Any) -> bool:
     return any(p != 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
 
 
-def _conv_macs(x: Value, w: Value, out: Value, channel: int, transposed: bool) -> float:
+def _conv_macs(x: Labelled, w: Labelled, out: Labelled, channel: int, transposed: bool) -> float:
     positions = (x if transposed else out).shape[channel + 1 :]
     batch = out.shape[0] if channel else 1
     return float(batch * math.prod(positions) * math.prod(w.shape))
 
 
-def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transposed: bool) -> Array | None:
+def _grouped(
+    walk: Walk, x: Labelled, channel: int, w: Labelled, groups: int, transposed: bool
+) -> Array | None:
     """Channels of a grouped convolution: whole groups, or the same position of every group.
 
     Returns the labels of the output channels.
@@ -172,7 +174,7 @@ def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transpos
     return made
 
 
-def _sdpa(walk: Walk, call: Call, a: Arguments) -> Value:
+def _sdpa(walk: Walk, call: Call, a: Arguments) -> Labelled:
     q, k, v = a["query"], a["key"], a["value"]
     mask = a.get("attn_mask")
     out = result_of(call.node)
@@ -190,7 +192,7 @@ def _sdpa(walk: Walk, call: Call, a: Arguments) -> Value:
             out.dims[dim] = _repeated(walk, q, k, v, dim)
             continue
         meet = [(value, dim) for value in (q, k, v) if value.shape[dim] > 1]
-        if isinstance(mask, Value) and len(mask.shape) - rank + dim >= 0:
+        if isinstance(mask, Labelled) and len(mask.shape) - rank + dim >= 0:
             own = len(mask.shape) - rank + dim
             if mask.shape[own] > 1:
                 meet.append((mask, own))
@@ -199,12 +201,12 @@ def _sdpa(walk: Walk, call: Call, a: Arguments) -> Value:
             out.zero[dim] = v.zero[dim]
             if out.dims[dim] is not None:
                 walk.labels.outer(out.dims[dim])  # type: ignore[arg-type]
-    if isinstance(mask, Value):
+    if isinstance(mask, Labelled):
         walk.freeze(mask, range(len(mask.shape) - 2, len(mask.shape)), "positions of attention")
     return out
 
 
-def _repeated(walk: Walk, q: Value, k: Value, v: Value, dim: int) -> Array | None:
+def _repeated(walk: Walk, q: Labelled, k: Labelled, v: Labelled, dim: int) -> Array | None:
     labels = walk.join([(k, dim), (v, dim)])
     if labels is None or q.dims[dim] is None:
         walk.freeze(q, [dim], "combined with an unprunable tensor")
@@ -220,7 +222,7 @@ def _recurrent(gates: int) -> Any:
 
     def rule(walk: Walk, call: Call, a: Arguments) -> Any:
         results = plain_of(call.node.meta["val"])
-        params: list[Value] = a["params"]
+        params: list[Labelled] = a["params"]
         directions = 2 if a["bidirectional"] else 1
         per = 4 if a["has_biases"] else 2
         if "data" in a or len(params) != per * directions * a["num_layers"]:
@@ -230,7 +232,7 @@ def _recurrent(gates: int) -> Any:
         x, weights, size = a["input"], call.arguments["params"], params[1].shape[1]
         vectors = math.prod(x.shape[:-1])  # each weight is used once a step and sequence
         hidden = walk.fresh(size)
-        state = Value((size,), [hidden], [True])
+        state = Labelled((size,), [hidden], [True])
         value, axis = x, len(x.shape) - 1
         for layer in range(a["num_layers"]):
             for direction in range(directions):
@@ -244,7 +246,7 @@ def _recurrent(gates: int) -> Any:
                     walk.count(weight, vectors * math.prod(tensor.shape))
                 for tensor in (part[0], part[1], *part[2:]):
                     _tie_gates(walk, tensor, hidden, gates)
-            value = Value((directions * size,), [np.tile(hidden, directions)], [True])
+            value = Labelled((directions * size,), [np.tile(hidden, directions)], [True])
             axis = 0
         _begin(walk, a["hx"], state)
         for index, result in enumerate(results):
@@ -255,7 +257,7 @@ def _recurrent(gates: int) -> Any:
     return rule
 
 
-def _begin(walk: Walk, states: Any, state: Value) -> None:
+def _begin(walk: Walk, states: Any, state: Labelled) -> None:
     """Tie what a recurrence begins with to what it goes on with."""
     for given in values_in(states):
         last = len(given.shape) - 1
@@ -264,7 +266,7 @@ def _begin(walk: Walk, states: Any, state: Value) -> None:
             walk.freeze(state, [0], "the initial state is not zero")
 
 
-def _tie_gates(walk: Walk, tensor: Value, hidden: Array, gates: int) -> None:
+def _tie_gates(walk: Walk, tensor: Labelled, hidden: Array, gates: int) -> None:
     rows = tensor.dims[0]
     if rows is None:
         walk.labels.freeze(hidden, "a recurrent weight that stays")
@@ -280,7 +282,7 @@ def _cell(gates: int) -> Any:
         results = plain_of(call.node.meta["val"])
         w_ih, w_hh = a["w_ih"], a["w_hh"]
         hidden = walk.fresh(w_hh.shape[1])
-        state = Value((len(hidden),), [hidden], [True])
+        state = Labelled((len(hidden),), [hidden], [True])
         walk.contract(a["input"], len(a["input"].shape) - 1, w_ih, 1)
         given, vectors = call.arguments, math.prod(a["input"].shape[:-1])
         walk.note(call.node, given["input"], len(a["input"].shape) - 1, given["w_ih"], 1, None, True)
@@ -288,7 +290,7 @@ def _cell(gates: int) -> Any:
             walk.count(given[name], vectors * math.prod(a[name].shape))
         walk.contract(state, 0, w_hh, 1)
         for tensor in (w_ih, w_hh, a.get("b_ih"), a.get("b_hh")):
-            if isinstance(tensor, Value):
+            if isinstance(tensor, Labelled):
                 _tie_gates(walk, tensor, hidden, gates)
         _begin(walk, a["hx"], state)
         for result in values_in(results):
@@ -298,15 +300,15 @@ def _cell(gates: int) -> Any:
     return rule
 
 
-def _einsum(walk: Walk, call: Call, a: Arguments) -> Value:
-    operands: list[Value] = a["tensors"]
+def _einsum(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    operands: list[Labelled] = a["tensors"]
     out = result_of(call.node)
     equation = a["equation"].replace(" ", "")
     if "." in equation or "->" not in equation:
         walk.freeze_all(operands, "an einsum with an ellipsis")
         return out
     terms, target = equation.split("->")
-    places: dict[str, list[tuple[Value, int]]] = {}
+    places: dict[str, list[tuple[Labelled, int]]] = {}
     for term, value in zip(terms.split(","), operands, strict=True):
         for dim, letter in enumerate(term):
             if value.shape[dim] > 1:
@@ -334,7 +336,7 @@ def _einsum(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _bilinear(walk: Walk, call: Call, a: Arguments) -> Value:
+def _bilinear(walk: Walk, call: Call, a: Arguments) -> Labelled:
     x, y, w, b = a["input1"], a["input2"], a["weight"], a["bias"]
     out = result_of(call.node)
     walk.contract(x, len(x.shape) - 1, w, 1)

@@ -17,7 +17,7 @@ from torch import fx
 
 from secateur.graph.calls import Call
 from secateur.graph.operators import operator_of, plain
-from secateur.structure.propagate import UNPRUNABLE, Value, Walk, plain_of, result_of, values_in
+from secateur.structure.propagate import UNPRUNABLE, Labelled, Walk, plain_of, result_of, values_in
 from secateur.structure.rules import contractions, norms
 from secateur.structure.rules.movement import move
 from secateur.structure.rules.probe import carries, zeros_stay
@@ -71,14 +71,14 @@ def _same(walk: Walk, call: Call, arguments: Arguments) -> Any:
     """An operand as it is, and beside it what says which of its entries were dropped."""
     value = next(iter(values_in(list(arguments.values())))).copy()
     several = isinstance(call.node.meta.get("val"), (list, tuple))
-    return [value, Value.plain(value.shape)] if several else value
+    return [value, Labelled.plain(value.shape)] if several else value
 
 
 def _moved(walk: Walk, call: Call, arguments: Arguments) -> Any:
     key, given = plain(call.operator), call.arguments
     source_node: Any = call.node.args[0]
     source = walk.values.get(source_node)
-    if not isinstance(source, Value):
+    if not isinstance(source, Labelled):
         return _unknown(walk, call, arguments)
     if key is aten.index:
         _freeze_indexed(walk, source, given["indices"])
@@ -95,13 +95,13 @@ def _moved(walk: Walk, call: Call, arguments: Arguments) -> Any:
     return move(walk, call, source, source_node)
 
 
-def _rolled(source: Value, arguments: Arguments) -> list[int]:
+def _rolled(source: Labelled, arguments: Arguments) -> list[int]:
     dims = arguments["dims"]
     dims = [dims] if isinstance(dims, int) else dims
     return [d % len(source.shape) for d in dims] if dims else list(range(len(source.shape)))
 
 
-def _freeze_indexed(walk: Walk, source: Value, indices: Sequence[Any]) -> None:
+def _freeze_indexed(walk: Walk, source: Labelled, indices: Sequence[Any]) -> None:
     """A dim indexed by a tensor keeps its labels only where the index is a known list."""
     for dim, index in enumerate(indices):
         if index is None:
@@ -138,7 +138,7 @@ def _unknown(walk: Walk, call: Call, arguments: Arguments) -> Any:
     values = values_in(list(arguments.values()))
     out = plain_of(call.node.meta.get("val"))
     labelled = [v for v in values if v.labelled()]
-    if len(labelled) == 1 and isinstance(out, Value):
+    if len(labelled) == 1 and isinstance(out, Labelled):
         source = labelled[0]
         for dim in source.labelled():
             stays = carries(walk, call, source, dim)
@@ -154,7 +154,7 @@ def _unknown(walk: Walk, call: Call, arguments: Arguments) -> Any:
 # -- single operators --------------------------------------------------------------------------------
 
 
-def _cat(walk: Walk, call: Call, a: Arguments) -> Value:
+def _cat(walk: Walk, call: Call, a: Arguments) -> Labelled:
     values = [v for v in a["tensors"] if v.shape != (0,)]
     out = result_of(call.node)
     axis = a["dim"] % len(out.shape)
@@ -175,8 +175,8 @@ def _cat(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _stack(walk: Walk, call: Call, a: Arguments) -> Value:
-    values: list[Value] = a["tensors"]
+def _stack(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    values: list[Labelled] = a["tensors"]
     out = result_of(call.node)
     axis = a["dim"] % len(out.shape)
     for dim in range(len(values[0].shape)):
@@ -187,8 +187,8 @@ def _stack(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _glu(walk: Walk, call: Call, a: Arguments) -> Value:
-    value: Value = a["self"]
+def _glu(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    value: Labelled = a["self"]
     out = result_of(call.node)
     axis = a["dim"] % len(value.shape)
     for dim, labels in value.labels():
@@ -200,7 +200,7 @@ def _glu(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _embedding(walk: Walk, call: Call, a: Arguments) -> Value:
+def _embedding(walk: Walk, call: Call, a: Arguments) -> Labelled:
     out, weight = result_of(call.node), a["weight"]
     walk.freeze(weight, [0], "a vocabulary")
     out.dims[-1], out.zero[-1] = weight.dims[1], weight.zero[1]
@@ -237,7 +237,7 @@ def _reduce(zero_safe: bool) -> Rule:
 
 def _along(walk: Walk, call: Call, a: Arguments) -> Any:
     """Softmax and its like: the dim they run along stays, the others carry over."""
-    value: Value = a["self"]
+    value: Labelled = a["self"]
     axis = a["dim"] % len(value.shape)
     walk.freeze(value, [axis], f"{call.name} runs along it")
     out = plain_of(call.node.meta["val"])
@@ -261,7 +261,7 @@ def _spatial(walk: Walk, call: Call, a: Arguments) -> Any:
 
 
 def _factory(zero: bool) -> Rule:
-    def rule(walk: Walk, call: Call, a: Arguments) -> Value:
+    def rule(walk: Walk, call: Call, a: Arguments) -> Labelled:
         out = result_of(call.node)
         if out.dtype.is_floating_point:
             out.dims = [walk.fresh(n) if n > 1 else None for n in out.shape]
@@ -272,7 +272,7 @@ def _factory(zero: bool) -> Rule:
 
 
 def _like(zero: bool) -> Rule:
-    def rule(walk: Walk, call: Call, a: Arguments) -> Value:
+    def rule(walk: Walk, call: Call, a: Arguments) -> Labelled:
         value = a["self"].copy()
         value.zero = [zero] * len(value.shape)
         return value
@@ -285,14 +285,14 @@ def _write(walk: Walk, call: Call, a: Arguments) -> Any:
     return plain_of(call.node.meta.get("val"))
 
 
-def _prelu(walk: Walk, call: Call, a: Arguments) -> Value:
+def _prelu(walk: Walk, call: Call, a: Arguments) -> Labelled:
     value, slope = a["self"].copy(), a["weight"]
     if math.prod(slope.shape) > 1:
         value.dims[1] = walk.join([(value, 1), (slope, 0)])
     return value
 
 
-def _joined(walk: Walk, call: Call, a: Arguments) -> Value:
+def _joined(walk: Walk, call: Call, a: Arguments) -> Labelled:
     return (_stack if plain(call.operator) is aten.stack else _cat)(walk, call, a)
 
 
