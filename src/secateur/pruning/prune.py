@@ -301,8 +301,7 @@ def _reads_weights(choice: Any, criterion: Any) -> str:
 def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> dict[str, Tensor]:
     if masks is None:
         return {}
-    if masks.model is not model:
-        masks = masks.bind(model)
+    masks = masks.bind(model)
     return {n: ~masks[n].to(t.weight.device) for n, t in targets.items() if n in masks}
 
 

@@ -19,6 +19,7 @@ from secateur.graph.capture import module_of, tensor_of
 from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.capabilities import says
 from secateur.pruning.targets import find_targets
+from secateur.structure.layers import multiplied
 from secateur.structure.units import Group, Slice, Structure
 
 UnitScores = dict[str, Tensor]
@@ -157,8 +158,11 @@ def _incoming(structure: Structure, group: Group, power: int) -> Tensor:
 
 
 def _squares(structure: Structure, part: Slice, power: int) -> Tensor:
-    size = tensor_of(structure.model, part.name).detach().abs().double().cpu()
-    return _gathered(size.pow(power), part)
+    weight = tensor_of(structure.model, part.name)
+    if part.reads:
+        path = part.name.rpartition(".")[0].partition(".parametrizations")[0]
+        weight = multiplied(module_of(structure.model, path), weight)
+    return _gathered(weight.detach().abs().double().cpu().pow(power), part)
 
 
 def _gathered(entries: Tensor, part: Slice) -> Tensor:

@@ -67,15 +67,20 @@ def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Lab
         dim = at - back
         meet = [(v, len(v.shape) - 2 - back) for v in (x, y) if len(v.shape) - 2 - back >= 0]
         meet = [(v, d) for v, d in meet if v.shape[d] == out.shape[dim] and out.shape[dim] > 1]
-        if any(v.dims[d] is not None for v, d in meet):
-            out.dims[dim] = walk.join(meet)
-            out.zero[dim] = any(v.zero[d] for v, d in meet)
-            if out.dims[dim] is not None:
-                walk.labels.outer(out.dims[dim])  # type: ignore[arg-type]
+        _meet(walk, out, dim, meet, any(v.zero[d] for v, d in meet))
     if len(y.shape) == 2:
         walk.note(call.node, call.arguments[left], dim_x, call.arguments[right], 0, None)
         walk.count(call.arguments[right], math.prod(out.shape) * y.shape[0])
     return out
+
+
+def _meet(walk: Walk, out: Labelled, dim: int, meet: list[tuple[Labelled, int]], zero: bool) -> None:
+    """Tie dims over which a product is taken one by one: heads, say."""
+    if any(value.dims[d] is not None for value, d in meet):
+        labels = walk.join(meet)
+        out.dims[dim], out.zero[dim] = labels, zero
+        if labels is not None:
+            walk.labels.outer(labels)
 
 
 def _addmm(walk: Walk, call: Call, a: Arguments) -> Labelled:
@@ -196,11 +201,7 @@ def _sdpa(walk: Walk, call: Call, a: Arguments) -> Labelled:
             own = len(mask.shape) - rank + dim
             if mask.shape[own] > 1:
                 meet.append((mask, own))
-        if any(value.dims[d] is not None for value, d in meet):
-            out.dims[dim] = walk.join(meet)
-            out.zero[dim] = v.zero[dim]
-            if out.dims[dim] is not None:
-                walk.labels.outer(out.dims[dim])  # type: ignore[arg-type]
+        _meet(walk, out, dim, meet, v.zero[dim])
     if isinstance(mask, Labelled):
         walk.freeze(mask, range(len(mask.shape) - 2, len(mask.shape)), "positions of attention")
     return out

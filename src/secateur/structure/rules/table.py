@@ -292,10 +292,6 @@ def _prelu(walk: Walk, call: Call, a: Arguments) -> Labelled:
     return value
 
 
-def _joined(walk: Walk, call: Call, a: Arguments) -> Labelled:
-    return (_stack if plain(call.operator) is aten.stack else _cat)(walk, call, a)
-
-
 FACTORIES = frozenset([aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full])
 # Of kinds, what serves where an operator has no rule of its own.
 KINDS: dict[str, Rule] = {
@@ -306,11 +302,12 @@ KINDS: dict[str, Rule] = {
     "pools": _spatial,
     "reduces": _reduce(False),
     "runs along": _along,
-    "joins": _joined,
+    "joins": _cat,
 }
 RULES: dict[Any, Rule] = {
     **contractions.RULES,
     **norms.RULES,
+    aten.stack: _stack,
     aten.glu: _glu,
     aten.embedding: _embedding,
     aten.prelu: _prelu,
