@@ -275,16 +275,12 @@ def _batch(example: Any) -> int:
 def _shaped(value: Any, times: int) -> Any:
     """Return tensors of the shapes of repeated ones that take no memory: one example, seen many times."""
 
-    def shaped(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
-            return leaf
-        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:])
+    def shaped(leaf: Tensor) -> Tensor:
+        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:]) if leaf.dim() else leaf
 
-    return _pytree.tree_map(shaped, value)
+    return _pytree.tree_map_only(Tensor, shaped, value)
 
 
 def _repeated(value: Any, times: int) -> Any:
     """Repeat every tensor along its first dim, in the memory format that it has."""
-    return _pytree.tree_map(
-        lambda t: torch.cat([t] * times) if isinstance(t, Tensor) and t.dim() else t, value
-    )
+    return _pytree.tree_map_only(Tensor, lambda t: torch.cat([t] * times) if t.dim() else t, value)

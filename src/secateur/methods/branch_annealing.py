@@ -229,12 +229,10 @@ def _own_as(
             else:
                 new = torch.full((width * part.entries,), 0.0 if leaf in ("bias", "running_mean") else 1.0)
             name = key(part.tensor)
-            place = network.own[name] if name in network.own else _statistics(network, part.tensor, len(old))
+            place = (
+                network.own[name] if name in network.own else tensor_of(network.wide, part.tensor)[len(old) :]
+            )
             place.copy_(new)
-
-
-def _statistics(network: Widened, name: str, own: int) -> Tensor:
-    return tensor_of(network.wide, name)[own:]
 
 
 @torch.no_grad()

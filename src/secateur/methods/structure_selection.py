@@ -286,8 +286,7 @@ class StructureSelection:
         work = copied(masked)
         identities = remove_blocks(work, removed, args, kwargs)
         small, proof = compact(work, args, kwargs=kwargs)
-        generator = torch.Generator().manual_seed(0)
-        draws = [(args, kwargs), (redrawn(args, generator), redrawn(kwargs, generator))]
+        draws = [(args, kwargs), redrawn((args, kwargs), torch.Generator().manual_seed(0))]
         removed_error = max(_apart(dense, masked, draw) for draw in draws)
         error = max(_apart(masked, small, draw) for draw in draws)
         exact = proof.dtype == "float64" and not proof.folded  # a folded constant is rounded once

@@ -334,12 +334,12 @@ def _lamp(scores: Scores) -> Tensor:
     return torch.empty_like(lamp).scatter_(0, order, lamp)
 
 
-def _std(name: str, weight: Tensor, living: bool) -> float:
+def _std(name: str, weight: Tensor, kept_only: bool) -> float:
     """The population standard deviation in float64, over ``CHUNK`` weights at a time."""
 
     def chunks() -> Iterator[Tensor]:
         for part in weight.detach().reshape(-1).split(CHUNK):
-            part = part[part != 0] if living else part
+            part = part[part != 0] if kept_only else part
             yield part.to(torch.promote_types(part.dtype, torch.float64))
 
     number = sum(part.numel() for part in chunks())

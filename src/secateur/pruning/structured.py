@@ -102,8 +102,7 @@ def prune_units(
         raise TargetError(f"structure= {untraced(structure)}")
     chosen = select_groups(structure, include, exclude)
     check_writable(dict(parameters_of(structure.model)))
-    if masks is not None and masks.model is not model:
-        masks = masks.bind(model)
+    masks = None if masks is None else masks.bind(model)
     part = replace(structure, groups=chosen)
     raw = unit_scores(part, criterion, data, loss)
     earlier = already_pruned(part, masks)
@@ -198,14 +197,12 @@ def select_groups(
             hit |= found
         chosen = {n: g for n, g in chosen.items() if (n in hit) == (which == "include")}
     if not chosen:
-        raise TargetError(
-            f"{type(structure.model).__name__} has no group of units to prune"
-            + (
-                " that the include and exclude patterns leave"
-                if include or exclude
-                else "; print(structure) says why"
-            )
+        why = (
+            " that the include and exclude patterns leave"
+            if include or exclude
+            else "; print(structure) says why"
         )
+        raise TargetError(f"{type(structure.model).__name__} has no group of units to prune{why}")
     return chosen
 
 

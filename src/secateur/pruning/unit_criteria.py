@@ -115,12 +115,9 @@ def unit_scores(
     on_units = criterion if says(criterion, "counts_units") else says(criterion, "score_units")
     if on_units is not None:
         return dict(on_units(structure, data, loss))
-    names = {
-        part.name
-        for group in structure.groups.values()
-        for part in group.slices
-        if part.masked and (says(criterion, "scores_vectors") or not _is_vector(structure, part))
-    }
+    least = 1 if says(criterion, "scores_vectors") else 2  # dims
+    parts = [part for group in structure.groups.values() for part in group.slices if part.masked]
+    names = {part.name for part in parts if tensor_of(structure.model, part.name).dim() >= least}
     targets = find_targets(structure.model, include=sorted(names))
     scores = criterion(targets, data, loss)
     found: dict[str, Tensor] = {}
@@ -133,10 +130,6 @@ def unit_scores(
                 total += _gathered(whole.double().cpu(), part)
         found[name] = total
     return found
-
-
-def _is_vector(structure: Structure, part: Slice) -> bool:
-    return tensor_of(structure.model, part.name).dim() < 2
 
 
 def _by_group(structure: Structure, score: Any, normalise: bool) -> UnitScores:
@@ -175,12 +168,8 @@ def _scales(structure: Structure, group: Group) -> Tensor:
     found = []
     for part in group.slices:
         path, _, leaf = part.name.rpartition(".")
-        tensor = tensor_of(structure.model, part.name)
-        if (
-            leaf == "weight"
-            and tensor.dim() == 1
-            and "Norm" in type(module_of(structure.model, path)).__name__
-        ):
+        normed = "Norm" in type(module_of(structure.model, path)).__name__
+        if normed and leaf == "weight" and tensor_of(structure.model, part.name).dim() == 1:
             found.append(_squares(structure, part, 1))
     if not found:
         raise CriterionError(f"BNScale: no norm scales the units of {group.name}; exclude the group")

@@ -95,8 +95,8 @@ def remove_blocks(
     for block in blocks:
         for name in (*block.parameters, *block.inside):
             tensor_of(model, name).zero_()
-    generator = torch.Generator().manual_seed(0)
-    draws = [(args, dict(kwargs)), (redrawn(args, generator), redrawn(dict(kwargs), generator))]
+    example = args, dict(kwargs)
+    draws = [example, redrawn(example, torch.Generator().manual_seed(0))]
     states = [model, *(copied(model) for _ in range(_RANDOMISED if blocks else 0))]
     for seed, state in enumerate(states[1:], 1):
         randomise(state, seed)

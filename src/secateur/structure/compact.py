@@ -78,7 +78,8 @@ def compact(
     found = find_dead(copied(model).eval(), structure)
     trial = _Trial(model, structure, runs, found)
     pruned, changes, small, withdrawn, error = trial.search(found.pruned)
-    _restore_modes(model, small)
+    for name, module in small.named_modules():
+        module.training = module_of(model, name).training
     found.kept.update(withdrawn)
     removed = removed_by(structure, pruned)
     randomised = trial.prove_randomised(pruned, changes)
@@ -103,12 +104,6 @@ def compact(
         unseen=trial.unseen(removed),
     )
     return small, proof
-
-
-def _restore_modes(model: nn.Module, small: nn.Module) -> None:
-    """Put the small model's modules in the mode that the model's are in."""
-    for name, module in small.named_modules():
-        module.training = module_of(model, name).training
 
 
 def _compiled(model: nn.Module) -> list[str]:

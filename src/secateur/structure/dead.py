@@ -30,7 +30,7 @@ _DRAWS, _LOOKS = 6, 40
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantInput:
     """What a unit always puts out where it is read: ``values`` at ``indices`` of a layer's inputs."""
 
     read: Read
@@ -44,14 +44,14 @@ class Found:
     dead ones stay, and why."""
 
     pruned: dict[str, Array]
-    constants: dict[tuple[str, int], list[Constant]] = field(default_factory=dict)
+    constants: dict[tuple[str, int], list[ConstantInput]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
         return sum(int(units.sum()) for units in self.pruned.values())
 
-    def constants_of(self, pruned: Mapping[str, Array]) -> list[list[Constant]]:
+    def constants_of(self, pruned: Mapping[str, Array]) -> list[list[ConstantInput]]:
         """Return the constants of those of the units ``pruned`` that have one."""
         return [own for (name, unit), own in self.constants.items() if name in pruned and pruned[name][unit]]
 
@@ -160,7 +160,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
             fit &= fit_zero | held
         for unit in np.flatnonzero(fit & ~fit_zero).tolist():
             own = [
-                Constant(read, indices, values[read][torch.from_numpy(indices)])
+                ConstantInput(read, indices, values[read][torch.from_numpy(indices)])
                 for read in readers[name]
                 for indices in [group.read_by(read).indices[unit]]
             ]
@@ -173,7 +173,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
 
 
 @torch.no_grad()
-def fold_constants(model: nn.Module, constants: Iterable[Constant]) -> None:
+def fold_constants(model: nn.Module, constants: Iterable[ConstantInput]) -> None:
     """Add to the biases of a model, rounded once, what the constants make of its layers' outputs."""
     totals: dict[str, Tensor] = {}
     for constant in constants:
