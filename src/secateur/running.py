@@ -16,13 +16,22 @@ from secateur.errors import ModelError, SecateurError
 from secateur.text import first_line
 
 
-def call_model(model: nn.Module, inputs: Any) -> Any:
+def arguments(
+    example_inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return (args, kwargs): a tensor is one argument, a tuple or list several, a dict keywords."""
+    named = dict(kwargs or {})
+    if isinstance(example_inputs, Mapping):
+        return (), {**example_inputs, **named}
+    if isinstance(example_inputs, (tuple, list)) and not isinstance(example_inputs, PackedSequence):
+        return tuple(example_inputs), named
+    return (() if example_inputs is None else (example_inputs,)), named
+
+
+def call_model(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Call ``model`` on a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
-        return model(*inputs)
-    return model(inputs)
+    args, named = arguments(inputs, kwargs)
+    return model(*args, **named)
 
 
 @contextmanager
@@ -83,7 +92,7 @@ def forward_once(
     with torch.no_grad(), failing(work, inputs, what):
         inputs, kwargs = fresh((inputs, kwargs))
         with context or nullcontext():
-            return work(*inputs, **kwargs) if kwargs else call_model(work, inputs)
+            return call_model(work, inputs, kwargs)
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """One goal: what may be asked for, and how it is refused."""
 
 import pytest
+import torch
+from torch import nn
 
 from secateur.errors import BudgetError
-from secateur.methods.goals import check_goal
+from secateur.measure.macs import count_macs
+from secateur.methods.goals import check_goal, goal_of
 
 ALL = ("sparsity", "parameters", "macs", "latency_ms", "accuracy_drop")
 
@@ -34,3 +37,12 @@ def test_one_goal(name, limit):
 def test_what_is_no_goal(wanted, message):
     with pytest.raises(BudgetError, match=message):
         check_goal(ALL, **wanted)
+
+
+def test_multiply_adds_with_arguments_by_name():
+    class Gated(nn.Linear):
+        def forward(self, x, gate=1.0):
+            return super().forward(x) * gate
+
+    model, x = Gated(4, 3), torch.randn(2, 4)
+    assert goal_of(model, x, {"gate": 0.5}, ("macs",), macs=0.5).total == count_macs(model, x).dense == 24

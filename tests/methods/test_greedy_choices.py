@@ -75,6 +75,20 @@ def test_views_that_spell_out_the_batch_go_the_fast_way_too():
             assert difference(masked_outputs(model, structure, name, int(unit), ((x,), {})), row) < 1e-12
 
 
+def test_data_with_other_inputs_than_the_example_go_the_slow_way():
+    class Noted(nn.Sequential):
+        def forward(self, x, note=None):
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Noted(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(20, 5)
+    data = [({"x": x, "note": x}, torch.randint(0, 3, (20,)))]
+    plain, _ = sc.prune_greedily(model, x[:2], [(x, data[0][1])], parameters=0.5)
+    small, run = sc.prune_greedily(model, x[:2], data, parameters=0.5)
+    assert "other inputs" in run.slow["0 -> 2"]
+    assert torch.equal(plain(x), small(x))
+
+
 def test_a_network_that_mixes_its_batch_goes_the_slow_way_and_says_so():
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -131,6 +131,12 @@ def test_std_differs_by_layer():
     ] * 2
 
 
+def test_std_of_complex_weights_counts_both_parts():
+    weights = torch.randn(30, 40, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)) + 2j
+    (cut,) = sc.Std(1.0)(*of([weights])).values()
+    assert cut.value == pytest.approx(weights.std(correction=0).item())
+
+
 def test_std_living_leaves_zeros_out():
     weights = torch.tensor([[0.0] * 12 + [1.0, -1.0, 3.0, -3.0]])
     assert sc.Std(1.0)(*of([weights]))["w0"].value == pytest.approx(math.sqrt(20 / 16))

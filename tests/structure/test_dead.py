@@ -30,7 +30,7 @@ def found(net: nn.Module, x, *changes) -> tuple[dict[str, list[int]], int, dict[
     work = copied(net)
     dead = find_dead(work, structure)
     assert error(net, work, x, torch.randn_like(x)) < 1e-12
-    gone = {name: np.flatnonzero(d).tolist() for name, d in dead.doomed.items() if d.any()}
+    gone = {name: np.flatnonzero(d).tolist() for name, d in dead.pruned.items() if d.any()}
     return gone, len(dead.constants), dead.kept
 
 
@@ -218,7 +218,7 @@ def test_a_batch_of_one_makes_nothing_constant():
         net = dying()
         x = torch.randn(1, 4, dtype=torch.float64)
         dead = find_dead(copied(net), sc.trace(net, x))
-        assert not any(gone.any() for gone in dead.doomed.values()), seed
+        assert not any(gone.any() for gone in dead.pruned.values()), seed
 
 
 def test_one_token_makes_nothing_constant():

@@ -14,7 +14,7 @@ from networks.comparing import error, wide
 from networks.drawn import randn
 from networks.groups import reasons
 from networks.plain import mlp
-from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
+from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, become_pruned_norm, kind_of
 from secateur.structure.surgery import mask_units
 
 ROWS = randn(6, 5, seed=6)
@@ -187,8 +187,8 @@ def test_a_pruned_layer_norm_is_the_norm_of_the_full_vector(bias):
     want = norm(full)[..., left]
     norm.weight = nn.Parameter(norm.weight.detach()[left])
     norm.bias = None if norm.bias is None else nn.Parameter(norm.bias.detach()[left])
-    pruned(norm, 9)
-    pruned(norm, 5)
+    become_pruned_norm(norm, 9)
+    become_pruned_norm(norm, 5)
     assert norm.full_size == 9
     assert torch.allclose(norm(full[..., left]), want, rtol=0, atol=1e-14)
     assert "full_size=9" in repr(norm)

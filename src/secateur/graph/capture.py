@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.names import unwrapped
-from secateur.running import forward_once
+from secateur.running import arguments, forward_once
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 
@@ -45,18 +45,6 @@ class Captured:
     def tensor(self, name: str) -> Tensor:
         """Return the model's parameter or buffer ``name``."""
         return tensor_of(self.model, name)
-
-
-def arguments(
-    example_inputs: Any, kwargs: Mapping[str, Any] | None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return (args, kwargs): a tensor is one argument, a tuple or list several, a dict keywords."""
-    named = dict(kwargs or {})
-    if isinstance(example_inputs, Mapping):
-        return (), {**example_inputs, **named}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), named
-    return (() if example_inputs is None else (example_inputs,)), named
 
 
 @torch.no_grad()

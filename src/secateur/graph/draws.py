@@ -11,31 +11,23 @@ from torch.utils import _pytree
 
 def as_dtype(value: Any, dtype: torch.dtype) -> Any:
     """Return nested arguments with their floating-point tensors in ``dtype``."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(as_dtype(part, dtype) for part in value)
-    if isinstance(value, dict):
-        return {key: as_dtype(part, dtype) for key, part in value.items()}
-    return value
+    return _pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, value)
 
 
 def redrawn(value: Any, generator: torch.Generator) -> Any:
     """Return nested arguments with other numbers: of the same scale, or integers in the same range."""
-    if isinstance(value, Tensor):
-        if not value.numel() or value.dtype == torch.bool or value.is_complex():
-            return value
-        if not value.is_floating_point():
-            low, high = min(0, int(value.min())), int(value.max()) + 1
-            return torch.randint(low, high, value.shape, generator=generator).to(value)
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-        deviation = value.std() if value.numel() > 1 else value.abs().mean()
-        return value.mean() + noise * deviation.clamp(min=1e-3)
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(redrawn(part, generator) for part in value)
-    if isinstance(value, dict):
-        return {key: redrawn(part, generator) for key, part in value.items()}
-    return value
+
+    def new(leaf: Tensor) -> Tensor:
+        if not leaf.numel() or leaf.dtype == torch.bool or leaf.is_complex():
+            return leaf
+        if not leaf.is_floating_point():
+            low, high = min(0, int(leaf.min())), int(leaf.max()) + 1
+            return torch.randint(low, high, leaf.shape, generator=generator).to(leaf)
+        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+        deviation = leaf.std() if leaf.numel() > 1 else leaf.abs().mean()
+        return leaf.mean() + noise * deviation.clamp(min=1e-3)
+
+    return _pytree.tree_map_only(Tensor, new, value)
 
 
 def resized(value: Any, size: int, other: int) -> Any:

@@ -29,8 +29,8 @@ class Operator:
     mode), "moves" its entries elsewhere; "affine" sums over an operand's channels with ``weight`` and adds
     ``bias``, both names of arguments; "norm" normalises, then scales and shifts by them; "pools" looks at
     ``spatial`` last dims; "reduces" and "runs along" work over or along ``dim``; "joins" puts tensors
-    beside each other; "other" is none of these. ``steady``: a result is one number all over wherever its
-    operand is, on inputs of every size. ``transposed``: an affine weight's first dim reads.
+    beside each other; "other" is none of these. ``keeps_constants``: a result is one number all over
+    wherever its operand is, on inputs of every size. ``transposed``: an affine weight's first dim reads.
     ``like``: the operator whose rules serve for it. ``rule``: a user's rule for labels.
     """
 
@@ -38,7 +38,7 @@ class Operator:
     weight: str | None = None
     bias: str | None = None
     spatial: int = 0
-    steady: bool = False
+    keeps_constants: bool = False
     transposed: bool = False
     like: Any = None
     rule: Callable[..., Any] | None = None
@@ -64,7 +64,7 @@ ROWS: list[tuple[str, Operator]] = [
             bitwise_and bitwise_or bitwise_not isnan isinf nan_to_num abs neg exp log sqrt rsqrt erf sin cos
             prelu
             """,
-        steady=True,
+        keeps_constants=True,
     ),
     *_rows(
         "same",
@@ -73,7 +73,7 @@ ROWS: list[tuple[str, Operator]] = [
             feature_alpha_dropout lift_fresh_copy lift_fresh requires_grad_ cpu cuda resolve_conj resolve_neg
             native_dropout positive
             """,
-        steady=True,
+        keeps_constants=True,
     ),
     *_rows(
         "moves",
@@ -86,7 +86,7 @@ ROWS: list[tuple[str, Operator]] = [
             swapaxes swapdims tile rot90 diagonal view_as reshape_as take_along_dim
             unsafe_split_with_sizes split_copy squeeze_copy
             """,
-        steady=True,
+        keeps_constants=True,
     ),
     *_rows("moves", "pad constant_pad_nd im2col"),  # zeros of padding stand beside what was even
     *_rows("affine", "linear conv1d conv2d conv3d convolution", **_PAIR),
@@ -95,26 +95,26 @@ ROWS: list[tuple[str, Operator]] = [
     *_rows("affine", "addmm", weight="mat2", bias="self", transposed=True),
     *_rows("affine", "matmul", weight="other", transposed=True),
     *_rows("affine", "mm", weight="mat2", transposed=True),
-    *_rows("norm", "batch_norm native_batch_norm _native_batch_norm_legit", **_PAIR, steady=True),
-    *_rows("norm", "_native_batch_norm_legit_no_training", **_PAIR, steady=True),
+    *_rows("norm", "batch_norm native_batch_norm _native_batch_norm_legit", **_PAIR, keeps_constants=True),
+    *_rows("norm", "_native_batch_norm_legit_no_training", **_PAIR, keeps_constants=True),
     *_rows("norm", "layer_norm native_layer_norm group_norm instance_norm", **_PAIR),
     *_rows("norm", "rms_norm", weight="weight"),
     *(
         row
         for dims in (1, 2, 3)
         for row in (
-            *_rows("pools", f"max_pool{dims}d adaptive_avg_pool{dims}d", spatial=dims, steady=True),
-            *_rows("pools", f"adaptive_max_pool{dims}d", spatial=dims, steady=True),
-            *_rows("pools", f"upsample_nearest{dims}d", spatial=dims, steady=True),
+            *_rows("pools", f"max_pool{dims}d adaptive_avg_pool{dims}d", spatial=dims, keeps_constants=True),
+            *_rows("pools", f"adaptive_max_pool{dims}d", spatial=dims, keeps_constants=True),
+            *_rows("pools", f"upsample_nearest{dims}d", spatial=dims, keeps_constants=True),
             *_rows("pools", f"avg_pool{dims}d", spatial=dims),
         )
     ),
-    *_rows("pools", "max_pool2d_with_indices _adaptive_avg_pool2d", spatial=2, steady=True),
-    *_rows("pools", "upsample_bilinear2d upsample_bicubic2d", spatial=2, steady=True),
+    *_rows("pools", "max_pool2d_with_indices _adaptive_avg_pool2d", spatial=2, keeps_constants=True),
+    *_rows("pools", "upsample_bilinear2d upsample_bicubic2d", spatial=2, keeps_constants=True),
     *_rows("pools", "_upsample_bicubic2d_aa _upsample_bilinear2d_aa", spatial=2),
-    *_rows("pools", "upsample_linear1d", spatial=1, steady=True),
-    *_rows("pools", "upsample_trilinear3d", spatial=3, steady=True),
-    *_rows("reduces", "mean amax amin", steady=True),
+    *_rows("pools", "upsample_linear1d", spatial=1, keeps_constants=True),
+    *_rows("pools", "upsample_trilinear3d", spatial=3, keeps_constants=True),
+    *_rows("reduces", "mean amax amin", keeps_constants=True),
     *_rows(
         "reduces",
         """
@@ -123,8 +123,8 @@ ROWS: list[tuple[str, Operator]] = [
             """,
     ),
     *_rows("runs along", "softmax _softmax log_softmax _log_softmax cumsum cumprod sort"),
-    *_rows("joins", "cat concat concatenate stack", steady=True),
-    *_rows("other", "glu", steady=True),
+    *_rows("joins", "cat concat concatenate stack", keeps_constants=True),
+    *_rows("other", "glu", keeps_constants=True),
 ]
 _REGISTERED: dict[Any, Operator] = {}
 
@@ -201,7 +201,7 @@ def register_operator(
         weight or base.weight,
         bias or base.bias,
         base.spatial,
-        base.steady or kind in ("pointwise", "same", "moves"),
+        base.keeps_constants or kind in ("pointwise", "same", "moves"),
         transposed or base.transposed,
         None if like is None else _packet(like),
         rule,
@@ -279,4 +279,4 @@ def operator_of(call: Call) -> Operator:
     return row
 
 
-_POINTWISE = Operator("pointwise", steady=True)
+_POINTWISE = Operator("pointwise", keeps_constants=True)

@@ -131,20 +131,17 @@ def profile(
 def layer_profiles(model: nn.Module, macs: dict[str, int] | None = None) -> tuple[LayerProfile, ...]:
     """Return one row for each parameter, with its multiply-adds where ``macs`` has some by its name."""
     modules = dict(model.named_modules())
-    rows: list[LayerProfile] = []
-    for name, parameter in model.named_parameters():
-        owner = name.rpartition(".")[0]
-        rows.append(
-            LayerProfile(
-                name=name,
-                kind=type(modules[owner]).__name__,
-                shape=tuple(parameter.shape),
-                parameters=parameter.numel(),
-                nonzero=int(torch.count_nonzero(parameter.detach())),
-                macs=(macs or {}).get(name, 0),
-            )
+    return tuple(
+        LayerProfile(
+            name=name,
+            kind=type(modules[name.rpartition(".")[0]]).__name__,
+            shape=tuple(parameter.shape),
+            parameters=parameter.numel(),
+            nonzero=int(torch.count_nonzero(parameter.detach())),
+            macs=(macs or {}).get(name, 0),
         )
-    return tuple(rows)
+        for name, parameter in model.named_parameters()
+    )
 
 
 def format_layers(layers: Sequence[LayerProfile]) -> str:

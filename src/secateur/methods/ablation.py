@@ -62,7 +62,7 @@ class Ablation:
             for stack in {1, *self.stacks.values()}:
                 self.graphs[stack] = Bound(capture(model, *_shaped(example, stack)), model)
                 if _operators(self.graphs[stack]) != _operators(graph):
-                    raise ModelError("its operators depend on the size of the batch")
+                    raise ModelError("another batch makes other operators, or has other inputs")
             self._check(example)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
             reason = f"its graph does not run on stacked batches: {first_line(error)}"
@@ -142,8 +142,8 @@ class Ablation:
                 at: self._without(name, units, values[at], read) for at, read in way.later.get(index, ())
             }
             values[index] = graph.run(index, values, instead)
-            for gone in way.last.get(index, ()):
-                values.pop(gone, None)
+            for read in way.last.get(index, ()):
+                values.pop(read, None)
         flat = [t.unflatten(0, (number, -1))[: len(units)] for t in values[way.affected[-1]]]
         return graph.rebuilt(flat)
 
@@ -157,9 +157,7 @@ class Ablation:
 
     def _entries(self, name: str, read: Read, unit: int) -> Array:
         """The indices of a unit in the dim that a layer reads."""
-        slices = self.structure.groups[name].slices
-        part = next(p for p in slices if (p.name, p.dim) == (read.weight, read.weight_dim))
-        return part.indices[unit]
+        return self.structure.groups[name].read_by(read).indices[unit]
 
     def _delta(self, index: int, operand: Tensor, entries: Array) -> Tensor:
         """What some entries of its operand make of a linear or a convolutional layer's output."""
@@ -225,7 +223,7 @@ def _is_linear(call: Call) -> bool:
 
 
 def _operators(graph: Bound) -> list[tuple[str, str]]:
-    return [(n.op, str(n.target)) for n in graph.nodes if n.op != "placeholder"]
+    return [(n.op, "" if n.op == "placeholder" else str(n.target)) for n in graph.nodes]
 
 
 def _stack(graph: Bound, way: _Way, batch: int, memory: int) -> int:
@@ -242,11 +240,11 @@ def _stack(graph: Bound, way: _Way, batch: int, memory: int) -> int:
 @torch.no_grad()
 def masked_outputs(model: nn.Module, structure: Structure, name: str, unit: int, example: Example) -> Any:
     """Return the outputs for a batch with one unit masked: the plain way, one whole forward a unit."""
-    doomed = {name: np.arange(len(structure.groups[name])) == unit}
+    pruned = {name: np.arange(len(structure.groups[name])) == unit}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     before = {part.name: tensors[part.name].clone() for part in structure.groups[name].slices if part.masked}
     try:
-        mask_units(model, structure, doomed)
+        mask_units(model, structure, pruned)
         return call(model, *example)
     finally:
         for place, tensor in before.items():
@@ -270,27 +268,19 @@ def _like(tensor: Tensor, times: int) -> Tensor:
     return torch.empty(size, dtype=tensor.dtype, device=tensor.device, memory_format=form)
 
 
-def _leaves(example: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
-
-
 def _batch(example: Any) -> int:
-    return len(_leaves(example)[0])
+    return len(next(leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)))
 
 
 def _shaped(value: Any, times: int) -> Any:
     """Return tensors of the shapes of repeated ones that take no memory: one example, seen many times."""
 
-    def shaped(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
-            return leaf
-        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:])
+    def shaped(leaf: Tensor) -> Tensor:
+        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:]) if leaf.dim() else leaf
 
-    return _pytree.tree_map(shaped, value)
+    return _pytree.tree_map_only(Tensor, shaped, value)
 
 
 def _repeated(value: Any, times: int) -> Any:
     """Repeat every tensor along its first dim, in the memory format that it has."""
-    return _pytree.tree_map(
-        lambda t: torch.cat([t] * times) if isinstance(t, Tensor) and t.dim() else t, value
-    )
+    return _pytree.tree_map_only(Tensor, lambda t: torch.cat([t] * times) if t.dim() else t, value)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.errors import BudgetError, CriterionError, NonFiniteError, TargetError
-from secateur.graph.capture import arguments, tensor_of
+from secateur.graph.capture import tensor_of
 from secateur.measure.macs import count_macs
 from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.structured import select_groups
-from secateur.running import call_model, evaluating
+from secateur.running import arguments, call_model, evaluating
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
 from secateur.structure.units import Structure, trace
@@ -254,12 +254,10 @@ def _own_as(
             else:
                 new = torch.full((width * part.entries,), 0.0 if leaf in ("bias", "running_mean") else 1.0)
             name = key(part.tensor)
-            place = network.own[name] if name in network.own else _statistics(network, part.tensor, len(old))
+            place = (
+                network.own[name] if name in network.own else tensor_of(network.wide, part.tensor)[len(old) :]
+            )
             place.copy_(new)
-
-
-def _statistics(network: Widened, name: str, own: int) -> Tensor:
-    return tensor_of(network.wide, name)[own:]
 
 
 @torch.no_grad()
@@ -357,19 +355,15 @@ def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    modes = {module: module.training for module in network.modules()}
-    network.freeze(True)
-    try:
-        network.eval()
-        for norm in norms:
-            norm.train()
-        for number, inputs in enumerate(data, 1):
-            for norm in norms:
-                norm.momentum = 1 / number
-            call_model(network, inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        network.freeze(False)
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(network):
+        network.freeze(True)
+        try:
+            for number, inputs in enumerate(data, 1):
+                for norm in norms:
+                    norm.train()
+                    norm.momentum = 1 / number
+                call_model(network, inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            network.freeze(False)

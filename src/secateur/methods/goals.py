@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import BudgetError
-from secateur.graph.capture import all_tensors, arguments
+from secateur.graph.capture import all_tensors
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import Macs, count_macs
 from secateur.measure.size import count_parameters
@@ -96,7 +96,7 @@ class Goal:
         if self.name == "sparsity":
             return sparsity_of(model, self.dense)
         if self.name == "macs":
-            return count_macs(model, *arguments(self.example_inputs, self.kwargs)).dense / self.total
+            return count_macs(model, self.example_inputs, self.kwargs).dense / self.total
         return count_parameters(model) / self.total if self.name == "parameters" else math.inf
 
     def meter(self, model: nn.Module, structure: Structure) -> Callable[[Mapping[str, Array]], float]:
@@ -105,7 +105,7 @@ class Goal:
         if self.name == "sparsity":
             return lambda pruned: self.cost(model)
         if self.name == "macs":
-            macs = count_macs(model, *arguments(self.example_inputs, self.kwargs))
+            macs = count_macs(model, self.example_inputs, self.kwargs)
             return lambda pruned: _macs_left(macs, structure, pruned) / self.total
         if self.name == "parameters":
             return lambda pruned: parameters_left(structure, pruned) / self.total
@@ -130,7 +130,7 @@ def goal_of(
         raise BudgetError("latency_ms is measured on example_inputs alone; pass a dict instead of kwargs=")
     total = count_parameters(dense) if name == "parameters" else 1
     if name == "macs":
-        total = count_macs(dense, *arguments(example_inputs, kwargs)).dense
+        total = count_macs(dense, example_inputs, kwargs).dense
         if not total:
             raise BudgetError(
                 f"{type(dense).__name__} has no multiply-adds to limit; give parameters= instead"

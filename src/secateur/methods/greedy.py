@@ -12,7 +12,6 @@ from torch import nn
 
 from secateur.copying import copied
 from secateur.errors import BudgetError
-from secateur.graph.capture import arguments
 from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
@@ -208,9 +207,8 @@ def prune_greedily(
     example, named = tries.chunks[0].example
     run_once(model, example, kwargs=named, what="the data")
     groups = select_groups(trace(dense, example_inputs, kwargs=kwargs), include, exclude)
-    search = _Search(
-        model, {name: len(group) for name, group in groups.items()}, goal, method, tries, fine_tune
-    )
+    sizes = {name: len(group) for name, group in groups.items()}
+    search = _Search(copied(model), sizes, goal, method, tries, fine_tune)
     while not goal.met(goal.cost(search.small)):
         done = len(search.stages)
         if not search.advance():
@@ -220,27 +218,23 @@ def prune_greedily(
     return search.small, search.run()
 
 
+@dataclass
 class _Search:
     """A search under way: ``small`` is what it has come to, ``sizes`` the units that the groups to be pruned
     had at first, and ``numbers`` those units of each that are left."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sizes: Mapping[str, int],
-        goal: Goal,
-        method: Greedy,
-        tries: Tries,
-        fine_tune: Callable[[nn.Module], None] | None,
-    ) -> None:
-        self.small, self.sizes, self.goal = copied(model), dict(sizes), goal
-        self.method, self.tries, self.fine_tune = method, tries, fine_tune
-        self.removals: list[Removal] = []
-        self.stages: list[tuple[int, float, float]] = []
-        self.proofs: list[Proof] = []
-        self.slow: dict[str, str] = {}
-        self.kept: dict[str, str] = {}
-        self.numbers: dict[str, Array] = {}
+    small: nn.Module
+    sizes: Mapping[str, int]
+    goal: Goal
+    method: Greedy
+    tries: Tries
+    fine_tune: Callable[[nn.Module], None] | None
+    removals: list[Removal] = field(default_factory=list)
+    stages: list[tuple[int, float, float]] = field(default_factory=list)
+    proofs: list[Proof] = field(default_factory=list)
+    slow: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, Array] = field(default_factory=dict)
 
     def advance(self) -> bool:
         """Remove some units, compact and fine-tune; False where the score would be lost."""
@@ -254,7 +248,7 @@ class _Search:
                 return False
             raise goal.missed(self.method.min_kept, goal.cost(self.small))
         small, proof = compact(work, goal.example_inputs, kwargs=goal.kwargs, structure=structure)
-        if stuck := {one.group for one in taken} - proof.gone.keys():
+        if stuck := {one.group for one in taken} - proof.pruned.keys():
             # What stays would be tried for ever: the stage again, without it.
             self.kept |= {name: proof.kept[name] for name in stuck}
             self.sizes = {name: size for name, size in self.sizes.items() if name not in stuck}
@@ -289,13 +283,13 @@ class _Search:
     def _note(self, structure: Structure, taken: Sequence[Removal], proof: Proof) -> None:
         self.proofs.append(proof)
         self.removals += [replace(one, unit=int(self.numbers[one.group][one.unit])) for one in taken]
-        for name in structure.groups.keys() & proof.gone.keys():
-            self.numbers[name] = self.numbers[name][~proof.gone[name]]
+        for name in structure.groups.keys() & proof.pruned.keys():
+            self.numbers[name] = self.numbers[name][~proof.pruned[name]]
 
     def run(self) -> GreedyRun:
         """Return the record of what was done."""
-        dense, example = self.goal.dense, arguments(self.goal.example_inputs, self.goal.kwargs)
-        macs = [count_macs(net, *example).dense for net in (dense, self.small)]
+        goal, dense = self.goal, self.goal.dense
+        macs = [count_macs(net, goal.example_inputs, goal.kwargs).dense for net in (dense, self.small)]
         return GreedyRun(
             tuple(self.removals),
             tuple(self.stages),
@@ -307,27 +301,29 @@ class _Search:
         )
 
 
+@dataclass
 class _Stage:
     """The removals between two compactions: masks ``model`` as it goes; ``pruned`` says what is gone."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        method: Greedy,
-        tries: Tries,
-        sizes: Mapping[str, int],
-    ) -> None:
-        self.model, self.structure, self.method = model, structure, method
-        self.tries, self.sizes = tries, sizes
-        self.pruned = {name: np.zeros(len(group), dtype=bool) for name, group in structure.groups.items()}
-        self.ablation = Ablation(model, structure, tries.chunks[0].example, method.memory)
-        self.changes: dict[str, Array] = {}
+    model: nn.Module
+    structure: Structure
+    method: Greedy
+    tries: Tries
+    sizes: Mapping[str, int]
+    changes: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        groups = self.structure.groups.items()
+        self.pruned = {name: np.zeros(len(group), dtype=bool) for name, group in groups}
+        example = self.tries.chunks[0].example
+        self.ablation = Ablation(self.model, self.structure, example, self.method.memory)
 
     def next(self) -> list[Removal]:
         """Return the units that go next; none where every group is down to what it keeps."""
         spare = {name: int((~units).sum()) - self.method.min_kept for name, units in self.pruned.items()}
-        names = [name for name, number in spare.items() if number > 0 and self._can_try(name)]
+        shortcut = self.method.criterion == "output"  # which tries nothing in any other way
+        possible = self.ablation.ways if shortcut else spare
+        names = [name for name, number in spare.items() if number > 0 and name in possible]
         if self.method.scope == "layer" and names:
             names = [max(names, key=lambda n: (spare[n] + self.method.min_kept) / self.sizes.get(n, 1))]
         way = {"score": self._scored, "output": self._changed}
@@ -345,9 +341,6 @@ class _Stage:
         for one in units:
             self.pruned[one.group][one.unit] = True
         mask_units(self.model, self.structure, self.pruned)
-
-    def _can_try(self, name: str) -> bool:
-        return self.method.criterion != "output" or name in self.ablation.ways
 
     def _scored(self, names: Sequence[str]) -> list[Removal]:
         """Every unit that is left, with the score and the loss of the network without it."""

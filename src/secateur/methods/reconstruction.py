@@ -26,7 +26,7 @@ from secateur.running import as_written, call_model, failing
 from secateur.structure.labels import Array
 from secateur.structure.layers import LayerView, layer_view
 from secateur.structure.proof import untraced
-from secateur.structure.units import Slice, Structure, living
+from secateur.structure.units import Slice, Structure, all_zero
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
@@ -145,9 +145,9 @@ def _readers(
         here, there = (one.get(name, "absent") for one in both)
         if here != there:
             raise ModelError(f"{name} is {there} in dense= and {here} in the model; give a copy of it")
-    gone, before = _gone(structure, model), _gone(structure, dense)
-    lost = [name for name, units in gone.items() if (units & ~before[name]).any()]
-    if not lost and any(units.any() for units in gone.values()):
+    pruned, before = _pruned(structure, model), _pruned(structure, dense)
+    lost = [name for name, units in pruned.items() if (units & ~before[name]).any()]
+    if not lost and any(units.any() for units in pruned.values()):
         raise ModelError("dense= lacks the same units as the model; give a copy taken before it was pruned")
     uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
     layers: dict[str, _Layer] = {}
@@ -164,7 +164,7 @@ def _readers(
         elif _used_elsewhere(structure, name, path, view) or any(uses[p] > 1 for p in module.parameters()):
             skipped[path] = "its parameters are used elsewhere too"
         elif (layer := _Layer(module, dense.get_submodule(path), view)).thinned(masks, path):
-            skipped[path] = "masks zero single weights too in its living rows and columns"
+            skipped[path] = "masks zero single weights too in its rows and columns that are kept"
         elif not len(layer.rows):
             skipped[path] = "nothing of its weight is left"
         else:
@@ -172,9 +172,9 @@ def _readers(
     return layers, skipped
 
 
-def _gone(structure: Structure, model: nn.Module) -> dict[str, Array]:
+def _pruned(structure: Structure, model: nn.Module) -> dict[str, Array]:
     """Return by group the units of which only zeros are left."""
-    return {name: ~living(group, partial(tensor_of, model)) for name, group in structure.groups.items()}
+    return {name: all_zero(group, partial(tensor_of, model)) for name, group in structure.groups.items()}
 
 
 def _columns(model: nn.Module, part: Slice) -> bool:
@@ -240,7 +240,7 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
 
 class _Layer:
     """A layer as a matrix (outputs, flattened inputs) of which some rows and columns live; a bias is
-    one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for living x and y."""
+    one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for the x and y kept."""
 
     def __init__(self, module: nn.Module, dense: nn.Module, view: LayerView) -> None:
         self.module, self.dense, self.view = module, dense, view
@@ -252,7 +252,7 @@ class _Layer:
         self.draw = torch.Generator().manual_seed(0)
 
     def thinned(self, masks: Mapping[str, Tensor], path: str) -> bool:
-        """Whether masks zero any entry of the living rows and columns."""
+        """Whether masks zero any entry of the rows and columns kept."""
         names = (self.view.weights[0], self.view.bias or "")
         weight, bias = (masks.get(f"{path}.{name}".lstrip(".")) for name in names)
         inside = weight is None or self.view.matrix(weight)[self.rows][:, self.columns].all()
@@ -304,7 +304,7 @@ class _Layer:
         """Write the best weights and bias; return the relative error before and after."""
         if not (self.xx.isfinite().all() and self.xy.isfinite().all()):
             raise NonFiniteError(f"{name}: what it reads or puts out holds a NaN or an infinity")
-        old = self._living()
+        old = self._kept()
         rest = self.xy - self.xx @ old
         if self.bias is None:
             change = _solved(self.xx, rest, ridge)
@@ -319,16 +319,16 @@ class _Layer:
         self.weight.copy_(self.view.unmatrix(matrix, self.weight))
         if self.bias is not None:
             self.bias[self.rows] = new[-1].to(self.bias.dtype)
-        return self._error(old), self._error(self._living())
+        return self._error(old), self._error(self._kept())
 
-    def _living(self) -> Tensor:
-        """Return the living part, turned: (columns, rows)."""
+    def _kept(self) -> Tensor:
+        """Return the part kept, turned: (columns, rows)."""
         weight = self.view.matrix(self.weight)[self.rows][:, self.columns].T
         bias = () if self.bias is None else (self.bias[None, self.rows],)
         return torch.cat([weight, *bias]).double()
 
-    def _error(self, living: Tensor) -> float:
-        squares = self.yy + (living * (self.xx @ living - 2 * self.xy)).sum()
+    def _error(self, kept: Tensor) -> float:
+        squares = self.yy + (kept * (self.xx @ kept - 2 * self.xy)).sum()
         return max(0.0, float(squares / self.yy)) if self.yy else 0.0
 
 

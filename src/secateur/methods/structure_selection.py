@@ -26,15 +26,15 @@ from secateur.pruning.holding import (
     Level,
     Optimizers,
     around_steps,
-    check_finite,
     levels_of,
     refuse_scaler,
+    require_finite,
     scalers_shown,
     updated_by,
 )
 from secateur.pruning.structured import select_groups
 from secateur.running import call
-from secateur.structure.blocks import Block, find_blocks, remove_blocks
+from secateur.structure.blocks import ResidualBlock, find_blocks, remove_blocks
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
 from secateur.structure.units import Group, trace
@@ -184,7 +184,7 @@ class StructureSelection:
         if units and (structure.groups or include is not None or exclude is not None):
             chosen = select_groups(structure, include, exclude)
         sites, skipped = columns(structure, chosen)
-        self.blocks: dict[str, Block] = {}
+        self.blocks: dict[str, ResidualBlock] = {}
         if blocks:
             self.blocks, unscaled = find_blocks(structure)
             skipped |= unscaled
@@ -272,8 +272,8 @@ class StructureSelection:
         if not moved:
             raise ModelError("no gradient reached the factors: train .network, not the model in it")
         for name, (factor, gradient) in moved.items():
-            check_finite(f"{name}: the gradient of a factor", gradient, "nothing was changed")
-            check_finite(f"{name}: a factor", factor, "nothing was changed")
+            require_finite(f"{name}: the gradient of a factor", gradient, "nothing was changed")
+            require_finite(f"{name}: a factor", factor, "nothing was changed")
         for name, (factor, gradient) in moved.items():
             proximal_step(factor, self.network.velocity(name), gradient, rate, self.penalty, self.momentum)
         self._drop_gradients()
@@ -316,8 +316,7 @@ class StructureSelection:
         work = copied(masked)
         identities = remove_blocks(work, removed, args, kwargs)
         small, proof = compact(work, args, kwargs=kwargs)
-        generator = torch.Generator().manual_seed(0)
-        draws = [(args, kwargs), (redrawn(args, generator), redrawn(kwargs, generator))]
+        draws = [(args, kwargs), redrawn((args, kwargs), torch.Generator().manual_seed(0))]
         removed_error = max(_apart(dense, masked, draw) for draw in draws)
         error = max(_apart(masked, small, draw) for draw in draws)
         exact = proof.dtype == "float64" and not proof.folded  # a folded constant is rounded once
@@ -340,10 +339,10 @@ class StructureSelection:
         names = tuple(block.name for block in removed)
         return small, Selected(units, names, tuple(identities), removed_error, error, proof, tuple(notes))
 
-    def _thresholded(self, threshold: float) -> tuple[dict[str, Tensor], list[Block], list[str]]:
+    def _thresholded(self, threshold: float) -> tuple[dict[str, Tensor], list[ResidualBlock], list[str]]:
         """Return the factors with small ones zero, the blocks that go, and what deserves a look."""
         for name, factor in self.factors.items():
-            check_finite(f"{name}: a factor", factor, "nothing was changed")
+            require_finite(f"{name}: a factor", factor, "nothing was changed")
         chosen = {n: torch.where(f.abs() < threshold, 0.0, f) for n, f in self.factors.items()}
         removed = [block for name, block in self.blocks.items() if not chosen[name].any()]
         notes: list[str] = []
@@ -354,7 +353,7 @@ class StructureSelection:
                 notes.append(f"{name}: no factor is {threshold:g} or more; the largest one's unit stays")
         return chosen, removed, sorted(notes)
 
-    def _within(self, removed: Sequence[Block]) -> set[str]:
+    def _within(self, removed: Sequence[ResidualBlock]) -> set[str]:
         """Return the groups that nothing but these blocks reads."""
         inside = {weight for block in removed for weight in (*block.inside, *block.parameters)}
         sites = self.network.sites

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.errors import CriterionError, NonFiniteError
-from secateur.graph.capture import arguments
 from secateur.methods.ablation import Example
 from secateur.pruning.calibration import Batches, batches
-from secateur.running import call, denormals_flushed
+from secateur.running import arguments, call, denormals_flushed
 from secateur.structure.labels import Array
 from secateur.text import first_line
 
@@ -86,10 +85,8 @@ def tries_of(
     if labelled and any(labels is None for _, labels in pairs):
         raise CriterionError("prune_greedily needs batches of (inputs, labels); got inputs alone")
     conv = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    whole = (
-        _joined([_called(inputs, kwargs or {}) for inputs, _ in pairs]),
-        _joined([labels for _, labels in pairs]),
-    )
+    inputs = _joined([_called(inputs, kwargs or {}) for inputs, _ in pairs])
+    whole = inputs, _joined([labels for _, labels in pairs])
     sizes = {len(leaf) for leaf in _pytree.tree_leaves(whole) if isinstance(leaf, Tensor) and leaf.dim()}
     if len(sizes) != 1:
         raise CriterionError(
@@ -101,16 +98,9 @@ def tries_of(
     for start in range(0, number, size):
         index = torch.arange(start, start + size)
         index[index >= number] = start
-        example, labels = _pytree.tree_map(
-            lambda t, i=index: t[i.to(t.device)] if isinstance(t, Tensor) else t, whole
-        )
-        chunks.append(
-            Chunk(
-                _pytree.tree_map(_channels_last, example) if conv else example,
-                labels,
-                min(size, number - start),
-            )
-        )
+        example, labels = _pytree.tree_map_only(Tensor, lambda t, i=index: t[i.to(t.device)], whole)
+        example = _pytree.tree_map(_channels_last, example) if conv else example
+        chunks.append(Chunk(example, labels, min(size, number - start)))
     return Tries(pairs, chunks, judge)
 
 

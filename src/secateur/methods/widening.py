@@ -24,9 +24,8 @@ from secateur.graph.capture import first_names, tensor_of
 from secateur.graph.compare import difference
 from secateur.methods.split_layers import SplitConv, SplitNorm
 from secateur.running import call
-from secateur.structure.attributes import Sizes, adjust
+from secateur.structure.attributes import Sizes, adjust, sizes_by_module
 from secateur.structure.layers import layer_view
-from secateur.structure.propagate import values_in
 from secateur.structure.surgery import set_attributes
 from secateur.structure.units import Group, Slice, Structure
 from secateur.text import first_line
@@ -224,9 +223,7 @@ class Widened(nn.Module):
         parts = self.parts[name]
         if 1 in parts:
             alpha, up = self.alphas[parts[1].group], self.up[key(parts[1].group)]
-            mix = torch.cat(
-                [alpha * torch.eye(len(up), dtype=up.dtype, device=up.device), (1 - alpha) * up], 1
-            )
+            mix = torch.cat([alpha * _eye(len(up), up), (1 - alpha) * up], 1)
         if 0 in parts:
             down = self.down[key(_module(name))]
             spread = torch.cat([_eye(down.shape[1], down), down])
@@ -301,22 +298,11 @@ class Widened(nn.Module):
 
 def _grown_sizes(structure: Structure, widths: Mapping[str, int]) -> dict[str, Sizes]:
     """Return by module path the sizes that grow in it, old -> new, innermost and around."""
-    classes, walk = structure.classes, structure.walk
-    more = np.zeros(len(classes.frozen))  # how many channels of a branch come with one of this class
+    more = np.zeros(len(structure.classes.frozen))  # channels of a branch that come with one of a class
     for name, width in widths.items():
         part = structure.groups[name].slices[0]
-        labels = walk.parameters[part.name].dims[part.dim]
-        assert labels is not None
-        more[classes.of[labels[part.indices[:, 0]]]] = width / len(part.indices)
-    found: dict[str, Sizes] = {}
-    for node, value in walk.values.items():
-        stack = node.meta.get("nn_module_stack")
-        paths = ["", *(path for path, _ in stack.values())] if stack else [""]
-        for labels in (dim for part in values_in(value) for dim in part.dims if dim is not None):
-            grown = len(labels) + round(float(more[classes.of[labels]].sum()))
-            for path in paths if grown != len(labels) else ():
-                found.setdefault(path, {}).setdefault(len(labels), set()).add(grown)
-    return found
+        more[structure.classes_of(part)[:, 0]] = width / len(part.indices)
+    return sizes_by_module(structure, lambda own: len(own) + round(float(more[own].sum())))
 
 
 def key(name: str) -> str:

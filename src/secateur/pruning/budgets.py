@@ -7,7 +7,7 @@ what is strictly under a value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol
@@ -41,7 +41,37 @@ class Budget(Protocol):
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Share:
+    """What budgets that take a ``sparsity``, as a number of entries, have in common."""
+
+    sparsity: float
+    amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+
+
+@dataclass(frozen=True)
+class _KeepingShare(Share):
+    min_kept: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (is_whole(self.min_kept) and self.min_kept >= 0):
+            raise BudgetError(f"min_kept is {self.min_kept!r}; it counts entries, from 0")
+
+    def _taken(self, scores: AllScores) -> dict[str, Cut]:
+        """Take the share of the lowest scores of all tensors together."""
+        count = round(self.sparsity * sum(s.numel for s in scores.values()))
+        try:
+            return cut_keeping(scores, count, self.min_kept)
+        except BudgetError as error:
+            raise BudgetError(f"{self} cannot be met: {error}") from None
+
+
+@dataclass(frozen=True)
+class Uniform(Share):
     """The same share of every layer: its lowest ``sparsity`` x N scores.
 
     The count is exact in every layer: round(sparsity x N), half to even, whatever the ties.
@@ -60,19 +90,12 @@ class Uniform:
         {'0.weight': 32, '1.weight': 16}
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
-    cuts_values: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
-
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         return {name: _cut_share(s, self.sparsity) for name, s in scores.items()}
 
 
 @dataclass(frozen=True)
-class Global:
+class Global(_KeepingShare):
     """The lowest ``sparsity`` x N scores of all layers together.
 
     The count over the whole network is exact; what a layer loses depends on its scores.
@@ -94,21 +117,8 @@ class Global:
         {'0.weight': 1, '1.weight': 3}
     """
 
-    sparsity: float
-    min_kept: int = 0
-    amount: ClassVar[str] = "sparsity"
-    cuts_values: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
-        _check_kept(self.min_kept)
-
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        count = round(self.sparsity * sum(s.numel for s in scores.values()))
-        try:
-            return cut_keeping(scores, count, self.min_kept)
-        except BudgetError as error:
-            raise BudgetError(f"{self} cannot be met: {error}") from None
+        return self._taken(scores)
 
 
 @dataclass(frozen=True)
@@ -226,7 +236,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class ERK:
+class ERK(Share):
     """Each layer's density in proportion to (sum of its dims) / (their product): Erdos-Renyi-kernel.
 
     So small layers keep more. The count is exact over the whole network; for single weights only.
@@ -249,13 +259,7 @@ class ERK:
         1.weight 1000 390
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
-    cuts_values: ClassVar[bool] = False
     counts_units: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         total = sum(s.numel for s in scores.values())
@@ -275,7 +279,7 @@ class ERK:
 
 
 @dataclass(frozen=True)
-class LAMP:
+class LAMP(_KeepingShare):
     """Globally by score^2 over the sum of squares of the layer's scores that are at least as large.
 
     That is layer-adaptive magnitude pruning, which never empties a layer. It sorts each tensor, and keeps
@@ -301,28 +305,14 @@ class LAMP:
         {'0.weight': 2, '1.weight': 2}
     """
 
-    sparsity: float
-    min_kept: int = 0
-    amount: ClassVar[str] = "sparsity"
-    cuts_values: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
-        _check_kept(self.min_kept)
-
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         lamp = {name: _lamp(s) for name, s in scores.items()}
         ranked = {n: Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()}
-        count = round(self.sparsity * sum(s.numel for s in ranked.values()))
-        try:
-            cuts = cut_keeping(ranked, count, self.min_kept)
-        except BudgetError as error:
-            raise BudgetError(f"{self} cannot be met: {error}") from None
-        return {n: _cut_count(scores[n], count_below(s, cuts[n])) for n, s in ranked.items()}
+        return _counted(scores, ranked.values(), self._taken(ranked))
 
 
 @dataclass(frozen=True)
-class MagnitudeRatios:
+class MagnitudeRatios(Share):
     """From each layer as many as ``Global(sparsity)`` by |w| takes, by the criterion's own scores.
 
     So criteria are compared at equal ratios by layer. For single weights, not in blocks.
@@ -346,14 +336,8 @@ class MagnitudeRatios:
         {'0.weight': 2, '1.weight': 4}
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
-    cuts_values: ClassVar[bool] = False
     counts_units: ClassVar[bool] = False
     granular: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         sizes = [
@@ -361,8 +345,7 @@ class MagnitudeRatios:
             for name, w in weights.items()
         ]
         count = round(self.sparsity * sum(s.numel for s in sizes))
-        cuts = cut_globally(sizes, count)
-        return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in sizes}
+        return _counted(scores, sizes, cut_globally(sizes, count))
 
 
 @dataclass(frozen=True)
@@ -454,9 +437,9 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_kept(min_kept: int) -> None:
-    if not (is_whole(min_kept) and min_kept >= 0):
-        raise BudgetError(f"min_kept is {min_kept!r}; it counts entries, from 0")
+def _counted(scores: AllScores, others: Iterable[Scores], cuts: Mapping[str, Cut]) -> dict[str, Cut]:
+    """Return the cuts that take from each tensor as many entries as ``cuts`` take by other scores."""
+    return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in others}
 
 
 def _cut_share(scores: Scores, share: float) -> Cut:
@@ -499,20 +482,17 @@ def _lamp(scores: Scores) -> Tensor:
     return torch.empty_like(lamp).scatter_(0, order, lamp)
 
 
-def _std(name: str, weight: Tensor, living: bool) -> float:
+def _std(name: str, weight: Tensor, kept_only: bool) -> float:
     """The population standard deviation in float64, over ``CHUNK`` weights at a time."""
-    number, mean, squares = 0, 0.0, 0.0
-    for part in weight.detach().reshape(-1).split(CHUNK):
-        part = part[part != 0] if living else part
-        if part.numel():
-            part = part.double()
-            delta = part.mean().item() - mean
-            together = number + part.numel()
-            squares += part.var(correction=0).item() * part.numel()
-            squares += delta * delta * number * part.numel() / together
-            mean += delta * part.numel() / together
-            number = together
-    deviation = math.sqrt(squares / number) if number and math.isfinite(squares) else squares
-    if not math.isfinite(deviation):
+
+    def chunks() -> Iterator[Tensor]:
+        for part in weight.detach().reshape(-1).split(CHUNK):
+            part = part[part != 0] if kept_only else part
+            yield part.to(torch.promote_types(part.dtype, torch.float64))
+
+    number = sum(part.numel() for part in chunks())
+    mean = sum(part.sum().item() for part in chunks()) / max(number, 1)
+    squares = sum((part - mean).abs().square().sum().item() for part in chunks())
+    if not math.isfinite(squares):
         raise NonFiniteError(f"{name}: its weights hold a NaN or an infinity")
-    return deviation
+    return math.sqrt(squares / max(number, 1))

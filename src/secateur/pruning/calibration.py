@@ -214,29 +214,18 @@ def _losses(
     for inputs, labels in pairs:
         with failing(work, inputs, "a batch of data="):
             outputs = call_model(work, inputs)
-        own = getattr(outputs, "loss", None)
-        if loss is None and isinstance(own, Tensor):  # as transformers' models return it
-            yield _checked(own, f"outputs {shapes(outputs)}", who)
-        elif labels is None:
-            raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
-        else:
-            yield _loss_of(loss or cross_entropy, outputs, labels, who)
-
-
-def _loss_of(loss: Loss, outputs: Any, labels: Any, who: str) -> Tensor:
-    """Return the loss of a batch, one number that has a gradient."""
-    given = f"outputs {shapes(outputs)} and labels {shapes(labels)}"
-    try:
-        value = loss(outputs, labels)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise CriterionError(f"{who}: the loss fails on {given}: {first_line(error)}") from error
-    return _checked(value, given, who)
-
-
-def _checked(value: Any, given: str, who: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        what = shapes(value) + (
-            "" if not isinstance(value, Tensor) or value.requires_grad else ", no gradient"
-        )
-        raise CriterionError(f"{who}: the loss of {given} is {what}; one number with a gradient is right")
-    return value
+        value, given = getattr(outputs, "loss", None), f"outputs {shapes(outputs)}"
+        if loss is not None or not isinstance(value, Tensor):  # else as transformers' models return it
+            if labels is None:
+                raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
+            given += f" and labels {shapes(labels)}"
+            try:
+                value = (loss or cross_entropy)(outputs, labels)
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+                raise CriterionError(f"{who}: the loss fails on {given}: {first_line(error)}") from error
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad):
+            lacks = ", no gradient" if isinstance(value, Tensor) and not value.requires_grad else ""
+            raise CriterionError(
+                f"{who}: the loss of {given} is {shapes(value)}{lacks}; one number with a gradient is right"
+            )
+        yield value

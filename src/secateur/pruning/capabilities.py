@@ -7,6 +7,7 @@ Of a criterion:
 - ``score_units`` (None): a method called in that way, where a unit is not worth the sum of its entries.
 - ``scores_vectors`` (True): False, biases and the like have no scores.
 - ``reads_data`` (None): True, scores that are all the same are an error; None, where data are given.
+- ``reads_norms`` (False): True, only for networks with norms.
 - ``is_magnitude`` (False): True, scores are sizes of weights.
 
 Of a budget:
@@ -46,6 +47,7 @@ _DEFAULTS: dict[str, Any] = {
     "score_units": None,
     "scores_vectors": True,
     "reads_data": None,
+    "reads_norms": False,
     "is_magnitude": False,
     "amount": None,
     "min_kept": None,

@@ -155,7 +155,7 @@ class Taylor:
     ) -> dict[str, Rows]:
         gradients = mean_gradients(targets, data, loss, "Taylor")
         pairs = {name: (t.weight.detach(), gradients[name]) for name, t in targets.items()}
-        return {n: lambda rows, w=w, g=g: (w[rows] * g[rows]).abs() for n, (w, g) in pairs.items()}
+        return {n: lambda rows, w=w, g=g: _first_order(w[rows], g[rows]) for n, (w, g) in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,12 @@ class Fisher:
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         squares = mean_gradients(targets, data, loss, "Fisher", power=2)
         pairs = {name: (t.weight.detach(), squares[name]) for name, t in targets.items()}
-        return {n: lambda rows, w=w, f=f: w[rows].square() * f[rows] for n, (w, f) in pairs.items()}
+        return {n: lambda rows, w=w, f=f: w[rows].abs().square() * f[rows] for n, (w, f) in pairs.items()}
+
+
+def _first_order(weight: Tensor, gradient: Tensor) -> Tensor:
+    """What the loss changes by; the gradient of a complex number is that by its parts, as torch gives it."""
+    return (weight * gradient.conj()).real.abs()
 
 
 def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any) -> None:

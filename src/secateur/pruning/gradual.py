@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -91,27 +91,23 @@ def _steps(
         yield masks
 
 
+@dataclass(eq=False, repr=False)
 class GradualPruning:
     """Pruning under way inside ``during``: the ``masks`` in force, optimizer ``steps`` taken,
     and ``level``, how many of the schedule's amounts have been reached."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        way: list[Any],
-        every: int,
-        take: Callable[[Any, Masks | None], Masks],
-        optimizer: Optimizers,
-        averaged: Any,
-    ) -> None:
-        self.model = model
-        self.way = way
-        self.every = every
-        self.level = 0
-        self.steps = 0
-        self.masks: Masks | None = None
-        self._take = take
-        self._holder = Holder(optimizer, averaged, self._stepped)
+    model: nn.Module
+    way: list[Any]
+    every: int
+    _take: Callable[[Any, Masks | None], Masks]
+    _optimizer: Optimizers
+    _averaged: Any
+    level: int = 0
+    steps: int = 0
+    masks: Masks | None = None
+
+    def __post_init__(self) -> None:
+        self._holder = Holder(self._optimizer, self._averaged, self._stepped)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the pruning stands, as numbers and tensors, for a checkpoint of any kind."""

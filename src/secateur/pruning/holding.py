@@ -249,7 +249,7 @@ def bound(model: nn.Module, held: Mapping[str, Tensor], what: str) -> dict[str, 
     return {name: parameters[name] for name in held}
 
 
-def check_finite(what: str, tensor: Tensor, why: str) -> None:
+def require_finite(what: str, tensor: Tensor, why: str) -> None:
     """Raise NonFiniteError where ``tensor`` holds a NaN or an infinity; ``why`` that is no good."""
     if not torch.isfinite(tensor.detach()).all():
         raise NonFiniteError(f"{what} holds a NaN or an infinity; {why}")

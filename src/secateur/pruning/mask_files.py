@@ -59,8 +59,8 @@ def unpacked(
         raise StorageError(f"{what}: the shapes and the tensors do not name the same parameters")
     if not _by_name(lambda shape: isinstance(shape, list) and all(map(_is_count, shape)))(shapes):
         raise StorageError(f"{what}: its shapes are not lists of sizes by printable name")
-    fields = {name: metadata.get(name, default) for name, (default, _, _) in _FIELDS.items()}
-    for name, (_, right, means) in _FIELDS.items():
+    fields = {name: metadata.get(name, default) for name, (default, _, _) in FIELDS.items()}
+    for name, (_, right, means) in FIELDS.items():
         if not right(fields[name]):
             raise StorageError(f"{what}: its {name!r} is {shown(repr(fields[name]))}; {means} is right")
     for name, number in fields["dense"].items():
@@ -112,7 +112,7 @@ def _by_name(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     )
 
 
-_FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "requested": ({}, _by_name(is_real), "a share by tensor or group"),
     "requested_overall": (None, lambda value: value is None or is_real(value), "a share or null"),
     "notes": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from secateur.errors import MaskError
 from secateur.graph.capture import all_tensors
 from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
-from secateur.pruning.holding import Optimizers, bound, check_finite, check_writable
-from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
+from secateur.pruning.holding import Optimizers, bound, check_writable, require_finite
+from secateur.pruning.mask_files import FIELDS, as_state, from_state, packed, unpacked
 from secateur.pruning.zeros import Holder, mask_sparse_gradient
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.surgery import Removed, sliced
@@ -117,35 +117,29 @@ class Masks(Mapping[str, Tensor]):
         return self.dense.get(name, self.kept[name].numel())
 
     def __repr__(self) -> str:
-        total, kept = sum(map(self._whole, self.kept)), sum(map(_count, self.kept.values()))
-        lines = self._table(
-            ("tensor", "shape", "weights"),
-            [
-                (row["name"], "x".join(map(str, row["shape"])), row["weights"], row["kept"], row["requested"])
-                for row in self.layers()
-            ],
-            total,
-            kept,
-        )
-        if self.units:
-            lines = self._table(
-                ("group", "", "units"),
-                [(name, "", of, left, self.requested.get(name)) for name, (left, of) in self.units.items()],
-                sum(of for _, of in self.units.values()),
-                sum(left for left, _ in self.units.values()),
-            )
-            lines.append(f"{total - kept:,} of {total:,} entries of {len(self.kept)} tensors are masked")
+        rows: list[tuple[Any, ...]] = [
+            (row["name"], "x".join(map(str, row["shape"])), row["weights"], row["kept"], row["requested"])
+            for row in self.layers()
+        ]
+        if not self.units:
+            lines = self._table(("tensor", "shape", "weights"), rows)
+        else:
+            units = [(name, of, left, self.requested.get(name)) for name, (left, of) in self.units.items()]
+            total, kept = (sum(row[i] for row in rows) for i in (-3, -2))
+            entries = f"{total - kept:,} of {total:,} entries of {len(rows)} tensors are masked"
+            lines = [*self._table(("group", "units"), units), entries]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def _table(self, head: tuple[str, str, str], rows: list[Any], total: int, kept: int) -> list[str]:
-        """Lay out (name, shape, number, kept, requested share) as lines, with their totals."""
+    def _table(self, head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[str]:
+        """Lay out rows (words, number, kept, requested share) as lines, with their totals."""
+        total, kept = (sum(row[i] for row in rows) for i in (-3, -2))
+        whole = ("all", *[""] * (len(head) - 2), total, kept, self.requested_overall)
         cells = [(*head, "kept", "sparsity", "requested")]
-        for name, shape, number, left, asked in [*rows, ("all", "", total, kept, self.requested_overall)]:
+        for *names, number, left, asked in [*rows, whole]:
             share = "" if asked is None else f"{asked:.2%}"
             masked = 1 - left / number if number else 0.0
-            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{masked:.2%}", share))
-        shown = [cell if any(row[1] for row in cells) else cell[:1] + cell[2:] for cell in cells]
-        return list(table(shown, words=len(shown[0]) - 4))
+            cells.append((*names, f"{number:,}", f"{left:,}", f"{masked:.2%}", share))
+        return table(cells, words=len(head) - 1)
 
     # -- holding -----------------------------------------------------------------------------
 
@@ -235,7 +229,7 @@ class Masks(Mapping[str, Tensor]):
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
         for name, weight in weights.items():
-            check_finite(name, weight, "a mask does not hide it")
+            require_finite(name, weight, "a mask does not hide it")
         for name, weight in weights.items():
             weight.masked_fill_(~self.kept[name].to(weight.device), 0)
         return self
@@ -252,7 +246,7 @@ class Masks(Mapping[str, Tensor]):
 
     def bind(self, model: nn.Module) -> Masks:
         """Return the same masks bound to another model with the same parameter names and shapes."""
-        return self._like(model, self.kept)
+        return Masks(model, self.kept, **self._rest())
 
     def follow(self, small: nn.Module, removed: Removed) -> Masks:
         """Return the same masks for the smaller network that ``secateur.compact`` makes: cut to size,
@@ -261,20 +255,11 @@ class Masks(Mapping[str, Tensor]):
         # A bias entry that took up a constant is needed, masked or not.
         kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in self.items()}
         dense = {name: mask.numel() for name, mask in self.items()} | self.dense
-        return self._like(small, kept, dense)
+        return Masks(small, kept, **self._rest(dense=dense))
 
-    def _like(
-        self, model: nn.Module, kept: Mapping[str, Tensor], dense: Mapping[str, int] | None = None
-    ) -> Masks:
-        return Masks(
-            model,
-            kept,
-            requested=self.requested,
-            requested_overall=self.requested_overall,
-            notes=self.notes,
-            units=self.units,
-            dense=self.dense if dense is None else dense,
-        )
+    def _rest(self, **other: Any) -> dict[str, Any]:
+        """All that the masks are but their model and what is kept."""
+        return {name: getattr(self, name) for name in FIELDS} | other
 
     def parameters(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
         """Return the masked parameters of ``model`` (default: the bound one), or raise MaskError."""
@@ -368,14 +353,7 @@ class Masks(Mapping[str, Tensor]):
         vars(self).update(unpacked(*from_state(state), "the state", self.model))
 
     def _packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        fields = {
-            "requested": self.requested,
-            "requested_overall": self.requested_overall,
-            "notes": list(self.notes),
-            "units": self.units,
-            "dense": self.dense,
-        }
-        return packed(self.kept, fields)
+        return packed(self.kept, self._rest())
 
     @classmethod
     def from_torch_prune(cls, model: nn.Module) -> Masks:

@@ -21,7 +21,7 @@ from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import UnitBudget, prune_units
-from secateur.pruning.targets import Target, Targets, check_finite_weights, find_targets
+from secateur.pruning.targets import Target, Targets, check_computed_weights, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.structure.units import Structure
 from secateur.text import nearest
@@ -173,7 +173,7 @@ def prune(
             pruned = {name: _pruned(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
         for name, masked in earlier.items():
             _check_room(name, pruned[name], masked, cuts[name])
-        check_finite_weights(targets, pruned)
+        check_computed_weights(targets, pruned)
         peers.compare(pruned)
 
     kept: dict[str, Tensor] = {}
@@ -317,8 +317,7 @@ def _reads_weights(choice: Any, criterion: Any) -> str:
 def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> dict[str, Tensor]:
     if masks is None:
         return {}
-    if masks.model is not model:
-        masks = masks.bind(model)
+    masks = masks.bind(model)
     return {n: ~masks[n].to(t.weight.device) for n, t in targets.items() if n in masks}
 
 

@@ -38,7 +38,25 @@ class OneShot:
 
 
 @dataclass(frozen=True)
-class Iterative:
+class _Stepwise:
+    """A way of ``steps`` from ``initial`` on."""
+
+    steps: int
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise BudgetError(f"{self}: steps count from 1")
+        if not 0 <= self.initial < 1:
+            raise BudgetError(f"{self}: initial is the sparsity to begin from, from 0 to under 1")
+
+    def _check(self, final: float) -> None:
+        if final < self.initial:
+            raise BudgetError(f"{self} begins at {self.initial}, past the budget of {final}")
+
+
+@dataclass(frozen=True)
+class Iterative(_Stepwise):
     """The same share of what is left, ``steps`` times.
 
     The density falls geometrically from 1 - ``initial``. The last step is the budget's own amount, under 1.
@@ -59,14 +77,8 @@ class Iterative:
         [0.5, 0.75, 0.875]
     """
 
-    steps: int
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_steps(self)
-
     def __call__(self, final: float) -> list[float]:
-        _check_order(self, final)
+        self._check(final)
         if final >= 1:
             raise BudgetError(f"{self} never reaches {final}: it keeps a share of what is left")
         start, end = 1 - self.initial, 1 - final
@@ -75,7 +87,7 @@ class Iterative:
 
 
 @dataclass(frozen=True)
-class Cubic:
+class Cubic(_Stepwise):
     """s_t = s_f + (s_i - s_f) (1 - t / n)^3 for t = 1..n: fast while there is much to spare, slow at the end.
 
     The last step is the budget's own amount.
@@ -96,14 +108,8 @@ class Cubic:
         [0.555, 0.84, 0.945, 0.96]
     """
 
-    steps: int
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_steps(self)
-
     def __call__(self, final: float) -> list[float]:
-        _check_order(self, final)
+        self._check(final)
         gap = self.initial - final
         return [final + gap * (1 - t / self.steps) ** 3 for t in range(1, self.steps)] + [final]
 
@@ -122,15 +128,3 @@ def budgets_along(budget: Any, schedule: Schedule) -> list[Any]:
     else:
         levels = list(schedule(final))
     return [changed(budget, **{budget.amount: level}) for level in levels]
-
-
-def _check_steps(schedule: Iterative | Cubic) -> None:
-    if schedule.steps < 1:
-        raise BudgetError(f"{schedule}: steps count from 1")
-    if not 0 <= schedule.initial < 1:
-        raise BudgetError(f"{schedule}: initial is the sparsity to begin from, from 0 to under 1")
-
-
-def _check_order(schedule: Iterative | Cubic, final: float) -> None:
-    if final < schedule.initial:
-        raise BudgetError(f"{schedule} begins at {schedule.initial}, past the budget of {final}")

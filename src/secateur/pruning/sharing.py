@@ -21,10 +21,10 @@ from secateur.pruning.holding import (
     Optimizers,
     around_steps,
     bound,
-    check_finite,
     check_updates,
     innermost,
     owned,
+    require_finite,
 )
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
@@ -135,7 +135,7 @@ class Sharing:
         """Raise MaskError where weights that share a value differ, or one that stays zero is not;
         NonFiniteError where a weight is a NaN or an infinity."""
         for member in self._members(self.model):
-            check_finite(member.name, member.weight, _FINITE)
+            require_finite(member.name, member.weight, _FINITE)
             if not torch.equal(member.shared(), member.weight.detach()):
                 raise MaskError(
                     f"{member.name}: weights that share a value differ; something other than the held "
@@ -147,7 +147,7 @@ class Sharing:
         mean of what they are now, and make the others zero."""
         members = self._members(self.model if model is None else model)
         for member in members:
-            check_finite(member.name, member.weight, _FINITE)
+            require_finite(member.name, member.weight, _FINITE)
         for member in members:
             member.snap()
         return self
@@ -205,7 +205,7 @@ def share_weights(
     if masks is not None:
         masks.bind(model).check()
     for name, target in targets.items():
-        check_finite(name, target.weight, _FINITE)
+        require_finite(name, target.weight, _FINITE)
     clusters: dict[str, Tensor] = {}
     for name, target in targets.items():
         weight = target.weight.detach()

@@ -154,6 +154,8 @@ class Smooth:
 
 def soft_threshold(weight: Tensor, threshold: float) -> Tensor:
     """Return sign(w) max(|w| - t, 0): the proximal map of t times the L1 norm."""
+    if weight.is_complex():
+        return weight.sgn() * torch.nn.functional.softshrink(weight.abs(), threshold)
     return torch.nn.functional.softshrink(weight, threshold)
 
 

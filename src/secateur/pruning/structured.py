@@ -15,7 +15,7 @@ from secateur.errors import BudgetError, CriterionError, SecateurWarning, Target
 from secateur.graph.capture import parameters_of
 from secateur.graph.names import canonical_names, canonical_parameters, unwrapped
 from secateur.measure.size import count_parameters
-from secateur.pruning.budgets import check_share, cut_keeping
+from secateur.pruning.budgets import Share, cut_keeping
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import amount_of, changed, name_of, requested_share, says
 from secateur.pruning.criteria import check_telling
@@ -28,7 +28,7 @@ from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
 from secateur.structure.proof import untraced
 from secateur.structure.surgery import mask_units, parameters_left
-from secateur.structure.units import Group, Structure, living
+from secateur.structure.units import Group, Structure, all_zero
 
 
 class UnitBudget(Protocol):
@@ -45,7 +45,7 @@ class UnitBudget(Protocol):
 
 
 @dataclass(frozen=True)
-class ParameterShare:
+class ParameterShare(Share):
     """Units by score, of all groups together, as few as take ``sparsity`` of the network's parameters.
 
     Counted are the entries that really leave when the units do, each once: rows and columns of one weight
@@ -67,14 +67,8 @@ class ParameterShare:
         {'0 -> 2': (11, 16)}
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
     counts_units: ClassVar[bool] = True
-    cuts_values: ClassVar[bool] = False
     counted: ClassVar[str] = "the network's parameters"
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
 
     def __call__(self, scores: Mapping[str, Scores], structure: Structure, min_kept: int) -> dict[str, Cut]:
         def tried(count: int) -> tuple[dict[str, Cut], float]:
@@ -122,8 +116,7 @@ def prune_units(
         raise TargetError(f"structure= {untraced(structure)}")
     chosen = select_groups(structure, include, exclude)
     check_writable(dict(parameters_of(structure.model)))
-    if masks is not None and masks.model is not model:
-        masks = masks.bind(model)
+    masks = None if masks is None else masks.bind(model)
     part = replace(structure, groups=chosen)
     raw = unit_scores(part, criterion, data, loss)
     earlier = already_pruned(part, masks)
@@ -218,14 +211,12 @@ def select_groups(
             hit |= found
         chosen = {n: g for n, g in chosen.items() if (n in hit) == (which == "include")}
     if not chosen:
-        raise TargetError(
-            f"{type(structure.model).__name__} has no group of units to prune"
-            + (
-                " that the include and exclude patterns leave"
-                if include or exclude
-                else "; print(structure) says why"
-            )
+        why = (
+            " that the include and exclude patterns leave"
+            if include or exclude
+            else "; print(structure) says why"
         )
+        raise TargetError(f"{type(structure.model).__name__} has no group of units to prune{why}")
     return chosen
 
 
@@ -273,7 +264,7 @@ def already_pruned(
         weight, mask = weights.get(name), kept.get(name)
         return mask if weight is None else weight if mask is None else weight * mask
 
-    return {name: ~living(group, left) for name, group in structure.groups.items()}
+    return {name: all_zero(group, left) for name, group in structure.groups.items()}
 
 
 def _rounded(wanted: Array, raw: Tensor, earlier: Array, round_to: int, min_kept: int) -> Array:

@@ -163,10 +163,10 @@ def _nothing(
     return text + "".join(f"; {line}" for line in refused[:1])
 
 
-def check_finite_weights(targets: Targets, doomed: Mapping[str, Tensor]) -> None:
+def check_computed_weights(targets: Targets, pruned: Mapping[str, Tensor]) -> None:
     """Raise BudgetError where a parametrization would divide by the norm of a row that is emptied."""
     for name, target in targets.items():
-        if target.of and not stays_finite(target.module, target.of, target.weight, doomed[name]):
+        if target.of and not stays_finite(target.module, target.of, target.weight, pruned[name]):
             raise BudgetError(
                 f"{name}: a whole row would be zero, and the {target.of} that is computed from it NaN (0/0); "
                 f"take less, exclude it, or make the {target.of} a plain parameter first "

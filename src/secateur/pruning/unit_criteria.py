@@ -19,6 +19,7 @@ from secateur.graph.capture import module_of, tensor_of
 from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.capabilities import says
 from secateur.pruning.targets import find_targets
+from secateur.structure.layers import multiplied
 from secateur.structure.units import Group, Slice, Structure
 
 UnitScores = dict[str, Tensor]
@@ -112,6 +113,7 @@ class BNScale:
 
     counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
+    reads_norms: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _scales(structure, g), False)
@@ -166,12 +168,9 @@ def unit_scores(
     on_units = criterion if says(criterion, "counts_units") else says(criterion, "score_units")
     if on_units is not None:
         return dict(on_units(structure, data, loss))
-    names = {
-        part.name
-        for group in structure.groups.values()
-        for part in group.slices
-        if part.masked and (says(criterion, "scores_vectors") or not _is_vector(structure, part))
-    }
+    least = 1 if says(criterion, "scores_vectors") else 2  # dims
+    parts = [part for group in structure.groups.values() for part in group.slices if part.masked]
+    names = {part.name for part in parts if tensor_of(structure.model, part.name).dim() >= least}
     targets = find_targets(structure.model, include=sorted(names))
     scores = criterion(targets, data, loss)
     found: dict[str, Tensor] = {}
@@ -184,10 +183,6 @@ def unit_scores(
                 total += _gathered(whole.double().cpu(), part)
         found[name] = total
     return found
-
-
-def _is_vector(structure: Structure, part: Slice) -> bool:
-    return tensor_of(structure.model, part.name).dim() < 2
 
 
 def _by_group(structure: Structure, score: Any, normalise: bool) -> UnitScores:
@@ -209,8 +204,11 @@ def _incoming(structure: Structure, group: Group, power: int) -> Tensor:
 
 
 def _squares(structure: Structure, part: Slice, power: int) -> Tensor:
-    weight = tensor_of(structure.model, part.name).detach().double().cpu()
-    return _gathered(weight.abs().pow(power), part)
+    weight = tensor_of(structure.model, part.name)
+    if part.reads:
+        path = part.name.rpartition(".")[0].partition(".parametrizations")[0]
+        weight = multiplied(module_of(structure.model, path), weight)
+    return _gathered(weight.detach().abs().double().cpu().pow(power), part)
 
 
 def _gathered(entries: Tensor, part: Slice) -> Tensor:
@@ -223,12 +221,8 @@ def _scales(structure: Structure, group: Group) -> Tensor:
     found = []
     for part in group.slices:
         path, _, leaf = part.name.rpartition(".")
-        tensor = tensor_of(structure.model, part.name)
-        if (
-            leaf == "weight"
-            and tensor.dim() == 1
-            and "Norm" in type(module_of(structure.model, path)).__name__
-        ):
+        normed = "Norm" in type(module_of(structure.model, path)).__name__
+        if normed and leaf == "weight" and tensor_of(structure.model, part.name).dim() == 1:
             found.append(_squares(structure, part, 1))
     if not found:
         raise CriterionError(f"BNScale: no norm scales the units of {group.name}; exclude the group")

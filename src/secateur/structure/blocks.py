@@ -26,7 +26,7 @@ _RANDOMISED = 3
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A residual block: an addition of x and F(x), of one shape.
 
     ``parameters``: those of F's last layer, its scale and its shift; F(x) is proportional to them.
@@ -40,7 +40,7 @@ class Block:
     modules: tuple[str, ...]
 
 
-def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]:
+def find_blocks(structure: Structure) -> tuple[dict[str, ResidualBlock], dict[str, str]]:
     """Return the residual blocks by name, and why others have no scale of their own.
 
     A block is an addition of two tensors of one shape of which the one, F(x), is computed from the
@@ -50,7 +50,7 @@ def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]
     """
     walk = structure.walk
     above = _ancestors(walk)
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, ResidualBlock] = {}
     skipped: dict[str, str] = {}
     for node in walk.captured.graph.nodes:
         pair = _operands(node)
@@ -71,7 +71,7 @@ def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]
         if isinstance(parameters, str) or reason:
             skipped[name] = reason or str(parameters)
         else:
-            blocks[name] = Block(
+            blocks[name] = ResidualBlock(
                 name,
                 parameters,
                 _inside(walk, branch, node, parameters),
@@ -82,7 +82,7 @@ def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]
 
 @torch.no_grad()
 def remove_blocks(
-    model: nn.Module, blocks: Iterable[Block], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, blocks: Iterable[ResidualBlock], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[str]:
     """Zero F in each of the blocks, in place, and put an ``nn.Identity`` in the place of each module
     that then gives back its one input; return the paths of these.
@@ -95,8 +95,8 @@ def remove_blocks(
     for block in blocks:
         for name in (*block.parameters, *block.inside):
             tensor_of(model, name).zero_()
-    generator = torch.Generator().manual_seed(0)
-    draws = [(args, dict(kwargs)), (redrawn(args, generator), redrawn(dict(kwargs), generator))]
+    example = args, dict(kwargs)
+    draws = [example, redrawn(example, torch.Generator().manual_seed(0))]
     states = [model, *(copied(model) for _ in range(_RANDOMISED if blocks else 0))]
     for seed, state in enumerate(states[1:], 1):
         randomise(state, seed)

@@ -21,7 +21,7 @@ from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
 from secateur.running import run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
-from secateur.structure.dead import Found, find_dead, fold
+from secateur.structure.dead import Found, find_dead, fold_constants
 from secateur.structure.following import Follower, Trainers
 from secateur.structure.labels import Array
 from secateur.structure.proof import Proof, Widened, untraced
@@ -99,30 +99,31 @@ def compact(
     runs = runs_of(model, example_inputs, kwargs, examples, methods)
     if structure is not None and (not isinstance(structure, Structure) or structure.model is not model):
         raise ModelError(f"structure= {untraced(structure)}")
-    _check_finite(model)
+    _check_no_nan(model)
     args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
     found = find_dead(copied(model).eval(), structure)
     trial = _Trial(model, structure, runs, found)
-    doomed, changes, small, withdrawn, error = trial.search(found.doomed)
-    _restore_modes(model, small)
+    pruned, changes, small, withdrawn, error = trial.search(found.pruned)
+    for name, module in small.named_modules():
+        module.training = module_of(model, name).training
     found.kept.update(withdrawn)
-    removed = removed_by(structure, doomed)
-    randomised = trial.prove_randomised(doomed, changes)
+    removed = removed_by(structure, pruned)
+    randomised = trial.prove_randomised(pruned, changes)
     trainers = Trainers(model, optimizer, scheduler).follow(small, removed)
     proof = Proof(
         inputs=len(trial.runs),
         dtype=str(trial.dtype).removeprefix("torch."),
         max_error=error,
         max_error_randomised=randomised,
-        removed={n: (int(g.sum()), len(g)) for n, g in doomed.items() if g.any()},
+        removed={n: (int(g.sum()), len(g)) for n, g in pruned.items() if g.any()},
         parameters=(count_parameters(model), count_parameters(small)),
         macs=(count_macs(model, args, named).dense, count_macs(small, args, named).dense),
         kept=found.kept,
-        folded=len(found.constants_of(doomed)),
+        folded=len(found.constants_of(pruned)),
         changed=tuple(map(str, changes)),
-        gone=doomed,
+        pruned=pruned,
         units={name: len(group) for name, group in structure.groups.items()},
         optimizer=trainers.optimizer,
         scheduler=trainers.scheduler,
@@ -133,18 +134,12 @@ def compact(
     return small, proof
 
 
-def _restore_modes(model: nn.Module, small: nn.Module) -> None:
-    """Put the small model's modules in the mode that the model's are in."""
-    for name, module in small.named_modules():
-        module.training = module_of(model, name).training
-
-
 def _compiled(model: nn.Module) -> list[str]:
     names = [name for name, module in model.named_modules() if "_orig_mod" in module._modules]
     return [f"{name} is compiled, and its copy is not; compile the small network anew" for name in names]
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_no_nan(model: nn.Module) -> None:
     """A NaN in a weight makes outputs NaN, which would be equal whatever is removed."""
     for name, tensor in all_tensors(model):
         parameter = isinstance(tensor, nn.Parameter)
@@ -153,7 +148,7 @@ def _check_finite(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Outcome:
     """What came of cutting a copy: the attributes set, the largest ``error``; where it is too large, the
     ``run`` that showed it and the modules it failed in."""
 
@@ -292,18 +287,18 @@ class _Trial:
         rounding = 32 * torch.finfo(self.narrowest).eps if self.found.constants else 0.0
         return max(TOLERANCE[self.dtype], rounding)
 
-    def base(self, doomed: Mapping[str, Array]) -> nn.Module:
+    def base(self, pruned: Mapping[str, Array]) -> nn.Module:
         """A copy of the model that lost these units: zeroed, their constants in the next biases."""
         work = copied(self.model).eval()  # some weights change where they are looked at in training mode
-        fold(work, chain.from_iterable(self.found.constants_of(doomed)))
-        mask_units(work, self.structure, doomed)
+        fold_constants(work, chain.from_iterable(self.found.constants_of(pruned)))
+        mask_units(work, self.structure, pruned)
         return work
 
     def search(
-        self, doomed: Mapping[str, Array]
+        self, pruned: Mapping[str, Array]
     ) -> tuple[dict[str, Array], list[Change], nn.Module, dict[str, str], float]:
         withdrawn: dict[str, str] = {}
-        current = {name: gone.copy() for name, gone in doomed.items() if gone.any()}
+        current = {name: units.copy() for name, units in pruned.items() if units.any()}
         while True:
             done = self.attempt(current)
             if done.error <= self.tolerance():
@@ -318,15 +313,15 @@ class _Trial:
                 withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
 
-    def attempt(self, doomed: Mapping[str, Array], only: int | None = None) -> _Cut:
+    def attempt(self, pruned: Mapping[str, Array], only: int | None = None) -> _Outcome:
         """Cut a copy, adjust its attributes, and compare all calls, or ``only`` one."""
-        removed = removed_by(self.structure, doomed)
-        small = self.base(doomed)
+        removed = removed_by(self.structure, pruned)
+        small = self.base(pruned)
         wide = copied(small).to(self.dtype)
         try:
             cut(small, removed)
         except ModelError as error:
-            return _Cut(small, failure=f"the forward: {error}")
+            return _Outcome(small, failure=f"the forward: {error}")
         # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
         cut(wide, removed)
         which = slice(None) if only is None else slice(only, only + 1)
@@ -341,14 +336,14 @@ class _Trial:
             where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
             label = attempt.error.__notes__[-1]
             failure = f"{label or 'the forward'}: {why_not(attempt.error)}{where}"
-            return _Cut(small, failure=failure, stack=attempt.stack, run=labels.index(label))
+            return _Outcome(small, failure=failure, stack=attempt.stack, run=labels.index(label))
         for change in changes:
             change.apply(small)
         errors = [difference(*pair) for pair in zip(self.wanted[which], attempt.outputs, strict=True)]
         worst = errors.index(max(errors))
         label = labels[which][worst]
         failure = f"{label or 'the forward'}: its outputs are off by {errors[worst]:.1e}"
-        return _Cut(small, changes, errors[worst], failure, run=worst)
+        return _Outcome(small, changes, errors[worst], failure, run=worst)
 
     def _stored(self, small: nn.Module, error: float) -> float:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
@@ -356,18 +351,18 @@ class _Trial:
             return error
         return max(error, difference(self.wanted, self._calls(copied(small).to(self.dtype))))
 
-    def prove_randomised(self, doomed: Mapping[str, Array], changes: list[Change]) -> float:
+    def prove_randomised(self, pruned: Mapping[str, Array], changes: list[Change]) -> float:
         """Compare again with the surviving weights randomised under the same masks, and of a size at
         which what they compute reaches the outputs."""
         worst = float("nan")
         for seed in range(_SEEDS):
-            masked = self.base(doomed).to(self.dtype)
+            masked = self.base(pruned).to(self.dtype)
             randomise(masked, seed)
             if seed < _SEEDS // 2:
                 rescale(masked)
             outputs = self._calls(copied(masked))
             if not any(map(hollow, outputs)):
-                cut(masked, removed_by(self.structure, doomed))
+                cut(masked, removed_by(self.structure, pruned))
                 for change in changes:
                     change.apply(masked)
                 worst = max(map(difference, outputs, self._calls(masked)))

@@ -52,7 +52,8 @@ def _makers(module: nn.Module, name: str) -> list[object]:
     return [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "name", None) == name]
 
 
-def _computed(module: nn.Module, name: str) -> Tensor:
+def computed(module: nn.Module, name: str) -> Tensor:
+    """Return a weight as it is now; of a module with hooks that compute it, a copy."""
     if not parametrize.is_parametrized(module, name):
         for hook in _makers(module, name):
             hook(module, ())  # type: ignore[operator]
@@ -71,7 +72,7 @@ def _zeros_are_zeros(module: nn.Module, name: str, store: str) -> bool:
             for tensor in found.values():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
             found[store].masked_fill_(zero, 0)
-            made = _computed(work, name)
+            made = computed(work, name)
             if made.shape != zero.shape or not made.isfinite().all() or not torch.equal(made == 0, zero):
                 return False
     except Exception:  # whatever somebody's parametrization raises on numbers that it did not expect
@@ -98,4 +99,4 @@ def stays_finite(module: nn.Module, name: str, parameter: nn.Parameter, zero: Te
         return True
     work = copied(module).eval()
     stores(work, name)[store].masked_fill_(zero, 0)
-    return bool(_computed(work, name).isfinite().all())
+    return bool(computed(work, name).isfinite().all())

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.copying import copied
 from secateur.errors import ModelError
-from secateur.structure.computed import Stored, behind, stores
+from secateur.structure.computed import Stored, behind, computed, stores
 from secateur.text import nearest
 
 Size = int | tuple[tuple[str, int | None], ...]
@@ -277,3 +278,10 @@ def stored_weights(module: nn.Module) -> Iterator[Stored]:
             yield Stored(name, parameter)
         else:
             yield from behind(module, name)
+
+
+@torch.no_grad()
+def multiplied(module: nn.Module, parameter: Tensor) -> Tensor:
+    """Return the weight by which a layer multiplies: a parameter of it, or what is computed from that."""
+    name = next((s.weight for s in stored_weights(module) if s.parameter is parameter), None)
+    return computed(copied(module), name) if name and stores(module, name) else parameter

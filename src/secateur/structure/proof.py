@@ -27,7 +27,7 @@ class Proof:
         kept: units that are dead and stay, and why.
         folded: units whose constant output went into the next bias.
         changed: attributes that were set.
-        gone: by group a bool for each unit, whether it went.
+        pruned: by group a bool for each unit, whether it went.
         units: how many units every group had.
         optimizer: the small model's, where one was given.
         scheduler: likewise.
@@ -58,13 +58,18 @@ class Proof:
     kept: Mapping[str, str] = field(default_factory=dict)
     folded: int = 0
     changed: tuple[str, ...] = ()
-    gone: Mapping[str, Any] = field(default_factory=dict)
+    pruned: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     optimizer: Any = None
     scheduler: Any = None
     masks: Any = None
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+
+    @property
+    def gone(self) -> Mapping[str, Any]:
+        """The old name of ``pruned``."""
+        return self.pruned
 
     @property
     def proofs(self) -> tuple[Proof, ...]:

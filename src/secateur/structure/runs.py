@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.copying import fresh
 from secateur.errors import ModelError
-from secateur.graph.capture import all_tensors, arguments
+from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
+from secateur.running import arguments
 from secateur.text import first_line, nearest
 
 Methods = Sequence[str] | Mapping[str, Any]

@@ -75,9 +75,11 @@ def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
     described: dict[str, Any] = {
-        "class": _class_of(model),
+        "class": _class_of(type(model)),
         "tied": {name: first for name, first in names.items() if first != name},
-        "modules": {path: [_class_of(module), _sizes(module)] for path, module in model.named_modules()},
+        "modules": {
+            path: [_class_of(type(module)), _sizes(module)] for path, module in model.named_modules()
+        },
     }
     removed = {path: replaced_class(module) for path, module in model.named_modules()}
     if any(removed.values()):
@@ -159,10 +161,10 @@ def restore(
         _fill(model, tensors, saved.tied)
         for place, module in list(model.named_modules()):
             kind, sizes = saved.modules[place]
-            if kind == _class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
-                attention.pruned(module)  # type: ignore[arg-type]
-            elif kind == _class_of_type(PrunedLayerNorm):
-                norms.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
+            if kind == _class_of(PrunedAttention) and not isinstance(module, PrunedAttention):
+                attention.become_pruned_attention(module)  # type: ignore[arg-type]
+            elif kind == _class_of(PrunedLayerNorm):
+                norms.become_pruned_norm(module, sizes["full_size"])  # type: ignore[arg-type]
             _set_sizes(module, sizes)
             _check_fits(module, place, path)
     return model
@@ -206,10 +208,6 @@ def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _class_of(module: nn.Module) -> str:
-    return _class_of_type(type(module))
-
-
 def _sizes(module: nn.Module) -> dict[str, Any]:
     """Return the integers (and tuples of them) that a module, or a configuration it holds, keeps, and
     the eps of an RMSNorm, which follows its size."""
@@ -238,7 +236,7 @@ def _check_fits(module: nn.Module, place: str, path: str | Path) -> None:
     try:
         set_attributes(module, place, {}, {})
         if isinstance(module, PrunedAttention):
-            attention.pruned(module)
+            attention.become_pruned_attention(module)
         fits = _sizes(module) == said
     except ZeroDivisionError:  # of groups, say
         fits = False
@@ -291,7 +289,7 @@ def _typed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str
     for name, first in tied.items():
         if name in tensors or not isinstance(first, str) or first not in tensors:
             raise StorageError(f"{path}: {name!r} cannot be tied to {first!r}")
-    identity = [_class_of_type(nn.Identity), {}]
+    identity = [_class_of(nn.Identity), {}]
     for place, lost in removed.items():
         if not place or not isinstance(lost, str) or modules.get(place) != identity:
             raise StorageError(f"{path}: {place!r} cannot be a block that was removed")
@@ -307,10 +305,10 @@ def _removed(model: nn.Module, saved: _Saved, path: str | Path) -> set[str]:
         if place not in own:
             continue  # the check of the modules says so
         stands = replaced_class(own[place])
-        if not _alike(stands or _class_of(own[place]), kind):
+        if not _alike(stands or _class_of(type(own[place])), kind):
             raise ModelError(
                 f"{path}: module {place!r} was a {kind} before it was removed and is a "
-                f"{_class_of(own[place])} here; load it into a fresh {saved.kind}"
+                f"{_class_of(type(own[place]))} here; load it into a fresh {saved.kind}"
             )
         if stands is None:
             found.add(place)
@@ -328,13 +326,13 @@ def _below(name: str, removed: Collection[str]) -> bool:
 
 def _check_modules(model: nn.Module, saved: _Saved, removed: Collection[str], path: str | Path) -> None:
     modules = dict(model.named_modules()) | {place: nn.Identity() for place in removed}
-    own = {place: _class_of(module) for place, module in modules.items() if not _below(place, removed)}
+    own = {place: _class_of(type(module)) for place, module in modules.items() if not _below(place, removed)}
     for place in sorted(saved.modules.keys() ^ own.keys()):
         here, there = ("the file", "the model") if place in saved.modules else ("the model", "the file")
         raise ModelError(
             f"{path}: {here} has a module {place!r} and {there} has not; load it into a {saved.kind}"
         )
-    before = {_class_of_type(new): old for new, old in _PRUNED.items()}
+    before = {_class_of(new): old for new, old in _PRUNED.items()}
     for place, (kind, sizes) in saved.modules.items():
         fresh = before.get(kind)
         good = _alike(own[place], kind) if fresh is None else isinstance(modules[place], fresh)
@@ -356,7 +354,7 @@ def _check_sizes(
         good = is_eps(value, module) if name == eps else _is_size(value)
         if not good or (name in now and _many(now[name]) != _many(value)):
             raise StorageError(f"{path}: {name!r} of module {place!r} cannot be {value!r:.80}")
-    if kind == _class_of_type(PrunedLayerNorm):
+    if kind == _class_of(PrunedLayerNorm):
         full, weight = sizes.get("full_size"), module._parameters["weight"]
         own = getattr(module, "full_size", 0 if weight is None else len(weight))
         if full != own:
@@ -366,7 +364,7 @@ def _check_sizes(
             )
 
 
-def _class_of_type(kind: type) -> str:
+def _class_of(kind: type) -> str:
     return _NAMED.get(kind) or f"{kind.__module__}.{kind.__qualname__}"
 
 

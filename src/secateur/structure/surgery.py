@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.graph.capture import first_names, parameters_of, tensor_of
 from secateur.structure.labels import Array
 from secateur.structure.layers import layer_view, set_sizes
-from secateur.structure.replaced.attention import pruned
+from secateur.structure.replaced.attention import become_pruned_attention
 from secateur.structure.replaced.norms import repair
 from secateur.structure.units import Structure
 
@@ -23,12 +23,12 @@ Removed = dict[tuple[str, int], Array]
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
-    """Return what goes from each tensor when the units ``doomed`` (a bool a unit, by group) go."""
+def removed_by(structure: Structure, pruned: Mapping[str, Array]) -> Removed:
+    """Return what goes from each tensor when the units ``pruned`` (a bool a unit, by group) go."""
     found: dict[tuple[str, int], list[Array]] = {}
-    for name, gone in doomed.items():
+    for name, units in pruned.items():
         for part in structure.groups[name].slices:
-            found.setdefault((part.name, part.dim), []).append(part.indices[gone].reshape(-1))
+            found.setdefault((part.name, part.dim), []).append(part.indices[units].reshape(-1))
     return {
         place: np.unique(np.concatenate(parts))
         for place, parts in found.items()
@@ -48,22 +48,22 @@ def parameters_left(structure: Structure, pruned: Mapping[str, Array]) -> int:
 
 
 @torch.no_grad()
-def mask_units(model: nn.Module, structure: Structure, doomed: Mapping[str, Array]) -> None:
-    """Zero every slice of the units ``doomed`` in place: rows, biases, norm affines and columns."""
-    for name, gone in doomed.items():
-        if not gone.any():
+def mask_units(model: nn.Module, structure: Structure, pruned: Mapping[str, Array]) -> None:
+    """Zero every slice of the units ``pruned`` in place: rows, biases, norm affines and columns."""
+    for name, units in pruned.items():
+        if not units.any():
             continue
         for part in structure.groups[name].slices:
             if part.masked:
-                index = torch.from_numpy(part.indices[gone].reshape(-1))
+                index = torch.from_numpy(part.indices[units].reshape(-1))
                 tensor = tensor_of(model, part.name)
                 tensor.index_fill_(part.dim, index.to(tensor.device), 0)
 
 
-def kept_index(size: int, gone: Array) -> Tensor:
+def kept_index(size: int, pruned: Array) -> Tensor:
     """Return the indices of a dim of ``size`` that stay."""
     keep = np.ones(size, dtype=bool)
-    keep[gone] = False
+    keep[pruned] = False
     return torch.from_numpy(np.flatnonzero(keep))
 
 
@@ -74,9 +74,9 @@ def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
     if layout is not None and (tensor.is_contiguous() or not tensor.is_contiguous(memory_format=layout)):
         layout = None
     for dim in range(tensor.dim()):
-        gone = removed.get((name, dim))
-        if gone is not None:
-            tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], gone).to(tensor.device))
+        pruned = removed.get((name, dim))
+        if pruned is not None:
+            tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], pruned).to(tensor.device))
     return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
@@ -115,7 +115,7 @@ def cut(model: nn.Module, removed: Removed) -> None:
         if lost is not None and weight is not None:
             repair(module, len(weight) + len(lost), scaled)
         if isinstance(module, nn.MultiheadAttention) and _touched(module, path, touched, names):
-            pruned(module)
+            become_pruned_attention(module)
 
 
 def _touched(module: nn.Module, path: str, touched: set[str], names: Mapping[str, str]) -> bool:
@@ -139,5 +139,5 @@ def set_attributes(module: nn.Module, path: str, removed: Removed, names: Mappin
 def _groups_left(conv: Any, rows: Array) -> int:
     """Return how many groups a convolution has left: whole ones went where all rows of a group did."""
     before = (conv.in_channels if conv.transposed else conv.out_channels) // conv.groups
-    gone = np.bincount(rows // before, minlength=conv.groups)
-    return int((gone == 0).sum()) if ((gone == 0) | (gone == before)).all() else conv.groups
+    pruned = np.bincount(rows // before, minlength=conv.groups)
+    return int((pruned == 0).sum()) if ((pruned == 0) | (pruned == before)).all() else conv.groups

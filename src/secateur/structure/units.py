@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.graph.capture import Captured, capture
 from secateur.structure.labels import Array, Classes
-from secateur.structure.propagate import Walk
+from secateur.structure.propagate import Read, Walk
 from secateur.structure.rules.table import apply
 from secateur.text import table
 
@@ -50,22 +50,27 @@ class Group:
     def __len__(self) -> int:
         return len(self.slices[0].indices)
 
+    def read_by(self, read: Read) -> Slice:
+        """Return the slice that one of the group's readers reads."""
+        place = read.weight, read.weight_dim
+        return next(part for part in self.slices if (part.name, part.dim) == place)
 
-def living(
+
+def all_zero(
     group: Group, tensor: Callable[[str], Tensor | None], wanted: Callable[[Slice], bool] | None = None
 ) -> Array:
-    """Return by unit whether any entry of its wanted slices (default: the masked ones) is not zero in
-    the tensors by name; a tensor that is None is alive."""
-    alive = np.zeros(len(group), dtype=bool)
+    """Return by unit whether every entry of its wanted slices (default: the masked ones) is zero in the
+    tensors by name; no unit's is in a tensor that is None."""
+    zero = np.ones(len(group), dtype=bool)
     for part in group.slices:
         if not (part.masked if wanted is None else wanted(part)):
             continue
         entries = tensor(part.name)
         if entries is None:
-            return np.ones(len(group), dtype=bool)
+            return np.zeros(len(group), dtype=bool)
         nonzero = entries.detach().movedim(part.dim, 0) != 0
-        alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
-    return alive
+        zero &= ~nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
+    return zero
 
 
 @dataclass(frozen=True)
@@ -116,19 +121,18 @@ class Structure:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def classes_of(self, part: Slice) -> Array:
+        """Return the class of each label that units have in a slice, as its indices are."""
+        labels = self.walk.parameters[part.name].dims[part.dim]
+        assert labels is not None
+        return self.classes.of[labels[part.indices]]
+
     def __repr__(self) -> str:
         rows = [("group", "units", "parameters a unit", "MACs a unit", "in")]
         for group in self.groups.values():
             parts = len({s.name for s in group.slices})
-            rows.append(
-                (
-                    group.name,
-                    f"{len(group):,}",
-                    f"{group.parameters:,}",
-                    f"{group.macs:,.0f}",
-                    f"{parts} tensors",
-                )
-            )
+            counts = f"{len(group):,}", f"{group.parameters:,}", f"{group.macs:,.0f}"
+            rows.append((group.name, *counts, f"{parts} tensors"))
         lines = list(table(rows, words=1))
         if self.protected:
             lines.append("protected:")
@@ -197,9 +201,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     places: list[tuple[str, int]] = []
     parts: list[tuple[Array, Array, Array]] = []
     for name, value in walk.parameters.items():
-        for dim in value.labelled():
-            labels = value.dims[dim]
-            assert labels is not None
+        for dim, labels in value.labels():
             own = classes.of[labels]
             live = ~classes.frozen[own]
             if live.any():
@@ -213,15 +215,13 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     own, place, index = own[order], place[order], index[order]
     starts = np.flatnonzero(np.r_[True, (own[1:] != own[:-1])])
     ends = np.r_[starts[1:], len(own)]
-    by_signature: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    by_signature: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, int]]] = {}
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         used, counts = np.unique(place[start:end], return_counts=True)
-        by_signature.setdefault((*used.tolist(), -1, *counts.tolist()), []).append((start, end))
+        by_signature.setdefault((tuple(used.tolist()), tuple(counts.tolist())), []).append((start, end))
     groups: dict[str, Group] = {}
     alone: set[int] = set()
-    for signature, units in by_signature.items():
-        number = signature.index(-1)
-        used, counts = signature[:number], signature[number + 1 :]
+    for (used, counts), units in by_signature.items():
         sizes = [walk.parameters[places[p][0]].shape[places[p][1]] for p in used]
         if any(count == size for count, size in zip(counts, sizes, strict=True)):
             alone |= {int(own[start]) for start, _ in units}
@@ -234,7 +234,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
         name = group.name
         while name in groups:
             name += "'"
-        groups[name] = Group(name, group.slices, group.parameters, group.macs)
+        groups[name] = replace(group, name=name)
     return groups, alone
 
 
@@ -276,9 +276,7 @@ def _protected(walk: Walk, classes: Classes, alone: set[int]) -> tuple[Protected
     for name, value in walk.parameters.items():
         if name in walk.captured.buffers or len(value.shape) < 2:
             continue
-        for dim in value.labelled():
-            labels = value.dims[dim]
-            assert labels is not None
+        for dim, labels in value.labels():
             own = classes.of[labels]
             stays = classes.frozen[own] | np.isin(own, list(alone))
             if not stays.any():

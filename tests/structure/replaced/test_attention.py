@@ -13,7 +13,7 @@ from networks.comparing import error, snapshot, unchanged, wide
 from networks.groups import members
 from networks.parts import After
 from secateur.errors import SecateurError
-from secateur.structure.replaced.attention import PrunedAttention, pruned
+from secateur.structure.replaced.attention import PrunedAttention, become_pruned_attention
 
 X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -30,7 +30,7 @@ def attention(**options) -> nn.MultiheadAttention:
 def twin(net: nn.MultiheadAttention) -> nn.MultiheadAttention:
     """The same module in its pruned form, with nothing gone."""
     other = copy.deepcopy(net)
-    pruned(other)
+    become_pruned_attention(other)
     return other
 
 

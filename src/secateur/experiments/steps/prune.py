@@ -30,14 +30,13 @@ from secateur.experiments.steps.settings import (
 from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.pruning.budgets import Global
-from secateur.pruning.capabilities import amount_of
+from secateur.pruning.capabilities import amount_of, says
 from secateur.pruning.criteria import Magnitude
 from secateur.pruning.prune import Block, prune
 from secateur.pruning.prune import check as check_choices
 from secateur.pruning.schedules import OneShot, budgets_along
 from secateur.pruning.shrinkage import Hard
 from secateur.pruning.targets import find_targets
-from secateur.pruning.unit_criteria import BNScale
 from secateur.structure.units import trace
 from secateur.training.settings import Training
 
@@ -129,7 +128,7 @@ class Prune(Step):
 
     @property
     def reads_norms(self) -> bool:
-        return isinstance(self.criterion, BNScale)
+        return says(self.criterion, "reads_norms")
 
     def actions(self, id: str) -> Sequence[Action]:
         cuts = [Action(partial(self.cut, id=id, budget=budget), self.timed_as) for budget in self.levels]

@@ -13,7 +13,7 @@ from secateur.experiments.work import Work
 from secateur.methods.constraints import prune_to
 from secateur.methods.goals import check_goal
 from secateur.pruning.capabilities import says
-from secateur.pruning.unit_criteria import BNScale, L2Norm
+from secateur.pruning.unit_criteria import L2Norm
 
 
 class PruneTo(Step):
@@ -46,7 +46,7 @@ class PruneTo(Step):
 
     @property
     def reads_norms(self) -> bool:
-        return isinstance(self.criterion, BNScale)
+        return says(self.criterion, "reads_norms")
 
     def run(self, work: Work, id: str) -> None:
         state = work.state

@@ -11,7 +11,8 @@ from secateur.errors import ModelError
 
 class PrunedAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` after heads or input channels have gone: same parameters by name,
-    same call, same results; widths are read from the weights. Made by ``pruned``, not built."""
+    same call, same results; widths are read from the weights. Made by
+    ``become_pruned_attention``, not built."""
 
     def forward(
         self,
@@ -115,7 +116,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype)
 
 
-def pruned(module: nn.MultiheadAttention) -> None:
+def become_pruned_attention(module: nn.MultiheadAttention) -> None:
     """Turn a module whose tensors have been cut into a ``PrunedAttention``, in place."""
     inner = module.out_proj.weight.shape[1]
     module.__class__ = PrunedAttention

@@ -20,7 +20,7 @@ _EPS = ("variance_epsilon", "eps", "epsilon")
 
 class PrunedLayerNorm(nn.LayerNorm):
     """An ``nn.LayerNorm`` over ``full_size`` channels of which those that were zero have gone: same
-    parameters by name, same results. Made by ``pruned``, not built."""
+    parameters by name, same results. Made by ``become_pruned_norm``, not built."""
 
     full_size: int
 
@@ -34,8 +34,8 @@ class PrunedLayerNorm(nn.LayerNorm):
         mean = x.sum(-1, keepdim=True) / self.full_size
         centred = x - mean
         # Each channel that has gone held zero, and was off by the mean.
-        gone = (self.full_size - x.shape[-1]) * mean.square()
-        variance = (centred.square().sum(-1, keepdim=True) + gone) / self.full_size
+        pruned = (self.full_size - x.shape[-1]) * mean.square()
+        variance = (centred.square().sum(-1, keepdim=True) + pruned) / self.full_size
         y = (centred * torch.rsqrt(variance + self.eps)).to(input.dtype) * self.weight
         return y if self.bias is None else y + self.bias
 
@@ -43,7 +43,7 @@ class PrunedLayerNorm(nn.LayerNorm):
         return f"{super().extra_repr()}, full_size={self.full_size}"
 
 
-def pruned(module: nn.LayerNorm, full_size: int) -> None:
+def become_pruned_norm(module: nn.LayerNorm, full_size: int) -> None:
     """Turn a module whose tensors have been cut, or will be, into a ``PrunedLayerNorm``, in place;
     one that is one already keeps the size that it had at first."""
     if not isinstance(module, PrunedLayerNorm):
@@ -117,7 +117,7 @@ def repair(module: nn.Module, before: int, scaled: set[int]) -> None:
     if kind is None:
         return
     if kind == LAYER:
-        pruned(module, before)  # type: ignore[arg-type]
+        become_pruned_norm(module, before)  # type: ignore[arg-type]
         return
     weight, name = module._parameters["weight"], eps_name(module)
     assert weight is not None

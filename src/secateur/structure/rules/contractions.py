@@ -13,35 +13,45 @@ from torch import fx
 from secateur.graph.calls import Call
 from secateur.graph.operators import operator_of
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Value, Walk, plain_of, result_of, values_in
+from secateur.structure.propagate import Labelled, Walk, plain_of, result_of, values_in
 
 aten = torch.ops.aten
 Arguments = dict[str, Any]
 
 
-def _linear(walk: Walk, call: Call, a: Arguments) -> Value:
-    x, w, b = a["input"], a["weight"], a["bias"]
-    out = result_of(call.node)
-    walk.contract(x, len(x.shape) - 1, w, len(w.shape) - 1)
-    for dim in range(len(x.shape) - 1):
+def linear(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    """A product over the last dim of the first operand with a matrix (or a vector), as its row says; users'
+    own too."""
+    row, given = operator_of(call), call.arguments
+    source: Any = next(node for name, node in given.items() if name != row.weight and node in walk.values)
+    weight, bias = given[str(row.weight)], given.get(row.bias or "")
+    x, w, b = walk.values[source], a[str(row.weight)], a.get(row.bias or "")
+    out, last = result_of(call.node), len(x.shape) - 1
+    reads, makes = (0, 1) if row.transposed else (len(w.shape) - 1, 0)
+    walk.contract(x, last, w, reads)
+    walk.note(call.node, source, last, weight, reads, bias)
+    walk.count(weight, math.prod(out.shape) * x.shape[-1])
+    for dim in range(last):
         out.dims[dim], out.zero[dim] = x.dims[dim], x.zero[dim] and b is None
     if len(w.shape) == 2:
-        out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]
-        out.zero[-1] = w.zero[0] and (b is None or b.zero[0])
-    given = call.arguments
-    walk.note(call.node, given["input"], len(x.shape) - 1, given["weight"], len(w.shape) - 1, given["bias"])
-    walk.count(given["weight"], math.prod(out.shape) * x.shape[-1])
+        _made(walk, out, w, makes, b)
     return out
 
 
-def _matmul(walk: Walk, call: Call, a: Arguments) -> Value:
+def _made(walk: Walk, out: Labelled, w: Labelled, makes: int, b: Any) -> None:
+    """Give the last dim of a result what the outputs of a matrix and its bias have."""
+    out.dims[-1] = walk.join([(w, makes), (b, 0)]) if isinstance(b, Labelled) else w.dims[makes]
+    out.zero[-1] = w.zero[makes] and (b is None or b.zero[0])
+
+
+def _matmul(walk: Walk, call: Call, a: Arguments) -> Labelled:
     other = next(k for k in ("other", "mat2", "vec", "tensor") if a.get(k) is not None)
     return _product(walk, call, a, "self", other)
 
 
-def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Value:
-    x: Value = a[left]
-    y: Value = a[right]
+def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Labelled:
+    x: Labelled = a[left]
+    y: Labelled = a[right]
     out = result_of(call.node)
     dim_x = len(x.shape) - 1
     dim_y = max(0, len(y.shape) - 2)
@@ -57,18 +67,23 @@ def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Val
         dim = at - back
         meet = [(v, len(v.shape) - 2 - back) for v in (x, y) if len(v.shape) - 2 - back >= 0]
         meet = [(v, d) for v, d in meet if v.shape[d] == out.shape[dim] and out.shape[dim] > 1]
-        if any(v.dims[d] is not None for v, d in meet):
-            out.dims[dim] = walk.join(meet)
-            out.zero[dim] = any(v.zero[d] for v, d in meet)
-            if out.dims[dim] is not None:
-                walk.labels.outer(out.dims[dim])  # type: ignore[arg-type]
+        _meet(walk, out, dim, meet, any(v.zero[d] for v, d in meet))
     if len(y.shape) == 2:
         walk.note(call.node, call.arguments[left], dim_x, call.arguments[right], 0, None)
         walk.count(call.arguments[right], math.prod(out.shape) * y.shape[0])
     return out
 
 
-def _addmm(walk: Walk, call: Call, a: Arguments) -> Value:
+def _meet(walk: Walk, out: Labelled, dim: int, meet: list[tuple[Labelled, int]], zero: bool) -> None:
+    """Tie dims over which a product is taken one by one: heads, say."""
+    if any(value.dims[d] is not None for value, d in meet):
+        labels = walk.join(meet)
+        out.dims[dim], out.zero[dim] = labels, zero
+        if labels is not None:
+            walk.labels.outer(labels)
+
+
+def _addmm(walk: Walk, call: Call, a: Arguments) -> Labelled:
     b, first = a["self"], "mat1" if "mat1" in a else "batch1"
     out = _product(walk, call, a, first, first.replace("1", "2"))
     last = len(out.shape) - 1
@@ -83,7 +98,7 @@ def _addmm(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _conv(walk: Walk, call: Call, a: Arguments) -> Value:
+def _conv(walk: Walk, call: Call, a: Arguments) -> Labelled:
     x, w, b, groups = a["input"], a["weight"], a["bias"], a["groups"]
     transposed = operator_of(call).transposed or bool(a.get("transposed"))
     out = result_of(call.node)
@@ -103,12 +118,12 @@ def _conv(walk: Walk, call: Call, a: Arguments) -> Value:
         labels = _grouped(walk, x, channel, w, groups, transposed)
         makes = 0
     walk.count(call.arguments["weight"], _conv_macs(x, w, out, channel, transposed))
-    made = Value((out.shape[channel],), [labels], [w.zero[0]])
-    if isinstance(b, Value) and labels is not None:
+    made = Labelled((out.shape[channel],), [labels], [w.zero[0]])
+    if isinstance(b, Labelled) and labels is not None:
         out.dims[channel] = walk.join([(made, 0), (b, 0)])
         out.zero[channel] = made.zero[0] and b.zero[0]
     else:
-        if isinstance(b, Value):
+        if isinstance(b, Labelled):
             walk.freeze(b, [0], "the bias of an unprunable dim")
         out.dims[channel], out.zero[channel] = labels, made.zero[0]
     return out
@@ -120,13 +135,15 @@ def _pads(padding: Any) -> bool:
     return any(p != 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
 
 
-def _conv_macs(x: Value, w: Value, out: Value, channel: int, transposed: bool) -> float:
+def _conv_macs(x: Labelled, w: Labelled, out: Labelled, channel: int, transposed: bool) -> float:
     positions = (x if transposed else out).shape[channel + 1 :]
     batch = out.shape[0] if channel else 1
     return float(batch * math.prod(positions) * math.prod(w.shape))
 
 
-def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transposed: bool) -> Array | None:
+def _grouped(
+    walk: Walk, x: Labelled, channel: int, w: Labelled, groups: int, transposed: bool
+) -> Array | None:
     """Channels of a grouped convolution: whole groups, or the same position of every group.
 
     Returns the labels of the output channels.
@@ -162,7 +179,7 @@ def _grouped(walk: Walk, x: Value, channel: int, w: Value, groups: int, transpos
     return made
 
 
-def _sdpa(walk: Walk, call: Call, a: Arguments) -> Value:
+def _sdpa(walk: Walk, call: Call, a: Arguments) -> Labelled:
     q, k, v = a["query"], a["key"], a["value"]
     mask = a.get("attn_mask")
     out = result_of(call.node)
@@ -180,21 +197,17 @@ def _sdpa(walk: Walk, call: Call, a: Arguments) -> Value:
             out.dims[dim] = _repeated(walk, q, k, v, dim)
             continue
         meet = [(value, dim) for value in (q, k, v) if value.shape[dim] > 1]
-        if isinstance(mask, Value) and len(mask.shape) - rank + dim >= 0:
+        if isinstance(mask, Labelled) and len(mask.shape) - rank + dim >= 0:
             own = len(mask.shape) - rank + dim
             if mask.shape[own] > 1:
                 meet.append((mask, own))
-        if any(value.dims[d] is not None for value, d in meet):
-            out.dims[dim] = walk.join(meet)
-            out.zero[dim] = v.zero[dim]
-            if out.dims[dim] is not None:
-                walk.labels.outer(out.dims[dim])  # type: ignore[arg-type]
-    if isinstance(mask, Value):
+        _meet(walk, out, dim, meet, v.zero[dim])
+    if isinstance(mask, Labelled):
         walk.freeze(mask, range(len(mask.shape) - 2, len(mask.shape)), "positions of attention")
     return out
 
 
-def _repeated(walk: Walk, q: Value, k: Value, v: Value, dim: int) -> Array | None:
+def _repeated(walk: Walk, q: Labelled, k: Labelled, v: Labelled, dim: int) -> Array | None:
     labels = walk.join([(k, dim), (v, dim)])
     if labels is None or q.dims[dim] is None:
         walk.freeze(q, [dim], "combined with an unprunable tensor")
@@ -210,7 +223,7 @@ def _recurrent(gates: int) -> Any:
 
     def rule(walk: Walk, call: Call, a: Arguments) -> Any:
         results = plain_of(call.node.meta["val"])
-        params: list[Value] = a["params"]
+        params: list[Labelled] = a["params"]
         directions = 2 if a["bidirectional"] else 1
         per = 4 if a["has_biases"] else 2
         if "data" in a or len(params) != per * directions * a["num_layers"]:
@@ -220,7 +233,7 @@ def _recurrent(gates: int) -> Any:
         x, weights, size = a["input"], call.arguments["params"], params[1].shape[1]
         vectors = math.prod(x.shape[:-1])  # each weight is used once a step and sequence
         hidden = walk.fresh(size)
-        state = Value((size,), [hidden], [True])
+        state = Labelled((size,), [hidden], [True])
         value, axis = x, len(x.shape) - 1
         for layer in range(a["num_layers"]):
             for direction in range(directions):
@@ -234,14 +247,9 @@ def _recurrent(gates: int) -> Any:
                     walk.count(weight, vectors * math.prod(tensor.shape))
                 for tensor in (part[0], part[1], *part[2:]):
                     _tie_gates(walk, tensor, hidden, gates)
-            value = Value((directions * size,), [np.tile(hidden, directions)], [True])
+            value = Labelled((directions * size,), [np.tile(hidden, directions)], [True])
             axis = 0
-        states = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
-        for given in states:
-            last = len(given.shape) - 1
-            walk.join([(given, last), (state, 0)])
-            if not given.zero[last]:
-                walk.labels.freeze(hidden, "the initial state is not zero")
+        _begin(walk, a["hx"], state)
         for index, result in enumerate(results):
             result.dims[-1] = np.tile(hidden, directions) if index == 0 else hidden
             result.zero[-1] = True
@@ -250,7 +258,16 @@ def _recurrent(gates: int) -> Any:
     return rule
 
 
-def _tie_gates(walk: Walk, tensor: Value, hidden: Array, gates: int) -> None:
+def _begin(walk: Walk, states: Any, state: Labelled) -> None:
+    """Tie what a recurrence begins with to what it goes on with."""
+    for given in values_in(states):
+        last = len(given.shape) - 1
+        walk.join([(given, last), (state, 0)])
+        if not given.zero[last]:
+            walk.freeze(state, [0], "the initial state is not zero")
+
+
+def _tie_gates(walk: Walk, tensor: Labelled, hidden: Array, gates: int) -> None:
     rows = tensor.dims[0]
     if rows is None:
         walk.labels.freeze(hidden, "a recurrent weight that stays")
@@ -264,10 +281,9 @@ def _cell(gates: int) -> Any:
 
     def rule(walk: Walk, call: Call, a: Arguments) -> Any:
         results = plain_of(call.node.meta["val"])
-        states = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
         w_ih, w_hh = a["w_ih"], a["w_hh"]
         hidden = walk.fresh(w_hh.shape[1])
-        state = Value((len(hidden),), [hidden], [True])
+        state = Labelled((len(hidden),), [hidden], [True])
         walk.contract(a["input"], len(a["input"].shape) - 1, w_ih, 1)
         given, vectors = call.arguments, math.prod(a["input"].shape[:-1])
         walk.note(call.node, given["input"], len(a["input"].shape) - 1, given["w_ih"], 1, None, True)
@@ -275,13 +291,9 @@ def _cell(gates: int) -> Any:
             walk.count(given[name], vectors * math.prod(a[name].shape))
         walk.contract(state, 0, w_hh, 1)
         for tensor in (w_ih, w_hh, a.get("b_ih"), a.get("b_hh")):
-            if isinstance(tensor, Value):
+            if isinstance(tensor, Labelled):
                 _tie_gates(walk, tensor, hidden, gates)
-        for given in states:
-            last = len(given.shape) - 1
-            walk.join([(given, last), (state, 0)])
-            if not given.zero[last]:
-                walk.labels.freeze(hidden, "the initial state is not zero")
+        _begin(walk, a["hx"], state)
         for result in values_in(results):
             result.dims[-1], result.zero[-1] = hidden, True
         return results
@@ -289,15 +301,15 @@ def _cell(gates: int) -> Any:
     return rule
 
 
-def _einsum(walk: Walk, call: Call, a: Arguments) -> Value:
-    operands: list[Value] = a["tensors"]
+def _einsum(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    operands: list[Labelled] = a["tensors"]
     out = result_of(call.node)
     equation = a["equation"].replace(" ", "")
     if "." in equation or "->" not in equation:
         walk.freeze_all(operands, "an einsum with an ellipsis")
         return out
     terms, target = equation.split("->")
-    places: dict[str, list[tuple[Value, int]]] = {}
+    places: dict[str, list[tuple[Labelled, int]]] = {}
     for term, value in zip(terms.split(","), operands, strict=True):
         for dim, letter in enumerate(term):
             if value.shape[dim] > 1:
@@ -325,19 +337,18 @@ def _einsum(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _bilinear(walk: Walk, call: Call, a: Arguments) -> Value:
+def _bilinear(walk: Walk, call: Call, a: Arguments) -> Labelled:
     x, y, w, b = a["input1"], a["input2"], a["weight"], a["bias"]
     out = result_of(call.node)
     walk.contract(x, len(x.shape) - 1, w, 1)
     walk.contract(y, len(y.shape) - 1, w, 2)
-    out.dims[-1] = walk.join([(w, 0), (b, 0)]) if isinstance(b, Value) else w.dims[0]
-    out.zero[-1] = w.zero[0] and (b is None or b.zero[0])
+    _made(walk, out, w, 0, b)
     walk.count(call.arguments["weight"], math.prod(out.shape) * w.shape[1] * w.shape[2])
     return out
 
 
 RULES = {
-    aten.linear: _linear,
+    aten.linear: linear,
     **dict.fromkeys([aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, aten.vdot], _matmul),
     **dict.fromkeys([aten.addmm, aten.baddbmm], _addmm),
     **dict.fromkeys([aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten._convolution], _conv),

@@ -11,13 +11,13 @@ from torch import Tensor, fx
 
 from secateur.graph.calls import Call
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Value, Walk, plain_of
+from secateur.structure.propagate import Labelled, Walk, plain_of
 
 PADDING = "beside padding"
 _MOST = 40_000_000
 
 
-def move(walk: Walk, call: Call, source: Value, source_node: fx.Node) -> Any:
+def move(walk: Walk, call: Call, source: Labelled, source_node: fx.Node) -> Any:
     """Return the value of a data-movement node whose tensor argument is ``source``.
 
     For each labelled dim the operator runs on a tensor of index + 1 along that dim. A dim whose tags
@@ -29,7 +29,7 @@ def move(walk: Walk, call: Call, source: Value, source_node: fx.Node) -> Any:
     results = [plain_of(out) for out in outputs]
     labelled = source.labelled()
     if math.prod(source.shape) * max(1, len(labelled)) > _MOST or not all(
-        isinstance(r, Value) for r in results
+        isinstance(r, Labelled) for r in results
     ):
         walk.freeze(source, labelled, "too large to follow")
         return results if isinstance(example, (list, tuple)) else results[0]
@@ -42,7 +42,7 @@ def move(walk: Walk, call: Call, source: Value, source_node: fx.Node) -> Any:
     return results if isinstance(example, (list, tuple)) else results[0]
 
 
-def _tagged(walk: Walk, call: Call, source: Value, source_node: fx.Node, dim: int) -> list[Array] | None:
+def _tagged(walk: Walk, call: Call, source: Labelled, source_node: fx.Node, dim: int) -> list[Array] | None:
     shape = [1] * len(source.shape)
     shape[dim] = source.shape[dim]
     tag = torch.arange(1, source.shape[dim] + 1).view(shape).expand(source.shape).contiguous()
@@ -54,7 +54,7 @@ def _tagged(walk: Walk, call: Call, source: Value, source_node: fx.Node, dim: in
             if n in walk.constants:
                 return walk.constants[n].cpu()
             value = walk.values.get(n)
-            if isinstance(value, Value):
+            if isinstance(value, Labelled):
                 return torch.zeros(value.shape, dtype=value.dtype)
             return value
 
@@ -67,7 +67,7 @@ def _tagged(walk: Walk, call: Call, source: Value, source_node: fx.Node, dim: in
     return None
 
 
-def _place(walk: Walk, source: Value, result: Value, tags: dict[int, Array]) -> None:
+def _place(walk: Walk, source: Labelled, result: Labelled, tags: dict[int, Array]) -> None:
     """Give the dims of ``result`` their labels, from where the tags of each source dim varied."""
     along = {dim: _varying(tag) for dim, tag in tags.items()}
     for dim, outs in along.items():
@@ -140,7 +140,7 @@ def _carried(walk: Walk, labels: Array, tags: Array) -> Array:
     return out.reshape(tags.shape)
 
 
-def _tie_parts(walk: Walk, node: fx.Node, source: Value, tags: dict[int, list[Array] | None]) -> None:
+def _tie_parts(walk: Walk, node: fx.Node, source: Labelled, tags: dict[int, list[Array] | None]) -> None:
     """Tie equal parts of a dim, k-th to k-th: chunks must stay equal."""
     for dim, outs in tags.items():
         labels = source.dims[dim]

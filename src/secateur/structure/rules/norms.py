@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from secateur.graph.calls import Call
-from secateur.structure.propagate import Value, Walk
+from secateur.structure.labels import Array
+from secateur.structure.propagate import Labelled, Walk
 from secateur.structure.replaced.norms import LAYER, PrunedLayerNorm
 
 aten = torch.ops.aten
@@ -17,40 +18,43 @@ STRANGE = f"{NORMALISED}, and not by a plain nn.LayerNorm or nn.RMSNorm with a w
 LEVEL = f"{NORMALISED} where what goes is not zero"
 
 
-def _batch_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value | list[Value]:
-    value: Value = a["input"]
+def _batch_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled | list[Labelled]:
+    value: Labelled = a["input"]
     out = value.copy()
-    parts = [a.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
-    known = [(p, 0) for p in parts if isinstance(p, Value)]
     if a.get("training") and a.get("running_mean") is None and len(value.shape) > 1:
         walk.freeze(value, [0], "batch statistics")
-    out.dims[1] = walk.join([(value, 1), *known])
-    scaled = isinstance(a.get("weight"), Value) and a["weight"].zero[0]
-    shifted = isinstance(a.get("bias"), Value)
+    out.dims[1] = _with_its_parts(walk, value, a)
+    scaled = isinstance(a.get("weight"), Labelled) and a["weight"].zero[0]
+    shifted = isinstance(a.get("bias"), Labelled)
     out.zero = [False] * len(out.shape)
     out.zero[1] = scaled and (not shifted or a["bias"].zero[0])
-    return (
-        [out, Value.plain((0,)), Value.plain((0,))]
-        if isinstance(call.node.meta["val"], (list, tuple))
-        else out
-    )
+    several = isinstance(call.node.meta["val"], (list, tuple))
+    return [out, Labelled.plain((0,)), Labelled.plain((0,))] if several else out
 
 
-def _instance_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
-    value: Value = a["input"]
+def _with_its_parts(walk: Walk, value: Labelled, a: dict[str, Any]) -> Array | None:
+    """Tie the channels of a value to a norm's scale, shift and statistics."""
+    parts = [a.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    return walk.join([(value, 1), *((part, 0) for part in parts if isinstance(part, Labelled))])
+
+
+def _zero_by_scale(value: Labelled, a: dict[str, Any]) -> list[bool]:
+    """What is zero behind a norm: the channels that its scale makes zero, or that are before it."""
+    weight, zero = a.get("weight"), [False] * len(value.shape)
+    zero[1] = weight.zero[0] if isinstance(weight, Labelled) else value.zero[1]
+    return zero
+
+
+def _instance_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled:
+    value: Labelled = a["input"]
     out = value.copy()
-    parts = [a.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
-    known = [(p, 0) for p in parts if isinstance(p, Value)]
     walk.freeze(value, range(2, len(value.shape)), NORMALISED)
-    out.dims[1] = walk.join([(value, 1), *known])
-    weight = a.get("weight")
-    out.zero = [False] * len(out.shape)
-    out.zero[1] = weight.zero[0] if isinstance(weight, Value) else value.zero[1]
+    out.dims[1], out.zero = _with_its_parts(walk, value, a), _zero_by_scale(value, a)
     return out
 
 
-def _layer_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
-    value: Value = a["input"]
+def _layer_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled:
+    value: Labelled = a["input"]
     number = len(a["normalized_shape"])
     first = len(value.shape) - number
     reason = _stays(walk, call, a)
@@ -58,7 +62,7 @@ def _layer_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
         return _stream(walk, value, [a[part] for part in ("weight", "bias") if a.get(part) is not None])
     walk.freeze(value, range(first, len(value.shape)), reason)
     for part in (a.get("weight"), a.get("bias")):
-        if isinstance(part, Value):
+        if isinstance(part, Labelled):
             walk.freeze(part, range(number), reason)
     out = value.copy()
     out.zero = [False] * len(out.shape)
@@ -74,11 +78,11 @@ def _stays(walk: Walk, call: Call, a: dict[str, Any]) -> str | None:
         return STRANGE
     if walk.captured.tensor(name) is not module._parameters.get("weight"):
         return STRANGE
-    value: Value = a["input"]
+    value: Labelled = a["input"]
     return None if value.zero[-1] or value.dims[-1] is None else LEVEL
 
 
-def _stream(walk: Walk, value: Value, affine: list[Value]) -> Value:
+def _stream(walk: Walk, value: Labelled, affine: list[Labelled]) -> Labelled:
     """A norm over a residual stream: what goes is zero before it, and is masked behind it."""
     last = len(value.shape) - 1
     if value.dims[last] is not None:
@@ -90,7 +94,7 @@ def _stream(walk: Walk, value: Value, affine: list[Value]) -> Value:
     return out
 
 
-def repaired(walk: Walk, call: Call, value: Value, dims: list[int]) -> bool:
+def repaired(walk: Walk, call: Call, value: Labelled, dims: list[int]) -> bool:
     """Whether surgery mends a reduction: the one inside a written-out norm over a residual stream."""
     if not walk.streams or dims != [len(value.shape) - 1]:
         return False
@@ -116,13 +120,9 @@ def _squared(node: Any) -> bool:
     )
 
 
-def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
+def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled:
     """Whole groups may go: their statistics are their own."""
-    value: Value = a["input"]
-    out = value.copy()
-    known = [(p, 0) for p in (a.get("weight"), a.get("bias")) if isinstance(p, Value)]
-    walk.freeze(value, range(2, len(value.shape)), NORMALISED)
-    out.dims[1] = walk.join([(value, 1), *known])
+    out = _instance_norm(walk, call, a)
     labels = out.dims[1]
     if labels is not None:
         if a["num_groups"] == 1:
@@ -131,21 +131,21 @@ def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
             groups = labels.reshape(a["num_groups"], -1)
             for column in range(1, groups.shape[1]):
                 walk.labels.tie(groups[:, 0].copy(), groups[:, column].copy())
-    weight = a.get("weight")
-    out.zero = [False] * len(out.shape)
-    out.zero[1] = weight.zero[0] if isinstance(weight, Value) else value.zero[1]
     return out
 
 
-def _weight_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Value:
-    """w = g * v / |v|: rows of v keep their values (0/0 otherwise), g alone is masked."""
+def _weight_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled:
+    """w = g * v / |v|: rows of v keep their values (0/0 otherwise), g alone is masked. What reads a column
+    of w reads that of v."""
     v, g = a["v"], a["g"]
     dim = a["dim"] % len(v.shape)
     out = v.copy()
     out.dims[dim] = walk.join([(v, dim), (g, dim)])
-    for node_v, name in walk.named.items():
-        if walk.values.get(node_v) is v:
-            walk.unmasked.add((name, dim))
+    if (name := walk.owner.get(id(v))) is not None:
+        walk.unmasked.add((name, dim))
+        walk.owner[id(out)] = name
+        # What stands in a column of w hangs on the others of v, so that it is no plain column.
+        walk.consumed += [labels for d, labels in enumerate(out.dims) if d != dim and labels is not None]
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.graph.calls import Call
-from secateur.structure.propagate import Value, Walk
+from secateur.structure.propagate import Labelled, Walk
 
 _DRAWS = 3
 
@@ -22,7 +22,7 @@ def zeros_stay(walk: Walk, call: Call, zero: set[int]) -> bool:
 
     def stand_in(n: fx.Node) -> Any:
         value = walk.values.get(n)
-        if not isinstance(value, Value):
+        if not isinstance(value, Labelled):
             return value
         if id(value) in zero:
             return torch.zeros((), dtype=value.dtype)
@@ -39,7 +39,7 @@ def zeros_stay(walk: Walk, call: Call, zero: set[int]) -> bool:
     return all(isinstance(r, Tensor) and bool((r == 0).all()) for r in results)
 
 
-def carries(walk: Walk, call: Call, source: Value, dim: int) -> bool | None:
+def carries(walk: Walk, call: Call, source: Labelled, dim: int) -> bool | None:
     """Whether an operator commutes with dropping indices of ``dim``: None where it does not, else
     whether it keeps zeros."""
     out = call.node.meta.get("val")
@@ -51,7 +51,7 @@ def carries(walk: Walk, call: Call, source: Value, dim: int) -> bool | None:
 
     def stand_in(n: fx.Node) -> Any:
         value = walk.values.get(n)
-        if not isinstance(value, Value):
+        if not isinstance(value, Labelled):
             return value
         if value is source:
             return holder["x"].clone()

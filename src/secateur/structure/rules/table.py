@@ -17,7 +17,7 @@ from torch import fx
 
 from secateur.graph.calls import Call
 from secateur.graph.operators import operator_of, plain
-from secateur.structure.propagate import UNPRUNABLE, Value, Walk, plain_of, result_of, values_in
+from secateur.structure.propagate import UNPRUNABLE, Labelled, Walk, plain_of, result_of, values_in
 from secateur.structure.rules import contractions, norms
 from secateur.structure.rules.movement import move
 from secateur.structure.rules.probe import carries, zeros_stay
@@ -71,14 +71,14 @@ def _same(walk: Walk, call: Call, arguments: Arguments) -> Any:
     """An operand as it is, and beside it what says which of its entries were dropped."""
     value = next(iter(values_in(list(arguments.values())))).copy()
     several = isinstance(call.node.meta.get("val"), (list, tuple))
-    return [value, Value.plain(value.shape)] if several else value
+    return [value, Labelled.plain(value.shape)] if several else value
 
 
 def _moved(walk: Walk, call: Call, arguments: Arguments) -> Any:
     key, given = plain(call.operator), call.arguments
     source_node: Any = call.node.args[0]
     source = walk.values.get(source_node)
-    if not isinstance(source, Value):
+    if not isinstance(source, Labelled):
         return _unknown(walk, call, arguments)
     if key is aten.index:
         _freeze_indexed(walk, source, given["indices"])
@@ -95,13 +95,13 @@ def _moved(walk: Walk, call: Call, arguments: Arguments) -> Any:
     return move(walk, call, source, source_node)
 
 
-def _rolled(source: Value, arguments: Arguments) -> list[int]:
+def _rolled(source: Labelled, arguments: Arguments) -> list[int]:
     dims = arguments["dims"]
     dims = [dims] if isinstance(dims, int) else dims
     return [d % len(source.shape) for d in dims] if dims else list(range(len(source.shape)))
 
 
-def _freeze_indexed(walk: Walk, source: Value, indices: Sequence[Any]) -> None:
+def _freeze_indexed(walk: Walk, source: Labelled, indices: Sequence[Any]) -> None:
     """A dim indexed by a tensor keeps its labels only where the index is a known list."""
     for dim, index in enumerate(indices):
         if index is None:
@@ -138,7 +138,7 @@ def _unknown(walk: Walk, call: Call, arguments: Arguments) -> Any:
     values = values_in(list(arguments.values()))
     out = plain_of(call.node.meta.get("val"))
     labelled = [v for v in values if v.labelled()]
-    if len(labelled) == 1 and isinstance(out, Value):
+    if len(labelled) == 1 and isinstance(out, Labelled):
         source = labelled[0]
         for dim in source.labelled():
             stays = carries(walk, call, source, dim)
@@ -154,7 +154,7 @@ def _unknown(walk: Walk, call: Call, arguments: Arguments) -> Any:
 # -- single operators --------------------------------------------------------------------------------
 
 
-def _cat(walk: Walk, call: Call, a: Arguments) -> Value:
+def _cat(walk: Walk, call: Call, a: Arguments) -> Labelled:
     values = [v for v in a["tensors"] if v.shape != (0,)]
     out = result_of(call.node)
     axis = a["dim"] % len(out.shape)
@@ -175,8 +175,8 @@ def _cat(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _stack(walk: Walk, call: Call, a: Arguments) -> Value:
-    values: list[Value] = a["tensors"]
+def _stack(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    values: list[Labelled] = a["tensors"]
     out = result_of(call.node)
     axis = a["dim"] % len(out.shape)
     for dim in range(len(values[0].shape)):
@@ -187,13 +187,11 @@ def _stack(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _glu(walk: Walk, call: Call, a: Arguments) -> Value:
-    value: Value = a["self"]
+def _glu(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    value: Labelled = a["self"]
     out = result_of(call.node)
     axis = a["dim"] % len(value.shape)
-    for dim in value.labelled():
-        labels = value.dims[dim]
-        assert labels is not None
+    for dim, labels in value.labels():
         if dim == axis:
             half = len(labels) // 2
             walk.labels.tie(labels[:half], labels[half:])
@@ -202,7 +200,7 @@ def _glu(walk: Walk, call: Call, a: Arguments) -> Value:
     return out
 
 
-def _embedding(walk: Walk, call: Call, a: Arguments) -> Value:
+def _embedding(walk: Walk, call: Call, a: Arguments) -> Labelled:
     out, weight = result_of(call.node), a["weight"]
     walk.freeze(weight, [0], "a vocabulary")
     out.dims[-1], out.zero[-1] = weight.dims[1], weight.zero[1]
@@ -239,7 +237,7 @@ def _reduce(zero_safe: bool) -> Rule:
 
 def _along(walk: Walk, call: Call, a: Arguments) -> Any:
     """Softmax and its like: the dim they run along stays, the others carry over."""
-    value: Value = a["self"]
+    value: Labelled = a["self"]
     axis = a["dim"] % len(value.shape)
     walk.freeze(value, [axis], f"{call.name} runs along it")
     out = plain_of(call.node.meta["val"])
@@ -263,7 +261,7 @@ def _spatial(walk: Walk, call: Call, a: Arguments) -> Any:
 
 
 def _factory(zero: bool) -> Rule:
-    def rule(walk: Walk, call: Call, a: Arguments) -> Value:
+    def rule(walk: Walk, call: Call, a: Arguments) -> Labelled:
         out = result_of(call.node)
         if out.dtype.is_floating_point:
             out.dims = [walk.fresh(n) if n > 1 else None for n in out.shape]
@@ -274,7 +272,7 @@ def _factory(zero: bool) -> Rule:
 
 
 def _like(zero: bool) -> Rule:
-    def rule(walk: Walk, call: Call, a: Arguments) -> Value:
+    def rule(walk: Walk, call: Call, a: Arguments) -> Labelled:
         value = a["self"].copy()
         value.zero = [zero] * len(value.shape)
         return value
@@ -287,36 +285,11 @@ def _write(walk: Walk, call: Call, a: Arguments) -> Any:
     return plain_of(call.node.meta.get("val"))
 
 
-def _prelu(walk: Walk, call: Call, a: Arguments) -> Value:
+def _prelu(walk: Walk, call: Call, a: Arguments) -> Labelled:
     value, slope = a["self"].copy(), a["weight"]
     if math.prod(slope.shape) > 1:
         value.dims[1] = walk.join([(value, 1), (slope, 0)])
     return value
-
-
-def _size(walk: Walk, call: Call, a: Arguments) -> Any:
-    return plain_of(call.node.meta.get("val"))
-
-
-def _affine(walk: Walk, call: Call, a: Arguments) -> Value:
-    """A user's product over the last dim of its first operand with a matrix, as its row says."""
-    row, given = operator_of(call), call.arguments
-    source: Any = next(node for name, node in given.items() if name != row.weight and node in walk.values)
-    x, w, b = walk.values[source], a[str(row.weight)], a.get(row.bias or "")
-    reads, makes = (0, 1) if row.transposed else (1, 0)
-    out, last = result_of(call.node), len(x.shape) - 1
-    walk.contract(x, last, w, reads)
-    walk.note(call.node, source, last, given[str(row.weight)], reads, given.get(row.bias or ""))
-    walk.count(given[str(row.weight)], math.prod(out.shape) * x.shape[-1])
-    for dim in range(last):
-        out.dims[dim], out.zero[dim] = x.dims[dim], x.zero[dim] and b is None
-    out.dims[-1] = walk.join([(w, makes), (b, 0)]) if isinstance(b, Value) else w.dims[makes]
-    out.zero[-1] = w.zero[makes] and (b is None or b.zero[0])
-    return out
-
-
-def _joined(walk: Walk, call: Call, a: Arguments) -> Value:
-    return (_stack if plain(call.operator) is aten.stack else _cat)(walk, call, a)
 
 
 FACTORIES = frozenset([aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full])
@@ -325,15 +298,16 @@ KINDS: dict[str, Rule] = {
     "pointwise": pointwise,
     "same": _same,
     "moves": _moved,
-    "affine": _affine,
+    "affine": contractions.linear,
     "pools": _spatial,
     "reduces": _reduce(False),
     "runs along": _along,
-    "joins": _joined,
+    "joins": _cat,
 }
 RULES: dict[Any, Rule] = {
     **contractions.RULES,
     **norms.RULES,
+    aten.stack: _stack,
     aten.glu: _glu,
     aten.embedding: _embedding,
     aten.prelu: _prelu,
@@ -345,5 +319,5 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys([aten.copy, aten.fill, aten.index_put, aten.slice_scatter], _write),
     **dict.fromkeys([aten.select_scatter, aten.scatter, aten.scatter_add, aten.masked_scatter], _write),
     **dict.fromkeys([aten.index_add, aten.index_copy, aten.gather], _write),
-    **dict.fromkeys([aten.size, aten.sym_size], _size),
+    **dict.fromkeys([aten.size, aten.sym_size], lambda walk, call, a: plain_of(call.node.meta.get("val"))),
 }

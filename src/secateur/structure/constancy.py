@@ -1,7 +1,7 @@
 """Which constants hold on inputs of every size.
 
 A unit that is the same number all over the example need not be that number elsewhere: behind a sum
-over time it grows with the length. Its constant is steady where it comes from zero rows, or from an
+over time it grows with the length. Its constant lasts where it comes from zero rows, or from an
 even parameter, and every operator on the way to the reader keeps a constant what it is.
 """
 
@@ -20,25 +20,22 @@ from secateur.graph.capture import tensor_of
 from secateur.graph.operators import operator_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import values_in
-from secateur.structure.units import Group, Structure, living
+from secateur.structure.units import Group, Structure, all_zero
 
 _FIRST = "input"  # what depends on the caller's tensors in a way that is not followed
 
 
-class Steady:
+class Constancy:
     """Follows the constants of the units of one group from where they are made to who reads them."""
 
     def __init__(self, work: nn.Module, structure: Structure, group: Group) -> None:
         self.work, self.walk, self.group = work, structure.walk, group
         self.classes = structure.classes
-        first = group.slices[0]
-        labels = self.walk.parameters[first.name].dims[first.dim]
-        assert labels is not None
-        self.own = np.unique(self.classes.of[labels[first.indices]])
+        self.own = np.unique(structure.classes_of(group.slices[0]))
         self.blocked: set[str] = set()
 
     def at(self, operand: fx.Node) -> Array:
-        """Return by unit whether the constant it may have in ``operand`` is steady; what stands in the
+        """Return by unit whether the constant it may have in ``operand`` lasts; what stands in the
         way goes into ``blocked``."""
         sources: dict[fx.Node, list[fx.Node]] = {}
         waiting = [operand]
@@ -54,13 +51,13 @@ class Steady:
         return found[operand]
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
-        """Return the arguments on which it hangs whether a node's constants are steady."""
+        """Return the arguments on which it hangs whether a node's constants last."""
         call, row = Call(node), operator_of(Call(node))
         if row.kind == "joins":
             return [n for n in node.all_input_nodes if self._carries(n)]
         if row.kind == "pointwise":
             return node.all_input_nodes
-        alone = row.steady or call.operator is operator.getitem or _averages(call)
+        alone = row.keeps_constants or call.operator is operator.getitem or _averages(call)
         return [n for n in node.args[:1] if isinstance(n, fx.Node)] if alone else []
 
     def _judged(self, node: fx.Node, sources: list[tuple[fx.Node, Array]]) -> Array:
@@ -69,13 +66,13 @@ class Steady:
             return self._even(node)
         if row.kind in ("affine", "norm"):
             own = self._zero(call.arguments.get(row.weight or ""))
-            statistics = call.arguments.get("training") or not row.steady
+            statistics = call.arguments.get("training") or not row.keeps_constants
             return own if statistics else own | sources[0][1]
         unfit = not sources or _changed(call) or (_averages(call) and not _even_pool(call))
         if unfit or (not self._carries(node) and any(self._carries(source) for source, _ in sources)):
             self.blocked.add(_FIRST if call.schema is None else call.name.rstrip("_"))
             return no
-        return np.logical_and.reduce([steady for _, steady in sources])
+        return np.logical_and.reduce([lasts for _, lasts in sources])
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether units of the group have a place of their own in a node's tensors."""
@@ -97,12 +94,12 @@ class Steady:
             if not even:
                 self.blocked.add(_FIRST)
             return np.full(len(self.group), even)
-        steady = np.ones(len(self.group), dtype=bool)
+        lasts = np.ones(len(self.group), dtype=bool)
         for part in parts:
             tensor = tensor_of(self.work, part.name)
             rows = tensor.detach().movedim(part.dim, 0).reshape(tensor.shape[part.dim], -1)
-            steady &= (rows == rows[:, :1]).all(1).cpu().numpy()[part.indices].all(1)
-        return steady
+            lasts &= (rows == rows[:, :1]).all(1).cpu().numpy()[part.indices].all(1)
+        return lasts
 
     def _zero(self, weight: Any) -> Array:
         """Which units' rows of a weight are all zero, so that only a bias is left."""
@@ -110,7 +107,7 @@ class Steady:
         parts = [part for part in self.group.slices if part.name == name and not part.reads]
         zero = np.full(len(self.group), bool(parts))
         for part in parts:
-            zero &= ~living(self.group, partial(tensor_of, self.work), lambda p, part=part: p is part)
+            zero &= all_zero(self.group, partial(tensor_of, self.work), lambda p, part=part: p is part)
         return zero
 
 
