@@ -203,7 +203,6 @@ def test_bad_input_is_one_clear_error(settings: dict[str, Any], error: type[Exce
     ("data", "says"),
     [
         ([images(4)[0][0]], r"batches of \(inputs, labels\)"),
-        ([(images(4)[0][0], torch.zeros(4, 3))], r"no classification: .* judge="),
         ([], "without a single batch"),
         ([(images(4)[0][0], torch.zeros(3).long())], r"\[3, 4\] inputs and labels; a label for each input"),
         (
@@ -215,6 +214,11 @@ def test_bad_input_is_one_clear_error(settings: dict[str, Any], error: type[Exce
 def test_bad_data_is_one_clear_error(data: Any, says: str):
     with pytest.raises(CriterionError, match=says):
         sc.prune_greedily(made(Net), images(2)[0][0], data, sparsity=0.5)
+
+
+def test_labels_that_are_no_classes_are_one_clear_error():
+    with pytest.raises(ModelError, match=r"no classification: .* judge="):
+        sc.prune_greedily(made(Net), images(2)[0][0], [(images(4)[0][0], torch.zeros(4, 3))], sparsity=0.5)
 
 
 def test_data_of_another_shape_is_one_clear_error():
