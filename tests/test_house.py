@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from house import circles, files_of
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from house import circles, files_of, tables_of_operators
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -26,3 +26,14 @@ def test_a_circle_is_found_whatever_way_it_is_imported(tmp_path):
     (package / "c.py").write_text("def late():\n    from .a import A\n")
     (package / "d.py").write_text("from house import a\n")
     assert circles(files_of(tmp_path)) == [["house.a", "house.b", "house.c"]]
+
+
+def test_a_table_of_operators_is_known_by_its_keys(tmp_path):
+    """What a key stands for is the file's own word, unless it lists names itself."""
+    (tmp_path / "tables.py").write_text(
+        "KEYS = {'relu': 1, 'conv2d': 2, 'matmul': 3}\n"
+        "SORTS = {'moves': ('view', 'permute'), **{'joins': ['cat']}}\n"
+        "OWN = {1: 'relu', 2: f('conv2d'), 3: 'matmul', **{op: f('view') for op in OPS}}\n"
+        "NAMES = frozenset('relu conv2d matmul'.split())\n"
+    )
+    assert tables_of_operators(files_of(tmp_path)) == ["tables:KEYS", "tables:SORTS", "tables:NAMES"]
