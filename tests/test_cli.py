@@ -147,7 +147,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
     assert done.returncode == 0, done.stderr
     cases = (
         (("--minimise", "macs", "--out", "one.safetensors"), "one.safetensors", "sc.load("),
-        ((), "sizes/chosen.safetensors", "load_weights("),
+        ((), "sizes/chosen.safetensors", "load_file("),
     )
     for options, file, loader in cases:
         done = secateur_command("choose", "sizes", "--accuracy-drop", "90", *options, cwd=tmp_path)

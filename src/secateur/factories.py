@@ -42,7 +42,11 @@ def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:
     """
     with _importing([os.getcwd(), *sys.path]):
         function = named_function(path, error)
-        places = list(sys.path)  # with those that the module itself added
+        return from_places(function, list(sys.path))  # with those that the module itself added
+
+
+def from_places(function: Callable[..., Any], places: Sequence[str]) -> Callable[..., Any]:
+    """Return a function that finds what it imports while it runs in ``places``."""
 
     @functools.wraps(function, updated=())
     def called(*args: Any, **kwargs: Any) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.experiments.fields import EXACT, Real
 from secateur.experiments.steps.base import Action, Step
+from secateur.factories import from_places
 from secateur.training.settings import Training
 
 Point = dict[str, Any]
@@ -40,6 +43,15 @@ class PlanStep:
     id: str
     settings: Step
 
+    @property
+    def actions(self) -> Sequence[Action]:
+        """What the step does; one of the user's own finds modules in the working folder meanwhile."""
+        actions = self.settings.actions(self.id)
+        if ":" not in self.kind:
+            return actions
+        places = [os.getcwd(), *sys.path]
+        return [replace(action, run=from_places(action.run, places)) for action in actions]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,7 +73,7 @@ class Plan:
     @property
     def actions(self) -> Sequence[Action]:
         """What a trial does, one after the other; a killed one goes on by the number of its action."""
-        return [action for step in self.steps for action in step.settings.actions(step.id)]
+        return [action for step in self.steps for action in step.actions]
 
     @property
     def epochs(self) -> int:

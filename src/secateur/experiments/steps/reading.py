@@ -61,9 +61,7 @@ def _class_of(kind: str, where: str) -> type[Step]:
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
     if not (isinstance(made, type) and issubclass(made, Step)):
-        raise RecipeError(
-            f"{where}: {kind} is no step: it is no class that derives from {Step.__module__}.Step"
-        )
+        raise RecipeError(f"{where}: {kind} is no step: it is no class that derives from secateur.Step")
     if made.run is Step.run and made.actions is Step.actions:
         raise RecipeError(f"{where}: {kind} does nothing: it defines no run(self, work, id)")
     return made
