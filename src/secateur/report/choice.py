@@ -38,10 +38,6 @@ class Quantity:
     dense: Callable[[Metrics], float | None]
     over: str | None = None
 
-    def of(self, group: Group) -> Figure | None:
-        """Return the mean over the group's trials, a ratio as a fraction; None where not measured."""
-        return group.figure(self.metric) if self.over is None else group.ratio(self.metric, self.over)
-
 
 def _dense_parameters(metrics: Metrics) -> float | None:
     rate, nonzero = (metrics.get(name) for name in ("compression_rate", "nonzero"))
@@ -179,7 +175,8 @@ def _candidates(
 
 
 def _candidate(folder: Path, group: Group, metric: str, quantity: Quantity) -> Candidate:
-    validation, dense, cost = group.figure(metric), group.figure(_DENSE), quantity.of(group)
+    validation, dense = group.figure(metric), group.figure(_DENSE)
+    cost = group.figure(quantity.metric, quantity.over)
     assert validation is not None
     assert dense is not None
     assert cost is not None  # all three are checked before
