@@ -248,7 +248,7 @@ def test_no_file_is_written_over_the_weights(place):
             pruned(place, masks_out=place / name, sparsity=0.5)
     with pytest.raises(RecipeError, match=r"--out .*pipe: is not a file"):
         pruned(place, out="pipe", sparsity=0.5)
-    with pytest.raises(StorageError, match="pipe: is not a file"):
+    with pytest.raises(StorageError, match=r"^\S*pipe: is a pipe, a socket or a device, not a file$"):
         pruned(place, weights="pipe", sparsity=0.5)
     assert (place / "in.safetensors").read_bytes() == before
 

@@ -28,12 +28,7 @@ from secateur.experiments.commands.private import private_folder
 from secateur.experiments.dense import load_dataset
 from secateur.experiments.results import DEPLOYED, check_writable, versions
 from secateur.experiments.schema import SCHEMA
-from secateur.storage import replacing, save_json
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
+from secateur.storage import lock, replacing, save_json
 
 _LEFT = re.compile(r"\.(dense|compacted|packed|model|model-int8|deploy)(\.[a-z]+)?\.[a-z0-9_]{8}(\.old)?")
 _CACHES = shutil.ignore_patterns("__pycache__")  # of what was compiled to be measured
@@ -116,12 +111,12 @@ def _publish(making: Making, table: str, result: Mapping[str, Any]) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder, where the system has such."""
-    if fcntl is None:
+    if os.name != "posix":
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
     finally:
         os.close(handle)
