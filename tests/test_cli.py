@@ -182,7 +182,7 @@ ERRORS = [
     (("run", "quickstart", "--set", "retrain.epoch=1"), "unknown key 'epoch'; did you mean 'epochs'"),
     (("run", "quickstart", "--set", "train=[1"), "error: --set train: '[1' is not valid YAML"),
     (("run", "quickstart", "--seeds", "a"), "error: --seeds a: write whole numbers with commas"),
-    (("run", "quickstart", "--set", "data.name=mnits"), "no data set 'mnits'; did you mean 'mnist'"),
+    (("run", "quickstart", "--set", "data.name=mnits"), "unknown data set 'mnits'; did you mean 'mnist'"),
     (("run", "quickstart", "--set", "model.name=lenet"), "unknown network 'lenet'"),
     (("run", "quickstart", "--set", "model.weights=no.safetensors"), "no.safetensors: no such file"),
     (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),

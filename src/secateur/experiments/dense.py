@@ -24,8 +24,7 @@ from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
 from secateur.errors import ModelError, StorageError
 from secateur.experiments.claim import Claim
-from secateur.experiments.device import pick_device
-from secateur.experiments.plan import DataSpec, ModelSpec, Plan
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan, pick_device
 from secateur.experiments.resumed import fit_resumed
 from secateur.factories import find_factory
 from secateur.models import build_model

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from secateur.errors import RecipeError
 from secateur.experiments.fields import EXACT, Real
 from secateur.experiments.steps.base import Action, Step
 from secateur.factories import from_places
@@ -80,3 +82,14 @@ class Plan:
         """How many epochs a trial trains after the dense network's; of a greedy search, which ends when it
         is there, those of one stage, and of an annealing those with one training at each alpha."""
         return sum(training.epochs for step in self.steps for training in step.settings.trainings)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that "auto", "cpu" or "cuda" stands for here.
+
+    Raises:
+        RecipeError: it is "cuda", and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device is cuda, and torch finds no CUDA device here; set auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
