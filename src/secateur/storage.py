@@ -70,9 +70,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             os.fsync(handle)
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            as_others(temporary, 0o666)
             temporary.replace(path)
             sync(path.parent)
         finally:
@@ -97,6 +95,13 @@ def _temporary(path: Path) -> tuple[int, Path]:
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)  # swept between its creation and its lock
+
+
+def as_others(path: Path, mode: int) -> None:
+    """Give what was made as a temporary file or folder the rights that any other one has."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 def sync(folder: Path) -> None:

@@ -12,13 +12,12 @@ import importlib.util
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy.folder import put
+from secateur.deploy.folder import replacing_folder
 from secateur.errors import StorageError
 from secateur.experiments.commands.finished import FinishedTrial, read_trial
 from secateur.experiments.commands.making import COMPACTED, PRUNED, Making, OnStep, make_formats
@@ -99,9 +98,8 @@ def _publish(making: Making, table: str, result: Mapping[str, Any]) -> None:
         for name in names:
             made, target = making.folder / name, making.target / name
             if made.is_dir():
-                beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=making.target))
-                shutil.copytree(made, beside, dirs_exist_ok=True, ignore=_CACHES)
-                put(beside, target)
+                with replacing_folder(target) as beside:
+                    shutil.copytree(made, beside, dirs_exist_ok=True, ignore=_CACHES)
             else:
                 with replacing(target) as temporary:
                     shutil.copyfile(made, temporary)
