@@ -76,9 +76,9 @@ def test_prune_and_inspect_ones_own_checkpoint(tmp_path):
     assert "non-zero 2,852" in shown.stdout  # 25,856 weights, a tenth of them left, and 266 biases
     pruned = build_model("digits-mlp")
     secateur.Masks.load(tmp_path / "masks.safetensors", pruned)
-    from secateur.training.checkpoint import load_weights
+    from secateur.training.checkpoint import load_network
 
-    load_weights(tmp_path / "out.safetensors", pruned)
+    load_network(tmp_path / "out.safetensors", pruned)
     kept = pruned.layers[0].weight != 0
     assert torch.equal(pruned.layers[0].weight[kept], model.layers[0].weight[kept])
 

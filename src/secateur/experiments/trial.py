@@ -72,8 +72,9 @@ def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoc
     """Do what :func:`run_trial` does, in a folder that this process has claimed."""
     with computing_with(plan.threads):
         data = dataset_of(plan)
-        dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
-        state = load_state(plan, seed, dense, claim.folder) or _begun(dense, dense_info)
+        dense, info = dense_network(plan, seed, data, dense_folder, on_epoch)
+        begun: dict[str, Any] = {"curves": {"dense": info["curve"]}, "seconds": {"train": info["seconds"]}}
+        state = load_state(plan, seed, dense, claim.folder) or TrialState(copy.deepcopy(dense), **begun)
         work = Work(plan, seed, data, dense, claim, on_epoch, state)
         for action in plan.actions[state.done :]:
             start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
@@ -104,12 +105,6 @@ def _final_files(state: TrialState, claim: Claim) -> dict[str, Path]:
     return files
 
 
-def _begun(dense: nn.Module, info: dict[str, Any]) -> TrialState:
-    return TrialState(
-        copy.deepcopy(dense), curves={"dense": info["curve"]}, seconds={"train": info["seconds"]}
-    )
-
-
 def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
     """Return the row of a trial that has no result."""
     own = {"id": trial_id(plan, seed), "method": plan.method, "point": plan.point, "seed": seed}
@@ -121,6 +116,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
     start = time.perf_counter()
     metrics = _sizes(dense, state) | _accuracies(data, dense, state) | _costs(plan, data, dense, state.model)
     state.seconds["measure"] = time.perf_counter() - start
+    epochs = {step: len(rows) for step, rows in state.curves.items()}
     masks, said = state.masks, [[data.note] if data.note else [], *state.notes.values()]
     return {
         "id": trial_id(plan, seed),
@@ -134,7 +130,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "curves": state.curves,
         "stages": state.stages,
         "seconds": state.seconds,
-        "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
+        "epochs": {"dense": epochs.pop("dense", 0), "retrain": sum(epochs.values())},
         "notes": list(dict.fromkeys(note for notes in said for note in notes)),
         "config": plan.config,
         "dense": None if plan.model.weights else dense_name(plan, seed),
@@ -190,10 +186,6 @@ def _costs(plan: Plan, data: Dataset, dense: nn.Module, model: nn.Module) -> dic
             peak = measure_peak_memory(network, example)
             costs[name] = None if peak is None else peak / 1e6
     return costs
-
-
-def _epochs(state: TrialState) -> int:
-    return sum(len(rows) for step, rows in state.curves.items() if step != "dense")
 
 
 def _layer_rows(model: nn.Module, dense: nn.Module) -> list[dict[str, Any]]:
