@@ -44,7 +44,7 @@ from secateur.running import denormals_flushed
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure
 from secateur.training.batches import seed_of
-from secateur.training.checkpoint import load_weights
+from secateur.training.checkpoint import load_network
 from secateur.training.fit import fit
 from secateur.training.settings import Training
 
@@ -80,7 +80,7 @@ def dense_network(
     """S5's network: with the weights of a file, or trained here."""
     model = build_model("convnet-25", seed=seed, batch_norm=batch_norm)
     if weights is not None:
-        load_weights(weights, model)
+        load_network(weights, model)
     else:
         fit(model, data.train, data.validation, SETTINGS.with_epochs(epochs), seed=seed_of(seed, "dense"))
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -103,12 +103,7 @@ def tables_of_operators(files: Files) -> list[str]:
             value = getattr(node, "value", None)
             if not isinstance(node, (ast.Assign, ast.AnnAssign)) or value is None:
                 continue
-            words = [
-                word.rstrip("_")
-                for part in ast.walk(value)
-                if isinstance(part, ast.Constant) and isinstance(part.value, str)
-                for word in part.value.split()
-            ]
+            words = [word.rstrip("_") for text in _listed(value) for word in text.split()]
             if (
                 len({word for word in words if word in known and len(word) > 2}) >= 3
                 and "runtime" not in name
@@ -116,6 +111,24 @@ def tables_of_operators(files: Files) -> list[str]:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 found.append(f"{name}:{ast.unparse(target)}")
     return found
+
+
+def _listed(value: ast.AST) -> Iterator[str]:
+    """Yield the texts that a table lists: of a mapping its keys, and those of its values that are lists of
+    texts themselves. What else a key stands for is the file's own word, not the name of an operator."""
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.Dict):
+        for key, each in zip(value.keys, value.values, strict=True):
+            lists = key is None or isinstance(each, (ast.Tuple, ast.List, ast.Set, ast.Dict))
+            yield from _listed(each) if lists else ()
+            yield from _listed(key) if key is not None else ()
+    elif isinstance(value, ast.DictComp):
+        for part in (value.key, *value.generators):
+            yield from _listed(part)
+    else:
+        for part in ast.iter_child_nodes(value):
+            yield from _listed(part)
 
 
 def notions_of_a_layer(files: Files) -> list[str]:

@@ -24,11 +24,11 @@ Each step of a recipe has one key, its kind, and under it the settings below. `i
 name that `--set` and a sweep address it by; without one it is the kind, or the name of your own class.
 (`docs/recipes_steps.py` writes this page.)
 
-A step of your own is a class that derives from `secateur.experiments.steps.base.Step`, and its kind is
-`package.module:Class`; a criterion, budget, shrinkage or schedule of your own is a dataclass, and its
-`name` is that too. They are imported when the recipe is read, from the working folder too; what they need
-they import at the top of their modules. The content of a module is part of the trial's name: after a change
-it runs again.
+A step of your own is a class that derives from `sc.Step`, and its kind is `package.module:Class`; a
+criterion, budget, shrinkage or schedule of your own is a dataclass, and its `name` is that too. They are
+imported when the recipe is read, from the working folder too, and so is what a step imports while it runs;
+what the others need they import at the top of their modules. The content of a module is part of the trial's
+name: after a change it runs again.
 
 ```yaml
 steps:
@@ -39,10 +39,10 @@ steps:
 ```python
 from dataclasses import dataclass
 
-from secateur.experiments.steps.base import Step
+import secateur as sc
 
 
-class Shrink(Step):
+class Shrink(sc.Step):
     factor: float = 0.5
 
     def run(self, work, id):

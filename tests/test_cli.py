@@ -76,9 +76,9 @@ def test_prune_and_inspect_ones_own_checkpoint(tmp_path):
     assert "non-zero 2,852" in shown.stdout  # 25,856 weights, a tenth of them left, and 266 biases
     pruned = build_model("digits-mlp")
     secateur.Masks.load(tmp_path / "masks.safetensors", pruned)
-    from secateur.training.checkpoint import load_weights
+    from secateur.training.checkpoint import load_network
 
-    load_weights(tmp_path / "out.safetensors", pruned)
+    load_network(tmp_path / "out.safetensors", pruned)
     kept = pruned.layers[0].weight != 0
     assert torch.equal(pruned.layers[0].weight[kept], model.layers[0].weight[kept])
 
@@ -147,7 +147,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
     assert done.returncode == 0, done.stderr
     cases = (
         (("--minimise", "macs", "--out", "one.safetensors"), "one.safetensors", "sc.load("),
-        ((), "sizes/chosen.safetensors", "load_weights("),
+        ((), "sizes/chosen.safetensors", "load_file("),
     )
     for options, file, loader in cases:
         done = secateur_command("choose", "sizes", "--accuracy-drop", "90", *options, cwd=tmp_path)
@@ -182,7 +182,7 @@ ERRORS = [
     (("run", "quickstart", "--set", "retrain.epoch=1"), "unknown key 'epoch'; did you mean 'epochs'"),
     (("run", "quickstart", "--set", "train=[1"), "error: --set train: '[1' is not valid YAML"),
     (("run", "quickstart", "--seeds", "a"), "error: --seeds a: write whole numbers with commas"),
-    (("run", "quickstart", "--set", "data.name=mnits"), "no data set 'mnits'; did you mean 'mnist'"),
+    (("run", "quickstart", "--set", "data.name=mnits"), "unknown data set 'mnits'; did you mean 'mnist'"),
     (("run", "quickstart", "--set", "model.name=lenet"), "unknown network 'lenet'"),
     (("run", "quickstart", "--set", "model.weights=no.safetensors"), "no.safetensors: no such file"),
     (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from house import circles, files_of
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from house import circles, files_of, tables_of_operators
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -35,3 +35,14 @@ def test_the_picture_of_the_house_is_what_the_script_draws():
         [sys.executable, "docs/house.py"], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_a_table_of_operators_is_known_by_its_keys(tmp_path):
+    """What a key stands for is the file's own word, unless it lists names itself."""
+    (tmp_path / "tables.py").write_text(
+        "KEYS = {'relu': 1, 'conv2d': 2, 'matmul': 3}\n"
+        "SORTS = {'moves': ('view', 'permute'), **{'joins': ['cat']}}\n"
+        "OWN = {1: 'relu', 2: f('conv2d'), 3: 'matmul', **{op: f('view') for op in OPS}}\n"
+        "NAMES = frozenset('relu conv2d matmul'.split())\n"
+    )
+    assert tables_of_operators(files_of(tmp_path)) == ["tables:KEYS", "tables:SORTS", "tables:NAMES"]

@@ -107,3 +107,12 @@ def test_the_core_needs_no_extra():
         "print(masks.sparsity)"
     )
     assert in_a_fresh_python(code) == "0.5"
+
+
+def test_what_needs_an_extra_says_so_in_a_line():
+    code = (
+        "import sys, secateur as sc\nsys.modules['pydantic'] = None\n"
+        "try: sc.Step\nexcept sc.MissingExtraError as error: print(error)"
+    )
+    said = "'pydantic' is not installed; it comes with: pip install 'secateur[lab]'"
+    assert in_a_fresh_python(code) == said

@@ -271,8 +271,8 @@ def test_of_two_that_wait_for_a_removed_lock_one_goes_on(tmp_path):
             with locked(path):
                 inside[0] += 1
                 most.append(inside[0])
-                path.unlink()
                 inside[0] -= 1
+                path.unlink()  # from here on another may hold the next file of that name
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:

@@ -88,11 +88,15 @@ from secateur.deploy.onnx import export_onnx as export_onnx
 from secateur.deploy.onnx import Exported as Exported
 from secateur.measure.summary import profile as profile
 
+# Networks: those that recipes name
+from secateur.models import build_model as build_model
+
 # Your own: what secateur cannot know of your code
 from secateur.graph.operators import register_operator as register_operator
 from secateur.graph.operators import forget_operator as forget_operator
 from secateur.structure.layers import register_layer as register_layer
 from secateur.structure.layers import forget_layer as forget_layer
+from secateur.experiments.steps.base import Step as Step
 
 # Errors: every one that is raised on purpose, and the warning
 from secateur.errors import SecateurError as SecateurError

@@ -36,6 +36,7 @@ _Model = Annotated[
         help="A network's name, package.module:factory, or YAML with options: {name: ..., width: 0.5}."
     ),
 ]
+_Folders = Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")]
 _InputDtype = Annotated[
     str | None, typer.Option(help="Dtype of that batch [float32]; int64 for networks that read tokens.")
 ]
@@ -105,7 +106,7 @@ def run(
 
     settings = _settings(set_)
     settings |= {k: v for k, v in (("sampler", sampler), ("trials", trials)) if v is not None}
-    loaded = load_recipe(recipe, settings, _seeds(seeds))
+    loaded = load_recipe(recipe, settings, None if seeds is None else _integers("--seeds", seeds))
     folder = out or _RUNS / loaded.name
     shared = _RUNS if folder.parent.resolve() == _RUNS.resolve() else None
     if dry_run:
@@ -114,15 +115,8 @@ def run(
     console = _console()
     try:
         with progress(console, quiet) as reporter:
-            results = run_study(
-                loaded,
-                folder,
-                workers=workers,
-                storage=storage,
-                shared=shared,
-                on_trial=reporter.trial,
-                on_epoch=reporter.epoch,
-            )
+            heard = {"on_trial": reporter.trial, "on_epoch": reporter.epoch}
+            results = run_study(loaded, folder, workers=workers, storage=storage, shared=shared, **heard)
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from interrupt
@@ -144,7 +138,7 @@ def run(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")],
+    folders: _Folders,
     out: Annotated[Path | None, typer.Option(help="The page [report.html in the first folder].")] = None,
     pictures: Annotated[
         str | None, typer.Option(help="Write each plot beside the page too: png, svg or pdf.")
@@ -166,7 +160,7 @@ def report(
 
 @app.command()
 def choose(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")],
+    folders: _Folders,
     accuracy_drop: Annotated[
         float, typer.Option(help="How far validation accuracy may lie below dense, in percentage points.")
     ],
@@ -350,10 +344,6 @@ def _yaml(option: str, text: str) -> Any:
         return parse_yaml(text, "").value
     except RecipeError as error:
         raise RecipeError(f"{option}: {shown(repr(text))} is not valid YAML: {error}") from error
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    return None if text is None else _integers("--seeds", text)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -60,9 +60,9 @@ CHANGES = [
         "{name: digits-mlp, weights: no.safetensors}",
         r"line 3: .*no.safetensors: no such",
     ),
-    ("name: digits, ", "name: digit, ", r"line 2: no data set 'digit'; did you mean 'digits'"),
-    ("name: digits, ", "name: digits, size: 3, ", r"line 2: digits: no option 'size'"),
-    ("name: digits, ", "name: npz, ", r"line 2: npz: option 'path' is missing"),
+    ("name: digits, ", "name: digit, ", r"line 2: unknown data set 'digit'; did you mean 'digits'"),
+    ("name: digits, ", "name: digits, size: 3, ", r"line 2: digits has no option 'size'"),
+    ("name: digits, ", "name: npz, ", r"line 2: npz needs the option 'path'"),
     (
         "{prune: {",
         "{prune: {include: [layer.0], ",

@@ -11,7 +11,7 @@ from secateur.errors import NonFiniteError, RecipeError, StorageError
 from secateur.models import build_model
 from secateur.storage import load_tensors, save_tensors
 from secateur.training.batches import augment, seed_of, training_batches
-from secateur.training.checkpoint import load_weights, save_weights
+from secateur.training.checkpoint import load_network, save_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import fit
 from secateur.training.settings import Training
@@ -231,9 +231,9 @@ def test_weights_are_checked_before_any_is_loaded(tmp_path):
     model = build_model("digits-mlp", hidden=128)
     before = weights_of(model)
     with pytest.raises(StorageError, match=r"layers.0.weight has shape \(64, 64\) there and \(128, 64\)"):
-        load_weights(path, model)
+        load_network(path, model)
     with pytest.raises(StorageError, match=r"lacks 'weight', which Linear has"):
-        load_weights(path, nn.Linear(3, 3))
+        load_network(path, nn.Linear(3, 3))
     assert same(before, weights_of(model))
 
 
@@ -246,7 +246,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     tensors["weight"][1, 1] = value
     save_tensors(tmp_path / "w", tensors)
     with pytest.raises(NonFiniteError, match="w: weight holds a NaN or an infinity"):
-        load_weights(tmp_path / "w", model)
+        load_network(tmp_path / "w", model)
     assert same(before, weights_of(model))
 
 

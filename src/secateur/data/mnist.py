@@ -95,15 +95,8 @@ def _load(
     for images, labels in ((x, y), (test_x, test_y)):
         check_pair(name, images, labels, len(classes))
     arrays = Arrays(x[:, None], y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
-    return assemble(
-        name,
-        arrays,
-        classes,
-        validation=validation,
-        seed=seed,
-        scale=255.0,
-        normalise=normalise,
-    )
+    drawn = {"validation": validation, "seed": seed}
+    return assemble(name, arrays, classes, **drawn, scale=255.0, normalise=normalise)
 
 
 def check_pair(name: str, images: Array, labels: Array, classes: int) -> None:

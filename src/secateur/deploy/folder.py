@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from secateur.graph.names import unwrapped
 from secateur.running import run_once
 from secateur.runtime.runner import MODEL_FILE, check_paths, execute, off_by
 from secateur.runtime.unpacking import read
+from secateur.storage import as_others
 
 PACKAGE = "secateur_runtime"  # the copy of secateur.runtime beside run.py
 _OURS = (MODEL_FILE, "run.py", PACKAGE, "kernels.py")  # the last where an earlier version wrote it
@@ -106,12 +107,10 @@ def write_folder(
     expected = run_once(unwrapped(model), args, kwargs=kwargs, what="check inputs")
     outputs = [t.detach().cpu().numpy() for t in tensors_in(expected)]
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        if values == "lossless":
-            _pack(program, made, values, compression, {})
-        else:
-            packed = _packed_outputs(program, made, values, compression, inputs)
+    with replacing_folder(target) as made:
+        _pack(program, made, values, compression, {})
+        if values != "lossless":
+            packed = execute(program.graph, read(made / MODEL_FILE)[0], inputs)
             moved = max(off_by(*pair) for pair in zip(outputs, packed, strict=True))
             outputs = packed
             _pack(program, made, values, compression, {"values": values, "deviation": moved})
@@ -120,9 +119,6 @@ def write_folder(
             for path, array in zip(check_paths(str(made), kind, len(arrays)), arrays, strict=True):
                 np.save(path, np.ascontiguousarray(array))
         _check(made)
-        put(made, target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return target
 
 
@@ -143,14 +139,6 @@ def _write_runner(folder: Path) -> None:
 def _pack(program: Program, folder: Path, values: str | int, compression: str, notes: dict[str, Any]) -> None:
     metadata = {"program": program.graph, **notes}
     pack(program.tensors, folder / MODEL_FILE, values=values, compression=compression, metadata=metadata)
-
-
-def _packed_outputs(
-    program: Program, folder: Path, values: str | int, compression: str, inputs: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    _pack(program, folder, values, compression, {})
-    tensors, _ = read(folder / MODEL_FILE)
-    return execute(program.graph, tensors, inputs)
 
 
 def _check(folder: Path) -> None:
@@ -175,13 +163,17 @@ def check_free(target: Path) -> None:
         raise StorageError(f"{target} holds other files, {sorted(other)[0]!r} for one; name a new folder")
 
 
-def put(made: Path, target: Path) -> None:
-    """Rename the new folder to where it belongs, and an old one away first."""
-    umask = os.umask(0)
-    os.umask(umask)
-    made.chmod(0o777 & ~umask)
-    old = made.with_name(made.name + ".old")
-    if target.exists():
-        target.rename(old)
-    made.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``target`` that takes its place on success and vanishes on failure."""
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield made
+        as_others(made, 0o777)
+        old = made.with_name(made.name + ".old")
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -392,9 +392,6 @@ def _checked(model: nn.Module, loaded: Any, feed: _Feed, draws: Iterable[tuple[i
 
 
 def _written(path: Path, content: bytes, done: Exported) -> Exported:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return replace(done, bytes=len(content))

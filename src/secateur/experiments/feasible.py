@@ -15,6 +15,7 @@ from secateur.data import DATASETS, loader_of
 from secateur.errors import RecipeError, SecateurError
 from secateur.experiments.plan import DataSpec, ModelSpec, PlanStep
 from secateur.experiments.steps.base import Step
+from secateur.experiments.validation import told_at
 from secateur.experiments.yaml_lines import Located
 from secateur.models import build_model
 from secateur.pruning.targets import matches
@@ -36,10 +37,8 @@ def check_data(spec: DataSpec, where: str) -> None:
     """Refuse a data set that is not there, or has not such options. One's own, as its whole name says, is
     looked at when it is loaded."""
     if spec.name in DATASETS or ":" not in spec.name:
-        try:
+        with told_at(where):
             loader_of(spec.name, spec.model_extra or {})
-        except SecateurError as error:
-            raise RecipeError(f"{where}: {error}") from error
 
 
 def check_networks(

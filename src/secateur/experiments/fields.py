@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
+from secateur.errors import MissingExtraError
 from secateur.experiments.choices import as_number
+
+try:
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+except ImportError as error:  # `Step` is public, and the core does without this package
+    raise MissingExtraError("pydantic", "lab") from error
 
 Real = Annotated[float, BeforeValidator(as_number)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -22,11 +22,11 @@ from secateur.experiments.dense import (
     dataset_of,
     dense_name,
     dense_network,
-    file_hash,
     hash_of,
     what_determines,
 )
 from secateur.experiments.plan import Plan
+from secateur.experiments.schema import EMPTY
 from secateur.experiments.state import TrialState, load_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
@@ -34,6 +34,7 @@ from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
 from secateur.pruning.targets import find_targets, sparsity
+from secateur.storage import sha256_of
 from secateur.structure.saved import save
 from secateur.training.checkpoint import save_weights
 from secateur.training.evaluate import evaluate_on
@@ -54,7 +55,7 @@ def _own_code(plan: Plan) -> dict[str, str]:
     text = json.dumps(plan.config["steps"], ensure_ascii=False)
     modules = {name: sys.modules.get(name) for name in re.findall(r'"([\w.]+):\w+"', text)}
     files = {name: getattr(module, "__file__", None) for name, module in modules.items()}
-    return {name: file_hash(file) for name, file in sorted(files.items()) if file is not None}
+    return {name: sha256_of(Path(file)) for name, file in sorted(files.items()) if file is not None}
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -70,25 +71,22 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
 def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     """Do what ``run_trial`` does, in a folder that this process has claimed."""
     with computing_with(plan.threads):
-        return _run(plan, seed, claim, dense_folder, on_epoch)
-
-
-def _run(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
-    data = dataset_of(plan)
-    dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
-    state = load_state(plan, seed, dense, claim.folder) or _begun(dense, dense_info)
-    work = Work(plan, seed, data, dense, claim, on_epoch, state)
-    for action in plan.actions[state.done :]:
-        start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
-        action.run(work)
-        trained = state.seconds.get("retrain", 0.0) - trained
-        if action.timed_as != "retrain":
-            work.spent(action.timed_as, time.perf_counter() - start - trained)
-        state.done += 1
-        work.save()
-    result = _result(plan, seed, data, dense, state)
-    claim.finish(result, _final_files(state, claim))
-    return result
+        data = dataset_of(plan)
+        dense, info = dense_network(plan, seed, data, dense_folder, on_epoch)
+        begun: dict[str, Any] = {"curves": {"dense": info["curve"]}, "seconds": {"train": info["seconds"]}}
+        state = load_state(plan, seed, dense, claim.folder) or TrialState(copy.deepcopy(dense), **begun)
+        work = Work(plan, seed, data, dense, claim, on_epoch, state)
+        for action in plan.actions[state.done :]:
+            start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
+            action.run(work)
+            trained = state.seconds.get("retrain", 0.0) - trained
+            if action.timed_as != "retrain":
+                work.spent(action.timed_as, time.perf_counter() - start - trained)
+            state.done += 1
+            work.save()
+        result = _result(plan, seed, data, dense, state)
+        claim.finish(result, _final_files(state, claim))
+        return result
 
 
 def _final_files(state: TrialState, claim: Claim) -> dict[str, Path]:
@@ -107,35 +105,18 @@ def _final_files(state: TrialState, claim: Claim) -> dict[str, Path]:
     return files
 
 
-def _begun(dense: nn.Module, info: dict[str, Any]) -> TrialState:
-    return TrialState(
-        copy.deepcopy(dense), curves={"dense": info["curve"]}, seconds={"train": info["seconds"]}
-    )
-
-
 def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
     """Return the row of a trial that has no result."""
-    return {
-        "id": trial_id(plan, seed),
-        "method": plan.method,
-        "state": "failed",
-        "point": plan.point,
-        "seed": seed,
-        "requested": {"sparsity": None},
-        "metrics": {},
-        "layers": [],
-        "curves": {},
-        "stages": {},
-        "seconds": {},
-        "epochs": {},
-        "notes": [f"{plan.method} {plan.point} seed {seed} failed: {error}"],
-    }
+    own = {"id": trial_id(plan, seed), "method": plan.method, "point": plan.point, "seed": seed}
+    said = f"{plan.method} {plan.point} seed {seed} failed: {error}"
+    return EMPTY | own | {"state": "failed", "notes": [said]}
 
 
 def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
     start = time.perf_counter()
     metrics = _sizes(dense, state) | _accuracies(data, dense, state) | _costs(plan, data, dense, state.model)
     state.seconds["measure"] = time.perf_counter() - start
+    epochs = {step: len(rows) for step, rows in state.curves.items()}
     masks, said = state.masks, [[data.note] if data.note else [], *state.notes.values()]
     return {
         "id": trial_id(plan, seed),
@@ -149,7 +130,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "curves": state.curves,
         "stages": state.stages,
         "seconds": state.seconds,
-        "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
+        "epochs": {"dense": epochs.pop("dense", 0), "retrain": sum(epochs.values())},
         "notes": list(dict.fromkeys(note for notes in said for note in notes)),
         "config": plan.config,
         "dense": None if plan.model.weights else dense_name(plan, seed),
@@ -177,11 +158,8 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
 
 
 def _accuracies(data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
-    networks = {
-        "dense": dense,
-        "pruned": state.pruned,
-        "retrained": state.model if state.retrained else None,
-    }
+    retrained = state.model if state.retrained else None
+    networks = {"dense": dense, "pruned": state.pruned, "retrained": retrained}
     result: dict[str, Any] = {}
     for name, network in networks.items():
         for split, suffix in ((data.test, ""), (data.validation, "_validation")):
@@ -208,10 +186,6 @@ def _costs(plan: Plan, data: Dataset, dense: nn.Module, model: nn.Module) -> dic
             peak = measure_peak_memory(network, example)
             costs[name] = None if peak is None else peak / 1e6
     return costs
-
-
-def _epochs(state: TrialState) -> int:
-    return sum(len(rows) for step, rows in state.curves.items() if step != "dense")
 
 
 def _layer_rows(model: nn.Module, dense: nn.Module) -> list[dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, SecateurError
 from secateur.experiments.yaml_lines import Located
 from secateur.text import nearest, shown
 from secateur.training.settings import Training
@@ -46,6 +48,15 @@ def validated(
             raise RecipeError(f"{where}: lacks {key!r}") from error
         name = shown(".".join(map(str, loc or place[-1:])))
         raise RecipeError(f"{where}: {name} is {shown(repr(first['input']))}: {first['msg']}") from error
+
+
+@contextmanager
+def told_at(where: str) -> Iterator[None]:
+    """Let an error of secateur's be the recipe's, and name the place ``where``."""
+    try:
+        yield
+    except SecateurError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def wrong(message: str, *loc: str | int) -> ValidationError:

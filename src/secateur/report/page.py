@@ -164,7 +164,7 @@ def _costs(groups: Sequence[Group]) -> str:
             continue
         row = [group.label, f"{dense.mean:,.0f}", f"{macs.mean:,.0f}"]
         for name, whole in (("latency_ms", "latency_dense_ms"), ("peak_memory_mb", "peak_memory_dense_mb")):
-            figures = group.figure(whole), group.figure(name), group.ratio(name, whole)
+            figures = group.figure(whole), group.figure(name), group.figure(name, whole)
             row += [f"{figure.mean:.2f}" if figure else "" for figure in figures]
         rows.append(row)
     if not any(cell for row in rows for cell in row[3:]):

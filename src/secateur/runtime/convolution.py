@@ -102,16 +102,7 @@ def _padded_place(space: Workspace, source: Place, padding: tuple[int, int]) -> 
     """Copy a value into a larger one, with the zeros around it as part of its images."""
     (down, right), shape = padding, (source.channels, source.height, source.width)
     out = space.clear(space.new([shape[0], shape[1] + 2 * down, shape[2] + 2 * right]))
-    to = out.offset + down * out.row + right
-    space.move(
-        source,
-        source.offset,
-        [source.plane, source.row, 1],
-        source.image,
-        to,
-        [out.plane, out.row, 1],
-        out.image,
-    )
+    space.copy(source, replace(out, offset=out.offset + down * out.row + right))
     return out
 
 

@@ -191,7 +191,8 @@ def _plan_slice(space: Workspace, node: Operator, given: Sequence[Place], weight
     start, _, step = slice(node["start"], node["stop"], node["step"]).indices(sizes(source.shape)[axis])
     offset = source.offset + start * steps[axis]
     steps[axis] *= step
-    space.move(out, offset, steps, source.image, out.offset, [out.plane, out.row, 1], out.image)
+    dims = zip((out.channels, out.height, out.width), steps, (out.plane, out.row, 1), strict=True)
+    space.block([*dims, (space.batch, source.image, out.image)], offset, out.offset)
     return out
 
 
@@ -199,10 +200,10 @@ def _plan_pad(space: Workspace, node: Operator, given: Sequence[Place], weights:
     source = given[0]
     if node["value"] != 0 or min(*node["before"], *node["after"]) < 0:
         raise UnsupportedError("a pad with anything but zeros")
-    out, steps = space.clear(space.new(node["shape"])), None
+    out = space.clear(space.new(node["shape"]))
     steps = [out.plane, out.row, 1]
     offset = out.offset + sum(n * steps[axis] for axis, n in zip(_axes(node), node["before"], strict=True))
-    space.move(source, source.offset, [source.plane, source.row, 1], source.image, offset, steps, out.image)
+    space.copy(source, replace(out, offset=offset))
     return out
 
 
@@ -211,7 +212,7 @@ def _plan_cat(space: Workspace, node: Operator, given: Sequence[Place], weights:
     axis, at = _axes(node)[node["dim"] % (len(node["shape"]) + 1) - 1], out.offset
     steps = [out.plane, out.row, 1]
     for source in given:
-        space.move(source, source.offset, [source.plane, source.row, 1], source.image, at, steps, out.image)
+        space.copy(source, replace(out, offset=at))
         at += sizes(source.shape)[axis] * steps[axis]
     return out
 

@@ -141,10 +141,6 @@ def _padded(x: Array, before: Sequence[int], after: Sequence[int], value: float)
     return result
 
 
-def _embedding(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    return tensors[node["weight"]][inputs[0]]
-
-
 # -- pooling and reductions ----------------------------------------------------------------------------
 
 
@@ -255,22 +251,6 @@ def _arithmetic(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     return function(right, left) if node["reversed"] else function(left, right)
 
 
-def _matmul(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    return inputs[0] @ inputs[1]
-
-
-def _cat(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    return np.concatenate(inputs, axis=node["dim"])
-
-
-def _reshape(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    return inputs[0].reshape(len(inputs[0]), *node["shape"])
-
-
-def _permute(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    return inputs[0].transpose(node["dims"])
-
-
 def _slice(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     taken = slice(node["start"], node["stop"], node["step"])
     return inputs[0][(*(slice(None) for _ in range(node["dim"])), taken)]
@@ -283,25 +263,19 @@ def _pad(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
 OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Array]] = {
     "linear": _linear,
     "conv": _conv,
-    "embedding": _embedding,
+    "embedding": lambda node, inputs, tensors: tensors[node["weight"]][inputs[0]],
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
-    "mean": _reduced,
-    "sum": _reduced,
-    "amax": _reduced,
+    **dict.fromkeys(("mean", "sum", "amax"), _reduced),
     "scale": _scale,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
-    "softmax": _softmax,
-    "log_softmax": _softmax,
-    "add": _arithmetic,
-    "sub": _arithmetic,
-    "mul": _arithmetic,
-    "div": _arithmetic,
-    "matmul": _matmul,
-    "cat": _cat,
-    "reshape": _reshape,
-    "permute": _permute,
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
+    "matmul": lambda node, inputs, tensors: inputs[0] @ inputs[1],
+    "cat": lambda node, inputs, tensors: np.concatenate(inputs, axis=node["dim"]),
+    "reshape": lambda node, inputs, tensors: inputs[0].reshape(len(inputs[0]), *node["shape"]),
+    "permute": lambda node, inputs, tensors: inputs[0].transpose(node["dims"]),
     "slice": _slice,
     "pad": _pad,
     **dict.fromkeys(ACTIVATIONS, _elementwise),

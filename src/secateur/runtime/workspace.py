@@ -192,20 +192,6 @@ class Workspace:
         lengths, downs, ups = zip(*([(1, 1, 1)] * (4 - len(joined)) + joined), strict=True)
         self.table.append([COPY, int(from_caller), int(to_caller), source, to, *lengths, *downs, *ups])
 
-    def move(
-        self,
-        block: Place,
-        source: int,
-        down: Sequence[int],
-        image: int,
-        to: int,
-        up: Sequence[int],
-        out_image: int,
-    ) -> None:
-        """Copy as many entries as ``block`` has, with these strides of (channels, rows, columns)."""
-        dims = list(zip((block.channels, block.height, block.width), down, up, strict=True))
-        self.block([*dims, (self.batch, image, out_image)], source, to)
-
     def clear(self, place: Place) -> Place:
         """Fill a place with zeros."""
         self.table.append([ZERO, place.offset, place.channels * place.plane])

@@ -22,12 +22,6 @@ def save_weights(path: str | Path, model: nn.Module, **metadata: Any) -> None:
     save_tensors(path, model.state_dict(), metadata)
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Load a state dict into ``model``; every tensor's name, shape and dtype is checked first."""
-    tensors, _ = load_tensors(path)
-    load_state(model, tensors, str(path))
-
-
 def load_network(path: str | Path, model: nn.Module) -> bool:
     """Fill ``model`` with a state dict, or with what ``secateur.save`` wrote, its shapes too; return
     whether it was the latter. Raises StorageError for a file of another kind or of another network."""

@@ -21,7 +21,7 @@ from secateur.running import denormals_flushed, evaluating
 from secateur.task import cross_entropy, distillation_loss
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
 from secateur.training.checkpoint import State, load_run, save_run
-from secateur.training.evaluate import Evaluation, device_of, evaluate_on, prefers_channels_last
+from secateur.training.evaluate import device_of, evaluate_on, prefers_channels_last
 from secateur.training.settings import Training
 
 
@@ -102,17 +102,14 @@ def fit(
             start = time.perf_counter()
             train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
             result = evaluate_on(model, validation)
-            row = _row(epoch, loop.lr, train_loss, result, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            row = Epoch(epoch, loop.lr, train_loss, result.accuracy, result.loss, seconds)
             history.epochs.append(row)
             if result.score > best_score:
                 best, best_score, history.best_epoch = _copy(model), result.score, epoch
             if checkpoint is not None:
-                progress = {
-                    "epochs": history.as_dicts(),
-                    "best_epoch": history.best_epoch,
-                    "best_score": best_score,
-                }
-                save_run(checkpoint, model, optimizer, best, progress)
+                progress = {"best_epoch": history.best_epoch, "best_score": best_score}
+                save_run(checkpoint, model, optimizer, best, {"epochs": history.as_dicts(), **progress})
             if on_epoch is not None:
                 on_epoch(row)
     if settings.keep == "best":
@@ -214,10 +211,6 @@ class _Loop:
             raise ModelError("l1 is set, and no target weight has a gradient")
         signs = torch._foreach_sign([w for w, _ in pairs])
         torch._foreach_add_([g for _, g in pairs], signs, alpha=self.settings.l1)
-
-
-def _row(epoch: int, lr: float, train_loss: float, result: Evaluation, seconds: float) -> Epoch:
-    return Epoch(epoch, lr, train_loss, result.accuracy, result.loss, seconds)
 
 
 def _copy(model: nn.Module) -> State:

@@ -300,7 +300,7 @@ def test_a_measuring_process_finds_no_module_by_its_surroundings(private, tmp_pa
     own = Format("x", "torch", str(file), "mine:make", {"name": "digits-mlp", "hidden": 4})
     assert "error" in measuring._asked(private, [replace(own, model="nobodys:make")], seconds=0.01)
     answer = measuring._asked(private, [replace(own, options={})], seconds=0.01)
-    assert "missing 1 required positional argument: 'name'" in answer["error"], "it was found and called"
+    assert answer["error"] == "mine:make needs the option 'name'", "it was found"
     assert not (place / "ran").exists(), (place / "ran").read_text()
 
 

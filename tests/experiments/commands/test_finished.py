@@ -93,7 +93,7 @@ def test_what_a_file_names_is_never_imported(received, config, error, option):
             {"steps": [{"scratch": {"model": {"hidden": 99_999}}}]},
             r"parameters, and 100,000,000 are the most",
         ),
-        ({"data": {"path": "x"}}, r"digits: no option 'path'"),
+        ({"data": {"path": "x"}}, r"digits has no option 'path'"),
         ({"train": {"lr": "fast"}}, r"result\.json: lr is 'fast'"),
     ],
 )

@@ -13,7 +13,7 @@ from secateur.errors import ModelError, RecipeError, SecateurError, StorageError
 from secateur.experiments.commands.network import inspect_model, open_network, prune_checkpoint
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
-from secateur.training.checkpoint import load_weights, save_weights
+from secateur.training.checkpoint import load_network, save_weights
 
 NETS = """
 import torch
@@ -133,7 +133,7 @@ def test_compacting_after_single_weights_and_its_masks(place):
 def test_without_removing_the_file_is_a_state_dict(place):
     text = pruned(place, sparsity=0.9)
     assert "secateur.load" not in text
-    load_weights(place / "out.safetensors", build_model("lenet-5"))
+    load_network(place / "out.safetensors", build_model("lenet-5"))
 
 
 def test_networks_that_read_tokens(place):
@@ -248,7 +248,7 @@ def test_no_file_is_written_over_the_weights(place):
             pruned(place, masks_out=place / name, sparsity=0.5)
     with pytest.raises(RecipeError, match=r"--out .*pipe: is not a file"):
         pruned(place, out="pipe", sparsity=0.5)
-    with pytest.raises(StorageError, match="pipe: is not a file"):
+    with pytest.raises(StorageError, match=r"^\S*pipe: is a pipe, a socket or a device, not a file$"):
         pruned(place, weights="pipe", sparsity=0.5)
     assert (place / "in.safetensors").read_bytes() == before
 

@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 import secateur as sc
 from pydantic import Field
-from secateur.experiments.steps.base import Step
+Step = sc.Step
 class Shrink(Step):
     '''All weights become smaller.'''
     factor: float = Field(0.5, gt=0)
@@ -148,6 +148,17 @@ def test_a_trials_name_depends_on_the_class_and_on_its_code(write):
     ]
     assert len(set(names)) == 3
     assert names[0] == names[-1]
+
+
+def test_what_a_step_imports_while_it_runs_is_found_in_the_working_folder(write, tmp_path):
+    (tmp_path / "only_here.py").write_text("half = 0.5")
+    late = OWN.replace(
+        "        with torch.no_grad():\n", "        import only_here\n        with torch.no_grad():\n"
+    )
+    before = list(sys.path)
+    assert run(load_recipe(write(own=late)).plans[0], tmp_path / "a")["state"] == "finished"
+    assert sys.path == before
+    del sys.modules["only_here"]
 
 
 def test_single_weights_shrink_in_a_way_of_ones_own(write, tmp_path):

@@ -15,7 +15,7 @@ from secateur.measure.size import bytes_dense
 from secateur.models import build_model
 from secateur.pruning.targets import find_targets
 from secateur.runtime.unpacking import read
-from secateur.training.checkpoint import load_weights
+from secateur.training.checkpoint import load_network
 from secateur.training.evaluate import evaluate_on
 
 PRUNED = """
@@ -69,7 +69,7 @@ def test_the_file_holds_the_network_of_the_row(plan, tmp_path):
     for layer in find_targets(model).values():
         assert len(layer.weight[layer.weight != 0].unique()) == 4
     kept = build_model("digits-mlp", hidden=16)
-    load_weights(tmp_path / "a" / "model.safetensors", kept)
+    load_network(tmp_path / "a" / "model.safetensors", kept)
     assert all(torch.equal(p, q) for p, q in zip(kept.parameters(), model.parameters(), strict=True))
 
 

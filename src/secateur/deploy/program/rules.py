@@ -58,14 +58,8 @@ def _conv(made: Lowering, a: Arguments, call: Call) -> Any:
             x = made.emit("pad", [x], shape, before=[0, *padding], after=[0, *after], value=0.0)
             padding = [0] * spatial
     padding = [0] * spatial if padding == "valid" else _each(padding, spatial)
-    settings = {
-        "kernel": kernel,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "groups": a["groups"],
-    }
-    return made.emit("conv", [x], call.shape, weight=weight, bias=bias, **settings)
+    windows = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return made.emit("conv", [x], call.shape, weight=weight, bias=bias, **windows, groups=a["groups"])
 
 
 def _embedding(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -273,12 +267,9 @@ _ACTIVATIONS = (  # those that have the names and settings of the program's
     *(_ATEN.hardswish, _ATEN.hardsigmoid, _ATEN.softplus),
 )
 RULES: dict[Any, Rule] = {
-    _ATEN.conv1d: _conv,
-    _ATEN.conv2d: _conv,
+    **dict.fromkeys((_ATEN.conv1d, _ATEN.conv2d), _conv),
     _ATEN.linear: _linear,
-    _ATEN.matmul: _matmul,
-    _ATEN.bmm: _matmul,
-    _ATEN.mm: _matmul,
+    **dict.fromkeys((_ATEN.matmul, _ATEN.bmm, _ATEN.mm), _matmul),
     _ATEN.addmm: _addmm,
     _ATEN.embedding: _embedding,
     _ATEN.max_pool1d: _pool(1, "max_pool"),

@@ -12,13 +12,12 @@ import importlib.util
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy.folder import put
+from secateur.deploy.folder import replacing_folder
 from secateur.errors import StorageError
 from secateur.experiments.commands.finished import FinishedTrial, read_trial
 from secateur.experiments.commands.making import COMPACTED, PRUNED, Making, OnStep, make_formats
@@ -28,12 +27,7 @@ from secateur.experiments.commands.private import private_folder
 from secateur.experiments.dense import load_dataset
 from secateur.experiments.results import DEPLOYED, check_writable, versions
 from secateur.experiments.schema import SCHEMA
-from secateur.storage import replacing, save_json
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
+from secateur.storage import lock, replacing, save_json
 
 _LEFT = re.compile(r"\.(dense|compacted|packed|model|model-int8|deploy)(\.[a-z]+)?\.[a-z0-9_]{8}(\.old)?")
 _CACHES = shutil.ignore_patterns("__pycache__")  # of what was compiled to be measured
@@ -104,9 +98,8 @@ def _publish(making: Making, table: str, result: Mapping[str, Any]) -> None:
         for name in names:
             made, target = making.folder / name, making.target / name
             if made.is_dir():
-                beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=making.target))
-                shutil.copytree(made, beside, dirs_exist_ok=True, ignore=_CACHES)
-                put(beside, target)
+                with replacing_folder(target) as beside:
+                    shutil.copytree(made, beside, dirs_exist_ok=True, ignore=_CACHES)
             else:
                 with replacing(target) as temporary:
                     shutil.copyfile(made, temporary)
@@ -116,12 +109,12 @@ def _publish(making: Making, table: str, result: Mapping[str, Any]) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder, where the system has such."""
-    if fcntl is None:
+    if os.name != "posix":
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
     finally:
         os.close(handle)

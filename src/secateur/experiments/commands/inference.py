@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,10 @@ def latency(formats: list[Format], examples: np.ndarray, seconds: float) -> dict
         import_for(made)
     for batch in BATCHES:
         x = np.ascontiguousarray(examples[:batch])
-        calls = {made.name: _call(load(made, x), x) for made in formats}
+        calls = {made.name: partial(load(made, x), x) for made in formats}
         for name, timing in time_calls(calls, seconds=seconds * len(calls)).items():
             found[name][str(batch)] = asdict(timing)
     return found
-
-
-def _call(run: Run, x: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: run(x)
 
 
 def import_for(made: Format) -> None:

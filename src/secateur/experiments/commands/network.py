@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, RecipeError, SecateurWarning, StorageError
+from secateur.errors import ModelError, RecipeError, SecateurWarning
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.plan import DataSpec, ModelSpec
 from secateur.experiments.steps.prune import Prune
@@ -25,23 +25,9 @@ from secateur.structure.compact import compact
 from secateur.structure.saved import save
 from secateur.structure.units import Structure, trace
 from secateur.text import first_line, nearest, shown, table
-from secateur.training import checkpoint
-from secateur.training.checkpoint import save_weights
+from secateur.training.checkpoint import load_network, save_weights
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.uint8,
-        torch.bool,
-    )
-}
-
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 _MOST_NUMBERS = 2**27  # of one batch: half a gigabyte in float32
 Named = str | Mapping[str, Any]
 
@@ -74,9 +60,7 @@ def open_network(name: Named, weights: Path | None) -> tuple[nn.Module, bool]:
     if weights is None:
         return network, False
     _check_sized(network)
-    if not weights.is_file():
-        raise StorageError(f"{shown(weights)}: {'is not a' if weights.exists() else 'no such'} file")
-    return network, checkpoint.load_network(weights, network)
+    return network, load_network(weights, network)
 
 
 def example_inputs(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -247,7 +231,7 @@ def _dtype(shape: tuple[int, ...] | None, name: str | None) -> torch.dtype:
         raise RecipeError(f"--input-dtype {name}: no such dtype{nearest(name, _DTYPES)}")
     if name is not None and shape is None:
         raise RecipeError(f"--input-dtype {name}: the dtype of which inputs? give --input-shape too")
-    return torch.float32 if name is None else _DTYPES[name]
+    return getattr(torch, name or "float32")
 
 
 def _check_runs(network: nn.Module, inputs: Tensor) -> None:

@@ -12,10 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: there a killed process's folder stays
-    fcntl = None
+from secateur.storage import abandoned, lock
 
 PREFIX = "secateur-deploy-"
 _LOCK = "lock"
@@ -36,30 +33,25 @@ def private_folder() -> Iterator[PrivateFolder]:
     """Yield a new folder of this process, which is removed in the end; those of dead ones are removed now."""
     _remove_abandoned(Path(tempfile.gettempdir()))
     path = Path(tempfile.mkdtemp(prefix=PREFIX))
-    lock = _lock(path)
+    handle = _locked(path)
     try:
-        yield PrivateFolder(path, () if lock is None else (lock,))
+        yield PrivateFolder(path, (handle,))
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        os.close(handle)
 
 
-def _lock(folder: Path) -> int | None:
-    if fcntl is None:
-        return None
+def _locked(folder: Path) -> int:
     unlocked = folder / f".{_LOCK}"
     handle = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    lock(handle)
     unlocked.rename(folder / _LOCK)  # under this name it is never seen unlocked while it is in use
     return handle
 
 
 def _remove_abandoned(place: Path) -> None:
-    if fcntl is None:
-        return
     for folder in place.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # in use, somebody else's, or gone
+        with suppress(OSError):  # in use, somebody else's, gone, or nobody can know
             found = folder.lstat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and _is_abandoned(folder):
                 shutil.rmtree(folder)
@@ -67,13 +59,8 @@ def _remove_abandoned(place: Path) -> None:
 
 def _is_abandoned(folder: Path) -> bool:
     """Whether no process holds the folder's lock; raises OSError where one does."""
-    assert fcntl is not None
     try:
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        with abandoned(folder / _LOCK):
+            return True
     except FileNotFoundError:  # killed before it had one, or just beginning
         return time.time() - folder.lstat().st_mtime > _LOCKED_WITHIN
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(handle)
-    return True

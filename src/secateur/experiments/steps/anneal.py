@@ -101,7 +101,7 @@ class Anneal(Step):
         small, proof = branches.fold()
         state.annealed = None
         skipped = [f"no branch beside {name}: {why}" for name, why in branches.skipped.items()]
-        work.replace(small, id, ["; ".join(repr(proof).splitlines()), *skipped])
+        work.replace(small, id, proof, skipped)
 
     def _branches(self, work: Work, id: str) -> BranchAnnealing:
         return BranchAnnealing(

@@ -40,8 +40,8 @@ class Step(Strict):
         ends: Whether nothing may come after it.
 
     Example:
-        >>> from secateur.experiments.steps.base import Step
-        >>> class Scale(Step):
+        >>> import secateur as sc
+        >>> class Scale(sc.Step):
         ...     factor: float = 0.5
         ...     def run(self, work, id):
         ...         for weight in work.state.model.parameters():

@@ -18,6 +18,8 @@ from secateur.training.batches import seed_of
 from secateur.training.evaluate import evaluate_on
 from secateur.training.settings import Training
 
+_GOALS = ("sparsity", "parameters", "macs", "latency_ms")
+
 
 def _if_given(raw: object, info: ValidationInfo) -> Training | None:
     return None if raw is None else own_training(raw, info)
@@ -52,7 +54,7 @@ class GreedyPruning(Step):
     @model_validator(mode="after")
     def check(self) -> Self:
         """Refuse anything but one goal that can be met."""
-        goals = ("sparsity", "parameters", "macs", "latency_ms", "accuracy_drop")
+        goals = (*_GOALS, "accuracy_drop")
         check_goal(goals, **{name: getattr(self, name) for name in goals})
         return self
 
@@ -81,10 +83,7 @@ class GreedyPruning(Step):
             state.model,
             work.example(1 if self.latency_ms is not None else 2),
             [(chosen_on.inputs, chosen_on.labels)],
-            sparsity=self.sparsity,
-            parameters=self.parameters,
-            macs=self.macs,
-            latency_ms=self.latency_ms,
+            **{name: getattr(self, name) for name in _GOALS},
             score=floor,
             method=Greedy(self.criterion, self.scope, self.every, self.at_once, self.min_kept),
             fine_tune=None if self.retrain is None else fine_tune,

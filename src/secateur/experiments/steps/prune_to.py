@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ from secateur.methods.constraints import prune_to
 from secateur.methods.goals import check_goal
 from secateur.pruning.capabilities import says
 from secateur.pruning.unit_criteria import L2Norm
+
+_GOALS = ("macs", "parameters", "latency_ms")
 
 
 class PruneTo(Step):
@@ -34,15 +36,14 @@ class PruneTo(Step):
     @model_validator(mode="after")
     def check(self) -> Self:
         """Refuse anything but one constraint that can be met, and a criterion that ranks no units."""
-        check_goal(
-            ("macs", "parameters", "latency_ms"),
-            macs=self.macs,
-            parameters=self.parameters,
-            latency_ms=self.latency_ms,
-        )
+        check_goal(_GOALS, **self.goals)
         if not says(self.criterion, "counts_units"):
             raise ValueError("its criterion ranks single weights; l2_norm ranks units")
         return self
+
+    @property
+    def goals(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _GOALS}
 
     @property
     def reads_norms(self) -> bool:
@@ -53,9 +54,7 @@ class PruneTo(Step):
         small, proof = prune_to(
             state.model,
             work.example(1 if self.latency_ms is not None else 2),
-            macs=self.macs,
-            parameters=self.parameters,
-            latency_ms=self.latency_ms,
+            **self.goals,
             criterion=self.criterion,
             data=work.calibration(self.calibration),
             include=self.include,
@@ -64,4 +63,4 @@ class PruneTo(Step):
             min_kept=self.min_kept,
         )
         state.masks, state.requested = None, None
-        work.replace(small, id, ["; ".join(repr(proof).splitlines())])
+        work.replace(small, id, proof)

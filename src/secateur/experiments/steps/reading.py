@@ -12,7 +12,7 @@ from secateur.experiments.plan import PlanStep
 from secateur.experiments.specs import RecipeSpec
 from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.table import STEPS
-from secateur.experiments.validation import validated
+from secateur.experiments.validation import told_at, validated
 from secateur.experiments.yaml_lines import Located
 from secateur.factories import find_factory, named_function
 from secateur.text import nearest, shown
@@ -56,14 +56,10 @@ def _class_of(kind: str, where: str) -> type[Step]:
     if ":" not in kind:
         own = " (your own: package.module:Class)"
         raise RecipeError(f"{where}: unknown step {shown(kind)!r}{nearest(kind, STEPS)}{own}")
-    try:
+    with told_at(where):
         made = inspect.unwrap(find_factory(kind, RecipeError))
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from error
     if not (isinstance(made, type) and issubclass(made, Step)):
-        raise RecipeError(
-            f"{where}: {kind} is no step: it is no class that derives from {Step.__module__}.Step"
-        )
+        raise RecipeError(f"{where}: {kind} is no step: it is no class that derives from secateur.Step")
     if made.run is Step.run and made.actions is Step.actions:
         raise RecipeError(f"{where}: {kind} does nothing: it defines no run(self, work, id)")
     return made

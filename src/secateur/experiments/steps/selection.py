@@ -66,4 +66,4 @@ class Selection(Step):
         work.train(selection.network, id, self.train, selection.trained)
         small, selected = selection.fold(self.threshold)
         skipped = [f"no factor on {name}: {why}" for name, why in selection.skipped.items()]
-        work.replace(small, id, ["; ".join(repr(selected).splitlines()), *skipped])
+        work.replace(small, id, selected, skipped)
