@@ -37,13 +37,14 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
-from secateur.measure.running import denormals_flushed
 from secateur.methods import greedy
+from secateur.methods.tries import classified, tries_of
 from secateur.models import build_model
+from secateur.running import denormals_flushed
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure
 from secateur.training.batches import seed_of
-from secateur.training.checkpoint import load_weights
+from secateur.training.checkpoint import load_network
 from secateur.training.fit import fit
 from secateur.training.settings import Training
 
@@ -79,7 +80,7 @@ def dense_network(
     """S5's network: with the weights of a file, or trained here."""
     model = build_model("convnet-25", seed=seed, batch_norm=batch_norm)
     if weights is not None:
-        load_weights(weights, model)
+        load_network(weights, model)
     else:
         fit(model, data.train, data.validation, SETTINGS.with_epochs(epochs), seed=seed_of(seed, "dense"))
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -94,8 +95,8 @@ class Naive:
     def __init__(self, stage: Any, timed: int) -> None:
         self.model = copy.deepcopy(stage.model).to(memory_format=torch.channels_last)
         self.structure, self.method, self.sizes = stage.structure, stage.method, stage.sizes
-        self.left = {name: np.flatnonzero(~gone) for name, gone in stage.doomed.items()}
-        self.batches = [(chunk.example[0][0], chunk.labels, chunk.number) for chunk in stage.chunks]
+        self.left = {name: np.flatnonzero(~gone) for name, gone in stage.pruned.items()}
+        self.batches = [(chunk.example[0][0], chunk.labels, chunk.number) for chunk in stage.tries.chunks]
         self.timed = timed
         self.seconds = 0.0
 
@@ -143,7 +144,7 @@ class Naive:
         right = loss = 0.0
         with masked(self.model, self.structure, name, unit):
             for x, labels, number in batches:
-                scores, losses = greedy.classified(run(x), labels)
+                scores, losses = classified(run(x), labels)
                 right += float(scores[:number].sum())
                 loss += float(losses[:number].double().sum())
         return right, loss
@@ -230,8 +231,9 @@ def stage_of(model: nn.Module, split: Split, method: sc.Greedy) -> Any:
     """What ``prune_greedily`` sets up before its first removal."""
     structure = sc.trace(model, split.inputs[:2])
     sizes = {name: len(group) for name, group in structure.groups.items()}
-    chunks = greedy._chunks([(split.inputs, split.labels)], method.batch_size, model, labelled=True)
-    return greedy._Stage(model, structure, method, chunks, greedy.classified, sizes)
+    given = [(split.inputs, split.labels)]
+    found = tries_of(given, model, classified, size=method.batch_size, labelled=True)
+    return greedy._Stage(model, structure, method, found, sizes)
 
 
 def by_layer(model: nn.Module, split: Split, method: sc.Greedy, timed: int) -> None:
@@ -326,7 +328,7 @@ def main() -> None:
     data = load_s5()
     model = dense_network(data, options.weights, options.epochs)
     split, method = data.validation.drawn(options.examples, 0), sc.Greedy(every=options.every)
-    score, loss = greedy._evaluate(model, stage_of(model, split, method).chunks, greedy.classified)
+    score, loss = stage_of(model, split, method).tries.evaluated(model)
     print(f"torch {torch.__version__}, {options.threads} thread(s), {len(split)} validation images")
     print(f"convnet-25, dense: score {score:.4f}, loss {loss:.4f}; compacted every {method.every} removals")
     if Path("/proc/self/clear_refs").exists():

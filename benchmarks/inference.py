@@ -40,12 +40,12 @@ from torch import nn
 import secateur as sc
 from secateur.data import load_data
 from secateur.data.dataset import Dataset
-from secateur.deploy.graph import program_of
 from secateur.deploy.onnx import export_onnx, session
-from secateur.deploy.planning import Compiled
+from secateur.deploy.program.export import program_of
 from secateur.deploy.sparse import sparsify
 from secateur.deploy.sparse_layers import SparseLayer
 from secateur.models import build_model
+from secateur.runtime.planning import Compiled
 from secateur.storage import save_json
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import fit

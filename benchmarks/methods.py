@@ -46,9 +46,9 @@ from greedy_search import SETTINGS, clock, dense_network, load_s5
 from secateur.data.dataset import Dataset
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
-from secateur.measure.running import first_line
 from secateur.measure.size import count_nonzero, count_parameters
 from secateur.storage import save_json
+from secateur.text import first_line
 from secateur.training.batches import seed_of
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import fit
@@ -246,7 +246,7 @@ def select(lab: Lab, penalty: float) -> tuple[float, nn.Module, dict[str, float]
     with trial.timed("prune"):
         method = sc.StructureSelection(trial.model, lab.example(), penalty=penalty, lr=0.1)
         trial.train(lab.options.half, method.network, method.trained, keep="last")
-        small, _, _ = method.fold()
+        small, _ = method.fold()
     return sc.sparsity(small, lab.dense), small, trial.seconds
 
 

@@ -31,11 +31,14 @@ from pathlib import Path
 import torch
 import torch.fx
 
-from networks import Network, Outcome, Unavailable, prepare, relative_error, verdict
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 from networks.hf import HF
+from networks.judged import Outcome, prepare, relative_error, verdict
 from networks.peer import BY_SCALE, peer
 from networks.small import SMALL
-from networks.small_deep import CONSTRUCTED_LARGE
+from networks.small.deep import CONSTRUCTED_LARGE
+from networks.zoo import Network, Unavailable
 
 SETS = {"small": SMALL, "hf": HF, "all": (*SMALL, *HF)}
 AS_GRAPH = "not its own forward, an exported graph"

@@ -12,7 +12,7 @@ import torch
 import secateur
 from secateur.cli import main
 from secateur.data import load_data
-from secateur.experiments import deployment
+from secateur.experiments.commands import deployment
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
@@ -50,7 +50,8 @@ def test_quick_answers_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "False False"
-    for word in ("quickstart", "mnist", "lenet-300-100", "magnitude", "per_layer", "trimmed", "cubic"):
+    words = ("quickstart", "mnist", "prune_to", "lenet-300-100", "magnitude", "per_layer", "trimmed", "cubic")
+    for word in words:
         assert word in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("  ")]
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "every entry has its line"
@@ -75,9 +76,9 @@ def test_prune_and_inspect_ones_own_checkpoint(tmp_path):
     assert "non-zero 2,852" in shown.stdout  # 25,856 weights, a tenth of them left, and 266 biases
     pruned = build_model("digits-mlp")
     secateur.Masks.load(tmp_path / "masks.safetensors", pruned)
-    from secateur.training.checkpoint import load_weights
+    from secateur.training.checkpoint import load_network
 
-    load_weights(tmp_path / "out.safetensors", pruned)
+    load_network(tmp_path / "out.safetensors", pruned)
     kept = pruned.layers[0].weight != 0
     assert torch.equal(pruned.layers[0].weight[kept], model.layers[0].weight[kept])
 
@@ -146,7 +147,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
     assert done.returncode == 0, done.stderr
     cases = (
         (("--minimise", "macs", "--out", "one.safetensors"), "one.safetensors", "sc.load("),
-        ((), "sizes/chosen.safetensors", "load_weights("),
+        ((), "sizes/chosen.safetensors", "load_file("),
     )
     for options, file, loader in cases:
         done = secateur_command("choose", "sizes", "--accuracy-drop", "90", *options, cwd=tmp_path)
@@ -181,7 +182,7 @@ ERRORS = [
     (("run", "quickstart", "--set", "retrain.epoch=1"), "unknown key 'epoch'; did you mean 'epochs'"),
     (("run", "quickstart", "--set", "train=[1"), "error: --set train: '[1' is not valid YAML"),
     (("run", "quickstart", "--seeds", "a"), "error: --seeds a: write whole numbers with commas"),
-    (("run", "quickstart", "--set", "data.name=mnits"), "no data set 'mnits'; did you mean 'mnist'"),
+    (("run", "quickstart", "--set", "data.name=mnits"), "unknown data set 'mnits'; did you mean 'mnist'"),
     (("run", "quickstart", "--set", "model.name=lenet"), "unknown network 'lenet'"),
     (("run", "quickstart", "--set", "model.weights=no.safetensors"), "no.safetensors: no such file"),
     (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),
@@ -231,7 +232,7 @@ ERRORS = [
     ((*PRUNE, "--masks", "./o"), "error: --masks o: is the file of --out"),
     ((*PRUNE, "--out", "."), "error: --out .: is a folder; give a file in it"),
     ((*PRUNE, "--units"), "error: --units runs the network: give --input-shape, like 1,3,32,32, or --data"),
-    ((*PRUNE, "--criterion", "l2_norm"), "its criterion or budget is for whole units: add --units"),
+    ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
 
 
@@ -320,8 +321,10 @@ def test_a_trial_that_names_code_is_refused_in_one_line(received, tmp_path, caps
     assert error.count("\n") == 1
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", "digits-mlp", "--out", str(tmp_path / "out")])
     asked = {}
-    monkeypatch.setattr(deployment, "_make", lambda making: asked.update(name=making.trial.plan.model.name))
-    monkeypatch.setattr(deployment, "_measured", lambda making, seconds: [])
+    monkeypatch.setattr(
+        deployment, "make_formats", lambda making: asked.update(name=making.trial.plan.model.name)
+    )
+    monkeypatch.setattr(deployment, "measure_formats", lambda making, seconds: [])
     monkeypatch.setattr(deployment, "_differences", lambda trial, rows: [])
     with contextlib.suppress(SystemExit):
         main()

@@ -25,7 +25,7 @@ def test_every_public_name_is_where_the_table_says(name):
 
 
 def test_all_and_dir():
-    assert set(secateur.__all__) == {"PUBLIC", "__version__", *secateur.PUBLIC}
+    assert set(secateur.__all__) == {"PUBLIC", "PURPOSES", "__version__", *secateur.PUBLIC}
     assert set(secateur.PUBLIC) <= set(dir(secateur))
 
 
@@ -34,15 +34,20 @@ def test_unknown_names():
         secateur.magnitude  # noqa: B018
 
 
-def test_the_type_checkers_block_is_the_same_table():
-    tree = ast.parse(Path(secateur.__file__).read_text())
-    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
-    typed = {}
-    for line in block.body:
-        assert isinstance(line, ast.ImportFrom)
-        assert line.module is not None
-        typed |= {alias.name: line.module.removeprefix("secateur.") for alias in line.names}
+def test_the_stub_is_the_list_and_every_name_has_a_purpose():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    lines = [line for line in tree.body if isinstance(line, ast.ImportFrom) and line.module != "secateur"]
+    typed = {alias.name: line.module.removeprefix("secateur.") for line in lines for alias in line.names}
     assert typed == secateur.PUBLIC
+    assert [name for names in secateur.PURPOSES.values() for name in names] == list(secateur.PUBLIC)
+    assert all(f"\n{purpose}\n" in secateur.__doc__ for purpose in secateur.PURPOSES)
+
+
+def test_errors_are_public():
+    code = "import secateur; print(issubclass(secateur.errors.MaskError, secateur.SecateurError))"
+    assert in_a_fresh_python(code) == "True"
+    raised = {name for name, value in vars(secateur.errors).items() if inspect.isclass(value)}
+    assert {name for name in raised if name.endswith(("Error", "Warning"))} <= set(secateur.PUBLIC)
 
 
 @pytest.mark.parametrize("room", ["criteria", "budgets", "shrinkage", "schedules"])
@@ -102,3 +107,12 @@ def test_the_core_needs_no_extra():
         "print(masks.sparsity)"
     )
     assert in_a_fresh_python(code) == "0.5"
+
+
+def test_what_needs_an_extra_says_so_in_a_line():
+    code = (
+        "import sys, secateur as sc\nsys.modules['pydantic'] = None\n"
+        "try: sc.Step\nexcept sc.MissingExtraError as error: print(error)"
+    )
+    said = "'pydantic' is not installed; it comes with: pip install 'secateur[lab]'"
+    assert in_a_fresh_python(code) == said

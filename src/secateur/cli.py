@@ -36,6 +36,7 @@ _Model = Annotated[
         help="A network's name, package.module:factory, or YAML with options: {name: ..., width: 0.5}."
     ),
 ]
+_Folders = Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")]
 _InputDtype = Annotated[
     str | None, typer.Option(help="Dtype of that batch [float32]; int64 for networks that read tokens.")
 ]
@@ -70,7 +71,7 @@ def _options(
 
 @app.command("list")
 def list_() -> None:
-    """List recipes, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
+    """List recipes, steps, data sets, networks, criteria, budgets, shrinkages and schedules, a line each."""
     from secateur.experiments.catalog import catalog
 
     for kind, entries in catalog().items():
@@ -105,7 +106,7 @@ def run(
 
     settings = _settings(set_)
     settings |= {k: v for k, v in (("sampler", sampler), ("trials", trials)) if v is not None}
-    loaded = load_recipe(recipe, settings, _seeds(seeds))
+    loaded = load_recipe(recipe, settings, None if seeds is None else _integers("--seeds", seeds))
     folder = out or _RUNS / loaded.name
     shared = _RUNS if folder.parent.resolve() == _RUNS.resolve() else None
     if dry_run:
@@ -114,15 +115,8 @@ def run(
     console = _console()
     try:
         with progress(console, quiet) as reporter:
-            results = run_study(
-                loaded,
-                folder,
-                workers=workers,
-                storage=storage,
-                shared=shared,
-                on_trial=reporter.trial,
-                on_epoch=reporter.epoch,
-            )
+            heard = {"on_trial": reporter.trial, "on_epoch": reporter.epoch}
+            results = run_study(loaded, folder, workers=workers, storage=storage, shared=shared, **heard)
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from interrupt
@@ -144,7 +138,7 @@ def run(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")],
+    folders: _Folders,
     out: Annotated[Path | None, typer.Option(help="The page [report.html in the first folder].")] = None,
     pictures: Annotated[
         str | None, typer.Option(help="Write each plot beside the page too: png, svg or pdf.")
@@ -166,7 +160,7 @@ def report(
 
 @app.command()
 def choose(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of studies (with a results.json each).")],
+    folders: _Folders,
     accuracy_drop: Annotated[
         float, typer.Option(help="How far validation accuracy may lie below dense, in percentage points.")
     ],
@@ -203,7 +197,7 @@ def deploy(
     ] = None,
 ) -> None:
     """Write a trial's network in every format, and measure each: bytes, load, latency, memory, accuracy."""
-    from secateur.experiments.deployment import deploy
+    from secateur.experiments.commands.deployment import deploy
     from secateur.experiments.results import check_writable, read_results
     from secateur.report.page import write_page
     from secateur.report.terminal import print_deployment
@@ -233,7 +227,7 @@ def inspect(
     input_dtype: _InputDtype = None,
 ) -> None:
     """Print a network's layers: shapes, parameters, non-zeros and sparsity."""
-    from secateur.experiments.checkpoints import inspect_model
+    from secateur.experiments.commands.network import inspect_model
 
     typer.echo(inspect_model(_named("--model", model), weights, _shape(input_shape), input_dtype))
 
@@ -289,7 +283,7 @@ def prune(
     ] = None,
 ) -> None:
     """Prune a checkpoint of your own, without a recipe."""
-    from secateur.experiments.checkpoints import prune_checkpoint
+    from secateur.experiments.commands.network import prune_checkpoint
 
     result = prune_checkpoint(
         model=_named("--model", model),
@@ -324,7 +318,7 @@ def _console() -> Console:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    from secateur.experiments.yaml_lines import shown
+    from secateur.text import shown
 
     settings: dict[str, Any] = {}
     for pair in pairs:
@@ -343,16 +337,13 @@ def _named(option: str, text: str | None) -> Any:
 
 
 def _yaml(option: str, text: str) -> Any:
-    from secateur.experiments.yaml_lines import parse_yaml, shown
+    from secateur.experiments.yaml_lines import parse_yaml
+    from secateur.text import shown
 
     try:
         return parse_yaml(text, "").value
     except RecipeError as error:
         raise RecipeError(f"{option}: {shown(repr(text))} is not valid YAML: {error}") from error
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    return None if text is None else _integers("--seeds", text)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -363,7 +354,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _integers(option: str, text: str) -> list[int]:
-    from secateur.experiments.yaml_lines import shown
+    from secateur.text import shown
 
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("-?[0-9]{1,19}", part) for part in parts):

@@ -61,7 +61,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it on success and vanishes on failure.
 
     A kill at any moment leaves the old file or the new one, never half of one; the temporary file that it
-    leaves is :func:`sweep`'s. Raises WriteError where the file cannot be written.
+    leaves is ``sweep``'s. Raises WriteError where the file cannot be written.
     """
     path = Path(path)
     with _written(path):
@@ -70,9 +70,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             os.fsync(handle)
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            as_others(temporary, 0o666)
             temporary.replace(path)
             sync(path.parent)
         finally:
@@ -93,11 +91,17 @@ def _temporary(path: Path) -> tuple[int, Path]:
     """Create a temporary file that is locked for as long as it is open: so a sweep knows it is in use."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)  # swept between its creation and its lock
+
+
+def as_others(path: Path, mode: int) -> None:
+    """Give what was made as a temporary file or folder the rights that any other one has."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 def sync(folder: Path) -> None:
@@ -111,19 +115,34 @@ def sync(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of :func:`replacing` whose process was killed."""
-    if fcntl is None:
-        return
+    """Remove the temporary files of ``replacing`` whose process was killed."""
     for path in folder.glob(".*"):
-        if _TEMPORARY.fullmatch(path.name) is None:
-            continue
-        with suppress(OSError):  # in use, a link, or gone: no leftover
-            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError), abandoned(path):  # in use, a link, or gone: no leftover
                 path.unlink()
-            finally:
-                os.close(handle)
+
+
+def lock(handle: int) -> None:
+    """Wait for an exclusive lock on an open file, which the system lets go of when it is closed; where there
+    are no locks, go on."""
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that nobody else holds.
+
+    Raises OSError where somebody does, where that cannot be known, or for a file that is not there.
+    """
+    if fcntl is None:
+        raise OSError("this system has no locks on files")
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def own_folder(path: Path) -> Path:
@@ -157,8 +176,7 @@ def locked(path: Path) -> Iterator[int]:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
                 raise StorageError(f"{path}: is no plain file of its own, as a lock must be; remove it")
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle)
             if os.fstat(handle).st_nlink:
                 yield handle
                 return
@@ -311,14 +329,14 @@ def _opened(path: str | Path) -> BinaryIO:
     """Open a plain file to read, nothing that could make a reader wait or change what it names."""
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-            raise StorageError(f"{path}: is {what}, not a file")
-        return open(path, "rb")
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL or half a surrogate pair
         raise StorageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+    raise StorageError(f"{path}: is {what}, not a file")
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -330,7 +348,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Undo :func:`pack_bits`; raises StorageError where the length does not fit ``shape``."""
+    """Undo ``pack_bits``; raises StorageError where the length does not fit ``shape``."""
     if any(type(size) is not int or size < 0 for size in shape):
         raise StorageError(f"{shape} is no shape of a mask; whole numbers from 0 are right")
     number = math.prod(shape)

@@ -12,8 +12,7 @@ from samples import check_one_line
 
 from secateur.errors import DataError
 
-BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
-REAL = Path(os.environ["SECATEUR_DATA"]) if os.environ.get("SECATEUR_DATA") else BESIDE
+REAL = Path(os.environ.get("SECATEUR_DATA", "no folder of real data"))
 
 Refused = Callable[[str], AbstractContextManager[None]]
 

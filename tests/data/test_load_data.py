@@ -41,12 +41,12 @@ def test_every_entry_is_a_documented_function(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnits", {}, r"no data set 'mnits'; did you mean 'mnist'"),
-        ("imagenet-21k", {}, r"no data set 'imagenet-21k'; known: digits, "),
-        ("mnist", {"donwload": False}, r"^mnist: no option 'donwload'; its options: download, normalise$"),
-        ("digits", {"path": "x"}, r"^digits: no option 'path'; its options: none$"),
-        ("npz", {}, r"^npz: option 'path' is missing"),
-        ("image-folder", {"path": "x"}, r"^image-folder: option 'size' is missing"),
+        ("mnits", {}, r"unknown data set 'mnits'; did you mean 'mnist'"),
+        ("imagenet-21k", {}, r"unknown data set 'imagenet-21k'; known: digits, "),
+        ("mnist", {"donwload": False}, r"^mnist has no option 'donwload'; did you mean 'download'"),
+        ("digits", {"path": "x"}, r"^digits has no option 'path'$"),
+        ("npz", {}, r"^npz needs the option 'path'$"),
+        ("image-folder", {"path": "x"}, r"^image-folder needs the option 'size'$"),
         (
             "image-folder",
             {"path": "x", "size": "big"},

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -17,10 +18,6 @@ from secateur.deploy.onnx import export_onnx, run_onnx, session
 from secateur.deploy.onnx_int8 import calibration
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
 from secateur.models import build_model
-
-pytest.importorskip("onnxscript")
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
 
 ROWS = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
 FAST = [("lenet-5", (1, 28, 28), {}), ("lenet-300-100", (1, 28, 28), {})]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.deploy import packing
 from secateur.deploy.packing import pack, unpack, unpack_tensors
-from secateur.deploy.unpacking import Sparse, read
 from secateur.errors import BudgetError, ModelError, NonFiniteError, StorageError
+from secateur.runtime.unpacking import Sparse, read
 
 COMPRESSIONS = ("lzma", "zstd")
 

@@ -1,8 +1,10 @@
-"""A folder that runs without PyTorch: its one file, its check, and what it costs beside PyTorch."""
+"""A folder that runs without PyTorch: its files, its check, and what it costs beside PyTorch."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployed import network, numbers, stirred
 from safetensors.torch import save_file
 from torch import nn
 
+from networks.drawn import numbers, stirred
+from networks.packaged import network
 from secateur.deploy import folder as folders
-from secateur.deploy.folder import bundle, write_folder
+from secateur.deploy.folder import PACKAGE, write_folder
 from secateur.errors import ModelError, StorageError
 from secateur.models import build_model
 
@@ -75,7 +78,7 @@ def written(tmp_path_factory):
 
 def test_a_folder(written):
     folder, _, _ = written
-    names = ["check_input.npy", "check_output.npy", "kernels.py", "model.secateur", "run.py"]
+    names = ["check_input.npy", "check_output.npy", "model.secateur", "run.py", PACKAGE]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in folder.parent.iterdir()] == ["resnet"]
 
@@ -112,32 +115,58 @@ print(run.Network(sys.argv[1] + "/model.secateur").run(np.zeros((3, 3, 32, 32), 
 
 def test_only_numpy_and_the_standard_library_are_imported(written):
     folder, _, _ = written
-    after = "print(sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
+    after = "print(*{name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names))"
     done = run_file(folder / "run.py", "--check", after=after)
-    loaded = done.stdout.splitlines()[-1]
-    assert "numpy" in loaded
-    assert not re.search("torch|scipy|numba|secateur|safetensors|zstandard", loaded), loaded
+    loaded = {re.sub(f"{PACKAGE}_.*", PACKAGE, name) for name in done.stdout.splitlines()[-1].split()}
+    assert loaded == {"__main__", "numpy", PACKAGE}
 
 
-def test_the_bundle_has_one_place_for_imports_and_no_name_twice():
-    text = bundle()
-    assert "secateur.deploy" not in text.replace("``secateur.deploy.graph``", "")
-    assert text.count("from __future__") == 1
-    assert text.index("OPENBLAS_NUM_THREADS") < text.index("import numpy")
-    assert text.count("import numpy as np") == 1
-    compile(text, "run.py", "exec")
+def test_what_lies_beside_it_is_not_run(written, tmp_path, bare_python):
+    """From any working folder, with modules of everybody's names there and beside the package's own."""
+    folder = Path(shutil.copytree(written[0], tmp_path / "net"))
+    place = tmp_path / "working"
+    place.mkdir()
+    for name in ("numpy", "runner", "unpacking", "json", PACKAGE):
+        for where in (place, folder):
+            (where / f"{name}.py").write_text(f"raise SystemExit('{name}.py was run')\n")
+    command = [bare_python, "-I", str(folder / "run.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "OK" in done.stdout
 
 
-def test_names_that_clash_are_an_error(tmp_path, monkeypatch):
-    for name in folders.MODULES:
-        (tmp_path / f"{name}.py").write_text("def read(): pass\n")
-    monkeypatch.setattr(folders, "__file__", str(tmp_path / "folder.py"))
-    with pytest.raises(ValueError, match="'read' is defined in unpacking"):
-        bundle()
-    for index, name in enumerate(folders.MODULES):
-        (tmp_path / f"{name}.py").write_text(f"def f{index}():\n    import secateur\n")
-    with pytest.raises(ValueError, match="would import secateur"):
-        bundle()
+def test_folders_of_one_process_share_their_code_where_it_is_the_same(written, tmp_path, bare_python):
+    other = Path(shutil.copytree(written[0], tmp_path / "other"))
+    model, shape = small()
+    mine = write_folder(model, numbers(2, *shape), tmp_path / "mine")
+    runner = other / PACKAGE / "runner.py"
+    runner.write_text(runner.read_text().replace("class Network:", "class Network:\n    changed = True\n"))
+    text = (other / "run.py").read_text()
+    (other / "run.py").write_text(re.sub(f"{PACKAGE}_[0-9a-f]+", f"{PACKAGE}_0", text))
+    code = """
+import runpy, sys
+a, b, c = (runpy.run_path(path + "/run.py")["Network"] for path in sys.argv[1:])
+print(a is b, a is c, hasattr(a, "changed"), c.changed)
+"""
+    done = run(code, written[0], mine, other, python=bare_python)
+    assert done.stdout == "True False False True\n", done.stderr
+
+
+def test_modules_are_kept_compiled(written, tmp_path):
+    folder = Path(shutil.copytree(written[0], tmp_path / "net"))
+    subprocess.run([sys.executable, "-I", str(folder / "run.py"), "--check"], check=True, capture_output=True)
+    made = {path.name.partition(".")[0] for path in (folder / PACKAGE / "__pycache__").glob("*.pyc")}
+    assert {"runner", "unpacking", "operators", "activations"} <= made
+    assert "kernels" not in made, "who asked for numpy reads no kernels"
+
+
+def test_a_folder_of_an_earlier_version_is_replaced(tmp_path):
+    model, shape = small()
+    folder = write_folder(model, numbers(1, *shape), tmp_path / "a")
+    shutil.rmtree(folder / PACKAGE)
+    (folder / "kernels.py").write_text("")
+    write_folder(model, numbers(1, *shape), folder)
+    assert not (folder / "kernels.py").exists()
 
 
 def test_several_inputs_and_outputs(tmp_path, bare_python):
@@ -188,7 +217,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_folder(model, numbers(1, *shape, seed=1), folder)
     second = (folder / "check_input.npy").read_bytes()
     assert first != second
-    monkeypatch.setattr(folders, "bundle", lambda *_: "raise SystemExit('broken')")
+    monkeypatch.setattr(folders, "_RUN", "raise SystemExit('broken')")
     with pytest.raises(ModelError, match="process of its own: broken"):
         write_folder(model, numbers(1, *shape, seed=2), folder)
     assert (folder / "check_input.npy").read_bytes() == second
@@ -254,22 +283,27 @@ def test_one_inference_costs_a_fraction_of_what_pytorch_takes(tmp_path, bare_pyt
 
 @pytest.mark.slow  # the kernels are compiled anew
 def test_the_compiled_engine_beside_run_py(tmp_path):
-    pytest.importorskip("numba")
     model, x = build_model("lenet-5").eval(), torch.randn(3, 1, 28, 28)
     folder = write_folder(model, x, tmp_path / "net")
     command = [sys.executable, "-I", str(folder / "run.py"), "--check", "--engine", "compiled"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "OK" in done.stdout
-    (folder / "kernels.py").unlink()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "needs kernels.py beside run.py" in done.stderr
 
 
-def test_a_run_py_of_ones_own_is_not_replaced(tmp_path):
+@pytest.mark.slow  # the kernels are compiled anew, twice
+@pytest.mark.parametrize("home", [True, False])
+def test_the_compiled_engine_where_nothing_can_be_kept_in_the_folder(tmp_path, home):
+    """Then the machine code goes to the user's cache, or is not kept."""
     model, shape = small()
-    (tmp_path / "run.py").write_text("mine")
-    with pytest.raises(StorageError, match=r"holds other files, 'run.py'"):
-        write_folder(model, numbers(2, *shape), tmp_path)
-    assert (tmp_path / "run.py").read_text() == "mine"
+    folder = write_folder(model, numbers(3, *shape), tmp_path / "net")
+    shutil.rmtree(folder / PACKAGE / "__pycache__")
+    (folder / PACKAGE / "__pycache__").write_text("no folder: a root user writes to read-only ones too")
+    (tmp_path / "home").mkdir()
+    place = tmp_path / "home" if home else Path("/dev/null/nowhere")
+    command = [sys.executable, "-I", str(folder / "run.py"), "--check", "--engine", "compiled"]
+    named = {"HOME": str(place), "XDG_CACHE_HOME": str(place / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **named})
+    assert done.returncode == 0, done.stderr
+    assert "OK" in done.stdout
+    assert bool(list((tmp_path / "home").rglob("*.nbi"))) == home

@@ -5,18 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import secateur as sc
 from secateur.deploy import sparse as sparse_module
 from secateur.deploy.sparse import fold_batch_norms, sparsify
 from secateur.deploy.sparse_layers import SparseLayer, supported
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.capture import capture
 from secateur.measure.latency import Timing
 from secateur.models import build_model
-from secateur.structure.capture import capture
-
-pytest.importorskip("numba")
-Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
 
 def pruned(name: str, sparsity: float, **options) -> nn.Module:
@@ -128,6 +126,12 @@ def test_norms_fold_only_where_nobody_else_reads_the_layer():
         wanted = model(x)
         assert fold_batch_norms(model, capture(model, x)) == ["na"]
         assert off(wanted, model(x)) < 1e-6
+
+
+def test_a_norm_along_the_rows_of_a_linear_layer_is_not_folded_into_it():
+    for rows in (4, 5):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(rows)).eval()
+        assert fold_batch_norms(model, capture(model, torch.randn(2, rows, 6))) == []
 
 
 def test_what_cannot_be_sparse_is_said(sparse_wins):

@@ -60,9 +60,9 @@ CHANGES = [
         "{name: digits-mlp, weights: no.safetensors}",
         r"line 3: .*no.safetensors: no such",
     ),
-    ("name: digits, ", "name: digit, ", r"line 2: no data set 'digit'; did you mean 'digits'"),
-    ("name: digits, ", "name: digits, size: 3, ", r"line 2: digits: no option 'size'"),
-    ("name: digits, ", "name: npz, ", r"line 2: npz: option 'path' is missing"),
+    ("name: digits, ", "name: digit, ", r"line 2: unknown data set 'digit'; did you mean 'digits'"),
+    ("name: digits, ", "name: digits, size: 3, ", r"line 2: digits has no option 'size'"),
+    ("name: digits, ", "name: npz, ", r"line 2: npz needs the option 'path'"),
     (
         "{prune: {",
         "{prune: {include: [layer.0], ",
@@ -73,7 +73,7 @@ CHANGES = [
     (
         "{prune: {",
         "{prune: {units: true, criterion: bn_scale, ",
-        r"line 7: bn_scale reads the scales of",
+        r"line 7: its criterion reads the scales of",
     ),
     ("seeds: [0, 1]", "device: cuda", r"line 12: device is cuda, and torch finds no CUDA device"),
 ]

@@ -20,7 +20,7 @@ from one_trial import plan_of, without_times
 
 import secateur as sc
 from secateur.data import load_data
-from secateur.experiments import deployment
+from secateur.experiments.commands import deployment
 from secateur.experiments.study import finished_or_run
 from secateur.experiments.trial import trial_id
 from secateur.models import build_model
@@ -205,7 +205,7 @@ def test_deploying_a_trial(points, warm, tmp_path, monkeypatch, record_property)
     def unmeasured(making, seconds):
         return [{"name": name, "reason": None} for name in making.formats]
 
-    monkeypatch.setattr(deployment, "_measured", unmeasured)
+    monkeypatch.setattr(deployment, "measure_formats", unmeasured)
     found = killed_everywhere(
         lambda: deployment.deploy(folder),
         folder / "deploy",

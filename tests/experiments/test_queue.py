@@ -20,7 +20,7 @@ from pathlib import Path
 import optuna
 import pytest
 from numbers_of import numbers
-from tiny_recipe import TINY
+from recipes import TINY
 
 from secateur.errors import RecipeError, StorageError
 from secateur.experiments import queue

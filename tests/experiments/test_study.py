@@ -15,12 +15,12 @@ from secateur.experiments.study import describe, run_study
 from secateur.experiments.trial import trial_id
 from secateur.models import build_model
 from secateur.pruning.masks import Masks
-from secateur.training.checkpoint import load_weights
+from secateur.training.checkpoint import load_network
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    from tiny_recipe import TINY
+    from recipes import TINY
 
     from secateur.experiments.recipe import load_recipe
 
@@ -65,7 +65,7 @@ def test_the_files_of_a_trial_are_the_network_that_was_measured(done):
     row = results["trials"][2]
     folder = out / "trials" / row["id"]
     model = build_model("digits-mlp", hidden=16)
-    load_weights(folder / "model.safetensors", model)
+    load_network(folder / "model.safetensors", model)
     masks = Masks.load(folder / "masks.safetensors", model)
     masks.check()
     assert masks.sparsity == row["metrics"]["sparsity"]
@@ -223,7 +223,7 @@ def test_a_small_network_from_scratch_takes_the_pruned_ones_place(tmp_path):
     assert dense["metrics"]["compression_rate"] == 1.0
     assert dense["metrics"]["accuracy_retrained"] is None
     again = build_model("digits-mlp", hidden=8)
-    load_weights(tmp_path / "control" / "trials" / small["id"] / "model.safetensors", again)
+    load_network(tmp_path / "control" / "trials" / small["id"] / "model.safetensors", again)
 
 
 def test_a_control_killed_in_its_training_goes_on(tmp_path):

@@ -18,7 +18,7 @@ from subjects import make_study
 
 from secateur import cli
 from secateur.errors import SecateurError
-from secateur.experiments.finished import load_dense, load_pruned, read_trial
+from secateur.experiments.commands.finished import load_dense, load_pruned, read_trial
 from secateur.experiments.recipe import load_recipe, packaged_recipes
 from secateur.experiments.results import read_results
 from secateur.report.choice import choose, write_choice

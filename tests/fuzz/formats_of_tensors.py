@@ -22,10 +22,12 @@ from subjects import fresh, smaller
 from torch import nn
 
 import secateur as sc
-from secateur.deploy import unpacking
 from secateur.deploy.packing import pack, unpack, unpack_tensors
 from secateur.errors import SecateurError
 from secateur.pruning.masks import Masks
+from secateur.runtime.contents import MAGIC, PRELUDE
+from secateur.runtime.streams import FileError, Stream
+from secateur.runtime.unpacking import read as read_packed
 from secateur.storage import load_tensors
 from secateur.structure import saved
 from secateur.training.checkpoint import load_network, load_run, save_run, save_weights
@@ -338,8 +340,8 @@ def packed(folder: Path) -> Opened:
 
     def read(place: Path) -> None:
         path = place / "file.secateur"
-        with suppress(unpacking.FileError):  # its own kind of error, without the rest of secateur
-            unpacking.read(path, limit=1 << 26, sparse=True)
+        with suppress(FileError):  # its own kind of error, without the rest of secateur
+            read_packed(path, limit=1 << 26, sparse=True)
         found, _ = unpack_tensors(path, limit=1 << 26)
         if "conv.weight" in found:
             subject.load(lambda model: unpack(model, path, limit=1 << 26))
@@ -349,11 +351,11 @@ def packed(folder: Path) -> Opened:
 
 def _repacked(data: bytes, chance: Chance) -> bytes:
     """Change the header or the streams and put the file together with the right checksum."""
-    _, _, stored, size = unpacking.PRELUDE.unpack_from(data)
-    body = data[unpacking.PRELUDE.size :]
+    _, _, stored, size = PRELUDE.unpack_from(data)
+    body = data[PRELUDE.size :]
     text: bytes = bytes(body[:stored])
     if stored != size:
-        text = bytes(unpacking._Stream("header", "lzma3", memoryview(text), size).take(size, last=True))
+        text = bytes(Stream("header", "lzma3", memoryview(text), size).take(size, last=True))
     streams = body[stored:]
     if chance.random() < 0.25:
         streams = changed(streams, chance)
@@ -371,7 +373,7 @@ def _repacked(data: bytes, chance: Chance) -> bytes:
     if chance.random() < 0.05:
         text = changed(text, chance)
     body = text + streams
-    return unpacking.PRELUDE.pack(unpacking.MAGIC, zlib.crc32(body), len(text), len(text)) + body
+    return PRELUDE.pack(MAGIC, zlib.crc32(body), len(text), len(text)) + body
 
 
 FORMATS = {

@@ -376,3 +376,14 @@ def test_an_lstm_gets_cheaper_with_its_units():
     big, small = (nn.LSTM(4, hidden, batch_first=True) for hidden in (16, 8))
     counts = [count_macs(model, r(2, 5, 4)).dense for model in (big, small)]
     assert counts == [10 * 4 * (64 + 256), 10 * 4 * (32 + 64)]
+
+
+def test_a_tensor_and_arguments_by_name():
+    class Gated(nn.Linear):
+        def forward(self, x, gate=1.0):
+            return super().forward(x) * gate
+
+    assert count_macs(Gated(4, 3), r(2, 4), {"gate": 0.5}).dense == 24
+    assert count_macs(Gated(4, 3), {"x": r(2, 4)}, {"gate": 0.5}).dense == 24
+    packed = rnn.pack_sequence([r(3, 4), r(2, 4)])
+    assert count_macs(nn.LSTM(4, 3), packed, {"hx": None}).dense == count_macs(nn.LSTM(4, 3), packed).dense

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.errors import ModelError
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
-from secateur.measure.running import copied
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, tensor_bytes_sparse
 from secateur.measure.summary import profile
 

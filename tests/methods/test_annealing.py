@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from branch_nets import net
 from torch import nn
 
 import secateur as sc
+from networks.branched import net
 from secateur.errors import BudgetError, CriterionError, NonFiniteError
 from secateur.methods.annealing import Stage
 
@@ -208,7 +208,25 @@ def test_impossible_settings_are_refused(options: dict):
         sc.Annealing(**options)
 
 
-@pytest.mark.parametrize("found", [1.0, None, (1.0,), (1.0, 2.0, 3.0)])
-def test_an_evaluation_that_is_no_pair_is_one_error(found):
-    with pytest.raises(CriterionError, match=r"a pair of numbers \(score, loss\) is right"):
+def test_a_training_without_a_rate_and_an_evaluation_without_a_loss_will_do():
+    """As they are written for the other methods."""
+    annealing, trained, scores = branches(), [], iter([0.9, 0.8, 0.7, 0.6])
+
+    def fine_tune(network: nn.Module, epochs: int = 3) -> None:
+        trained.append((annealing.alpha, epochs))
+
+    stages = sc.anneal_branches(annealing, fine_tune, lambda network: next(scores), sc.Annealing(HALVES))
+    assert trained == [(0.5, 3), (0.25, 3), (0.0, 3)]
+    assert [(stage.score, stage.loss) for stage in stages][:2] == [(0.9, None), (0.8, None)]
+
+
+def test_rates_that_a_training_does_not_take_are_refused():
+    method = sc.Annealing(HALVES, rates=(1, 10))
+    with pytest.raises(BudgetError, match="fine_tune takes the network alone"):
+        sc.anneal_branches(branches(), lambda network: None, lambda network: 1.0, method)
+
+
+@pytest.mark.parametrize("found", ["good", None, (1.0,), (1.0, 2.0, 3.0)])
+def test_an_evaluation_that_is_no_score_is_one_error(found):
+    with pytest.raises(CriterionError, match=r"a score, or a pair of numbers \(score, loss\), is right"):
         sc.anneal_branches(branches(), lambda network, rate: None, lambda network: found)

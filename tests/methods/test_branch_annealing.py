@@ -8,15 +8,19 @@ import math
 
 import pytest
 import torch
-from branch_nets import NETS, Plain, Residual, lived_in, net, randn, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from networks.branched import NETS, net, trained
+from networks.drawn import lived_in, randn
+from networks.plain import Plain
+from networks.residual import Strided
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
+from secateur.graph.compare import difference
 from secateur.methods.branch_annealing import BranchAnnealing, Descent, _pivots
 from secateur.models import build_model
-from secateur.structure.verify import call, difference
+from secateur.running import call
 
 STARTS = ("least squares", "svd", "random")
 
@@ -352,8 +356,8 @@ def test_bad_input_is_one_clear_error(options: dict, error: type[Exception], mes
 def test_a_network_without_a_place_for_a_branch_is_one_clear_error():
     with pytest.raises(TargetError, match="no group"):
         BranchAnnealing(nn.Linear(4, 3), torch.randn(2, 4), start="random")
-    with pytest.raises(ModelError, match="Residual does not run"):
-        BranchAnnealing(Residual(), torch.randn(2, 5, 9, 9), start="random")
+    with pytest.raises(ModelError, match="Strided does not run"):
+        BranchAnnealing(Strided(), torch.randn(2, 5, 9, 9), start="random")
 
 
 def test_a_copy_folds_as_the_first_does():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import secateur as sc
+from networks.plain import Coder
 from secateur.errors import BudgetError, TargetError
 from secateur.measure.macs import count_macs
 
@@ -64,9 +65,9 @@ def test_the_rest_is_as_in_prune(net):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "exactly one of"),
+        ({}, "exactly one of macs, parameters and latency_ms; got none"),
         ({"macs": 0.5, "parameters": 0.5}, "exactly one of"),
-        ({"macs": 1.5}, "share between 0 and 1"),
+        ({"macs": 1.5}, "share of the dense network's, between 0 and 1"),
         ({"latency_ms": -1.0}, "positive number of milliseconds"),
         ({"parameters": 0.001}, "cannot be met"),
     ],
@@ -136,18 +137,6 @@ def test_a_network_without_multiply_adds_cannot_be_limited_in_them():
         sc.prune_to(Table(), torch.randn(2, 6), macs=0.5)
     with pytest.raises(BudgetError, match="Table has no multiply-adds"):
         sc.prune_greedily(Table(), torch.randn(2, 6), batches, macs=0.5)
-
-
-class Coder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
-
-    def encode(self, x):
-        return self.b(self.a(x).relu())
-
-    def forward(self, x):
-        return self.c(self.encode(x).relu())
 
 
 def test_other_methods_stay_equal_too():

@@ -5,14 +5,18 @@ import io
 
 import pytest
 import torch
-from selection_nets import apart, assign, mlp, quadratic, randn, same, selection, state, stepped
 from torch import nn
 from torch.nn import functional as F
 
+from networks.comparing import apart, same, snapshot
+from networks.drawn import randn
+from networks.plain import mlp
+from networks.selected import assign, quadratic, selection, stepped
 from secateur.errors import BudgetError, ModelError, NonFiniteError, TargetError
 from secateur.methods import scaling
 from secateur.methods.scaling import Scaled
 from secateur.methods.structure_selection import Selected, StructureSelection
+from secateur.structure.proof import Proof
 
 # -- training and state --------------------------------------------------------------------------------
 
@@ -45,19 +49,19 @@ def test_resumed_training_is_the_same_bit_for_bit(name):
         target.load_state_dict(saved)
     assert all(again.network.factors[n] is f and f.requires_grad for n, f in held.items())
     steps(again, optimizer, 3, 20)
-    assert same(state(whole.network), state(again.network))
+    assert same(snapshot(whole.network), snapshot(again.network))
     assert not all((f == 1).all() for f in again.factors.values())
 
 
 def test_a_deep_copy_goes_its_own_way():
     model, x, chosen = selection("mlp")
     other = copy.deepcopy(chosen)
-    before = state(chosen.network)
+    before = snapshot(chosen.network)
     steps(other, torch.optim.SGD(other.network.parameters(), lr=0.1), 3, 1)
-    assert same(before, state(chosen.network))
-    assert not same(before, state(other.network))
+    assert same(before, snapshot(chosen.network))
+    assert not same(before, snapshot(other.network))
     steps(chosen, torch.optim.SGD(model.parameters(), lr=0.1), 3, 1)
-    assert same(state(other.network), state(chosen.network))
+    assert same(snapshot(other.network), snapshot(chosen.network))
     twin = copy.deepcopy(chosen.network)
     with torch.no_grad():
         twin.factors["0 -> 2"].zero_()
@@ -83,7 +87,7 @@ def test_factors_stay_trainable_and_wide(change):
 
 def test_assigned_states_stay_trainable():
     _, _, chosen = selection("mlp")
-    chosen.network.load_state_dict(state(chosen.network), assign=True)
+    chosen.network.load_state_dict(snapshot(chosen.network), assign=True)
     assert all(f.requires_grad for f in chosen.network.factors.values())
 
 
@@ -112,7 +116,7 @@ def test_a_larger_penalty_leaves_fewer_units():
     y = ((x[:, 0] + 0.5 * x[:, 1]) > 0).long()
     left, hits = [], []
     for penalty in (0.0, 6e-3, 2e-2):
-        model = mlp(6, 16, 2)
+        model = mlp(6, 16, 2, seed=0).double()
         chosen = StructureSelection(model, x, penalty=penalty)
         optimizer = torch.optim.SGD(chosen.network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
         with chosen.trained(optimizer) as network:
@@ -120,7 +124,7 @@ def test_a_larger_penalty_leaves_fewer_units():
                 optimizer.zero_grad()
                 F.cross_entropy(network(x), y).backward()
                 optimizer.step()
-        small, _, selected = chosen.fold()
+        small, selected = chosen.fold()
         assert torch.equal(small(x).argmax(1), chosen.network(x).argmax(1))
         left.append(selected.units["0 -> 2"][0])
         hits.append(float((small(x).argmax(1) == y).double().mean()))
@@ -193,7 +197,14 @@ def test_tied_and_grouped_weights_say_why():
 )
 def test_impossible_settings(options, error, words):
     with pytest.raises(error, match=words):
-        StructureSelection(mlp(5, 4, 2), randn(3, 5), **options)
+        StructureSelection(mlp(5, 4, 2, seed=0).double(), randn(3, 5), **options)
+
+
+def test_the_default_rate_goes_with_any_optimizer():
+    model, x, chosen = selection("mlp")
+    assert chosen.lr == 0.1
+    stepped(chosen, torch.optim.Adam(model.parameters()), lambda: quadratic(chosen.network, x))
+    assert any((factor != 1).any() for factor in chosen.factors.values())
 
 
 def test_a_model_without_groups():
@@ -205,9 +216,13 @@ def test_a_model_without_groups():
 
 
 def test_optimizers_that_cannot_be_followed():
-    model, x, chosen = selection("mlp")
+    model, x, chosen = selection("mlp", lr=None)
     for optimizer, error, words in (
-        (torch.optim.SGD(mlp(2, 2).parameters(), lr=0.1), TargetError, "network.parameters()"),
+        (
+            torch.optim.SGD(mlp(2, 2, seed=0).double().parameters(), lr=0.1),
+            TargetError,
+            "network.parameters()",
+        ),
         (torch.optim.LBFGS(model.parameters()), BudgetError, "LBFGS takes the gradient several times"),
         (torch.optim.Adam(model.parameters()), BudgetError, "with Adam give lr=0.1"),
     ):
@@ -224,7 +239,7 @@ def test_optimizers_that_cannot_be_followed():
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_scaler_of_gradients_is_refused(enabled):
-    model = mlp(5, 4, 2).float()
+    model = mlp(5, 4, 2, seed=0)
     x = randn(3, 5).float()
     chosen = StructureSelection(model, x)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -235,13 +250,42 @@ def test_a_scaler_of_gradients_is_refused(enabled):
             scaler.scale(quadratic(chosen.network, x)).backward()
             scaler.step(optimizer)
 
+    before = snapshot(model)
     if enabled:
         with pytest.raises(ModelError, match="a GradScaler does not unscale"):
             train()
         assert (chosen.factors["0 -> 2"] == 1).all()
+        assert same(before, snapshot(model))  # nor did the weights take the step
+        assert not {"found_inf", "grad_scale", "_step_supports_amp_scaling"} & vars(optimizer).keys()
     else:
         train()
         assert (chosen.factors["0 -> 2"] != 1).any()
+
+
+def test_a_scaler_around_a_fused_or_wrapped_optimizer_is_refused_too():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+
+        def step(self, closure=None):
+            self.optimizer.step()
+
+    for wrap, fused in ((Around, False), (lambda o: o, True)):
+        model, x = mlp(5, 4, 2, seed=0), randn(3, 5).float()
+        chosen = StructureSelection(model, x)
+        optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1, fused=fused))
+        scaler = torch.amp.GradScaler("cpu")
+
+        def train(chosen=chosen, optimizer=optimizer, scaler=scaler, x=x):
+            with chosen.trained(optimizer):
+                scaler.scale(quadratic(chosen.network, x)).backward()
+                scaler.step(optimizer)
+
+        with pytest.raises(ModelError, match="a GradScaler does not unscale"):
+            train()
+        assert (chosen.factors["0 -> 2"] == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -252,7 +296,7 @@ def test_a_nan_names_the_group_and_changes_no_factor():
         stepped(chosen, optimizer, lambda: quadratic(chosen.network, x) * float("nan"))
     assert all((factor == 1).all() for factor in chosen.factors.values())
     assign(chosen, {"2 -> 4": float("inf")})
-    with pytest.raises(NonFiniteError, match="2 -> 4: a factor is a NaN or an infinity"):
+    with pytest.raises(NonFiniteError, match="2 -> 4: a factor holds a NaN or an infinity"):
         chosen.fold()
     with pytest.raises(BudgetError, match="threshold is -1"):
         chosen.fold(-1)
@@ -271,7 +315,9 @@ def test_factors_that_do_not_reach_the_weights_are_an_error(monkeypatch):
 
 
 def test_selected_prints_lines():
-    selected = Selected({"a -> b": (2, 5)}, (), (), 0.01, 1e-16, ("look here",))
+    proof = Proof(1, "float64", 0.0, 0.0, {}, (10, 4), (20, 8))
+    selected = Selected({"a -> b": (2, 5)}, (), (), 0.01, 1e-16, proof, ("look here",))
+    assert (selected.proofs, selected.parameters, selected.macs) == ((proof,), (10, 4), (20, 8))
     assert repr(selected).splitlines() == [
         "a -> b: 2 of 5 units kept",
         "small factors set to zero: outputs off by 1.0e-02",

@@ -6,16 +6,20 @@ import copy
 
 import pytest
 import torch
-from branch_nets import Plain, Residual, lived_in, net, randn, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from networks.branched import net, trained
+from networks.drawn import lived_in, randn
+from networks.plain import Plain
+from networks.residual import Strided
 from secateur.errors import ModelError, TargetError
+from secateur.graph.compare import difference
 from secateur.methods.branch_annealing import BranchAnnealing
 from secateur.methods.split_layers import SplitNorm
 from secateur.methods.widening import Widened
-from secateur.structure.verify import call, difference
+from secateur.running import call
 
 
 def plain(**options) -> tuple[nn.Module, Tensor, BranchAnnealing]:
@@ -375,7 +379,7 @@ def test_a_shared_module_and_tied_weights_elsewhere_do_no_harm():
 
 def test_a_stream_has_one_up_for_all_that_add_into_it():
     torch.manual_seed(0)
-    annealing = BranchAnnealing(lived_in(Residual()), randn(2, 3, 9, 9), start="random")
+    annealing = BranchAnnealing(lived_in(Strided()), randn(2, 3, 9, 9), start="random")
     network = annealing.network
     stream = next(name for name in network.alphas if "stem" in name)
     assert stream.startswith("stem, c2 -> c1, c3")

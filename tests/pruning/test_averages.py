@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from toy import loss_of, step
 
 import secateur as sc
+from networks.toy import loss_of, step
 from secateur.errors import MaskError, NonFiniteError, SecateurWarning
 
 OF = {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}
@@ -181,7 +181,7 @@ def test_what_is_no_average_of_it(mlp):
     average = AveragedModel(net)
     with torch.no_grad():
         average.module[0].weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"0\.weight: holds a NaN"):
+    with pytest.raises(NonFiniteError, match=r"0\.weight holds a NaN"):
         masks.apply(average)
 
 

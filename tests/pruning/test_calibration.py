@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import CriterionError, ModelError, TargetError
+from secateur.pruning.calibration import mean_gradients
 
 
 class Base(nn.Module):
@@ -254,3 +255,13 @@ def test_weights_made_in_inference_mode_are_refused_before_anything_changes():
             way()
     assert sc.sparsity(net) == 0
     assert sc.prune(copy.deepcopy(net), sc.Magnitude(), sc.Global(0.5)).sparsity == 0.5
+
+
+def test_gradients_of_complex_weights_are_squared_by_their_size():
+    net = nn.Linear(8, 2, dtype=torch.complex64)
+    x = torch.randn(6, 8, dtype=torch.complex64)
+    targets = sc.find_targets(net)
+    loss = net(x).abs().square().sum()
+    (gradient,) = torch.autograd.grad(loss, [net.weight])
+    (found,) = mean_gradients(targets, [(x, Y)], lambda y, _: y.abs().square().sum(), "test", 2).values()
+    torch.testing.assert_close(found, gradient.abs().square())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from networks.comparing import snapshot, unchanged
 from secateur.errors import CriterionError, ModelError
 from secateur.pruning.criteria import input_rms
 
@@ -24,14 +25,6 @@ def scored(criterion, net: nn.Module, data=None, loss=None, **find) -> dict[str,
         by_row = torch.cat([rows(slice(i, i + 1)) for i in range(number)])
         assert torch.equal(by_row.detach(), out[name])
     return out
-
-
-def state(net: nn.Module) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in net.state_dict().items()}
-
-
-def untouched(net: nn.Module, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 
 # -- magnitude and random --------------------------------------------------------------------------
@@ -164,10 +157,10 @@ def test_wanda_on_a_model_compiled_in_place(mlp):
 def test_wanda_runs_in_eval_mode_and_leaves_everything_as_it_was(convnet):
     net = convnet()
     net[2].eval()
-    before = state(net)
+    before = snapshot(net)
     x = torch.randn(4, 3, 4, 4)
     rms = input_rms(sc.find_targets(net), [x])
-    assert untouched(net, before)  # batch norm's running statistics too
+    assert unchanged(net, before)  # batch norm's running statistics too
     assert [m.training for m in net] == [True, True, False, True, True, True, True]
     assert not any(m._forward_pre_hooks for m in net)
     frozen = copy.deepcopy(net).eval()
@@ -213,6 +206,39 @@ def test_wanda_without_what_it_needs(mlp, convnet):
         scored(sc.Wanda(), net, [torch.randn(2, 8)])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_wanda_reads_what_a_recurrent_layer_is_called_with(packed):
+    net = nn.LSTM(3, 4, bidirectional=True)
+    x = torch.randn(5, 2, 3)
+    if packed:
+        data = [{"input": nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]))}]
+        read = torch.cat([x[:5, 0], x[:3, 1]])
+    else:
+        data, read = [x], x.flatten(0, 1)
+    inputs = ["weight_ih_l0", "weight_ih_l0_reverse"]
+    scores = scored(sc.Wanda(), net, data, include=inputs)
+    for name in inputs:
+        expected = getattr(net, name).detach().abs() * read.square().mean(0).sqrt()
+        torch.testing.assert_close(scores[name], expected)
+
+
+def test_wanda_says_that_it_sees_no_inner_state():
+    for net, name in ((nn.GRU(3, 4), "weight_hh_l0"), (nn.LSTMCell(3, 4), "weight_hh")):
+        with pytest.raises(CriterionError, match=rf"^{name}: .* multiplies a state inside the .*exclude it$"):
+            scored(sc.Wanda(), net, [torch.randn(5, 3)])
+        inputs = name.replace("hh", "ih")
+        assert list(scored(sc.Wanda(), net, [torch.randn(5, 3)], exclude="*hh*")) == [inputs]
+
+
+def test_wanda_on_what_a_weight_is_computed_from():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))
+    x = torch.randn(6, 3)
+    behind = net[0].parametrizations.weight.original1.detach()
+    scores = scored(sc.Wanda(), net, [x])
+    expected = behind.abs() * x.square().mean(0).sqrt()
+    torch.testing.assert_close(scores["0.parametrizations.weight.original1"], expected)
+
+
 # -- Taylor ----------------------------------------------------------------------------------------
 
 
@@ -238,11 +264,11 @@ def test_taylor_touches_no_gradient_buffer_mode_or_flag(convnet):
     net[2].eval()
     net[0].weight.requires_grad_(False)
     net[3].weight.grad = torch.full_like(net[3].weight, 7.0)
-    before = state(net)
+    before = snapshot(net)
     data = [(torch.randn(4, 3, 4, 4), torch.randint(0, 5, (4,)))]
     scores = scored(sc.Taylor(), net, data)
     assert scores["0.weight"].count_nonzero() > 200  # a frozen weight is scored like any other
-    assert untouched(net, before)
+    assert unchanged(net, before)
     assert net[3].weight.grad.eq(7).all()
     assert all(p.grad is None for p in net.parameters() if p is not net[3].weight)
     assert [p.requires_grad for p in net.parameters()] == [False] + [True] * 9
@@ -292,7 +318,7 @@ def test_a_function_is_a_criterion_and_scores_may_be_negative(linear):
 
 
 def test_wrong_scores_are_refused(mlp):
-    with pytest.raises(CriterionError, match=r"function gave no scores for '2\.weight'"):
+    with pytest.raises(CriterionError, match=r"<lambda> gave no scores for '2\.weight'"):
         sc.prune(mlp(), lambda targets, *_: {"0.weight": targets["0.weight"].weight}, sc.Uniform(0.5))
     with pytest.raises(
         CriterionError, match=r"0\.weight: the scores have shape \(8, 16\), the weight \(16, 8\)"

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils import prune as torch_prune
 from torch.optim import SGD, Adam
-from toy import OPTIMIZERS, X, Y, hooks, loss_of, step, weights
 
 import secateur as sc
+from networks.toy import OPTIMIZERS, X, Y, hooks, loss_of, step, weights
 from secateur.errors import MaskError
 
 

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from torch.optim import SGD
-from toy import hooks, loss_of, step
 
 import secateur as sc
+from networks.toy import hooks, loss_of, step
 from secateur.errors import MaskError, NonFiniteError
 
 
@@ -66,7 +66,7 @@ def test_nan_weights_on_entering(pruned):
     optimizer = SGD(net.parameters(), lr=0.1)
     with torch.no_grad():
         net[2].weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"^2\.weight: holds a NaN"), masks.held(optimizer):
+    with pytest.raises(NonFiniteError, match=r"^2\.weight holds a NaN"), masks.held(optimizer):
         pytest.fail("the block must not run")
     assert hooks(optimizer) == 0
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from toy import hooks, loss_of, step
 
 import secateur as sc
+from networks.toy import hooks, loss_of, step
 from secateur.errors import MaskError
-from secateur.pruning.holding import chains_of
+from secateur.pruning.holding import levels_of
 
 
 class TimmLookahead(torch.optim.Optimizer):
@@ -102,13 +102,16 @@ class Plain:
 
 
 def accelerated(net: nn.Module) -> Any:
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     return accelerate.Accelerator(cpu=True).prepare(Adam(net.parameters(), lr=0.05))
 
 
 def schedule_free(name: str) -> Any:
     def make(net: nn.Module) -> Any:
-        optimizer = getattr(pytest.importorskip("schedulefree"), name)(net.parameters(), lr=0.05)
+        import schedulefree
+
+        optimizer = getattr(schedulefree, name)(net.parameters(), lr=0.05)
         optimizer.train()
         return optimizer
 
@@ -117,8 +120,9 @@ def schedule_free(name: str) -> Any:
 
 def schedule_free_around(name: str) -> Any:
     def make(net: nn.Module) -> Any:
-        kind = getattr(pytest.importorskip("schedulefree"), name)
-        optimizer = kind(SGD(net.parameters(), lr=0.05), momentum=0.9)
+        import schedulefree
+
+        optimizer = getattr(schedulefree, name)(SGD(net.parameters(), lr=0.05), momentum=0.9)
         optimizer.train()
         return optimizer
 
@@ -126,11 +130,9 @@ def schedule_free_around(name: str) -> Any:
 
 
 def accelerated_schedule_free(net: nn.Module) -> Any:
-    optimizer = (
-        pytest.importorskip("accelerate")
-        .Accelerator(cpu=True)
-        .prepare(schedule_free("AdamWScheduleFree")(net))
-    )
+    import accelerate
+
+    optimizer = accelerate.Accelerator(cpu=True).prepare(schedule_free("AdamWScheduleFree")(net))
     optimizer.train()
     return optimizer
 
@@ -173,7 +175,7 @@ def test_zeros_hold_from_the_first_step_on(mlp, make):
             masks.check()
             swap(optimizer, "train")
             masks.check()
-    for level in chains_of(optimizer)[0]:
+    for level in (one.optimizer for one in levels_of(optimizer)):
         assert "step" not in vars(level)
         assert not hasattr(level, "_optimizer_step_pre_hooks") or hooks(level) == 0
     swap(optimizer, "eval")
@@ -198,7 +200,8 @@ def test_pruning_during_steps_counts_each_once(mlp, make):
 
 
 def test_accumulation_and_skipped_steps_of_accelerate_are_no_steps(mlp):
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     net = mlp()
     net, optimizer = accelerator.prepare(net, Adam(net.parameters(), lr=0.05))

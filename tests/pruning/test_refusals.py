@@ -1,16 +1,16 @@
 """What is refused before a weight changes, found by trying the library as a stranger."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 import secateur as sc
+from networks.plain import mlp
 from secateur.errors import BudgetError, CriterionError, MaskError, ModelError, TargetError
 
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+net = partial(mlp, 8, 8, 4, seed=0)
 
 
 def unchanged(model: nn.Module) -> bool:
@@ -41,7 +41,7 @@ CHOICES = [
     (lambda m: sc.prune(m, sc.Random(), sc.Std(1.0)), "Std .* goes with Magnitude alone, not with Random"),
     (
         lambda m: sc.gradually(m, sc.Magnitude(), sc.Threshold(0.1), sc.Cubic(3), shrinkage=sc.Soft()),
-        "Soft would shrink the same weights at each of 3 steps",
+        "Soft would shrink the same weights at each step of a schedule",
     ),
     (
         lambda m: sc.gradually(m, sc.Magnitude(), sc.Global(0.5), sc.Cubic(3), exlude="0"),

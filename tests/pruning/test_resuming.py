@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
-from toy import X, Y, hooks, step
 
 import secateur as sc
+from networks.toy import X, Y, hooks, step
 from secateur.errors import BudgetError, MaskError, StorageError
 
 DATA = [(X, Y)]

@@ -27,14 +27,14 @@ def doomed_of(tensors: list[Tensor], count: int, masked: list[Tensor | None] | N
     given_ = [scores(t, str(i), m) for i, (t, m) in enumerate(zip(tensors, masked, strict=True))]
     cuts = cut_globally(given_, count)
     for s in given_:
-        assert count_below(s, cuts[s.name]) == cuts[s.name].doomed(s).count_nonzero()
-    return [cuts[s.name].doomed(s) for s in given_]
+        assert count_below(s, cuts[s.name]) == cuts[s.name].pruned(s).count_nonzero()
+    return [cuts[s.name].pruned(s) for s in given_]
 
 
-def assert_lowest(tensors: list[Tensor], doomed: list[Tensor], count: int) -> None:
+def assert_lowest(tensors: list[Tensor], pruned: list[Tensor], count: int) -> None:
     """The reference: sort everything; what is under the k-th goes, what is over it stays."""
     values = torch.cat([t.double().flatten() for t in tensors])
-    gone = torch.cat([d.flatten() for d in doomed])
+    gone = torch.cat([d.flatten() for d in pruned])
     assert int(gone.count_nonzero()) == count
     if count:
         kth = values.sort().values[count - 1]
@@ -112,8 +112,8 @@ def test_hand_made(dtype):
 
 def test_minus_zero_and_zero_are_one_value():
     values = torch.tensor([-0.0, 0.0] * 200)
-    (doomed,) = doomed_of([values], 200)
-    assert 60 < int(doomed[::2].count_nonzero()) < 140  # not the minus zeros first
+    (pruned,) = doomed_of([values], 200)
+    assert 60 < int(pruned[::2].count_nonzero()) < 140  # not the minus zeros first
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
@@ -143,10 +143,10 @@ def test_masked_entries_go_first(data):
     already = sum(int(m.count_nonzero()) for m in masked)
     total = sum(t.numel() for t in given_)
     more = data.draw(st.integers(0, total - already))
-    doomed = doomed_of(given_, already + more, list(masked))
-    assert all((d | ~m).all() for d, m in zip(doomed, masked, strict=True))
+    pruned = doomed_of(given_, already + more, list(masked))
+    assert all((d | ~m).all() for d, m in zip(pruned, masked, strict=True))
     alive = [t[~m] for t, m in zip(given_, masked, strict=True)]
-    left = [d[~m] for d, m in zip(doomed, masked, strict=True)]
+    left = [d[~m] for d, m in zip(pruned, masked, strict=True)]
     assert_lowest(alive, left, more)
 
 
@@ -165,8 +165,8 @@ def splitmix(position: int) -> int:
 
 def test_ties_fall_by_the_hash_of_their_position(device):
     values = torch.full((40, 5), 0.25, device=device)
-    (doomed,) = doomed_of([values], 60)
-    assert sorted(doomed.flatten().nonzero().flatten().tolist()) == sorted(
+    (pruned,) = doomed_of([values], 60)
+    assert sorted(pruned.flatten().nonzero().flatten().tolist()) == sorted(
         sorted(range(200), key=splitmix)[:60]
     )
 
@@ -179,16 +179,16 @@ def test_the_hash_is_splitmix64_as_published():
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_ties_spread_over_rows_and_columns(dtype):
-    (doomed,) = doomed_of([torch.zeros(100, 100, dtype=dtype)], 5000)
+    (pruned,) = doomed_of([torch.zeros(100, 100, dtype=dtype)], 5000)
     for dim in (0, 1):
-        share = doomed.float().mean(dim)
+        share = pruned.float().mean(dim)
         assert share.min() > 0.25
         assert share.max() < 0.75
 
 
 def test_ties_are_shared_out_over_tensors_in_proportion():
-    doomed = doomed_of([torch.zeros(300), torch.zeros(100), torch.ones(50)], 200)
-    assert [int(d.count_nonzero()) for d in doomed] == [150, 50, 0]
+    pruned = doomed_of([torch.zeros(300), torch.zeros(100), torch.ones(50)], 200)
+    assert [int(d.count_nonzero()) for d in pruned] == [150, 50, 0]
 
 
 @given(st.dictionaries(st.text(max_size=2), st.integers(0, 50), min_size=1, max_size=6), st.data())
@@ -208,37 +208,37 @@ def test_apportion(sizes, data):
 def test_a_cut_by_value_is_strict_and_leaves_ties():
     values = torch.tensor([0.1, 0.2, 0.3])
     cut = Cut(float(values[1]))
-    assert cut.doomed(scores(values)).tolist() == [True, False, False]
+    assert cut.pruned(scores(values)).tolist() == [True, False, False]
     assert count_below(scores(values), cut) == 1
 
 
 def test_a_cut_is_not_rounded_to_bfloat16():
     values = torch.tensor([0.5, 0.50390625, 0.25], dtype=torch.bfloat16)
     # 0.502 would round to 0.50390625 in bfloat16; neither it nor 0.5 must change sides.
-    assert Cut(0.502).doomed(scores(values)).tolist() == [True, False, True]
-    assert Cut(0.504).doomed(scores(values)).tolist() == [True, True, True]
+    assert Cut(0.502).pruned(scores(values)).tolist() == [True, False, True]
+    assert Cut(0.504).pruned(scores(values)).tolist() == [True, True, True]
 
 
 def test_pattern_cut_keeps_the_best_of_each_group_along_its_dim():
     values = torch.tensor([[1.0, 4.0, 2.0, 3.0, 9.0, 0.0, 0.0, 8.0]])
-    assert PatternCut(2, 4, 1).doomed(scores(values)).tolist() == [
+    assert PatternCut(2, 4, 1).pruned(scores(values)).tolist() == [
         [True, False, True, False, False, True, True, False]
     ]
-    assert PatternCut(2, 4, 0).doomed(scores(values.T)).flatten().tolist() == [
+    assert PatternCut(2, 4, 0).pruned(scores(values.T)).flatten().tolist() == [
         True, False, True, False, False, True, True, False,
     ]  # fmt: skip
 
 
 def test_pattern_cut_breaks_ties_by_hash_in_each_group():
-    doomed = PatternCut(1, 2, 1).doomed(scores(torch.ones(200, 8)))
-    assert (doomed.view(-1, 2).sum(1) == 1).all()
-    assert 0.4 < doomed[:, ::2].float().mean() < 0.6
+    pruned = PatternCut(1, 2, 1).pruned(scores(torch.ones(200, 8)))
+    assert (pruned.view(-1, 2).sum(1) == 1).all()
+    assert 0.4 < pruned[:, ::2].float().mean() < 0.6
 
 
 def test_non_contiguous_scores():
     values = torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last)
-    (doomed,) = doomed_of([values], 100)
-    assert torch.equal(doomed, doomed_of([values.contiguous()], 100)[0])
+    (pruned,) = doomed_of([values], 100)
+    assert torch.equal(pruned, doomed_of([values.contiguous()], 100)[0])
     ties = torch.zeros(4, 6, 3, 3).to(memory_format=torch.channels_last)
     assert torch.equal(doomed_of([ties], 50)[0], doomed_of([ties.contiguous()], 50)[0])
 
@@ -251,9 +251,9 @@ def test_non_finite_scores_are_refused_by_name(dtype, bad):
     with pytest.raises(NonFiniteError, match=r"^rotten: .*NaN or an infinity"):
         cut_globally([scores(good, "good"), scores(rotten, "rotten")], 3)
     with pytest.raises(NonFiniteError, match=r"^rotten: "):
-        Cut(0.1).doomed(scores(rotten, "rotten"))
+        Cut(0.1).pruned(scores(rotten, "rotten"))
     with pytest.raises(NonFiniteError, match=r"^rotten: "):
-        PatternCut(1, 3, 1).doomed(scores(rotten, "rotten"))
+        PatternCut(1, 3, 1).pruned(scores(rotten, "rotten"))
 
 
 def test_non_finite_scores_that_are_masked_are_not_looked_at():

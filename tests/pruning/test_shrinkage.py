@@ -247,3 +247,15 @@ def test_non_finite_weights_change_nothing(mlp, shrinkage):
     with pytest.raises(NonFiniteError, match=r"2\.weight"):
         sc.prune(net, sc.Magnitude(), sc.Threshold(0.1), shrinkage=shrinkage)
     assert torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize("shrinkage", SHRINKAGES)
+def test_complex_weights_keep_their_direction_and_lose_what_their_size_would(linear, shrinkage):
+    sizes, turn = torch.tensor(VALUES).abs(), torch.polar(torch.ones(8), torch.arange(8.0))
+    layer = nn.Linear(8, 1, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        layer.weight.copy_(sizes * turn)
+    masks = sc.prune(layer, sc.Magnitude(), sc.Threshold(0.6), shrinkage=shrinkage)
+    wanted, kept = shrunk(linear, sizes, shrinkage, sc.Threshold(0.6))
+    torch.testing.assert_close(layer.weight.detach()[0], wanted * turn)
+    assert torch.equal(masks["weight"].flatten(), kept)

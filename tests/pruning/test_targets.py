@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 from torch.optim.swa_utils import AveragedModel
 
 import secateur as sc
 from secateur.errors import TargetError
+from secateur.graph.names import canonical_modules, canonical_parameters
+from secateur.models import MODELS, build_model
+from secateur.pruning import targets as targets_module
 from secateur.pruning.targets import matches
-from secateur.structure.names import canonical_modules, canonical_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -33,20 +36,27 @@ class Everything(nn.Module):
         self.empty = nn.Linear(0, 3)
 
 
-DEFAULT = ["features.0.weight", "features.2.weight", "attention.out_proj.weight", "head.weight"]
+DEFAULT = [
+    "features.0.weight",
+    "features.2.weight",
+    "rnn.weight_ih_l0",
+    "rnn.weight_hh_l0",
+    "attention.out_proj.weight",
+    "head.weight",
+]
 
 
-def test_linear_and_conv_weights_by_default():
+def test_weights_of_layers_by_default():
     targets = sc.find_targets(Everything())
     assert list(targets) == DEFAULT
-    assert [t.input_dim for t in targets.values()] == [1, 0, 1, 1]
+    assert [t.input_dim for t in targets.values()] == [1, 0, 1, 1, 1, 1]
     assert all(t.name == name for name, t in targets.items())
 
 
 def test_why_the_others_are_protected():
     reasons = sc.find_targets(Everything()).protected
     assert reasons["embed.weight"] == "a parameter of Embedding; include it by name"
-    assert reasons["rnn.weight_ih_l0"] == "a parameter of LSTM; include it by name"
+    assert reasons["attention.in_proj_weight"] == "a parameter of MultiheadAttention; include it by name"
     assert reasons["norm.weight"] == "a parameter of LayerNorm; include it by name"
     assert reasons["empty.weight"] == "it has no entries"
     assert "head.bias" not in reasons  # nobody expects a bias to be pruned
@@ -87,7 +97,7 @@ def test_include(include, expected):
 
 
 def test_exclude():
-    targets = sc.find_targets(Everything(), exclude=["features.*", "*.out_proj"])
+    targets = sc.find_targets(Everything(), exclude=["features.*", "*.out_proj", "rnn"])
     assert list(targets) == ["head.weight"]
     assert targets.protected["features.0.weight"] == "excluded by name"
     assert list(sc.find_targets(Everything(), include="*", exclude="head")) == DEFAULT[:-1]
@@ -111,9 +121,10 @@ def test_matches():
 
 
 def test_nothing_to_prune():
-    with pytest.raises(TargetError, match=r"^ReLU has no tensor to prune: no Linear or Conv weight$"):
+    nothing = "ReLU has no tensor to prune: no weight of a Linear, Conv or recurrent layer"
+    with pytest.raises(TargetError, match=f"^{nothing}$"):
         sc.find_targets(nn.ReLU())
-    with pytest.raises(TargetError, match="no Linear or Conv weight that the include and exclude patterns"):
+    with pytest.raises(TargetError, match=r"recurrent layer that the include and exclude patterns leave$"):
         sc.find_targets(nn.Linear(2, 2), exclude="*")
 
 
@@ -156,11 +167,82 @@ def test_a_weight_tied_to_an_embedding_is_protected(embedding_first):
     assert list(sc.find_targets(net, include="0")) == ["0.weight"]
 
 
-def test_parametrized_layers_are_protected_with_a_reason():
-    net = nn.Sequential(nn.Linear(3, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
+# -- layers of every kind ------------------------------------------------------------------------------
+
+
+def test_gpt2_has_targets():
+    import transformers
+
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=12, vocab_size=11)
+    net = transformers.GPT2LMHeadModel(config).eval()
     targets = sc.find_targets(net)
-    assert list(targets) == ["0.weight"]
-    assert "ParametrizationList" in targets.protected["1.parametrizations.weight.original1"]
+    block = "transformer.h.0"
+    assert list(targets) == [
+        f"{block}.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    assert {target.input_dim for target in targets.values()} == {0}
+    embedding = targets.protected["transformer.wte.weight"]  # which is the head's weight too
+    assert embedding == "a parameter of Embedding; include it by name"
+    tokens = torch.randint(0, 11, (3, 7))
+    masks = sc.prune(net, sc.Wanda(), sc.NM(2, 4), data=[{"input_ids": tokens}])
+    kept = masks[f"{block}.mlp.c_fc.weight"]  # (inputs, outputs)
+    assert (kept.reshape(2, 4, -1).sum(1) == 2).all()
+    masks.check()
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_weights_of_every_layer_and_direction(kind):
+    net = kind(4, 5, num_layers=2, bidirectional=True)
+    ends = [f"l{layer}{way}" for layer in (0, 1) for way in ("", "_reverse")]
+    assert list(sc.find_targets(net)) == [f"weight_{at}_{end}" for end in ends for at in ("ih", "hh")]
+    masks = sc.prune(net, sc.Magnitude(), sc.Global(0.5))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    with masks.held(optimizer):
+        for _ in range(3):
+            net(torch.randn(6, 2, 4))[0].square().sum().backward()
+            optimizer.step()
+    assert sc.sparsity(net) == 0.5
+
+
+def test_projections_and_cells():
+    assert list(sc.find_targets(nn.LSTM(4, 5, proj_size=3))) == [
+        "weight_ih_l0",
+        "weight_hh_l0",
+        "weight_hr_l0",
+    ]
+    for kind in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
+        assert list(sc.find_targets(kind(4, 5))) == ["weight_ih", "weight_hh"]
+
+
+def test_complex_weights_are_ranked_by_their_absolute_value():
+    layer = nn.Linear(2, 2, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3 + 4j, 1j], [-2 + 0j, 4.5 + 0j]]))
+    masks = sc.prune(layer, sc.Magnitude(), sc.Global(0.5))
+    assert masks["weight"].tolist() == [[True, False], [False, True]]
+    optimizer = torch.optim.Adam(layer.parameters(), 0.1)
+    with masks.held(optimizer):
+        for _ in range(3):
+            layer(torch.randn(5, 2, dtype=torch.complex64)).abs().sum().backward()
+            optimizer.step()
+    assert layer.weight.detach().ne(0).tolist() == masks["weight"].tolist()
+    assert sc.sparsity(layer) == 0.5
+
+
+@pytest.mark.parametrize("criterion", [sc.Random(), sc.Wanda(), sc.Taylor()])
+def test_criteria_on_complex_weights(criterion):
+    net = nn.Conv1d(2, 3, 3, dtype=torch.complex64)
+    x = torch.randn(4, 2, 7, dtype=torch.complex64)
+    masks = sc.prune(net, criterion, sc.Global(0.5), data=[(x, x)], loss=lambda y, _: y.abs().square().sum())
+    assert masks.sparsity == 0.5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packaged_networks_have_the_weights_of_linear_and_conv_layers(name):
+    net = build_model(name, **({"features": 30} if name.startswith("tabular") else {}))
+    kinds = (nn.Linear, nn.Conv2d)
+    weights = [f"{path}.weight" for path, module in net.named_modules() if isinstance(module, kinds)]
+    assert list(sc.find_targets(net)) == weights
 
 
 # -- what cannot be pruned ---------------------------------------------------------------------------
@@ -201,3 +283,9 @@ def test_sparsity_counts_target_weights_of_the_dense_network(mlp):
     assert sc.sparsity(small, dense=net) == pytest.approx(1 - 48 / 192)
     with pytest.raises(TargetError, match="Sequential has no tensor to prune"):
         sc.sparsity(net, dense=nn.Sequential())
+
+
+def test_examples_of_the_docstrings():
+    found = doctest.testmod(targets_module)
+    assert found.attempted >= 5
+    assert not found.failed

@@ -97,8 +97,8 @@ def test_taylor_is_summed_too(net):
 
 def test_criteria_on_units_name_themselves():
     kinds = (sc.L1Norm, sc.L2Norm, sc.BNScale, sc.ActivationNorm)
-    assert all(kind.whole_units for kind in kinds)
-    assert not any(getattr(kind, "whole_units", False) for kind in (sc.Magnitude, sc.Random, sc.Taylor))
+    assert all(kind.counts_units for kind in kinds)
+    assert not any(getattr(kind, "counts_units", False) for kind in (sc.Magnitude, sc.Random, sc.Taylor))
 
 
 @pytest.mark.parametrize("criterion", [sc.L1Norm(), sc.L2Norm(), sc.BNScale(), sc.ActivationNorm()])
@@ -267,3 +267,17 @@ def test_activation_norm_behind_tied_embeddings():
 
 def test_wanda_on_units(net):
     assert len(scores(sc.Wanda(), net, data=[torch.randn(3, 2)])) == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_normed_layer_reads_units(net, wrap):
+    x = torch.randn(8, 2)
+    plain = scores(sc.ActivationNorm(), net, data=[x]), scores(sc.L2Norm(), net)
+    net[2] = wrap(net[2])
+    with torch.no_grad():  # of other lengths, of which the weight knows nothing
+        for name, parameter in net[2].named_parameters():
+            if name.endswith(("_v", "original1")):
+                parameter.mul_(torch.tensor([[2.0], [7.0]]))
+    assert scores(sc.ActivationNorm(), net, data=[x]) == pytest.approx(plain[0])
+    assert scores(sc.L2Norm(), net) == plain[1]

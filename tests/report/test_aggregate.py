@@ -102,8 +102,8 @@ def test_ratios_are_each_trials_own():
         trial(seed=2, latency_ms=3.0),
     ]
     (group,) = groups_of({"recipe": "r", "trials": rows})
-    assert group.ratio("latency_ms", "latency_dense_ms").mean == pytest.approx(0.625)
-    assert group.ratio("latency_ms", "macs") is None
+    assert group.figure("latency_ms", "latency_dense_ms").mean == pytest.approx(0.625)
+    assert group.figure("latency_ms", "macs") is None
 
 
 def test_studies_of_one_name_are_told_apart_and_references_stay_with_theirs():

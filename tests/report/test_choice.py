@@ -11,7 +11,7 @@ from secateur.errors import ModelError, RecipeError, StorageError
 from secateur.models import build_model
 from secateur.report.choice import QUANTITIES, Files, choose, how_to_load, write_choice
 from secateur.report.terminal import print_choice
-from secateur.storage import save_json, save_tensors
+from secateur.storage import load_tensors, save_json, save_tensors
 from secateur.training.checkpoint import save_weights
 
 
@@ -250,6 +250,17 @@ def test_files_are_copied_and_stale_masks_go(tmp_path):
     assert out.read_bytes() == before
 
 
+def assert_loaded(choice, files):
+    """The lines printed name nothing but public names, and load what was written when they run."""
+    lines, found = how_to_load(choice, files), {}
+    assert not any("secateur." in line for line in lines)
+    exec("\n".join(lines), found)
+    written, _ = load_tensors(files.model)
+    loaded = found["model"].state_dict()
+    assert loaded.keys() == written.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in written.items())
+
+
 def test_how_a_network_is_loaded(tmp_path):
     each = trial("a")
     each["config"]["model"]["weights"] = "start.safetensors"
@@ -258,18 +269,14 @@ def test_how_a_network_is_loaded(tmp_path):
     source.mkdir(parents=True)
     out = tmp_path / "o.safetensors"
     save_weights(source / "model.safetensors", build_model("digits-mlp", hidden=8))
-    plain = how_to_load(choice, write_choice(choice, out))
-    assert plain[2:] == ["model = build_model('digits-mlp', hidden=8)", f"load_weights({str(out)!r}, model)"]
-    sc.save(build_model("digits-mlp", hidden=8), source / "model.safetensors")
-    files = write_choice(choice, out)
-    assert files.reshaped
-    assert (
-        how_to_load(choice, files)[-1]
-        == f"model = sc.load(build_model('digits-mlp', hidden=8), {str(out)!r})"
-    )
+    assert not write_choice(choice, out).reshaped
+    assert_loaded(choice, write_choice(choice, out))
+    sc.save(build_model("digits-mlp", hidden=8, seed=1), source / "model.safetensors")
+    assert write_choice(choice, out).reshaped
+    assert_loaded(choice, files := write_choice(choice, out))
     each["config"]["steps"] = [{"scratch": {"model": {"hidden": 4}}}]
     choice = choose([study_in(tmp_path, each)], 5.0)
-    assert "build_model('digits-mlp', hidden=4)" in how_to_load(choice, files)[-1]
+    assert "model = sc.build_model('digits-mlp', hidden=4)" in how_to_load(choice, files)
 
 
 def test_what_is_printed_ends_with_the_test_figures_and_the_file(tmp_path):
@@ -324,7 +331,7 @@ def test_a_network_of_ones_own_is_not_pasted_into_code(tmp_path):
     for reshaped in (False, True):
         lines = how_to_load(choice, Files(tmp_path / "o", None, reshaped))
         assert not any("command" in line or "build_model" in line for line in lines)
-        assert "network = ...  # your own, built as in the recipe, where it is 'os:system'" in lines
+        assert "model = ...  # your own, built as in the recipe, where it is 'os:system'" in lines
         ast.parse("\n".join(lines))
     assert " --model package.module:factory\n" in printed(choice, Files(tmp_path / "o", None, reshaped=True))
 

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from sample import study
 
-from secateur.errors import printable
 from secateur.report.terminal import print_table, progress
+from secateur.text import printable
 
 EVIL = "[red]x[/red] \x1b]0;title\x07\x1b[2J\r\u202egnp\u200b\x9b1m\ud800[/]"
 

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from nets import FusedHeads, GroupedQuery, error, snapshot, unchanged, wide
 from torch import nn
 
 import secateur as sc
+from networks.attention import FusedHeads, GroupedQuery
+from networks.comparing import error, snapshot, unchanged, wide
+from networks.drawn import randn
 from secateur.structure.attributes import Change, adjust, changed_sizes, tried
 from secateur.structure.surgery import removed_by
 
-X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+X = randn(5, 3, seed=5)
 
 
 class Width(nn.Module):

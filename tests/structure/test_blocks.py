@@ -6,41 +6,20 @@ import copy
 
 import pytest
 import torch
-from nets import After, Residual, error, mlp, snapshot, unchanged, wide
 from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from networks.comparing import error, snapshot, unchanged, wide
+from networks.drawn import IMAGES, randn
+from networks.parts import After
+from networks.plain import mlp
+from networks.residual import PostActivation, PreActivation, Residual, images
+from secateur.graph.draws import randomise
 from secateur.structure.blocks import find_blocks, remove_blocks, replaced_class
-from secateur.structure.verify import randomise
 
-IMAGE = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-SEQUENCE = torch.randn(2, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
-
-
-class Basic(nn.Module):
-    """Post-activation: relu(x + bn(conv(relu(bn(conv(x)))))); ``project``: through a convolution."""
-
-    def __init__(self, width: int = 6, project: bool = False) -> None:
-        super().__init__()
-        self.a, self.bn_a = nn.Conv2d(width, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
-        self.b, self.bn_b = nn.Conv2d(5, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.short = nn.Conv2d(width, width, 1) if project else nn.Identity()
-
-    def forward(self, x):
-        return F.relu(self.short(x) + self.bn_b(self.b(self.bn_a(self.a(x)).relu())), inplace=True)
-
-
-class PreActivation(nn.Module):
-    """x + conv(relu(bn(x)))."""
-
-    def __init__(self, width: int = 6) -> None:
-        super().__init__()
-        self.bn, self.a, self.b = nn.BatchNorm2d(width), nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
-
-    def forward(self, x):
-        return x + self.b(self.a(self.bn(x).relu()).relu())
+ROWS = randn(6, 5, seed=6)
+SEQUENCE = randn(2, 4, 12, seed=8)
 
 
 class Encoder(nn.Module):
@@ -59,9 +38,8 @@ class Encoder(nn.Module):
         return x
 
 
-def images(*blocks: nn.Module, relu: bool = True) -> nn.Module:
-    stem = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU() if relu else nn.Identity()]
-    return wide(nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)))
+def pictures(*blocks: nn.Module, relu: bool = True) -> nn.Module:
+    return images(*blocks, relu=relu).eval()
 
 
 def found(model, x):
@@ -76,7 +54,7 @@ def removed(model, x, names=None):
 
 
 def test_post_activation():
-    blocks, skipped = found(images(Basic(), Basic()), IMAGE)
+    blocks, skipped = found(pictures(PostActivation(), PostActivation()), IMAGES)
     assert list(blocks) == ["x + 3.bn_b", "x + 4.bn_b"]
     assert not skipped
     first = blocks["x + 3.bn_b"]
@@ -86,7 +64,7 @@ def test_post_activation():
 
 
 def test_pre_activation_ends_in_a_convolution():
-    blocks, _ = found(images(PreActivation()), IMAGE)
+    blocks, _ = found(pictures(PreActivation(kernel=1)), IMAGES)
     assert blocks["x + 3.b"].parameters == ("3.b.weight", "3.b.bias")
     assert blocks["x + 3.b"].inside == ("3.a.weight",)
 
@@ -162,11 +140,14 @@ def test_other_additions_are_none(op):
 
 
 def test_a_projection_is_no_block():
-    assert found(images(Basic(project=True)), IMAGE) == ({}, {})
+    assert found(pictures(PostActivation(project=True)), IMAGES) == ({}, {})
 
 
 def test_the_result_is_proportional_to_the_parameters():
-    for model, x in ((images(Basic(), PreActivation()), IMAGE), (wide(nn.Sequential(Encoder())), SEQUENCE)):
+    for model, x in (
+        (pictures(PostActivation(), PreActivation(kernel=1)), IMAGES),
+        (wide(nn.Sequential(Encoder())), SEQUENCE),
+    ):
         randomise(model)
         for name, block in found(model, x)[0].items():
             ends = [copy.deepcopy(model) for _ in range(3)]
@@ -177,7 +158,7 @@ def test_the_result_is_proportional_to_the_parameters():
                         inner[parameter].mul_(factor)
             place = block.modules[-1]
             part = [net.get_submodule(place) for net in ends]
-            y = torch.randn(2, 6, 4, 4).double() if x is IMAGE else x
+            y = torch.randn(2, 6, 4, 4).double() if x is IMAGES else x
             if "attention" in name:
                 continue  # what follows it inside the module is not linear
             with torch.no_grad():
@@ -190,45 +171,45 @@ def test_the_result_is_proportional_to_the_parameters():
 
 
 def test_a_block_becomes_an_identity():
-    model = images(Basic(), Basic())
+    model = pictures(PostActivation(), PostActivation())
     before = snapshot(model)
-    work, places = removed(model, IMAGE, ["x + 4.bn_b"])
+    work, places = removed(model, IMAGES, ["x + 4.bn_b"])
     assert places == ["4"]
     assert type(work[4]) is nn.Identity
-    assert replaced_class(work[4]) == f"{Basic.__module__}.Basic"
-    assert isinstance(work[3], Basic)
+    assert replaced_class(work[4]) == f"{PostActivation.__module__}.PostActivation"
+    assert isinstance(work[3], PostActivation)
     assert unchanged(model, before)
-    assert error(nn.Sequential(*model[:4], *model[5:]), work, IMAGE, IMAGE * 3) == 0
-    assert removed(model, IMAGE)[1] == ["3", "4"]
+    assert error(nn.Sequential(*model[:4], *model[5:]), work, IMAGES, IMAGES * 3) == 0
+    assert removed(model, IMAGES)[1] == ["3", "4"]
 
 
 def test_training_mode_stays():
-    model = images(Basic()).train()
-    work, _ = removed(model, IMAGE)
+    model = pictures(PostActivation()).train()
+    work, _ = removed(model, IMAGES)
     assert all(module.training for module in work.modules())
 
 
 def test_no_identity_where_a_relu_does_something():
     """The stem's output has negative entries, which the block's last relu takes away."""
-    model = images(Basic(), relu=False)
-    work, places = removed(model, IMAGE)
+    model = pictures(PostActivation(), relu=False)
+    work, places = removed(model, IMAGES)
     assert places == []
     block = work[3]
     assert not any(p.any() for p in (block.bn_b.weight, block.bn_b.bias, block.a.weight, block.b.weight))
     expected = nn.Sequential(*model[:3], nn.ReLU(), *model[4:])
-    assert error(expected, work, IMAGE) == 0
-    small, proof = sc.compact(work, IMAGE)
+    assert error(expected, work, IMAGES) == 0
+    small, proof = sc.compact(work, IMAGES)
     assert proof.removed == {"3.a -> 3.b": (4, 5)}
-    assert error(expected, small, IMAGE) < 1e-12
+    assert error(expected, small, IMAGES) < 1e-12
 
 
 def test_nonnegative_by_chance_is_not_enough():
     """On these images the stem's output is positive; with other weights it is not."""
-    model = images(Basic(), relu=False)
+    model = pictures(PostActivation(), relu=False)
     with torch.no_grad():
         model[0].weight.abs_()
         model[0].bias.fill_(0.1)
-    x = IMAGE.abs()
+    x = IMAGES.abs()
     model[1].reset_running_stats()
     assert (model[:3](x) >= 0).all()
     assert removed(model, x)[1] == []
@@ -246,12 +227,12 @@ def test_both_parts_of_an_encoder():
 
 
 def test_weights_shared_with_the_rest_stay():
-    class Both(Basic):
+    class Both(PostActivation):
         def forward(self, x):
             return super().forward(x) + 0 * self.a(x).mean()
 
-    model = images(Both())
-    blocks, _ = found(model, IMAGE)
+    model = pictures(Both())
+    blocks, _ = found(model, IMAGES)
     assert blocks["x + 3.bn_b"].inside == ("3.b.weight",)
 
 
@@ -260,22 +241,22 @@ def test_a_module_that_is_asked_for_more_stays():
     net = After(
         lambda n, x: n.out(n.block(n.stem(x).relu()).mean((2, 3))) * n.block.a.padding[0],
         stem=nn.Conv2d(3, 6, 1),
-        block=Basic(),
+        block=PostActivation(),
         out=nn.Linear(6, 2),
     )
     model = wide(net)
-    work, places = removed(model, IMAGE)
+    work, places = removed(model, IMAGES)
     assert places == []
-    assert isinstance(work.block, Basic)
+    assert isinstance(work.block, PostActivation)
     assert not work.block.bn_b.weight.any()
-    work(IMAGE)
+    work(IMAGES)
 
 
 def test_a_block_written_into_the_forward():
     model = wide(Residual())
-    work, places = removed(model, IMAGE)
+    work, places = removed(model, IMAGES)
     assert places == []
-    assert sc.compact(work, IMAGE)[1].removed == {"a -> b": (4, 5)}
+    assert sc.compact(work, IMAGES)[1].removed == {"a -> b": (4, 5)}
 
 
 def test_nothing_to_remove():

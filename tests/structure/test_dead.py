@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nets import After, Between, Concat, error, mlp, only, wide
 from torch import nn
 
 import secateur as sc
-from secateur.measure.running import copied
+from networks.comparing import error, wide
+from networks.drawn import randn
+from networks.groups import only
+from networks.parts import After, Between
+from networks.plain import Concat, mlp
+from secateur.copying import copied
 from secateur.structure.dead import find_dead
 
-ROWS = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-IMAGE = torch.randn(2, 3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+ROWS = randn(9, 3, seed=3)
+IMAGE = randn(2, 3, 6, 5, seed=4)
 
 
 @torch.no_grad()
@@ -26,7 +30,7 @@ def found(net: nn.Module, x, *changes) -> tuple[dict[str, list[int]], int, dict[
     work = copied(net)
     dead = find_dead(work, structure)
     assert error(net, work, x, torch.randn_like(x)) < 1e-12
-    gone = {name: np.flatnonzero(d).tolist() for name, d in dead.doomed.items() if d.any()}
+    gone = {name: np.flatnonzero(d).tolist() for name, d in dead.pruned.items() if d.any()}
     return gone, len(dead.constants), dead.kept
 
 
@@ -214,7 +218,7 @@ def test_a_batch_of_one_makes_nothing_constant():
         net = dying()
         x = torch.randn(1, 4, dtype=torch.float64)
         dead = find_dead(copied(net), sc.trace(net, x))
-        assert not any(gone.any() for gone in dead.doomed.values()), seed
+        assert not any(gone.any() for gone in dead.pruned.values()), seed
 
 
 def test_one_token_makes_nothing_constant():

@@ -7,30 +7,17 @@ import warnings
 
 import pytest
 import torch
-from nets import error, mlp, wide
 from torch import nn
 from torch.optim import lr_scheduler
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.drawn import ROWS, randn
+from networks.plain import mlp
+from networks.pruned import halved, kill
 from secateur.errors import ModelError
 
-ROWS = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-
-
-def halved(net: nn.Module, x, share: float = 0.5):
-    """The masks of a network in float64 that lost a share of each group."""
-    return sc.prune(net, sc.L2Norm(), sc.Uniform(share), structure=sc.trace(wide(net), x))
-
-
-@torch.no_grad()
-def kill(net: nn.Sequential, layer: int, units: list[int]) -> None:
-    """Zero units of a layer of an MLP, what they read and what reads them."""
-    net[layer].weight[units] = 0
-    net[layer].bias[units] = 0
-    net[layer + 2].weight[:, units] = 0
-
-
-TARGET = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+TARGET = randn(6, 2, seed=9)
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
     "nesterov with decay": lambda p: torch.optim.SGD(
@@ -54,7 +41,7 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer, x=ROWS, target=TARGET
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_next_ten_steps_are_the_same(kind):
     net = mlp(3, 8, 6, 2, activation=nn.Tanh)
-    masks = halved(net, ROWS)
+    _, masks = halved(net, ROWS)
     optimizer = OPTIMIZERS[kind](net.parameters())
     with masks.held(optimizer):
         for _ in range(5):
@@ -73,7 +60,7 @@ def test_the_next_ten_steps_are_the_same(kind):
 
 def test_the_same_steps_through_a_batch_norm():
     net = wide(nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)))
-    masks = halved(net, ROWS)
+    _, masks = halved(net, ROWS)
     net.train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     with masks.held(optimizer):
@@ -199,7 +186,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_scheduler_goes_on_with_the_small_network(kind, steps):
     net = wide(mlp(3, 8, 2, activation=nn.Tanh))
-    masks = halved(net, ROWS)
+    _, masks = halved(net, ROWS)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     scheduler = SCHEDULERS[kind](optimizer)
     measure = (1.0,) if kind == "plateau" else ()

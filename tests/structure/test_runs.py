@@ -8,23 +8,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from nets import After, error, mlp, wide
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 import secateur as sc
+from networks.comparing import error, wide
+from networks.drawn import IMAGES, ROWS
+from networks.parts import After
+from networks.plain import Coder, mlp
+from networks.pruned import halved
 from secateur.errors import ModelError
 from secateur.structure.runs import Run, Undisturbed, in_training, runs_of, same_random_state
-
-IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-ROWS = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-
-
-def halved(net: nn.Module, x) -> sc.Structure:
-    structure = sc.trace(wide(net), x)
-    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
-    return structure
 
 
 class Auxiliary(nn.Module):
@@ -198,21 +193,6 @@ def test_a_list_of_keywords_is_an_example_too():
     halved(net, ROWS)
     keywords = {"x": ROWS, "targets": torch.zeros(6, 2, dtype=torch.float64)}
     assert "examples[0]" in sc.compact(net, ROWS, examples=[keywords])[1].kept["body -> head"]
-
-
-class Coder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
-
-    def encode(self, x):
-        return self.b(self.a(x).relu())
-
-    def decode(self, z):
-        return self.c(z.relu())
-
-    def forward(self, x):
-        return self.decode(self.encode(x))
 
 
 def test_methods_by_name():

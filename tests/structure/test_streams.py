@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from nets import error, mlp, reasons, wide
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.structure.normalisation import RMS, RMS_PLUS_ONE, PrunedLayerNorm, kind_of, pruned
+from networks.comparing import error, wide
+from networks.drawn import randn
+from networks.groups import reasons
+from networks.plain import mlp
+from secateur.structure.replaced.norms import RMS, RMS_PLUS_ONE, PrunedLayerNorm, become_pruned_norm, kind_of
 from secateur.structure.surgery import mask_units
 
-ROWS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+ROWS = randn(6, 5, seed=6)
 IDS = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(7))
 
 
@@ -184,8 +187,8 @@ def test_a_pruned_layer_norm_is_the_norm_of_the_full_vector(bias):
     want = norm(full)[..., left]
     norm.weight = nn.Parameter(norm.weight.detach()[left])
     norm.bias = None if norm.bias is None else nn.Parameter(norm.bias.detach()[left])
-    pruned(norm, 9)
-    pruned(norm, 5)
+    become_pruned_norm(norm, 9)
+    become_pruned_norm(norm, 5)
     assert norm.full_size == 9
     assert torch.allclose(norm(full[..., left]), want, rtol=0, atol=1e-14)
     assert "full_size=9" in repr(norm)
@@ -280,7 +283,8 @@ class Logits(nn.Module):
 
 
 def hugging(name: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     kinds = {
         "llama": ("LlamaForCausalLM", LLAMA),
         "llama_tied": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True}),

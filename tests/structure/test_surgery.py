@@ -7,12 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
-from nets import Concat, Residual, mlp, snapshot, unchanged
 from torch import nn
 
 import secateur as sc
+from networks.comparing import snapshot, unchanged
+from networks.plain import Concat, mlp
+from networks.residual import Residual
+from secateur.copying import copied
 from secateur.errors import ModelError
-from secateur.measure.running import copied
 from secateur.structure.surgery import cut, kept_index, mask_units, removed_by, sliced
 
 ROWS = torch.zeros(4, 3)

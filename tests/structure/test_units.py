@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import (
-    After,
-    Concat,
-    FusedHeads,
-    GroupedQuery,
-    Residual,
-    members,
-    mlp,
-    only,
-    reasons,
-    singles,
-    snapshot,
-    unchanged,
-)  # fmt: skip
 from torch import nn
 
 import secateur as sc
+from networks.attention import FusedHeads, GroupedQuery
+from networks.comparing import snapshot, unchanged
+from networks.groups import members, only, reasons, singles
+from networks.parts import After
+from networks.plain import Concat, mlp
+from networks.residual import Residual
 from secateur.errors import ModelError
 
 ROWS = torch.zeros(4, 3)

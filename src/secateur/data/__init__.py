@@ -1,13 +1,12 @@
-"""Data sets by name, in memory, split into train, validation and test."""
+"""Data sets by name, in memory, split into training, validation and test."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import DataError, nearest
-from secateur.factories import find_factory, named_function
+from secateur.errors import DataError
+from secateur.factories import check_options, function_of
 
 if TYPE_CHECKING:
     from secateur.data.dataset import Dataset
@@ -27,7 +26,7 @@ _SHARED = ("validation", "seed")  # every loader takes these; the rest are its o
 
 
 def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **options: Any) -> Dataset:
-    """Load the data set ``name`` of :data:`DATASETS`, or of one's own ``package.module:function``
+    """Load the data set ``name`` of ``DATASETS``, or of one's own ``package.module:function``
     that takes ``validation`` and ``seed``, with its own ``options``.
 
     ``validation``: how many training examples (int), or which share of them (float), become the
@@ -44,19 +43,6 @@ def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **opti
 
 def loader_of(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the function that loads a data set, of which ``options`` are options; it is not called."""
-    if name in DATASETS:
-        loader = named_function(DATASETS[name], DataError)
-    elif ":" in str(name):
-        loader = find_factory(name, DataError)
-    else:
-        known = nearest(str(name), DATASETS)
-        raise DataError(f"no data set {name!r}{known} (your own: package.module:function)")
-    parameters = inspect.signature(loader).parameters
-    known = [option for option in parameters if option not in _SHARED]
-    for option in options:
-        if option not in known:
-            raise DataError(f"{name}: no option {option!r}; its options: {', '.join(known) or 'none'}")
-    for option in known:
-        if parameters[option].default is inspect.Parameter.empty and option not in options:
-            raise DataError(f"{name}: option {option!r} is missing; it needs one")
+    loader = function_of(name, DATASETS, DataError, "data set")
+    check_options(name, loader, options, DataError, _SHARED)
     return loader

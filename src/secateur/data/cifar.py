@@ -52,18 +52,7 @@ def cifar10(
     off. ``normalise``: each channel to mean 0 and deviation 1 by the training split; otherwise pixels are
     0 to 1. Raises DataError for an archive that is missing, damaged or another one.
     """
-    check_flag("normalise", normalise)
-    arrays, note = _obtain(download)
-    return assemble(
-        "cifar10",
-        arrays,
-        CLASSES,
-        validation=validation,
-        seed=seed,
-        scale=255.0,
-        normalise=normalise,
-        note=note,
-    )
+    return _load("cifar10", 10, 32, validation, seed, download, normalise)
 
 
 def cifar10_first5(
@@ -71,20 +60,19 @@ def cifar10_first5(
 ) -> Dataset:
     """The first five CIFAR-10 classes, airplane to deer, as central crops of 25x25: 25,000 + 5,000.
 
-    Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as :func:`cifar10` is.
+    Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as ``cifar10`` is.
     """
+    return _load("cifar10-first5", 5, 25, validation, seed, download, normalise)
+
+
+def _load(
+    name: str, classes: int, size: int, validation: int | float, seed: int, download: bool, normalise: bool
+) -> Dataset:
     check_flag("normalise", normalise)
     arrays, note = _obtain(download)
-    return assemble(
-        "cifar10-first5",
-        first_classes(arrays, 5, 25),
-        CLASSES[:5],
-        validation=validation,
-        seed=seed,
-        scale=255.0,
-        normalise=normalise,
-        note=note,
-    )
+    kept = first_classes(arrays, classes, size)
+    drawn = {"validation": validation, "seed": seed}
+    return assemble(name, kept, CLASSES[:classes], **drawn, scale=255.0, normalise=normalise, note=note)
 
 
 def first_classes(arrays: Arrays, classes: int, size: int) -> Arrays:

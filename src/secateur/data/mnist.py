@@ -80,7 +80,7 @@ def fashion_mnist(
     """Fashion-MNIST: pieces of clothing, 60,000 + 10,000 grey images of 28x28, 10 classes.
 
     Images are (N, 1, 28, 28). Looks in $SECATEUR_DATA/fashion-mnist, then the cache, then downloads
-    unless ``download`` is off. ``normalise`` as in :func:`mnist`. Raises DataError for files that are
+    unless ``download`` is off. ``normalise`` as in ``mnist``. Raises DataError for files that are
     missing or not the canonical ones.
     """
     return _load("fashion-mnist", CLOTHES, validation, seed, download, normalise)
@@ -95,15 +95,8 @@ def _load(
     for images, labels in ((x, y), (test_x, test_y)):
         check_pair(name, images, labels, len(classes))
     arrays = Arrays(x[:, None], y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
-    return assemble(
-        name,
-        arrays,
-        classes,
-        validation=validation,
-        seed=seed,
-        scale=255.0,
-        normalise=normalise,
-    )
+    drawn = {"validation": validation, "seed": seed}
+    return assemble(name, arrays, classes, **drawn, scale=255.0, normalise=normalise)
 
 
 def check_pair(name: str, images: Array, labels: Array, classes: int) -> None:

@@ -1,1 +1,1 @@
-"""Pruned networks outside training: files and kernels that run them."""
+"""Pruned networks outside training: packed files, ONNX, sparse layers, and programs that need no PyTorch."""

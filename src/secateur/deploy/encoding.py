@@ -1,4 +1,4 @@
-"""The bytes of a tensor, in the smallest of the ways that :mod:`secateur.deploy.unpacking` reads."""
+"""The bytes of a tensor, in the smallest of the ways that ``secateur.runtime.contents`` describes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy import unpacking
-from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, MAGIC, PRELUDE, Entry
 from secateur.errors import MissingExtraError, StorageError
+from secateur.runtime.contents import FLOATS, ITEM_BYTES, MAGIC, PRELUDE, Entry
+from secateur.runtime.streams import LARGEST_WINDOW, lzma_filters
 
 _WINDOW = 1 << 16
 _WINDOWS = 4
@@ -147,7 +147,7 @@ class Squeeze:
         return round(min(len(packed), len(sample)) * len(data) / max(1, len(sample)))
 
     def _zstd(self, data: bytes, level: int) -> bytes:
-        window = min(max(len(data).bit_length(), 10), unpacking.LARGEST_WINDOW.bit_length() - 1)
+        window = min(max(len(data).bit_length(), 10), LARGEST_WINDOW.bit_length() - 1)
         options = {"window_log": window, "write_content_size": False}
         parameters = self.zstandard.ZstdCompressionParameters.from_level(
             level, source_size=len(data), **options
@@ -156,7 +156,7 @@ class Squeeze:
 
 
 def lzma_packed(data: bytes, codec: str, preset: int = 9 | lzma.PRESET_EXTREME) -> bytes:
-    chain = unpacking.lzma_filters(codec, len(data))
+    chain = lzma_filters(codec, len(data))
     chain[0]["preset"] = preset
     return lzma.compress(data, lzma.FORMAT_RAW, filters=chain)
 

@@ -1,91 +1,62 @@
-"""A folder that runs a pruned network where there is no PyTorch: the packed file and one ``run.py``.
-
-The compiled kernels are a file of their own, ``kernels.py``: ``run.py`` does without it, and would be read
-and translated at every start with it.
-"""
+"""A folder that runs a pruned network where there is no PyTorch: the packed file, ``run.py``, and a copy of
+``secateur.runtime``, which it runs."""
 
 from __future__ import annotations
 
-import ast
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from secateur.deploy.graph import Program, in_order, program_of
 from secateur.deploy.packing import pack
-from secateur.deploy.runner import KERNELS_FILE, MODEL_FILE, check_paths, execute, off_by
-from secateur.deploy.unpacking import read
+from secateur.deploy.program.export import Program, in_order, program_of
 from secateur.errors import ModelError, StorageError
-from secateur.measure.running import run_once
-from secateur.structure.capture import arguments
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import tensors_in
+from secateur.graph.capture import arguments
+from secateur.graph.compare import tensors_in
+from secateur.graph.names import unwrapped
+from secateur.running import run_once
+from secateur.runtime.runner import MODEL_FILE, check_paths, execute, off_by
+from secateur.runtime.unpacking import read
+from secateur.storage import as_others
 
-MODULES = ("unpacking", "activations", "operators", "runner")
-KERNELS = ("row_kernel", "kernels", "workspace", "convolution", "instructions", "planning")
-_HEADER = '''"""Runs the packed network beside this file; needs Python 3.11 and numpy. Written by secateur.
+PACKAGE = "secateur_runtime"  # the copy of secateur.runtime beside run.py
+_OURS = (MODEL_FILE, "run.py", PACKAGE, "kernels.py")  # the last where an earlier version wrote it
+_RUN = '''"""Runs the packed network beside this file; needs Python 3.11 and numpy. Written by secateur.
 
     python run.py --input x.npy --output y.npy      run.py --help shows the rest
 """
 
-from __future__ import annotations
-
 import gc
 import os
+import sys
+from importlib import import_module, util
 
 # What numpy does when it is imported is most of what one inference costs. Its threads would double it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+HERE, NAME = os.path.dirname(os.path.abspath(__file__)), "{name}"
+collects = gc.isenabled()
 gc.disable()
+if NAME not in sys.modules:  # found by its path: what else lies here stays out of it
+    spec = util.spec_from_file_location(NAME, os.path.join(HERE, "{package}", "__init__.py"))
+    sys.modules[NAME] = util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[NAME])
+runner = import_module(NAME + ".runner")
+if collects:
+    gc.enable()
+Network = runner.Network
+
+if __name__ == "__main__":
+    sys.exit(runner.main(HERE))
 '''
-_KERNELS_HEADER = '''"""The compiled kernels, which run.py imports when it is asked for them; needs numba."""
-
-from __future__ import annotations
-
-import os
-'''
-
-
-def bundle(modules: Sequence[str] = MODULES) -> str:
-    """Return the text of ``run.py``, or with KERNELS of ``kernels.py``: modules that need no PyTorch, one
-    after the other.
-
-    Raises ValueError where two of them define one name, or one would import secateur.
-    """
-    imports: list[ast.Import | ast.ImportFrom] = []
-    owners: dict[str, str] = {}
-    bodies: list[str] = []
-    for module in modules:
-        source = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
-        lines = source.splitlines()
-        for index, statement in enumerate(ast.parse(source).body):
-            imported = isinstance(statement, (ast.Import, ast.ImportFrom))
-            if imported:
-                imports.append(statement)
-            for name in _defined(statement):
-                if owners.setdefault(name, module) != module:
-                    raise ValueError(
-                        f"{name!r} is defined in {owners[name]}.py and in {module}.py: rename one"
-                    )
-            if imported or (index == 0 and isinstance(statement, ast.Expr)):  # the module's docstring
-                for line in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
-                    lines[line] = ""
-        bodies.append(f"# == {module} ==\n\n" + "\n".join(lines).strip("\n"))
-    runs = modules == MODULES
-    head = "\n".join(
-        [_HEADER if runs else _KERNELS_HEADER, *_merged(imports), *(["", "gc.enable()"] if runs else [])]
-    )
-    text = "\n\n\n".join([head, *bodies]) + "\n"
-    if any(name.split(".")[0] == "secateur" for name in _imported(text)):
-        raise ValueError("the file would import secateur, which is not there when it runs")
-    return text
 
 
 def write_folder(
@@ -97,17 +68,36 @@ def write_folder(
     compression: str = "lzma",
     check_inputs: Any = None,
 ) -> Path:
-    """Write ``model.secateur``, ``run.py``, ``kernels.py``, ``check_input.npy`` and ``check_output.npy``;
-    return the folder.
+    """Write a folder that runs the network where there is no PyTorch, and return its path. The folder appears
+    at once and whole, after its ``run.py --check`` has passed in a process of its own; one that this function
+    wrote is replaced.
 
-    ``values`` and ``compression`` are ``pack``'s. ``check_inputs``: what ``run.py --check`` runs (default:
-    the example). The outputs beside them are the model's; where ``values`` loses something, those of the
-    packed weights, and the file says how far they are from the model's. The folder appears at once and
-    whole, after its ``run.py --check`` has passed in a process of its own; one that this function wrote
-    is replaced.
+    It holds the packed network ``model.secateur``, ``run.py`` with what it runs in ``secateur_runtime``, and
+    ``check_input.npy`` with the outputs that it must give, ``check_output.npy``: the model's or, where
+    ``values`` loses something, those of the packed weights; then the file says how far they are from the
+    model's.
 
-    Raises ModelError as :func:`program_of` does or where the check fails, StorageError for a folder that
-    holds other files.
+    Args:
+        model: the network, dense, masked or compacted; it is run in eval mode and not changed.
+        example_inputs: a tensor, a tuple or a dict of keyword arguments, the first dim of each the batch.
+        folder: the folder to write.
+        values: as ``secateur.pack`` takes them.
+        compression: as ``secateur.pack`` takes it.
+        check_inputs: what ``run.py --check`` runs (default: the example).
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        ModelError: as ``secateur.deploy.program.export.program_of`` does, or where the check fails.
+        StorageError: for a folder that holds other files.
+
+    Example:
+        >>> import tempfile, torch, secateur as sc
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU())
+        >>> folder = sc.write_folder(model, torch.randn(2, 6), tempfile.mkdtemp() + "/net")
+        >>> (folder / "run.py").exists()
+        True
     """
     target = Path(folder)
     check_free(target)
@@ -117,38 +107,38 @@ def write_folder(
     expected = run_once(unwrapped(model), args, kwargs=kwargs, what="check inputs")
     outputs = [t.detach().cpu().numpy() for t in tensors_in(expected)]
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        if values == "lossless":
-            _pack(program, made, values, compression, {})
-        else:
-            packed = _packed_outputs(program, made, values, compression, inputs)
+    with replacing_folder(target) as made:
+        _pack(program, made, values, compression, {})
+        if values != "lossless":
+            packed = execute(program.graph, read(made / MODEL_FILE)[0], inputs)
             moved = max(off_by(*pair) for pair in zip(outputs, packed, strict=True))
             outputs = packed
             _pack(program, made, values, compression, {"values": values, "deviation": moved})
-        (made / "run.py").write_text(bundle(), encoding="utf-8")
-        (made / KERNELS_FILE).write_text(bundle(KERNELS), encoding="utf-8")
+        _write_runner(made)
         for kind, arrays in (("input", inputs), ("output", outputs)):
             for path, array in zip(check_paths(str(made), kind, len(arrays)), arrays, strict=True):
                 np.save(path, np.ascontiguousarray(array))
         _check(made)
-        put(made, target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return target
+
+
+def _write_runner(folder: Path) -> None:
+    """Copy ``secateur.runtime``, and write the ``run.py`` that imports it under a name of its contents: two
+    folders that are used in one process share it where it is the same, and there alone."""
+    package, digest = folder / PACKAGE, 0
+    package.mkdir()
+    for file in sorted(files("secateur.runtime").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            content = file.read_bytes()
+            digest = zlib.crc32(content, zlib.crc32(file.name.encode(), digest))
+            (package / file.name).write_bytes(content)
+    run = _RUN.format(name=f"{PACKAGE}_{digest:08x}", package=PACKAGE)
+    (folder / "run.py").write_text(run, encoding="utf-8")
 
 
 def _pack(program: Program, folder: Path, values: str | int, compression: str, notes: dict[str, Any]) -> None:
     metadata = {"program": program.graph, **notes}
     pack(program.tensors, folder / MODEL_FILE, values=values, compression=compression, metadata=metadata)
-
-
-def _packed_outputs(
-    program: Program, folder: Path, values: str | int, compression: str, inputs: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    _pack(program, folder, values, compression, {})
-    tensors, _ = read(folder / MODEL_FILE)
-    return execute(program.graph, tensors, inputs)
 
 
 def _check(folder: Path) -> None:
@@ -160,59 +150,30 @@ def _check(folder: Path) -> None:
 
 
 def check_free(target: Path) -> None:
-    """Raise StorageError where ``target`` is what :func:`write_folder` has not written, or a link."""
+    """Raise StorageError where ``target`` is what ``write_folder`` has not written, or a link."""
     if target.is_symlink():
         raise StorageError(f"{target} is a link, which is not followed; name a new folder")
     if not target.exists():
         return
     found = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
-    ours = (MODEL_FILE, KERNELS_FILE, "run.py")
-    other = {name for name in found if name not in ours and not name.startswith("check_")}
+    other = {name for name in found if name not in _OURS and not name.startswith("check_")}
     if found and MODEL_FILE not in found:
         other |= found
     if not target.is_dir() or other - {"__pycache__"}:
         raise StorageError(f"{target} holds other files, {sorted(other)[0]!r} for one; name a new folder")
 
 
-def put(made: Path, target: Path) -> None:
-    """Rename the new folder to where it belongs, and an old one away first."""
-    umask = os.umask(0)
-    os.umask(umask)
-    made.chmod(0o777 & ~umask)
-    old = made.with_name(made.name + ".old")
-    if target.exists():
-        target.rename(old)
-    made.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _defined(statement: ast.stmt) -> list[str]:
-    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-        return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
-    return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-
-
-def _merged(imports: Sequence[ast.Import | ast.ImportFrom]) -> list[str]:
-    """Return the lines of all imports but secateur's own and those of the header, each module once."""
-    plain: set[str] = set()
-    names: dict[str, set[str]] = {}
-    for statement in imports:
-        parts = {ast.unparse(alias) for alias in statement.names}
-        if isinstance(statement, ast.Import):
-            plain |= parts
-        elif statement.module and statement.module.split(".")[0] not in ("secateur", "__future__"):
-            names.setdefault(statement.module, set()).update(parts)
-    lines = [f"import {part}" for part in sorted(plain - {"os"})]
-    return lines + [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)]
-
-
-def _imported(text: str) -> list[str]:
-    found: list[str] = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found.append(node.module or "")
-    return found
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``target`` that takes its place on success and vanishes on failure."""
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield made
+        as_others(made, 0o777)
+        old = made.with_name(made.name + ".old")
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

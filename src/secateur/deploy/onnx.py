@@ -20,14 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from secateur.copying import copied
 from secateur.deploy.onnx_int8 import calibration, layers_of, measured, quantised
+from secateur.deploy.onnx_session import session_of
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
-from secateur.measure.running import copied, failing, first_line, run_once, shapes
+from secateur.graph.capture import Captured, all_tensors, arguments, capture
+from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
+from secateur.graph.draws import other_batch, rebatched
+from secateur.graph.names import unwrapped
 from secateur.pruning.calibration import Batches
+from secateur.running import call, failing, run_once, shapes
 from secateur.storage import replacing
-from secateur.structure.capture import Captured, all_tensors, arguments, capture
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import TOLERANCE, call, difference, hollow, redrawn, tensors_in
+from secateur.text import first_line
 
 _LARGEST = 2_000_000_000  # bytes; a protobuf message, so a file of one piece, ends at 2 GiB
 _EXPORTED = 3  # torch.export takes a batch of 1 for a constant
@@ -41,13 +45,24 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A written ONNX file and what was measured of it.
+    """A written ONNX file and what was measured of it; printed it is one line.
 
-    ``bytes``: its size. ``max_error``: the largest difference from torch, relative to the largest
-    |output| of the batch, over ``inputs`` inputs: those of the batch sizes tried (float32), or the
-    calibration data (int8). ``agreement``: the share of the calibration data with the same top-1, where
-    the network is int8 and its output a row of scores for each input. ``layers``: how many layers with
-    weights are int8, of how many.
+    Attributes:
+        path: the file.
+        bytes: its size.
+        max_error: the largest difference from torch, relative to the largest |output| of the batch.
+        int8: whether weights are int8.
+        inputs: how many were run: those of the batch sizes tried (float32), or the calibration data (int8).
+        batch_sizes: the sizes of the batches that were run.
+        agreement: of int8, the share of the calibration data with the same top-1; None without scores.
+        layers: how many layers with weights are int8, of how many; None where the file is not int8.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> done = sc.export_onnx(net, torch.randn(2, 8), "net.onnx")
+        >>> done.inputs, done.batch_sizes, done.max_error < 1e-4
+        (3, (2, 1), True)
     """
 
     path: Path
@@ -80,24 +95,43 @@ def export_onnx(
     opset: int | None = None,
     reduce_range: bool = False,
 ) -> Exported:
-    """Write a network, dense, masked or compacted, to one ONNX file, and check that file against torch.
+    """Write a network, dense, masked or compacted, to one ONNX file, and check that file against torch. It is
+    exported in eval mode, does not change, and the file takes any number of inputs.
 
-    The first dim of every tensor in ``example_inputs`` (and ``kwargs``) that is as long as the first
-    one's is the batch; the file takes any number of inputs there. It is compared with torch in
-    onnxruntime at the example's batch size and another one, and is written only if the outputs differ
-    by no more than 1e-4 of the largest. The network is exported in eval mode and does not change.
+    The first dim of every tensor in ``example_inputs`` (and ``kwargs``) that is as long as the first one's is
+    the batch. The file is compared with torch in onnxruntime at the example's batch size and another one, and
+    is written only if the outputs differ by at most 1e-4 of the largest. What int8 costs is measured, and
+    not limited: read ``max_error`` and ``agreement`` of the result.
 
-    ``int8=True``: weights int8, symmetric, with a scale for each output channel; activations uint8, with
-    ranges read from ``data``, batches of inputs or (inputs, labels) of the training split (a few
-    hundred inputs do; they are held in memory). ``int8="dynamic"``: no data needed, the weights of
-    matrix products (not of convolutions) are int8, and ranges are found while running. What int8 costs
-    is measured, not limited: read ``max_error`` and ``agreement``. ``reduce_range``: 7-bit weights, for x86
-    processors without VNNI, whose 8-bit products saturate; there is no need on others. ``opset``: of the
-    file, by default the one torch recommends.
+    Args:
+        model: the network, in float32.
+        example_inputs: a tensor, a tuple or a dict of keyword arguments.
+        path: the file to write.
+        kwargs: keyword arguments besides.
+        int8: True: weights int8, symmetric, with a scale for each output channel; activations uint8, with
+            ranges read from ``data``. "dynamic": no data needed, the weights of matrix products (not of
+            convolutions) are int8, and ranges are found while running.
+        data: batches of inputs or (inputs, labels) of the training split (a few hundred inputs do; they are
+            held in memory).
+        opset: of the file, by default the one torch recommends.
+        reduce_range: 7-bit weights, for x86 processors without VNNI, whose 8-bit products saturate; there is
+            no need on others.
 
-    Raises ModelError where the network cannot be exported, fixes its batch size, holds half-precision
-    or over 2 GB of weights, or differs in onnxruntime; NonFiniteError where it gives NaN; StorageError
-    where the file cannot be written; MissingExtraError without the extra ``onnx``.
+    Returns:
+        The file, its size and what was measured of it.
+
+    Raises:
+        ModelError: where the network cannot be exported, fixes its batch size, holds half-precision or over
+            2 GB of weights, or differs in onnxruntime.
+        NonFiniteError: where it gives NaN.
+        StorageError: where the file cannot be written.
+        MissingExtraError: without the extra ``onnx``.
+
+    Example:
+        >>> import tempfile, torch, secateur as sc
+        >>> done = sc.export_onnx(torch.nn.Linear(6, 4), torch.ones(2, 6), tempfile.mkdtemp() + "/x.onnx")
+        >>> done.int8, done.batch_sizes
+        (False, (2, 1))
     """
     path = _writable(path)
     _check_choices(model, int8, data)
@@ -108,14 +142,14 @@ def export_onnx(
     draws = list(_draws(model, (args, named), _batch_size((args, named))))
     captured = _captured(model, (args, named), draws[0][0])
     feed, content = _converted(captured, opset)
-    error = _checked(model, _loaded(content, type(model).__name__), feed, draws)
+    error = _checked(model, session_of(content, type(model).__name__), feed, draws)
     sizes = tuple(number for number, _, _ in draws)
     if not int8:
         return _written(path, content, Exported(path, 0, error, False, sum(sizes), sizes))
     layers = layers_of(model, content)
     read = list(calibration(model, data, feed, _cpu(dict(kwargs or {})))) if data is not None else None
     content, made = quantised(model, content, read, int8 == "dynamic", reduce_range)
-    loaded = _loaded(content, type(model).__name__)
+    loaded = session_of(content, type(model).__name__)
     pairs = read or [(feed(inputs), outputs) for _, inputs, outputs in draws]
     error, agreement, sizes = measured(
         model, lambda arrays: _ran(loaded, arrays, type(model).__name__), pairs
@@ -132,7 +166,7 @@ def session(path: str | Path, threads: int = 1) -> Any:
     path = Path(path)
     if not path.is_file():
         raise StorageError(f"{path}: no such file")
-    return _loaded(str(path), str(path), threads)
+    return session_of(str(path), str(path), threads)
 
 
 def run_onnx(path: str | Path, inputs: Any, threads: int = 1) -> Any:
@@ -219,18 +253,8 @@ def _shown(inputs: Inputs) -> str:
     return shapes([*inputs[0], *inputs[1].values()])
 
 
-def _rows(inputs: Inputs, batch: int, number: int) -> Inputs:
-    """Return the inputs with ``number`` in the batch, taken from its start and over again."""
-
-    def taken(leaf: Tensor) -> Tensor:
-        has_batch = leaf.dim() and leaf.shape[0] == batch
-        return leaf.index_select(0, torch.arange(number) % batch) if has_batch else leaf
-
-    return _pytree.tree_map_only(Tensor, taken, inputs)
-
-
 def _captured(model: nn.Module, inputs: Inputs, batch: int) -> Captured:
-    args, named = _rows(inputs, batch, max(batch, _EXPORTED))
+    args, named = rebatched(inputs, batch, max(batch, _EXPORTED))
     dim, dims = torch.export.Dim("batch"), torch.export.ShapesCollection()
     for given, leaf in zip(_pytree.tree_leaves(inputs), _pytree.tree_leaves((args, named)), strict=True):
         if isinstance(given, Tensor) and given.dim() and given.shape[0] == batch:
@@ -286,21 +310,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _loaded(content: bytes | str, name: str, threads: int = 1) -> Any:
-    _require("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own, one class a status
-        raise ModelError(f"{name}: onnxruntime cannot load its graph: {first_line(error)}") from error
-
-
 def _ran(loaded: Any, feed: Mapping[str, Any], name: str) -> list[Any]:
     try:
         return loaded.run(None, dict(feed))
@@ -349,16 +358,15 @@ def _draws(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[tuple[int, 
         raise NonFiniteError(f"{name} gives NaN on the example inputs; nothing can be checked against that")
     yield batch, inputs, expected
     number = _EXPORTED if batch == 1 else 1
-    rows = _rows(inputs, batch, number)
-    drawn = redrawn(rows, torch.Generator().manual_seed(0))
+    drawn = other_batch(inputs, batch, number)
     try:
         outputs = call(model, *drawn)
     except (RuntimeError, TypeError, ValueError, LookupError, AssertionError):
         outputs = None
     if outputs is None or hollow(outputs):  # not every network takes every number: a logarithm, say
-        drawn = rows
-        with failing(model, [*rows[0], *rows[1].values()], f"a batch of {number}"):
-            outputs = call(model, *rows)
+        drawn = rebatched(inputs, batch, number)
+        with failing(model, [*drawn[0], *drawn[1].values()], f"a batch of {number}"):
+            outputs = call(model, *drawn)
     yield number, drawn, outputs
 
 
@@ -384,9 +392,6 @@ def _checked(model: nn.Module, loaded: Any, feed: _Feed, draws: Iterable[tuple[i
 
 
 def _written(path: Path, content: bytes, done: Exported) -> Exported:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return replace(done, bytes=len(content))

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.errors import CriterionError, ModelError, NonFiniteError
-from secateur.measure.running import failing, first_line
+from secateur.graph.capture import arguments
+from secateur.graph.compare import difference, hollow, tensors_in
 from secateur.pruning.calibration import batches
-from secateur.structure.capture import arguments
-from secateur.structure.verify import call, difference, hollow, tensors_in
+from secateur.running import call, failing
+from secateur.text import first_line
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM")
 # What stands between layers and computes on uint8, or only moves it; norms and the rest stay float.
@@ -68,7 +69,7 @@ def quantised(
 ) -> tuple[bytes, int]:
     """Return a float file's bytes as int8, and how many of its layers are.
 
-    ``read``: what :func:`calibration` yields, from which the ranges of the activations come.
+    ``read``: what ``calibration`` yields, from which the ranges of the activations come.
     """
     import onnx
     from onnxruntime import quantization

@@ -1,6 +1,6 @@
 """Pack a pruned network into a small file that holds no code, and restore it.
 
-Every tensor is stored in the smallest of the ways that :mod:`secateur.deploy.unpacking` describes. Pieces of
+Every tensor is stored in the smallest of the ways that ``secateur.runtime.contents`` describes. Pieces of
 one kind from all tensors make one stream, so that small tensors do not each pay for learning its statistics.
 """
 
@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.deploy import unpacking
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
-from secateur.deploy.sharing import check_values, clustered
-from secateur.deploy.unpacking import FLOATS, ITEM_BYTES, Contents, FileError
-from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError, nearest
-from secateur.measure.summary import aligned
+from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
+from secateur.graph.names import unwrapped
+from secateur.pruning.sharing import check_values, clustered
 from secateur.pruning.targets import matches
+from secateur.runtime.contents import FLOATS, ITEM_BYTES, Contents, bytes_of, parse
+from secateur.runtime.streams import FileError
+from secateur.runtime.unpacking import read
 from secateur.storage import replacing
-from secateur.structure.names import unwrapped
 from secateur.structure.saved import ALLOW, check_finite, describe, restore
+from secateur.text import nearest, table
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,27 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class Packed:
-    """What :func:`pack` wrote. ``dense_bytes``: of all tensors (tied ones once), floats at 4 bytes."""
+    """What ``pack`` wrote.
+
+    Printed it is a table, tensor by tensor.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        tensors: each tensor's ``name`` and ``encoding``, its ``bytes`` and ``dense_bytes``, and ``error``,
+            the largest change of an entry relative to the largest one.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(100, 100)
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Global(0.95))
+        >>> _ = sc.share_weights(net, values=4)
+        >>> packed = sc.pack(net, "net.secateur")
+        >>> packed.dense_bytes, packed.bytes < 1500
+        (40400, True)
+        >>> [tensor.error for tensor in packed.tensors]
+        [0.0, 0.0]
+    """
 
     path: Path
     bytes: int
@@ -65,7 +86,7 @@ class Packed:
         rest = self.bytes - sum(t.bytes for t in self.tensors)
         rows.append(("header", "", f"{rest:,}", "", "", ""))
         rows.append(("all", "", f"{self.bytes:,}", f"{self.dense_bytes:,}", f"{self.ratio:.1f}x", ""))
-        return "\n".join(aligned(rows, words=2))
+        return "\n".join(table(rows, words=2))
 
 
 def pack(
@@ -79,23 +100,40 @@ def pack(
     smallest: int = 512,
     signed_zeros: bool = False,
 ) -> Packed:
-    """Write a model, pruned or compacted, or tensors by name, to a file that :func:`unpack` and the
-    torch-free :func:`secateur.deploy.unpacking.read` read.
+    """Write a model, pruned or compacted, or tensors by name, to a file that ``unpack`` and the
+    torch-free ``secateur.runtime.unpacking.read`` read. The bytes are read back and compared before they
+    replace what is at ``path``.
 
-    ``values="lossless"`` keeps every value, bit for bit; a tensor of at most 256 distinct ones, as
-    :func:`secateur.share_weights` leaves them, is stored as a codebook and indices. "float16" rounds, a
-    number from 2 to 256 clusters the values that are not zero (k-means) and keeps so many. Both touch only
-    tensors of float32 or float64 (the number: of any float) with two dims or more and ``smallest`` entries
-    or more that no ``exclude`` pattern matches: biases and norms are a few bytes, and a running variance
-    may not fit float16. -0.0 is written as 0.0, because masks leave one wherever they multiplied a negative
-    weight by zero, and its sign costs a bit an entry; ``signed_zeros=True`` keeps it in a lossless file.
+    Args:
+        model: a model, or tensors by name.
+        path: the file to write.
+        values: "lossless" keeps every value, bit for bit; a tensor of at most 256 distinct ones, as
+            ``secateur.share_weights`` leaves them, is stored as a codebook and indices. "float16" rounds,
+            a number from 2 to 256 clusters the values that are not zero (k-means) and keeps so many. Both
+            touch only tensors of float32 or float64 (the number: of any float) with two dims or more and
+            ``smallest`` entries or more that no ``exclude`` pattern matches: biases and norms are a few
+            bytes, and a running variance may not fit float16.
+        compression: "lzma" is in every Python and mostly smaller, "zstd" (extra ``fast``) is quicker.
+        metadata: anything that JSON can hold.
+        exclude: patterns of names of tensors that stay lossless.
+        smallest: the entries from which on a tensor is rounded or clustered.
+        signed_zeros: keep -0.0, which otherwise is written as 0.0: masks leave one wherever they multiplied a
+            negative weight by zero, and its sign costs a bit an entry.
 
-    ``compression="lzma"`` is in every Python and mostly smaller, "zstd" (extra ``fast``) is quicker.
-    ``metadata``: anything that JSON can hold. The bytes are read back and compared before they replace
-    what is at ``path``.
+    Returns:
+        The file's size, and that of each tensor in it.
 
-    Raises StorageError for a setting or a tensor that cannot be stored, NonFiniteError for a NaN or an
-    infinity that is to be clustered or rounded, MissingExtraError for zstd without zstandard.
+    Raises:
+        StorageError: for a setting or a tensor that cannot be stored.
+        NonFiniteError: for a NaN or an infinity that is to be clustered or rounded.
+        MissingExtraError: for zstd without zstandard.
+
+    Example:
+        >>> import tempfile, torch, secateur as sc
+        >>> model = torch.nn.Linear(100, 100)
+        >>> _ = sc.prune(model, sc.Magnitude(), sc.Global(0.95))
+        >>> sc.pack(model, tempfile.mkdtemp() + "/net.secateur").ratio > 10
+        True
     """
     if compression not in ("lzma", "zstd"):
         raise StorageError(f"compression is {compression!r}; it is 'lzma' or 'zstd'")
@@ -134,15 +172,32 @@ def pack(
 def unpack(
     model: nn.Module, path: str | Path, *, limit: int = 1 << 32, allow_nonfinite: bool = False
 ) -> nn.Module:
-    """Give ``model``, fresh and of the class that was packed, the shapes and values of the file.
+    """Give ``model``, fresh and of the class that was packed, the shapes and values of the file. It is
+    changed in place, after every name, shape and value has been checked.
 
-    It is changed in place and returned, after every name, shape and value has been checked; where the packed
-    model was compacted it takes its shapes, as with :func:`secateur.load`. A file of tensors alone (a
-    ``state_dict``) must have the model's names, shapes and dtypes.
+    Where the packed model was compacted it takes its shapes, as with ``secateur.load``. A file of tensors
+    alone (a ``state_dict``) must have the model's names, shapes and dtypes.
 
-    Raises StorageError for a file that is damaged, of another kind or beyond ``limit`` (as
-    :func:`secateur.deploy.unpacking.read` has it), ModelError for a model that the file does not fit,
-    NonFiniteError for weights that hold a NaN or an infinity, unless ``allow_nonfinite``.
+    Args:
+        model: a fresh network.
+        path: a packed file.
+        limit: the bytes that reading may take, as ``secateur.runtime.unpacking.read`` has it.
+        allow_nonfinite: take weights that hold a NaN or an infinity.
+
+    Returns:
+        The model.
+
+    Raises:
+        StorageError: for a file that is damaged, of another kind or beyond ``limit``.
+        ModelError: for a model that the file does not fit.
+        NonFiniteError: for weights that hold a NaN or an infinity, unless ``allow_nonfinite``.
+
+    Example:
+        >>> import tempfile, torch, secateur as sc
+        >>> model, path = torch.nn.Linear(6, 4), tempfile.mkdtemp() + "/net.secateur"
+        >>> _ = sc.pack(model, path)
+        >>> torch.equal(sc.unpack(torch.nn.Linear(6, 4), path).weight, model.weight)
+        True
     """
     model = unwrapped(model)
     contents, tensors, _ = _read(path, limit)
@@ -155,7 +210,7 @@ def unpack(
 
 def unpack_tensors(path: str | Path, *, limit: int = 1 << 32) -> tuple[dict[str, Tensor], Any]:
     """Return the tensors of a packed file, each in the dtype it had, and the metadata; raises as
-    :func:`unpack` does. Tied tensors are one."""
+    ``unpack`` does. Tied tensors are one."""
     _, tensors, metadata = _read(path, limit)
     return tensors, metadata
 
@@ -238,7 +293,7 @@ def _row(coded: Coded, rates: Mapping[str, float]) -> PackedTensor:
 
 def _check(data: bytes, coded: Sequence[Coded], path: str | Path) -> None:
     """Read the bytes that are to be written and compare them with what they stand for."""
-    back, _ = unpacking.read(data, limit=1 << 62)
+    back, _ = read(data, limit=1 << 62)
     for one in coded:
         kind = "float32" if one.plain.dtype == "bfloat16" else one.plain.dtype
         wanted, found = one.plain.floats().astype(kind), back[one.plain.name]
@@ -253,12 +308,12 @@ def _check(data: bytes, coded: Sequence[Coded], path: str | Path) -> None:
 
 def _read(path: str | Path, limit: int) -> tuple[Contents, dict[str, Tensor], Any]:
     try:
-        data = unpacking.bytes_of(path, limit)
+        data = bytes_of(path, limit)
     except FileError as error:  # it names the path itself
         raise StorageError(str(error)) from error
     try:
-        contents = unpacking.parse(data, limit)
-        arrays, metadata = unpacking.read(data, limit=limit)
+        contents = parse(data, limit)
+        arrays, metadata = read(data, limit=limit)
     except FileError as error:
         raise StorageError(f"{path}: {error}") from error
     except ImportError as error:

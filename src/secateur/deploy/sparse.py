@@ -9,20 +9,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import ParametrizationList
 
+from secateur.copying import copied, fresh
+from secateur.deploy.program.folding import scale_and_shift, scaled
 from secateur.deploy.sparse_layers import SparseLayer, supported
-from secateur.deploy.workspace import UnsupportedError
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.calls import Call
+from secateur.graph.capture import Captured, capture
+from secateur.graph.compare import TOLERANCE, difference, tensors_in
+from secateur.graph.names import unwrapped
 from secateur.measure.latency import Timing, time_inference
-from secateur.measure.running import call_model, copied, fresh, run_once
-from secateur.measure.summary import aligned
-from secateur.structure.capture import Captured, capture
-from secateur.structure.names import unwrapped
-from secateur.structure.verify import difference, tensors_in
+from secateur.running import call_model, run_once
+from secateur.runtime.workspace import UnsupportedError
+from secateur.text import table
 
-_TOLERANCE = 1e-4
 _WORTH = 0.95  # of dense's time: a sparse layer has to be faster than that to take its place
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -41,12 +42,28 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What :func:`sparsify` chose, layer by layer, and what came of it.
+    """What ``sparsify`` chose, layer by layer, and what came of it.
 
-    ``times``: the network's time in seconds as it was ("dense"), with its batch norms folded ("folded") and
-    as it is returned ("sparse"). ``max_error``: against the network given, relative to its largest output.
-    ``skipped``: engines that are not there, and every layer with weights that was not timed and stays dense,
-    its kind and the reason.
+    Printed it is a table of times.
+
+    Attributes:
+        layers: each layer with zeros: its ``name``, ``shape`` and ``sparsity``, the ``times`` of the engines
+            in seconds a call, and the ``engine`` that was taken.
+        times: the network's time in seconds as it was ("dense"), with its batch norms folded ("folded") and
+            as it is returned ("sparse").
+        max_error: against the network given, relative to its largest output.
+        skipped: engines that are not there, and every layer with weights that was not timed and stays dense,
+            its kind and the reason.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Uniform(0.9), include="0")
+        >>> fast, table = sc.sparsify(net, torch.randn(1, 64), engines=["scipy"], seconds=0.01)
+        >>> [(layer.name, round(layer.sparsity, 3)) for layer in table.layers]  # "2" has no zeros
+        [('0', 0.9)]
+        >>> sorted(table.times), table.max_error < 1e-5
+        (['dense', 'folded', 'sparse'], True)
     """
 
     layers: tuple[LayerChoice, ...]
@@ -67,7 +84,7 @@ class Sparsified:
             shape = " x ".join(map(str, layer.shape))
             rows.append((layer.name, shape, f"{layer.sparsity:.2%}", *times, layer.engine))
         times = ", ".join(f"{name} {1e6 * timing.median:.1f}" for name, timing in self.times.items())
-        lines = aligned(rows, words=1) if self.layers else ["no layer has zeros"]
+        lines = table(rows, words=1) if self.layers else ["no layer has zeros"]
         lines.append(f"whole network, us: {times}; {self.speedup:.2f}x; max error {self.max_error:.1e}")
         return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.skipped.items())])
 
@@ -81,18 +98,36 @@ def sparsify(
     threads: int = 1,
     seconds: float = 0.2,
 ) -> tuple[nn.Module, Sparsified]:
-    """Return the network for inference with pruned Linear and Conv layers as sparse ones, and the table.
+    """Return the network for inference with pruned Linear and Conv layers as sparse ones, and the table of
+    what was chosen. The choice is for these inputs' batch size on this machine.
 
     Batch norms are folded into the layers before them. Every layer with zeros is then timed on what it
-    reads in a run on ``example_inputs``, for about ``seconds``, as it is and by each of ``engines``
-    (default: all of "compiled", which needs numba, "scipy" and "torch csr" that are there), and the
-    fastest taken. A layer whose sparse form is not at least 5 % faster stays dense, and so does the whole
-    network where it is no faster. ``threads`` are the compiled kernels' and torch's.
+    reads in a run on ``example_inputs``, as it is and by each engine, and the fastest taken. A layer whose
+    sparse form is not at least 5 % faster stays dense, and so does the whole network where it is no faster.
 
-    The choice is for these inputs' batch size on this machine. The model given is not changed; what is
-    returned is in eval mode and has no gradients. Raises ModelError for a model that is not in float32 on
-    the CPU, that cannot be captured, or where the sparse network computes something else; NonFiniteError
-    where the outputs are no numbers.
+    Args:
+        model: the network, in float32 on the CPU; it is not changed.
+        example_inputs: a tensor, or a tuple of them.
+        engines: some of "compiled", which needs numba, "scipy" and "torch csr" (default: all that are
+            there).
+        threads: the compiled kernels' and torch's.
+        seconds: about how long each layer is timed.
+
+    Returns:
+        The network, in eval mode and without gradients, and the table.
+
+    Raises:
+        ModelError: for a model that is not in float32 on the CPU, that cannot be captured, or where the
+            sparse network computes something else.
+        NonFiniteError: where the outputs are no numbers.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+        >>> _ = sc.prune(model, sc.Magnitude(), sc.Global(0.9))
+        >>> fast, table = sc.sparsify(model, torch.randn(1, 64), engines=["scipy"], seconds=0.01)
+        >>> table.layers[0].shape
+        (64, 64)
     """
     model = unwrapped(model)
     for name, parameter in model.named_parameters():
@@ -141,7 +176,7 @@ def sparsify(
         made, times = folded, {**times, "sparse": times["folded"]}
         skipped["the whole network"] = "no faster with these layers sparse: they stay dense"
     error = difference(wanted, run_once(made, example_inputs))
-    if not error <= _TOLERANCE:
+    if not error <= TOLERANCE[torch.float32]:
         raise ModelError(
             f"the sparse {type(model).__name__} is off by {error:.1e} of the largest output of the one given"
         )
@@ -169,15 +204,22 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
         source = calls[path][0].args[0]
         before = [name for name, nodes in calls.items() if nodes == [source]]
         layer = model.get_submodule(before[0]) if len(before) == 1 else None
-        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or len(source.users) != 1:
+        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or len(Call(source).readers) != 1:
             continue
-        fused = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        whole = fused(layer, module)  # type: ignore[arg-type]
-        layer.weight, layer.bias = whole.weight, whole.bias
+        if isinstance(layer, nn.Linear) and source.meta["val"].dim() != 2:
+            continue  # a norm is along dim 1, a linear layer's features are last
+        _fold(layer, module)
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
         gone.append(path)
     return gone
+
+
+def _fold(layer: nn.Linear | nn.Conv1d | nn.Conv2d, norm: nn.Module) -> None:
+    scale, shift = scale_and_shift(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[arg-type]
+    weight, bias = (t.to(layer.weight) for t in scaled(layer.weight, layer.bias, scale, shift))
+    layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
+    layer.bias = nn.Parameter(bias, layer.weight.requires_grad)
 
 
 def _weights_of(module: nn.Module) -> list[torch.Tensor]:
@@ -229,6 +271,6 @@ def _built(
         except (UnsupportedError, ModelError) as error:
             skipped[name] = str(error)
             continue
-        if difference(wanted, found) <= _TOLERANCE:
+        if difference(wanted, found) <= TOLERANCE[torch.float32]:
             built[name] = candidate
     return built

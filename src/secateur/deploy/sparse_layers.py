@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.deploy.planning import Compiled
 from secateur.errors import ModelError
+from secateur.runtime.planning import Compiled
+from secateur.structure.layers import layer_view
 
-_CONVS = (nn.Conv1d, nn.Conv2d)
 Engine = Callable[[Tensor], Tensor]
 
 
@@ -44,12 +44,16 @@ class SparseLayer(nn.Module):
         return f"{self.layer_type}, {' x '.join(map(str, self.shape))}, {self.engine}"
 
 
-def supported(layer: nn.Module) -> tuple[str, ...]:
+def supported(layer: Any) -> tuple[str, ...]:
     """Return the engines that can run a layer; none where it has no zeros or is of another kind."""
-    if type(layer) is nn.Linear:
+    view = layer_view(layer)
+    stock = view is not None and type(layer) is view.cls and not view.registered
+    if view is None or not stock or not view.multiplies or view.transposed:
+        return ()
+    if view.product == "rows":
         return tuple(_ENGINES)
-    plain = type(layer) in _CONVS and layer.padding_mode == "zeros"  # type: ignore[union-attr]
-    return ("compiled",) if plain and not isinstance(layer.padding, str) else ()  # type: ignore[union-attr]
+    plain = view.kernel < 3 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return ("compiled",) if plain else ()
 
 
 def _numpy(tensor: Tensor | None) -> np.ndarray | None:
@@ -60,10 +64,12 @@ def _compiled(layer: Any, threads: int) -> Engine:
     weights = {"weight": _numpy(layer.weight), "bias": _numpy(layer.bias)}
     named = {"weight": "weight", "bias": None if layer.bias is None else "bias"}
     programs: dict[tuple[int, ...], Compiled] = {}
+    view = layer_view(layer)
+    convolves = view is not None and view.product == "windows"
 
     def build(shape: tuple[int, ...], made: tuple[int, ...]) -> Compiled:
         node: dict[str, Any] = {"op": "linear", "inputs": ["x"], "output": "y", "shape": list(made), **named}
-        if isinstance(layer, _CONVS):
+        if convolves:
             node |= {
                 "op": "conv",
                 "kernel": layer.kernel_size,
@@ -95,7 +101,7 @@ def _compiled(layer: Any, threads: int) -> Engine:
             program = programs[shape] = build(shape, made)
         return torch.from_numpy(program([x.numpy()])[0])
 
-    return conv if isinstance(layer, _CONVS) else linear
+    return conv if convolves else linear
 
 
 def _scipy(layer: Any, threads: int) -> Engine:

@@ -1,1 +1,1 @@
-"""Recipes, trials and studies: what to run, one point with one seed, the whole sweep."""
+"""Recipes and what runs them: a trial is one point with one seed, a study the whole sweep."""

@@ -10,26 +10,20 @@ from pathlib import Path
 import secateur
 from secateur.data import DATASETS
 from secateur.experiments.choices import MODULES, choices
+from secateur.experiments.steps.table import STEPS
 from secateur.models import MODELS
 
 _ROOT = Path(secateur.__file__).parent
 
 
 def catalog() -> dict[str, dict[str, str]]:
-    """Return {kind: {name: one line}} of recipes, data sets, networks, criteria, budgets, ..."""
-    found = {
-        "recipes": {path.stem: _described(path) for path in sorted((_ROOT / "recipes").glob("*.yaml"))},
-        "data sets": {name: _first_line(*place.split(":")) for name, place in DATASETS.items()},
-        "networks": {name: _first_line(*place.split(":")) for name, place in MODELS.items()},
-    }
-    plural = {
-        "criterion": "criteria",
-        "budget": "budgets",
-        "shrinkage": "shrinkages",
-        "schedule": "schedules",
-    }
+    """Return {kind: {name: one line}} of recipes, their steps, data sets, networks, criteria, ..."""
+    recipes = sorted((_ROOT / "recipes").glob("*.yaml"))
+    found = {"recipes": {path.stem: _described(path) for path in recipes}}
+    for kind, places in (("steps", STEPS), ("data sets", DATASETS), ("networks", MODELS)):
+        found[kind] = {name: _first_line(*place.split(":")) for name, place in places.items()}
     for kind in MODULES:
-        found[plural[kind]] = {
+        found["criteria" if kind == "criterion" else f"{kind}s"] = {
             name: _first_line(f"secateur.{secateur.PUBLIC[public]}", public)
             for name, public in choices(kind).items()
         }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 import secateur
-from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.errors import RecipeError, SecateurError
+from secateur.factories import find_factory
+from secateur.text import nearest
 
 MODULES = {
     "criterion": ("pruning.criteria", "pruning.unit_criteria"),
@@ -36,28 +39,51 @@ def choices(kind: str) -> dict[str, str]:
 def make(kind: str, spec: str | Mapping[str, Any]) -> Any:
     """Build a criterion, budget, shrinkage or schedule from ``"magnitude"`` or ``{name: std, ...}``.
 
+    A name may also be ``package.module:Class``, of a dataclass that has the settings as its fields. It is
+    imported: so what is passed comes from a recipe or a command line, never from a file of results.
+
     Raises RecipeError naming the unknown name or setting, or the value that does not fit.
+
+    Example:
+        >>> from secateur.experiments.choices import make
+        >>> make("budget", {"name": "std", "sensitivity": 1.5})
+        Std(sensitivity=1.5, living=False)
     """
     if not isinstance(spec, (str, Mapping)):
         raise RecipeError(f"{kind}: {spec!r} is neither a name nor a mapping with one")
     settings = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
-    if name is None:
-        raise RecipeError(f"{kind}: says no name; known: {', '.join(choices(kind))}")
-    if not isinstance(name, str) or name not in choices(kind):
-        raise RecipeError(f"{kind}: unknown name {name!r}{nearest(str(name), choices(kind))}")
-    made = getattr(secateur, choices(kind)[name])
-    fields = {f.name: f for f in dataclasses.fields(made)}
+    made = _class_of(kind, name)
+    fields = {f.name: f for f in dataclasses.fields(made) if f.init}
     for key in settings:
         if key not in fields:
             raise RecipeError(f"{kind} {name}: unknown setting {key!r}{nearest(key, fields)}")
     for field in fields.values():
-        if field.name not in settings and field.default is dataclasses.MISSING:
+        if field.name not in settings and field.default is field.default_factory is dataclasses.MISSING:
             raise RecipeError(f"{kind} {name}: lacks {field.name!r}")
     try:
         return made(**{key: _typed(made, key, value) for key, value in settings.items()})
-    except (SecateurError, TypeError) as error:
-        raise RecipeError(f"{kind} {name}: {error}") from error
+    except Exception as error:  # a user's own class: whatever it raises, this line names it
+        said = error if isinstance(error, (SecateurError, TypeError)) else f"{type(error).__name__}: {error}"
+        raise RecipeError(f"{kind} {name}: {said}") from error
+
+
+def _class_of(kind: str, name: Any) -> Any:
+    """Return the dataclass that a name stands for; one of the user's own is imported, as the recipe says."""
+    if name is None:
+        raise RecipeError(f"{kind}: says no name; known: {', '.join(choices(kind))}")
+    if isinstance(name, str) and name in choices(kind):
+        return getattr(secateur, choices(kind)[name])
+    if not isinstance(name, str) or ":" not in name:
+        known = nearest(str(name), choices(kind))
+        raise RecipeError(f"{kind}: unknown name {name!r}{known} (your own: package.module:Class)")
+    try:
+        made = inspect.unwrap(find_factory(name, RecipeError))
+    except RecipeError as error:
+        raise RecipeError(f"{kind}: {error}") from error
+    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+        raise RecipeError(f"{kind}: {name} is no dataclass, whose fields would be its settings")
+    return made
 
 
 def as_number(value: Any) -> Any:
@@ -71,16 +97,15 @@ def _typed(made: type, key: str, value: Any) -> Any:
 
     value = as_number(value)
     try:
-        _types(made)[key].validate_python(value)
+        _type(made, key).validate_python(value)
     except ValidationError as error:
         raise RecipeError(f"{key} is {value!r}: {error.errors()[0]['msg']}") from error
     return value
 
 
 @functools.cache
-def _types(made: type) -> dict[str, Any]:
+def _type(made: type, key: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
-    strict = ConfigDict(strict=True, allow_inf_nan=False)
-    hints = get_type_hints(made)
-    return {field.name: TypeAdapter(hints[field.name], config=strict) for field in dataclasses.fields(made)}
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return TypeAdapter(get_type_hints(made)[key], config=strict)

@@ -36,7 +36,7 @@ class Claim:
 
     What is not finished yet goes into parts, files under new names. They count once a manifest names them, or
     ``result.json``, which is written under a lock while the token is still this process's. A process that
-    slept while another took the folder meets :class:`Lost` there, and changes nothing.
+    slept while another took the folder meets ``Lost`` there, and changes nothing.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from secateur.errors import RecipeError, StorageError
-from secateur.measure.running import first_line
+from secateur.text import first_line
 
 _LONGEST_WAIT = 30.0  # seconds between two tries
 _PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED")  # what SQLite says of another's turn; the rest lasts

@@ -9,9 +9,10 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ from torch import nn
 
 from secateur.data import load_data
 from secateur.data.dataset import Dataset, Split
-from secateur.errors import ModelError, RecipeError, StorageError
+from secateur.errors import ModelError, StorageError
 from secateur.experiments.claim import Claim
-from secateur.experiments.recipe import DataSpec, ModelSpec, Plan
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan, pick_device
 from secateur.experiments.resumed import fit_resumed
 from secateur.factories import find_factory
 from secateur.models import build_model
 from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep
 from secateur.training.batches import seed_of
-from secateur.training.checkpoint import load_network, load_weights, save_weights
+from secateur.training.checkpoint import load_network, save_weights
 from secateur.training.evaluate import evaluate_on
 from secateur.training.fit import Epoch, fit
 from secateur.training.settings import Training
@@ -56,7 +57,7 @@ def dense_network(
             sweep(folder)
             found = _train_dense(model, plan, seed, data, weights, info, on_epoch)
         shutil.rmtree(weights.with_suffix(_TRAINING), ignore_errors=True)
-    load_weights(weights, model)
+    load_network(weights, model)
     return model, found.model_dump(include={"curve", "seconds"})
 
 
@@ -101,7 +102,7 @@ def what_determines(plan: Plan, seed: int) -> dict[str, Any]:
     return {
         "data": _fingerprint(_spec_text(plan)),
         "model": plan.model.model_dump(),
-        "weights": None if plan.model.weights is None else _file_hash(plan.model.weights),
+        "weights": None if plan.model.weights is None else sha256_of(Path(plan.model.weights)),
         "source": _source_hash(plan.model.name),
         "seed": seed,
         "threads": plan.threads,
@@ -116,13 +117,7 @@ def _source_hash(name: str) -> str | None:
         return None
     module = inspect.getmodule(find_factory(name, ModelError))
     file = getattr(module, "__file__", None)
-    return None if file is None else _file_hash(file)
-
-
-def _file_hash(path: str) -> str:
-    if not Path(path).is_file():
-        raise StorageError(f"{path}: no such file")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return None if file is None else sha256_of(Path(file))
 
 
 @lru_cache(maxsize=64)
@@ -135,12 +130,7 @@ def _train_dense(
 ) -> _Dense:
     with Claim(weights.with_suffix(_TRAINING)) as claim:
         history = fit_resumed(
-            claim,
-            model,
-            data,
-            plan.train,
-            seed=seed_of(seed, "dense"),
-            on_epoch=lambda row: on_epoch("dense", row),
+            claim, model, data, plan.train, seed=seed_of(seed, "dense"), on_epoch=partial(on_epoch, "dense")
         )
         save_weights(weights, model)
         found = _Dense(curve=history.as_dicts(), seconds=history.seconds, sha256=sha256_of(weights))
@@ -150,19 +140,31 @@ def _train_dense(
 
 def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
     """Return about how long an epoch of the plan's training takes here, and the network."""
-    torch.set_num_threads(plan.threads)
-    data = dataset_of(plan)
-    model = make_model(plan.model, 0).to(pick_device(plan.device))
-    number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
-    few = Split(data.train.inputs[:number], data.train.labels[:number])
-    fit(model, few, data.validation, plan.train.with_epochs(1))  # the first run imports and warms up
-    start = time.perf_counter()
-    fit(model, few, data.validation, plan.train.with_epochs(1))
-    evaluation_start = time.perf_counter()
-    evaluate_on(model, data.validation)
-    evaluation = time.perf_counter() - evaluation_start
+    with computing_with(plan.threads):
+        data = dataset_of(plan)
+        model = make_model(plan.model, 0).to(pick_device(plan.device))
+        number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
+        few = Split(data.train.inputs[:number], data.train.labels[:number])
+        once = plan.train.with_epochs(1)
+        fit(model, few, data.validation, once)  # the first run imports and warms up
+        start = time.perf_counter()
+        fit(model, few, data.validation, once)
+        evaluation_start = time.perf_counter()
+        evaluate_on(model, data.validation)
+        evaluation = time.perf_counter() - evaluation_start
     training = max(0.0, evaluation_start - start - evaluation)
     return training * len(data.train) / number + evaluation, model
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads in here, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_model(spec: ModelSpec, seed: int) -> nn.Module:
@@ -173,12 +175,6 @@ def scratch_model(plan: Plan, options: dict[str, Any], seed: int) -> nn.Module:
     """Build the plan's network anew with ``options`` put over its own."""
     spec = ModelSpec.model_validate({"name": plan.model.name} | (plan.model.model_extra or {}) | options)
     return make_model(spec, seed).to(pick_device(plan.device))
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device is cuda, and torch finds no CUDA device here; set device=auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_dataset(spec: DataSpec) -> Dataset:

@@ -1,4 +1,4 @@
-"""Whether what a recipe names is there: networks with their options, data sets, files and devices."""
+"""Whether what a recipe names is there: networks with their options, data sets and files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from secateur.data import DATASETS, loader_of
-from secateur.errors import RecipeError, SecateurError, nearest
-from secateur.experiments.specs import DataSpec, ModelSpec, PruneSpec, PruneToSpec, ScratchSpec
-from secateur.experiments.steps import Step
-from secateur.experiments.yaml_lines import Located, shown
+from secateur.errors import RecipeError, SecateurError
+from secateur.experiments.plan import DataSpec, ModelSpec, PlanStep
+from secateur.experiments.steps.base import Step
+from secateur.experiments.validation import told_at
+from secateur.experiments.yaml_lines import Located
 from secateur.models import build_model
 from secateur.pruning.targets import matches
+from secateur.text import nearest, shown
 
 Place = tuple[Any, ...]
 
@@ -31,26 +33,19 @@ class _Network:
     normed: bool
 
 
-def check_device(name: str, where: str) -> None:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"{where}: device is cuda, and torch finds no CUDA device here; set auto or cpu")
-
-
 def check_data(spec: DataSpec, where: str) -> None:
     """Refuse a data set that is not there, or has not such options. One's own, as its whole name says, is
     looked at when it is loaded."""
     if spec.name in DATASETS or ":" not in spec.name:
-        try:
+        with told_at(where):
             loader_of(spec.name, spec.model_extra or {})
-        except SecateurError as error:
-            raise RecipeError(f"{where}: {error}") from error
 
 
 def check_networks(
-    model: ModelSpec, steps: Sequence[Step], located: Located, place: Place, *, own: bool = False
+    model: ModelSpec, steps: Sequence[PlanStep], located: Located, place: Place, *, own: bool = False
 ) -> None:
-    """Build the network of a point, and those that its ``scratch`` steps put in its place, and look up in
-    each what the steps name.
+    """Build the network of a point, and those that steps put in its place, and look up in each what the
+    steps name.
 
     Secateur's own are built without memory. A user's factory runs only with ``own``, which builds no other.
     Raises RecipeError naming the place.
@@ -63,11 +58,12 @@ def check_networks(
     network = _network(model.name, options, located.where(("model",)), own)
     for index, step in enumerate(steps):
         where = located.where((*place, "steps", index, step.kind))
-        if isinstance(step.settings, ScratchSpec):
-            beside = {"name": model.name} | options | step.settings.options_beside(options)
+        other = step.settings.builds(options)
+        if other is not None:
+            beside = {"name": model.name} | options | other
             network = _network(beside.pop("name"), beside, where, own)
         elif network is not None:
-            _check_names(step, network, where)
+            _check_names(step.settings, network, where)
 
 
 def _network(name: Any, options: dict[str, Any], where: str, own: bool) -> _Network | None:
@@ -103,17 +99,11 @@ def _built(text: str) -> _Network | str:
 
 
 def _check_names(step: Step, network: _Network, where: str) -> None:
-    """Refuse a pattern that names nothing, and a criterion that reads what the network does not have."""
-    spec = step.settings
-    patterns = [*(getattr(spec, "include", None) or []), *(getattr(spec, "exclude", None) or [])]
-    if isinstance(spec, PruneSpec) and spec.budget["name"] == "per_layer":
-        patterns += spec.budget["sparsity"]
-    for pattern in patterns:
+    """Refuse a pattern that names nothing, and a step that reads what the network does not have."""
+    for pattern in step.patterns:
         several = any(mark in pattern for mark in ",+'")  # the name of a group of layers: "conv1, conv2 +3"
         if not several and not any(matches(name, pattern) for name in network.parameters):
             known = nearest(pattern, network.modules)
             raise RecipeError(f"{where}: pattern {shown(pattern)!r} matches nothing{known}")
-    if isinstance(spec, (PruneSpec, PruneToSpec)) and not network.normed:
-        criterion = spec.criterion if isinstance(spec.criterion, str) else spec.criterion["name"]
-        if criterion == "bn_scale":
-            raise RecipeError(f"{where}: bn_scale reads the scales of norms, and the network has none")
+    if step.reads_norms and not network.normed:
+        raise RecipeError(f"{where}: its criterion reads the scales of norms, and the network has none")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from secateur.errors import RecipeError, nearest
-from secateur.experiments.yaml_lines import plain_copy, shown
+from secateur.errors import RecipeError
+from secateur.experiments.yaml_lines import plain_copy
+from secateur.text import nearest, shown
 
 
 def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: Collection[str]) -> None:
@@ -19,11 +20,8 @@ def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: 
     if not all([first, *rest]):
         raise RecipeError(f"{where}: a part of the key is empty; write it like retrain.epochs")
     steps: dict[str, list[dict[str, Any]]] = {}
-    for group in _step_lists(raw):
-        for step in group:
-            if isinstance(step, dict):
-                own = str(step.get("id", _kind(step)))
-                steps.setdefault(own, []).append(step)
+    for step in _steps(raw):
+        steps.setdefault(str(id_of(step)), []).append(step)
     if first in steps and rest:
         for step in steps[first]:
             _set_in(step, [_kind(step), *rest], value, where)
@@ -36,18 +34,21 @@ def set_value(raw: dict[str, Any], key: str, value: Any, where: str, top_level: 
         )
 
 
+def id_of(step: dict[str, Any]) -> Any:
+    """Return the id that a step has, or else its kind; of a class of one's own, the class's name."""
+    return step.get("id", _kind(step).rpartition(":")[2])
+
+
 def _kind(step: dict[str, Any]) -> str:
     return next((key for key in step if key != "id"), "")
 
 
-def _step_lists(raw: dict[str, Any]) -> list[list[Any]]:
-    lists = [raw["steps"]] if isinstance(raw.get("steps"), list) else []
+def _steps(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every step of a document, which nobody has validated yet."""
     methods = raw.get("methods")
-    if isinstance(methods, dict):
-        lists += [
-            m["steps"] for m in methods.values() if isinstance(m, dict) and isinstance(m.get("steps"), list)
-        ]
-    return lists
+    for part in (raw, *(methods.values() if isinstance(methods, dict) else ())):
+        steps = part.get("steps") if isinstance(part, dict) else None
+        yield from (step for step in steps if isinstance(step, dict)) if isinstance(steps, list) else ()
 
 
 def _set_in(raw: dict[str, Any], keys: list[str], value: Any, where: str) -> None:

@@ -192,7 +192,7 @@ def _rows_of(trial: FrozenTrial) -> list[Row]:
 
 
 def count_finished(study: Study) -> int:
-    """Return how many rows :func:`finished_rows` has, without a look at them."""
+    """Return how many rows ``finished_rows`` has, without a look at them."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sum(len(trial.user_attrs.get("rows", [])) for trial in trials)
 

@@ -7,43 +7,27 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import RecipeError, nearest
-from secateur.experiments.feasible import check_data, check_device, check_networks
+from secateur.errors import RecipeError
+from secateur.experiments.feasible import check_data, check_networks
 from secateur.experiments.overrides import set_value
-from secateur.experiments.specs import DataSpec, ModelSpec, RecipeSpec
-from secateur.experiments.steps import Step, check_order, step_of, training_of, trainings, validated
-from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml, shown
-from secateur.training.settings import Training
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan, PlanStep, Point, pick_device
+from secateur.experiments.specs import RecipeSpec, Sweep
+from secateur.experiments.steps.reading import check_order, read_step
+from secateur.experiments.steps.settings import Base
+from secateur.experiments.validation import told_at, validated
+from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml
+from secateur.text import nearest, shown
 
-Point = dict[str, Any]
 POINTS = 10_000
 TRIALS = 100_000
 
 _SETTABLE = [key for key in RecipeSpec.model_fields if key not in ("steps", "methods")]
 _OF_THE_STUDY = [key for key in _SETTABLE if key not in ("data", "model", "train")]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One point of a recipe's sweep, all of it validated: what a trial runs with each of its ``seeds``,
-    which are the study's unless its method or its grid has some of its own."""
-
-    method: str
-    point: Point
-    data: DataSpec
-    model: ModelSpec
-    train: Training
-    steps: tuple[Step, ...]
-    threads: int
-    device: str
-    measure: tuple[str, ...]
-    seeds: tuple[int, ...]
-    config: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -82,8 +66,8 @@ class Recipe:
 
     def plan_at(self, point: Point) -> Plan:
         """Return the validated plan at a point that a sampler chose."""
-        seeds = tuple(self.seeds)
-        return _plan_at(self.name, self.raw["steps"], point, seeds, self.raw, self.spec, self.located, ())
+        (method,) = _methods(self.raw, self.spec)
+        return _plan_at(method, point, tuple(self.seeds), self.raw, self.spec, self.located)
 
 
 @functools.cache
@@ -122,10 +106,12 @@ def load_recipe(
         raise RecipeError(f"{path.name}: give either steps or methods")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {shown(spec.seeds)}")
-    _check_sweep(spec, over, located)
-    check_device(spec.device, located.where(("device",)))
-    _check_size(spec, located)
-    plans = tuple(_plans(raw, spec, located))
+    methods = _methods(raw, spec)
+    _check_sweep(spec, methods, over, located)
+    with told_at(located.where(("device",))):
+        pick_device(spec.device)
+    _check_size(spec, methods, located)
+    plans = tuple(_plans(methods, raw, spec, located))
     if not any(plan.seeds for plan in plans):
         raise RecipeError(
             f"{path.name}: nothing runs with the seeds {shown(spec.seeds)}: "
@@ -134,7 +120,38 @@ def load_recipe(
     return Recipe(spec, plans, located.text, str(path), over, raw, located)
 
 
-def _check_sweep(spec: RecipeSpec, over: Mapping[str, Any], located: Located) -> None:
+@dataclass(frozen=True)
+class _Method:
+    """A method of a recipe (which may have but one): its steps as they are written, its sweep, the seeds that
+    are its own, and its place."""
+
+    name: str
+    steps: list[Any]
+    sweep: Sweep
+    seeds: list[int] | None = None
+    place: tuple[Any, ...] = ()
+
+    @property
+    def grids(self) -> Iterable[tuple[dict[str, list[Any]], tuple[Any, ...]]]:
+        """A copy of each grid of the sweep, and its place."""
+        place = (*self.place, "sweep")
+        if isinstance(self.sweep, dict):
+            return [(dict(self.sweep), place)]
+        return [(dict(grid), (*place, index)) for index, grid in enumerate(self.sweep)]
+
+
+def _methods(raw: dict[str, Any], spec: RecipeSpec) -> list[_Method]:
+    if spec.methods is None:
+        return [_Method(spec.name, raw["steps"], spec.sweep)]
+    return [
+        _Method(name, raw["methods"][name]["steps"], method.sweep, method.seeds, ("methods", name))
+        for name, method in spec.methods.items()
+    ]
+
+
+def _check_sweep(
+    spec: RecipeSpec, methods: Sequence[_Method], over: Mapping[str, Any], located: Located
+) -> None:
     """Refuse a sweep that its sampler cannot run, and the settings put ``over`` that it leaves no effect."""
     if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
         raise RecipeError(f"{located.name}: sampler tpe searches one grid: give steps and one sweep")
@@ -145,20 +162,21 @@ def _check_sweep(spec: RecipeSpec, over: Mapping[str, Any], located: Located) ->
         )
     if spec.sampler == "grid" and "trials" in over:
         raise RecipeError("trials: a grid runs every point of its sweep; trials go with sampler tpe")
-    grids = [grid for sweep, place in _sweeps(spec) for grid, _ in _grids(sweep, place)]
+    grids = [grid for method in methods for grid, _ in method.grids]
     swept = [key for key in over if grids and all(key in grid for grid in grids)]
     if swept:
         raise RecipeError(f"--set {shown(swept[0])}: every point of the sweep sets it; set the sweep instead")
 
 
-def _check_size(spec: RecipeSpec, located: Located) -> None:
+def _check_size(spec: RecipeSpec, methods: Sequence[_Method], located: Located) -> None:
     """Refuse a study that is too large before its points are laid out."""
     points = 0
-    for sweep, place in _sweeps(spec):
-        for grid, _ in _grids(sweep, place):
+    for method in methods:
+        for grid, _ in method.grids:
             points += math.prod(len(values) for key, values in grid.items() if key != "seeds")
         if points > POINTS:
-            raise RecipeError(f"{located.where(place)}: the sweep has {points:,} points; {POINTS:,} at most")
+            where = located.where((*method.place, "sweep"))
+            raise RecipeError(f"{where}: the sweep has {points:,} points; {POINTS:,} at most")
     runs = points if spec.sampler == "grid" else spec.trials
     if runs * len(spec.seeds) > TRIALS:
         raise RecipeError(
@@ -167,49 +185,24 @@ def _check_size(spec: RecipeSpec, located: Located) -> None:
         )
 
 
-def _sweeps(spec: RecipeSpec) -> Iterable[tuple[Any, tuple[Any, ...]]]:
-    """Yield the sweep of each method, and its place."""
-    if spec.methods is None:
-        yield spec.sweep, ("sweep",)
-        return
-    for name, method in spec.methods.items():
-        yield method.sweep, ("methods", name, "sweep")
-
-
-def _plans(raw: dict[str, Any], spec: RecipeSpec, located: Located) -> Iterable[Plan]:
-    if spec.methods is None:
-        methods = {spec.name: (raw["steps"], spec.sweep, None, ())}
-    else:
-        methods = {
-            name: (raw["methods"][name]["steps"], method.sweep, method.seeds, ("methods", name))
-            for name, method in spec.methods.items()
-        }
-    for method, (steps, sweep, own, place) in methods.items():
-        seeds = _narrowed(tuple(spec.seeds), own, located.where((*place, "seeds")))
+def _plans(
+    methods: Sequence[_Method], raw: dict[str, Any], spec: RecipeSpec, located: Located
+) -> Iterable[Plan]:
+    for method in methods:
+        seeds = _narrowed(tuple(spec.seeds), method.seeds, located.where((*method.place, "seeds")))
+        sweep = located.where((*method.place, "sweep"))
         points: set[str] = set()
-        for grid, where in _grids(sweep, (*place, "sweep")):
+        for grid, where in method.grids:
             of_grid = _narrowed(seeds, grid.pop("seeds", None), located.where((*where, "seeds")))
             for values in itertools.product(*grid.values()):
                 point = dict(zip(grid, values, strict=True))
                 key = json.dumps(point, sort_keys=True)
                 if key in points:
-                    where = located.where((*place, "sweep"))
-                    raise RecipeError(f"{where}: the point {shown(point, 200)} stands twice")
+                    raise RecipeError(f"{sweep}: the point {shown(point, 200)} stands twice")
                 points.add(key)
-                yield _plan_at(method, steps, point, of_grid, raw, spec, located, place)
+                yield _plan_at(method, point, of_grid, raw, spec, located)
         if not points:
-            raise RecipeError(f"{located.where((*place, 'sweep'))}: the sweep of {method} has no point")
-
-
-def _grids(
-    sweep: dict[str, list[Any]] | list[dict[str, list[Any]]], place: tuple[Any, ...]
-) -> Iterable[tuple[dict[str, list[Any]], tuple[Any, ...]]]:
-    """Yield a copy of each grid of a sweep, and its place."""
-    if isinstance(sweep, dict):
-        yield dict(sweep), place
-        return
-    for index, grid in enumerate(sweep):
-        yield dict(grid), (*place, index)
+            raise RecipeError(f"{sweep}: the sweep of {method.name} has no point")
 
 
 def _narrowed(seeds: tuple[int, ...], own: list[Any] | None, where: str) -> tuple[int, ...]:
@@ -224,31 +217,31 @@ def _narrowed(seeds: tuple[int, ...], own: list[Any] | None, where: str) -> tupl
 
 
 def _plan_at(
-    method: str,
-    steps_raw: list[Any],
+    method: _Method,
     point: Point,
     seeds: tuple[int, ...],
     raw: dict[str, Any],
     spec: RecipeSpec,
     located: Located,
-    place: tuple[str, ...],
 ) -> Plan:
+    place = method.place
     config = {key: copied(raw.get(key)) for key in ("data", "model", "train")}
-    config["steps"] = copied(steps_raw)
+    config["steps"] = copied(method.steps)
     for key, value in point.items():
         where = located.where((*place, "sweep", key)) + f": sweep {shown(key)}"
         if key.partition(".")[0] in _OF_THE_STUDY:
             raise RecipeError(f"{where}: is the whole study's; a sweep is over data, model, train and steps")
         set_value(config, key, value, where, _SETTABLE)
     usual = {} if config["train"] is None else config["train"]
-    train = training_of(usual, Training(), located, ("train",))
+    train = validated(Base, usual, located, ("train",))
     if train.distill:
         raise RecipeError(f"{located.where(('train',))}: distill needs a dense network; retraining has one")
-    steps: list[Step] = []
+    steps: list[PlanStep] = []
     for index, step in enumerate(config["steps"]):
-        steps.append(step_of(step, train, located, (*place, "steps", index)))
+        steps.append(read_step(step, train, located, (*place, "steps", index)))
         check_order(steps, located.where((*place, "steps", index)))
-    if "temperature" in usual and not any(training.distill for training in trainings(steps)):
+    trainings = [training for step in steps for training in step.settings.trainings]
+    if "temperature" in usual and not any(training.distill for training in trainings):
         where = located.where(("train", "temperature"))
         raise RecipeError(f"{where}: temperature does nothing without a step that has distill")
     data = validated(DataSpec, config["data"], located, ("data",))
@@ -256,7 +249,7 @@ def _plan_at(
     check_data(data, located.where(("data",)))
     check_networks(model, steps, located, place)
     return Plan(
-        method=method,
+        method=method.name,
         point=point,
         data=data,
         model=model,

@@ -17,7 +17,7 @@ import torch
 
 import secateur
 from secateur.errors import StorageError
-from secateur.experiments.dense import pick_device
+from secateur.experiments.plan import pick_device
 from secateur.experiments.recipe import Recipe
 from secateur.experiments.schema import SCHEMA, validated_deployment, validated_results
 from secateur.storage import load_json, replacing, save_json

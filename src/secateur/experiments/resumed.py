@@ -28,7 +28,7 @@ def fit_resumed(
     on_epoch: Callable[[Epoch], None],
     **around: Any,
 ) -> History:
-    """Train ``network`` as :func:`fit` does, which is given ``seed`` and ``around``, with a snapshot
+    """Train ``network`` as ``fit`` does, which is given ``seed`` and ``around``, with a snapshot
     of the kind "training" after every epoch. It is of this training alone: from another network or with other
     settings one begins anew.
     """

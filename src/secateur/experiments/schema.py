@@ -27,8 +27,8 @@ _WORDS = {
     "too_long": f"a list of at most {_LENGTH:,}",
 }
 _WHOLE = ("layers", "curves", "epochs", "config", "classes")  # what every finished trial has
-_EMPTY = {"requested": {}, "metrics": {}, "layers": [], "curves": {}, "stages": {}, "seconds": {}}
-_EMPTY |= {"epochs": {}, "notes": []}
+EMPTY = {"requested": {}, "metrics": {}, "layers": [], "curves": {}, "stages": {}, "seconds": {}}
+EMPTY |= {"epochs": {}, "notes": []}  # what a failed trial has of them
 
 
 def _number(kinds: tuple[type, ...], low: float, high: float) -> Callable[[Any], Any]:
@@ -322,7 +322,7 @@ def validated_row(value: Any, where: str) -> dict[str, Any]:
     row = _validated(_Row, value, where)
     if row.get("config", ...) is None:  # of a failed trial
         del row["config"]
-    return row | {key: empty for key, empty in _EMPTY.items() if key not in row}
+    return row | {key: empty for key, empty in EMPTY.items() if key not in row}
 
 
 def validated_deployment(value: Any, where: str) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError, create_model
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError, StorageError
 from secateur.experiments.claim import Claim, Snapshot, newest_snapshots, write_snapshot
 from secateur.experiments.dense import scratch_model
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import Plan
 from secateur.pruning.masks import Masks
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import load, save
@@ -52,20 +52,11 @@ class TrialState:
     bytes_packed: int | None = None
 
 
-class _Values(BaseModel):
-    """The plain values of a saved state."""
-
-    done: int
-    requested: float | None
-    curves: dict[str, list[dict[str, Any]]]
-    seconds: dict[str, float]
-    notes: dict[str, list[str]]
-    stages: dict[str, list[dict[str, Any]]]
-    retrained: bool
-    structured: bool
-    compacted: bool
-    options: dict[str, Any] | None
-    bytes_packed: int | None
+_IN_FILES = ("model", "masks", "pruned", "annealed", "packed")  # what a saved state has files for
+_PLAIN: Any = {
+    name: (kind, ...) for name, kind in get_type_hints(TrialState).items() if name not in _IN_FILES
+}
+_Values = create_model("_Values", **_PLAIN)
 
 
 def save_state(state: TrialState, claim: Claim) -> None:
@@ -107,7 +98,8 @@ def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialSt
 
 
 def _restored(snapshot: Snapshot, plan: Plan, seed: int, dense: nn.Module) -> TrialState:
-    values, files = _Values.model_validate(snapshot.values), snapshot.files
+    values: Any = _Values.model_validate(snapshot.values)
+    files = snapshot.files
     if "model" not in files:
         raise StorageError("a state without its network")
 

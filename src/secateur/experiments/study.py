@@ -17,10 +17,10 @@ from typing import Any
 
 from secateur.errors import NonFiniteError, RecipeError, SecateurError, StorageError, WriteError
 from secateur.experiments import queue
-from secateur.experiments.actions import count_epochs
 from secateur.experiments.claim import RESULT, Claim, whole_result
 from secateur.experiments.dense import hash_of, seconds_an_epoch
-from secateur.experiments.recipe import Plan, Recipe, check_factories, load_recipe
+from secateur.experiments.plan import Plan
+from secateur.experiments.recipe import Recipe, check_factories, load_recipe
 from secateur.experiments.results import label_of, read_results, write_results
 from secateur.experiments.schema import validated_row
 from secateur.experiments.trial import failed_row, run_claimed, trial_id
@@ -172,7 +172,7 @@ def describe(recipe: Recipe, out: Path) -> str:
         first, seeds = jobs[0][0], len({seed for _, seed in jobs})
         each, network = seconds_an_epoch(first)
         own = 0 if first.model.weights is not None else first.train.epochs  # nothing is left to train
-        after = share * sum(count_epochs(plan) for plan, _ in jobs)
+        after = share * sum(plan.epochs for plan, _ in jobs)
         training += own * seeds
         retraining += round(after)
         seconds += each * (own * seeds + after)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,18 @@ import torch
 from torch import nn
 
 from secateur.data.dataset import Dataset
-from secateur.experiments.actions import actions
 from secateur.experiments.claim import MASKS, MODEL, PACKED, Claim
 from secateur.experiments.dense import (
     OnEpoch,
+    computing_with,
     dataset_of,
     dense_name,
     dense_network,
     hash_of,
     what_determines,
 )
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import Plan
+from secateur.experiments.schema import EMPTY
 from secateur.experiments.state import TrialState, load_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
@@ -30,6 +34,7 @@ from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
 from secateur.pruning.targets import find_targets, sparsity
+from secateur.storage import sha256_of
 from secateur.structure.saved import save
 from secateur.training.checkpoint import save_weights
 from secateur.training.evaluate import evaluate_on
@@ -38,7 +43,19 @@ from secateur.training.evaluate import evaluate_on
 def trial_id(plan: Plan, seed: int) -> str:
     """Return the hash of everything that determines the trial: its name in any study."""
     own = {"config": plan.config, "method": plan.method, "measure": plan.measure}
-    return hash_of(own | what_determines(plan, seed))
+    code = _own_code(plan)
+    return hash_of(own | ({"code": code} if code else {}) | what_determines(plan, seed))
+
+
+def _own_code(plan: Plan) -> dict[str, str]:
+    """Return the content, as a hash, of each module of the user's that a step names.
+
+    The recipe was validated, so what it names has been imported: nothing is here.
+    """
+    text = json.dumps(plan.config["steps"], ensure_ascii=False)
+    modules = {name: sys.modules.get(name) for name in re.findall(r'"([\w.]+):\w+"', text)}
+    files = {name: getattr(module, "__file__", None) for name, module in modules.items()}
+    return {name: sha256_of(Path(file)) for name, file in sorted(files.items()) if file is not None}
 
 
 def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -52,24 +69,24 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
 
 
 def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
-    """Do what :func:`run_trial` does, in a folder that this process has claimed."""
-    torch.set_num_threads(plan.threads)
-    data = dataset_of(plan)
-    dense, dense_info = dense_network(plan, seed, data, dense_folder, on_epoch)
-    state = load_state(plan, seed, dense, claim.folder) or _begun(dense, dense_info)
-    work = Work(plan, seed, data, dense, claim, on_epoch, state)
-    todo = actions(plan)
-    for index in range(state.done, len(todo)):
-        start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
-        todo[index].run(work)
-        trained = state.seconds.get("retrain", 0.0) - trained
-        if todo[index].kind != "retrain":
-            work.spent(todo[index].kind, time.perf_counter() - start - trained)
-        state.done = index + 1
-        work.save()
-    result = _result(plan, seed, data, dense, state)
-    claim.finish(result, _final_files(state, claim))
-    return result
+    """Do what ``run_trial`` does, in a folder that this process has claimed."""
+    with computing_with(plan.threads):
+        data = dataset_of(plan)
+        dense, info = dense_network(plan, seed, data, dense_folder, on_epoch)
+        begun: dict[str, Any] = {"curves": {"dense": info["curve"]}, "seconds": {"train": info["seconds"]}}
+        state = load_state(plan, seed, dense, claim.folder) or TrialState(copy.deepcopy(dense), **begun)
+        work = Work(plan, seed, data, dense, claim, on_epoch, state)
+        for action in plan.actions[state.done :]:
+            start, trained = time.perf_counter(), state.seconds.get("retrain", 0.0)
+            action.run(work)
+            trained = state.seconds.get("retrain", 0.0) - trained
+            if action.timed_as != "retrain":
+                work.spent(action.timed_as, time.perf_counter() - start - trained)
+            state.done += 1
+            work.save()
+        result = _result(plan, seed, data, dense, state)
+        claim.finish(result, _final_files(state, claim))
+        return result
 
 
 def _final_files(state: TrialState, claim: Claim) -> dict[str, Path]:
@@ -88,35 +105,18 @@ def _final_files(state: TrialState, claim: Claim) -> dict[str, Path]:
     return files
 
 
-def _begun(dense: nn.Module, info: dict[str, Any]) -> TrialState:
-    return TrialState(
-        copy.deepcopy(dense), curves={"dense": info["curve"]}, seconds={"train": info["seconds"]}
-    )
-
-
 def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
     """Return the row of a trial that has no result."""
-    return {
-        "id": trial_id(plan, seed),
-        "method": plan.method,
-        "state": "failed",
-        "point": plan.point,
-        "seed": seed,
-        "requested": {"sparsity": None},
-        "metrics": {},
-        "layers": [],
-        "curves": {},
-        "stages": {},
-        "seconds": {},
-        "epochs": {},
-        "notes": [f"{plan.method} {plan.point} seed {seed} failed: {error}"],
-    }
+    own = {"id": trial_id(plan, seed), "method": plan.method, "point": plan.point, "seed": seed}
+    said = f"{plan.method} {plan.point} seed {seed} failed: {error}"
+    return EMPTY | own | {"state": "failed", "notes": [said]}
 
 
 def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
     start = time.perf_counter()
     metrics = _sizes(dense, state) | _accuracies(data, dense, state) | _costs(plan, data, dense, state.model)
     state.seconds["measure"] = time.perf_counter() - start
+    epochs = {step: len(rows) for step, rows in state.curves.items()}
     masks, said = state.masks, [[data.note] if data.note else [], *state.notes.values()]
     return {
         "id": trial_id(plan, seed),
@@ -130,7 +130,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "curves": state.curves,
         "stages": state.stages,
         "seconds": state.seconds,
-        "epochs": {"dense": len(state.curves.get("dense", [])), "retrain": _epochs(state)},
+        "epochs": {"dense": epochs.pop("dense", 0), "retrain": sum(epochs.values())},
         "notes": list(dict.fromkeys(note for notes in said for note in notes)),
         "config": plan.config,
         "dense": None if plan.model.weights else dense_name(plan, seed),
@@ -158,11 +158,8 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
 
 
 def _accuracies(data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
-    networks = {
-        "dense": dense,
-        "pruned": state.pruned,
-        "retrained": state.model if state.retrained else None,
-    }
+    retrained = state.model if state.retrained else None
+    networks = {"dense": dense, "pruned": state.pruned, "retrained": retrained}
     result: dict[str, Any] = {}
     for name, network in networks.items():
         for split, suffix in ((data.test, ""), (data.validation, "_validation")):
@@ -189,10 +186,6 @@ def _costs(plan: Plan, data: Dataset, dense: nn.Module, model: nn.Module) -> dic
             peak = measure_peak_memory(network, example)
             costs[name] = None if peak is None else peak / 1e6
     return costs
-
-
-def _epochs(state: TrialState) -> int:
-    return sum(len(rows) for step, rows in state.curves.items() if step != "dense")
 
 
 def _layer_rows(model: nn.Module, dense: nn.Module) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.data.dataset import Dataset
 from secateur.experiments.claim import Claim
 from secateur.experiments.dense import OnEpoch, calibration_batches
-from secateur.experiments.recipe import Plan
+from secateur.experiments.plan import Plan
 from secateur.experiments.resumed import fit_resumed
 from secateur.experiments.state import TrialState, save_state
 from secateur.training.batches import seed_of
@@ -67,10 +67,11 @@ class Work:
         """Note that this is the network after a pruning: nothing has been retrained since."""
         self.state.pruned, self.state.retrained = pruned, False
 
-    def replace(self, small: nn.Module, step: str, notes: list[str]) -> None:
-        """Put a really smaller network in the place of the one before, as the result of a pruning."""
+    def replace(self, small: nn.Module, step: str, done: object, skipped: Sequence[str] = ()) -> None:
+        """Put a really smaller network in the place of the one before, as the result of a pruning; what was
+        ``done`` becomes a note."""
         self.state.model, self.state.structured, self.state.compacted = small, True, True
-        self.state.notes[step] = notes
+        self.state.notes[step] = ["; ".join(repr(done).splitlines()), *skipped]
         self.cut(copy.deepcopy(small))
 
     def spent(self, kind: str, seconds: float) -> None:

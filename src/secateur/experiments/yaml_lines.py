@@ -13,6 +13,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from secateur.errors import RecipeError
+from secateur.text import shown
 
 CHARACTERS = 200_000
 VALUES = 20_000
@@ -50,7 +51,7 @@ class Located:
 
 
 def read_yaml(path: Path) -> Located:
-    """Read a file as :func:`parse_yaml` reads its text."""
+    """Read a file as ``parse_yaml`` reads its text."""
     name = shown(path)
     try:
         if path.exists() and not path.is_file():
@@ -120,13 +121,6 @@ def plain_copy(value: Any, where: str) -> Any:
         return key
 
     return checked(value, 0)
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """Return what a line can show of a value: cut where it is long, and printable characters alone."""
-    text = value if isinstance(value, str) else str(value) if isinstance(value, Path) else repr(value)
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _check_length(text: str | bytes, name: str) -> None:

@@ -1,1 +1,1 @@
-"""Size, multiply-adds, latency and memory of a network, measured."""
+"""What a network costs: size, multiply-adds, latency and memory, counted or measured."""

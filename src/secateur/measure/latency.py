@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.measure.running import call_model, copied, forward_once, fresh
+from secateur.copying import copied, fresh
+from secateur.running import call_model, forward_once
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,11 @@ def time_calls(
             call()
             times[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: _summary(values, threads) for name, values in times.items()}
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+    return {n: Timing(median, low, high, rounds, threads) for n, (low, median, high) in quartiles.items()}
 
 
 def _call(model: nn.Module, inputs: Any, cuda: bool) -> None:
     call_model(model, inputs)
     if cuda:
         torch.cuda.synchronize()
-
-
-def _summary(values: list[float], threads: int) -> Timing:
-    low, median, high = statistics.quantiles(values, n=4)
-    return Timing(median, low, high, len(values), threads)

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from secateur.measure.running import as_written, copied, forward_once
+from secateur.copying import copied
+from secateur.running import as_written, forward_once
 
 # Multiply-adds, and the tensors that are multiplied.
 Product = tuple[int, Sequence[Tensor]]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.measure.resident import begin_peak, peak
-from secateur.measure.running import call_model, copied, forward_once
 from secateur.measure.size import bytes_dense
+from secateur.running import call_model, forward_once
 
 
 def measure_peak_memory(model: nn.Module, example_inputs: Any) -> float | None:

@@ -19,7 +19,7 @@ def begin_peak() -> int:
 
 
 def peak() -> int:
-    """Return the most bytes that were resident since :func:`begin_peak`."""
+    """Return the most bytes that were resident since ``begin_peak``."""
     return _status("VmHWM")
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
-from secateur.measure.running import copied
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
+from secateur.text import table
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,34 @@ def profile(
     seconds: float = 0.5,
     threads: int | None = None,
 ) -> Profile:
-    """Measure ``model`` on ``example_inputs`` (a tensor, a tuple, or a dict of keyword arguments).
+    """Measure ``model`` on its example inputs: sizes, multiply-adds, latency and memory.
 
-    ``dense``: the network before pruning, timed in turn with this one. Inputs lie on the model's
-    device. What runs are copies. Raises ModelError where the model cannot be copied, or does not run on them.
+    What runs are copies. Inputs lie on the model's device.
+
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple, or a dict of keyword arguments.
+        dense: the network before pruning, timed in turn with this one.
+        seconds: about how long it is timed.
+        threads: torch's; default: as many as it has.
+
+    Returns:
+        The figures, bytes and milliseconds among them, and a row for each parameter; printed they are a
+        table. ``macs`` are dense multiply-adds of one pass, ``macs_effective`` those of weights that are not
+        zero.
+
+    Raises:
+        ModelError: where the model cannot be copied, or does not run on them.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
+        >>> found = sc.profile(net, torch.randn(1, 8), seconds=0.01)
+        >>> found.parameters, found.nonzero, found.macs, found.macs_effective
+        (212, 68, 192, 48)
+        >>> found.bytes_dense, found.latency_ms > 0
+        (848, True)
     """
     model = copied(model)
     macs = count_macs(model, example_inputs)
@@ -106,20 +131,17 @@ def profile(
 def layer_profiles(model: nn.Module, macs: dict[str, int] | None = None) -> tuple[LayerProfile, ...]:
     """Return one row for each parameter, with its multiply-adds where ``macs`` has some by its name."""
     modules = dict(model.named_modules())
-    rows: list[LayerProfile] = []
-    for name, parameter in model.named_parameters():
-        owner = name.rpartition(".")[0]
-        rows.append(
-            LayerProfile(
-                name=name,
-                kind=type(modules[owner]).__name__,
-                shape=tuple(parameter.shape),
-                parameters=parameter.numel(),
-                nonzero=int(torch.count_nonzero(parameter.detach())),
-                macs=(macs or {}).get(name, 0),
-            )
+    return tuple(
+        LayerProfile(
+            name=name,
+            kind=type(modules[name.rpartition(".")[0]]).__name__,
+            shape=tuple(parameter.shape),
+            parameters=parameter.numel(),
+            nonzero=int(torch.count_nonzero(parameter.detach())),
+            macs=(macs or {}).get(name, 0),
         )
-    return tuple(rows)
+        for name, parameter in model.named_parameters()
+    )
 
 
 def format_layers(layers: Sequence[LayerProfile]) -> str:
@@ -128,20 +150,7 @@ def format_layers(layers: Sequence[LayerProfile]) -> str:
     for layer in layers:
         counts = (f"{layer.parameters:,}", f"{layer.nonzero:,}", f"{layer.sparsity:.2%}", f"{layer.macs:,}")
         rows.append((layer.name, layer.kind, "x".join(map(str, layer.shape)), *counts))
-    lines = aligned(rows, words=3)
+    lines = table(rows, words=3)
     parameters, nonzero = sum(x.parameters for x in layers), sum(x.nonzero for x in layers)
     rate = parameters / max(1, nonzero)
     return "\n".join([*lines, f"parameters {parameters:,}, non-zero {nonzero:,} (compression {rate:.2f}x)"])
-
-
-def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Return the rows as lines with columns of one width: the first ``words`` to the left, as text
-    is, the others to the right, as numbers are."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -1,1 +1,1 @@
-"""Algorithms that are more than a criterion; training comes in as the caller's functions."""
+"""Searches that prune and train by turns, and refitting; training comes in as the caller's functions."""

@@ -17,20 +17,21 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from secateur.errors import ModelError
-from secateur.measure.running import first_line
-from secateur.structure.activations import bound
-from secateur.structure.capture import Captured, capture
+from secateur.graph.calls import Call
+from secateur.graph.capture import capture
+from secateur.graph.compare import difference
+from secateur.graph.operators import operator_of, plain
+from secateur.graph.run import Bound, Values
+from secateur.running import call
 from secateur.structure.dead import readers_of
 from secateur.structure.labels import Array
-from secateur.structure.propagate import Read, run_on
+from secateur.structure.propagate import Read
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure
-from secateur.structure.verify import call, difference
+from secateur.text import first_line
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
-Values = dict[int, Any]
 
-_CONVS = ("conv1d", "conv2d", "conv3d")
 _TENSORS, _MOST = 4, 64  # of the largest size at the same time; units in a stack
 _TRIED = 4  # units of a group that the shortcut is checked on
 _CLOSE = 1e-3  # float32 sums in another order stay far under it, a shortcut that is wrong far over
@@ -48,7 +49,7 @@ class Ablation:
         self.batch = _batch(example)
         readers = readers_of(structure)
         self.slow: dict[str, str] = {}
-        graph = _Graph(structure.captured, model)
+        graph = Bound(structure.captured, model)
         self.ways: dict[str, _Way] = {}
         for name in structure.groups:
             if readers[name] and all(read.node in graph.at for read in readers[name]):
@@ -56,12 +57,12 @@ class Ablation:
             else:
                 self.slow[name] = "not all that reads it is a plain product"
         self.stacks = {name: _stack(graph, way, self.batch, memory) for name, way in self.ways.items()}
-        self.graphs: dict[int, _Graph] = {}
+        self.graphs: dict[int, Bound] = {}
         try:
             for stack in {1, *self.stacks.values()}:
-                self.graphs[stack] = _Graph(capture(model, *_shaped(example, stack)), model)
-                if self.graphs[stack].operators != graph.operators:
-                    raise ModelError("its operators depend on the size of the batch")
+                self.graphs[stack] = Bound(capture(model, *_shaped(example, stack)), model)
+                if _operators(self.graphs[stack]) != _operators(graph):
+                    raise ModelError("another batch makes other operators, or has other inputs")
             self._check(example)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
             reason = f"its graph does not run on stacked batches: {first_line(error)}"
@@ -114,7 +115,7 @@ class Ablation:
         return masked_outputs(self.model, self.structure, name, unit, example)
 
     def _before(self, example: Example, need: Set[int]) -> Values:
-        return self.graphs[1].values(example, need) if need else {}
+        return self.graphs[1].values(*example, need) if need else {}
 
     def _shared(self, name: str, before: Values) -> Values:
         """What all stacks read of the values before: those of the inputs repeated for each unit."""
@@ -141,8 +142,8 @@ class Ablation:
                 at: self._without(name, units, values[at], read) for at, read in way.later.get(index, ())
             }
             values[index] = graph.run(index, values, instead)
-            for gone in way.last.get(index, ()):
-                values.pop(gone, None)
+            for read in way.last.get(index, ()):
+                values.pop(read, None)
         flat = [t.unflatten(0, (number, -1))[: len(units)] for t in values[way.affected[-1]]]
         return graph.rebuilt(flat)
 
@@ -156,16 +157,14 @@ class Ablation:
 
     def _entries(self, name: str, read: Read, unit: int) -> Array:
         """The indices of a unit in the dim that a layer reads."""
-        slices = self.structure.groups[name].slices
-        part = next(p for p in slices if (p.name, p.dim) == (read.weight, read.weight_dim))
-        return part.indices[unit]
+        return self.structure.groups[name].read_by(read).indices[unit]
 
     def _delta(self, index: int, operand: Tensor, entries: Array) -> Tensor:
         """What some entries of its operand make of a linear or a convolutional layer's output."""
         graph = self.graphs[1]
         node = graph.nodes[index]
         weight = _some(graph.fixed[graph.at[node.args[1]]], 1, entries)  # type: ignore[index]
-        dim = operand.dim() - 1 if _kind(node) == "linear" else 1
+        dim = operand.dim() - 1 if _is_linear(Call(node)) else 1
         return node.target(_some(operand, dim, entries), weight, None, *node.args[3:])  # type: ignore[operator]
 
 
@@ -184,7 +183,7 @@ class _Way:
     last: Mapping[int, list[int]]
 
 
-def _way(graph: _Graph, reads: Sequence[Read]) -> _Way:
+def _way(graph: Bound, reads: Sequence[Read]) -> _Way:
     places = [(graph.at[read.node], graph.at[read.operand], read) for read in reads]
     first: dict[int, tuple[int, int, Read]] = {}
     later: dict[int, list[tuple[int, Read]]] = {}
@@ -208,22 +207,26 @@ def _way(graph: _Graph, reads: Sequence[Read]) -> _Way:
     return _Way(tuple(first.values()), later, tuple(affected), frozenset(shared), frozenset(need), last)
 
 
-def _kind(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
 def _plain(node: fx.Node, read: Read) -> bool:
     """Whether a read is a linear layer or an ungrouped convolution of the parameter itself."""
-    weight = node.args[1] if len(node.args) > 1 else None
-    if read.weight_dim != 1 or node.kwargs or not isinstance(weight, fx.Node) or weight.op != "placeholder":
+    call, row = Call(node), operator_of(Call(node))
+    weight = call.arguments.get("weight")
+    if row.kind != "affine" or row.transposed or read.weight_dim != 1 or node.kwargs:
         return False
-    if _kind(node) == "linear":
-        return True
-    whole = len(node.args) < 7 or bool(node.args[6] == 1)
-    return _kind(node) in _CONVS and read.dim == 1 and whole
+    if not isinstance(weight, fx.Node) or weight.op != "placeholder":
+        return False
+    return _is_linear(call) or (read.dim == 1 and call.arguments.get("groups") == 1)
 
 
-def _stack(graph: _Graph, way: _Way, batch: int, memory: int) -> int:
+def _is_linear(call: Call) -> bool:
+    return plain(call.operator) is torch.ops.aten.linear
+
+
+def _operators(graph: Bound) -> list[tuple[str, str]]:
+    return [(n.op, "" if n.op == "placeholder" else str(n.target)) for n in graph.nodes]
+
+
+def _stack(graph: Bound, way: _Way, batch: int, memory: int) -> int:
     """Return how many units go at once: a power of two, so that few graphs are captured."""
     own = _batch((graph.captured.args, graph.captured.kwargs))
     largest = 1
@@ -234,69 +237,14 @@ def _stack(graph: _Graph, way: _Way, batch: int, memory: int) -> int:
     return 2 ** int(np.log2(np.clip(memory // (_TENSORS * largest * batch), 1, _MOST)))
 
 
-class _Graph:
-    """A captured graph whose nodes go by their position, bound to a model's tensors (``fixed``)."""
-
-    def __init__(self, captured: Captured, model: nn.Module) -> None:
-        self.captured, self.model = captured, model
-        self.nodes = list(captured.graph.nodes)
-        self.at = {node: index for index, node in enumerate(self.nodes)}
-        self.operators = [(n.op, str(n.target)) for n in self.nodes if n.op != "placeholder"]
-        given = bound(captured, model, captured.args, captured.kwargs)
-        inputs = {self.at[n] for n in given if n.name in captured.inputs}
-        self.fixed: Values = {self.at[n]: t for n, t in given.items() if self.at[n] not in inputs}
-        self.of_inputs = inputs
-        for index in range(len(self.nodes)):
-            if self.inputs_of(index) & self.of_inputs:
-                self.of_inputs.add(index)
-
-    def inputs_of(self, index: int) -> set[int]:
-        return {self.at[node] for node in self.nodes[index].all_input_nodes}
-
-    def values(self, example: Example, need: Set[int]) -> Values:
-        """Run as far as needed; return the values of the nodes in ``need``."""
-        wanted = set(need)
-        for index in range(max(need, default=-1), -1, -1):
-            if index in wanted:
-                wanted |= self.inputs_of(index)
-        last = {at: index for index in sorted(wanted) for at in self.inputs_of(index)}
-        given = bound(self.captured, self.model, *example)
-        values: Values = {self.at[node]: value for node, value in given.items()}
-        for index in sorted(wanted):
-            if self.nodes[index].op != "placeholder":
-                values[index] = self.run(index, values, {})
-            for at in self.inputs_of(index) - need:
-                if last[at] == index:
-                    del values[at]
-        return {index: values[index] for index in need}
-
-    def run(self, index: int, values: Values, instead: Values) -> Any:
-        """Run one node on ``values``, some of them replaced."""
-        node = self.nodes[index]
-
-        def value(used: fx.Node) -> Any:
-            at = self.at[used]
-            return instead.get(at, values.get(at, self.fixed.get(at)))
-
-        if node.op == "get_attr":
-            return getattr(self.captured.program.graph_module, str(node.target))
-        if node.op == "output":
-            return fx.map_arg(node.args[0], value)
-        return None if "_assert_tensor_metadata" in str(node.target) else run_on(node, value)
-
-    def rebuilt(self, flat: list[Any]) -> Any:
-        """Return the outputs as the model gives them."""
-        return _pytree.tree_unflatten(flat, self.captured.program.call_spec.out_spec)  # type: ignore[arg-type]
-
-
 @torch.no_grad()
 def masked_outputs(model: nn.Module, structure: Structure, name: str, unit: int, example: Example) -> Any:
     """Return the outputs for a batch with one unit masked: the plain way, one whole forward a unit."""
-    doomed = {name: np.arange(len(structure.groups[name])) == unit}
+    pruned = {name: np.arange(len(structure.groups[name])) == unit}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     before = {part.name: tensors[part.name].clone() for part in structure.groups[name].slices if part.masked}
     try:
-        mask_units(model, structure, doomed)
+        mask_units(model, structure, pruned)
         return call(model, *example)
     finally:
         for place, tensor in before.items():
@@ -320,27 +268,19 @@ def _like(tensor: Tensor, times: int) -> Tensor:
     return torch.empty(size, dtype=tensor.dtype, device=tensor.device, memory_format=form)
 
 
-def _leaves(example: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
-
-
 def _batch(example: Any) -> int:
-    return len(_leaves(example)[0])
+    return len(next(leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, Tensor)))
 
 
 def _shaped(value: Any, times: int) -> Any:
     """Return tensors of the shapes of repeated ones that take no memory: one example, seen many times."""
 
-    def shaped(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
-            return leaf
-        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:])
+    def shaped(leaf: Tensor) -> Tensor:
+        return leaf[:1].expand(len(leaf) * times, *leaf.shape[1:]) if leaf.dim() else leaf
 
-    return _pytree.tree_map(shaped, value)
+    return _pytree.tree_map_only(Tensor, shaped, value)
 
 
 def _repeated(value: Any, times: int) -> Any:
     """Repeat every tensor along its first dim, in the memory format that it has."""
-    return _pytree.tree_map(
-        lambda t: torch.cat([t] * times) if isinstance(t, Tensor) and t.dim() else t, value
-    )
+    return _pytree.tree_map_only(Tensor, lambda t: torch.cat([t] * times) if t.dim() else t, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,8 @@ from secateur.methods.branch_annealing import BranchAnnealing, Descent
 class Stage:
     """One training at one ``alpha``, with the learning rate times ``rate`` (0: none, the beginning).
 
-    ``score`` and ``loss`` after it, None where it diverged. ``kept``: its weights are those that went
-    on; otherwise the best ones at this alpha came back.
+    ``score`` and ``loss`` after it, None where it diverged (or no loss was given). ``kept``: its weights are
+    those that went on; otherwise the best ones at this alpha came back.
     """
 
     alpha: float
@@ -30,20 +31,35 @@ class Stage:
 
 @dataclass(frozen=True)
 class Annealing:
-    """How :func:`anneal_branches` goes down.
+    """How ``anneal_branches`` goes down: the alphas, and what is done where the score falls.
 
-    ``descent``: the alphas. ``adaptive``: not these; alpha falls by ``descent.step``, and by half as
-    much from each alpha on at which the first training did not hold the score (never by less than
-    ``descent.threshold``, and under this it jumps to 0). A score is held when it is at most ``tolerance``
-    under the best so far.
+    A score is held when it is at most ``tolerance`` under the best so far. If no training at an alpha holds
+    it, alpha falls all the same, and the score reached counts as the best from there.
 
-    ``rates``: factors of the learning rate, each for one training at an alpha, as long as the score is
-    not held: (1, 1) trains once more, (1, 10, 100) is the source's escalation. What does not improve the
-    score is undone. If none holds it, alpha falls all the same, and the score reached counts as the
-    best from there.
+    Args:
+        descent: the alphas.
+        adaptive: not these; alpha falls by ``descent.step``, and by half as much from each alpha on at which
+            the first training did not hold the score (never by less than ``descent.threshold``, and under
+            this it jumps to 0).
+        tolerance: how far under the best a score may be, in the score's own unit.
+        rates: factors of the learning rate, each for one training at an alpha, as long as the score is not
+            held: (1, 1) trains once more, (1, 10, 100) is the source's escalation. What does not improve the
+            score is undone.
+        update: the pretrained weights are trained from the "start", "never" (nor do their norms learn
+            statistics), or from this alpha on.
 
-    ``update``: the pretrained weights are trained from the "start", "never" (nor do their norms learn
-    statistics), or from this alpha on.
+    Raises:
+        BudgetError: for a setting that is not one of these.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> branches = sc.BranchAnnealing(net, torch.randn(2, 8), start="random")
+        >>> scores = iter([0.9, 0.8, 0.9, 0.9])  # the first training at alpha 0.5 loses too much
+        >>> method = sc.Annealing(sc.Descent(step=0.5), rates=(1, 10))
+        >>> stages = sc.anneal_branches(branches, lambda net, rate: None, lambda net: next(scores), method)
+        >>> [(stage.alpha, stage.rate, stage.score) for stage in stages]
+        [(1.0, 0.0, 0.9), (0.5, 1, 0.8), (0.5, 10, 0.9), (0.0, 1, 0.9)]
     """
 
     descent: Descent = field(default_factory=Descent)
@@ -90,25 +106,46 @@ class Annealing:
 
 def anneal_branches(
     branches: BranchAnnealing,
-    fine_tune: Callable[[nn.Module, float], None],
-    evaluate: Callable[[nn.Module], tuple[float, float]],
+    fine_tune: Callable[..., None],
+    evaluate: Callable[[nn.Module], Any],
     method: Annealing | None = None,
     *,
     stages: Sequence[Stage] = (),
     on_stage: Callable[[tuple[Stage, ...]], None] | None = None,
 ) -> tuple[Stage, ...]:
-    """Train ``branches.network`` while alpha goes from 1 to 0, in place; return the stages.
+    """Train ``branches.network`` while alpha goes from 1 to 0, in place; return the stages. A run that was
+    stopped goes on to the same numbers from ``stages`` and the ``state_dict`` that the network had then.
 
-    ``fine_tune(network, rate)`` trains in place, with an optimizer of its own made of the parameters
-    that require gradients then, its learning rate times ``rate``. ``evaluate(network)`` gives (score,
-    loss) on the validation split; equal scores are told apart by the loss.
+    Args:
+        branches: the branches beside the layers of a network.
+        fine_tune: ``fine_tune(network)`` trains in place, with an optimizer of its own made of the parameters
+            that require gradients then; for other ``rates`` than 1 it is ``fine_tune(network, rate)``, its
+            learning rate times ``rate``.
+        evaluate: ``evaluate(network)`` gives (score, loss) on the validation split, or a score; equal scores
+            are told apart by the loss.
+        method: how to go down.
+        stages: those of a run that was stopped.
+        on_stage: ``on_stage(stages)`` hears of each training, and first of the score at alpha 1.
 
-    ``on_stage(stages)`` hears of each training, and first of the score at alpha 1. A run that was stopped
-    goes on to the same numbers from ``stages`` and the ``state_dict`` that the network had then.
+    Returns:
+        The stages, one a training.
 
-    Raises NonFiniteError where the first training at an alpha diverges; a later one is undone.
+    Raises:
+        NonFiniteError: where the first training at an alpha diverges; a later one is undone.
+        BudgetError: for rates that ``fine_tune`` does not take.
+        CriterionError: for an evaluation that gives no score.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> branches = sc.BranchAnnealing(model, torch.randn(2, 8), start="random")
+        >>> method = sc.Annealing(sc.Descent(step=0.5))
+        >>> stages = sc.anneal_branches(branches, lambda network: None, lambda network: 0.9, method)
+        >>> [stage.alpha for stage in stages]
+        [1.0, 0.5, 0.0]
     """
     method, network = method or Annealing(), branches.network
+    train = _with_rate(fine_tune, method.rates)
     done = list(stages)
     if not done:
         branches.alpha = 1.0
@@ -124,7 +161,7 @@ def anneal_branches(
         branches.alpha = alpha
         network.freeze(method.freezes(alpha))
         try:
-            fine_tune(network, rate)
+            train(network, rate)
             stage = Stage(alpha, rate, *_evaluated(evaluate(network)))
         except NonFiniteError:
             if so_far is None:
@@ -139,15 +176,30 @@ def anneal_branches(
     return tuple(done)
 
 
-def _evaluated(found: Any) -> tuple[float, float]:
+def _with_rate(fine_tune: Callable[..., None], rates: Sequence[float]) -> Callable[[nn.Module, float], None]:
+    """Return a training as a function of a network and a rate, whether it takes one or not."""
+    parameters = inspect.signature(fine_tune).parameters.values()
+    taken = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:2]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters) and not taken
+    if any_number or any(p.name == "rate" or p.default is p.empty for p in taken):
+        return fine_tune
+    if any(rate != 1 for rate in rates):
+        raise BudgetError(f"rates is {rates!r}, and fine_tune takes the network alone: give it a rate too")
+    return lambda network, rate: fine_tune(network)
+
+
+def _evaluated(found: Any) -> tuple[float, float | None]:
     try:
-        score, loss = found
+        score, loss = found if isinstance(found, (tuple, list)) else (found, None)
+        score, loss = float(score), None if loss is None else float(loss)
     except (TypeError, ValueError) as error:
-        raise CriterionError(f"evaluate gave {found!r}; a pair of numbers (score, loss) is right") from error
-    if not (math.isfinite(score) and math.isfinite(loss)):
+        raise CriterionError(
+            f"evaluate gave {found!r}; a score, or a pair of numbers (score, loss), is right"
+        ) from error
+    if not (math.isfinite(score) and math.isfinite(loss or 0.0)):
         raise NonFiniteError(f"evaluate gave a score of {score} and a loss of {loss}; finite ones are right")
-    return float(score), float(loss)
+    return score, loss
 
 
 def _worth(stage: Stage) -> tuple[float, float]:
-    return (-math.inf, 0.0) if stage.score is None or stage.loss is None else (stage.score, -stage.loss)
+    return (-math.inf, 0.0) if stage.score is None else (stage.score, -(stage.loss or 0.0))

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.errors import BudgetError, CriterionError, NonFiniteError, TargetError
+from secateur.graph.capture import tensor_of
 from secateur.measure.macs import count_macs
-from secateur.measure.running import call_model, evaluating
 from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.structured import select_groups
-from secateur.structure.capture import arguments, tensor_of
+from secateur.running import arguments, call_model, evaluating
 from secateur.structure.compact import compact
+from secateur.structure.proof import Proof
 from secateur.structure.units import Structure, trace
-from secateur.structure.verify import Proof
 
 Start = Literal["least squares", "svd", "random"]
 
@@ -35,8 +35,26 @@ Start = Literal["least squares", "svd", "random"]
 class Descent:
     """The way of alpha from 1 to 0 in stages.
 
-    "step": minus ``step`` each; "multiplicative": times ``factor``; "exponential": exp(-``rate`` k^2),
-    slow at first; "cosine": half a cosine over ``stages``. Under ``threshold`` alpha jumps to 0.
+    Under ``threshold`` alpha jumps to 0.
+
+    Args:
+        kind: "step", minus ``step`` each; "multiplicative", times ``factor``; "exponential", exp(-``rate``
+            k^2), slow at first; "cosine", half a cosine over ``stages``.
+        step: over 0 and up to 1.
+        factor: over 0 and under 1.
+        rate: over 0.
+        stages: how many, from 1.
+        threshold: over 0 and up to 1.
+
+    Raises:
+        BudgetError: for a setting that is not one of these.
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.Descent(step=0.25).alphas()
+        [0.75, 0.5, 0.25, 0.0]
+        >>> sc.Descent("multiplicative", factor=0.5, threshold=0.1).alphas()
+        [0.5, 0.25, 0.125, 0.0]
     """
 
     kind: Literal["step", "multiplicative", "exponential", "cosine"] = "step"
@@ -74,25 +92,46 @@ class Descent:
 
 
 class BranchAnnealing:
-    """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one.
+    """Narrow branches beside the layers of a network, to be annealed to and folded into a smaller one. Train
+    ``network`` while ``alpha`` goes from 1 to 0, then ``fold``; ``secateur.anneal_branches`` is the
+    way down in stages.
 
-    ``network`` is called like ``model`` and computes the same at first. Train it (its parameters are
-    those of a copy of the model, and the branches') while ``alpha`` goes from 1 to 0, then :meth:`fold`.
-    A branch has ``ratio`` of a group's channels (half to even), one at least; all layers that add into
-    a residual stream share its ``up``. :func:`secateur.anneal_branches` is the way down in stages.
+    ``network`` is called like ``model`` and computes the same at first; its parameters are those of a copy of
+    the model, and the branches'. A branch has ``ratio`` of a group's channels (half to even), one at least;
+    all layers that add into a residual stream share its ``up``. ``skipped``: the groups without a branch, and
+    why.
 
-    ``start``: "least squares", the branch begins with the channels from which all of the group's are
-    best predicted on ``data`` (batches of inputs, or of inputs and labels, of the training split), found
-    by pivoted Cholesky weighted by the weights that read them, and ``up`` is that prediction; "svd",
-    ``down`` are the left singular vectors of each layer's weight, the branch's norms take their
-    statistics from ``data``, and ``up`` is fitted as before; "random", as in the source.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict.
+        ratio: the share of a group's channels that its branch has, over 0 and under 1.
+        start: "least squares", the branch begins with the channels from which all of the group's are best
+            predicted on ``data``, found by pivoted Cholesky weighted by the weights that read them, and
+            ``up`` is that prediction; "svd", ``down`` are the left singular vectors of each layer's weight,
+            the branch's norms take their statistics from ``data``, and ``up`` is fitted as before; "random",
+            as in the source.
+        data: batches of inputs, or of inputs and labels, of the training split; not for a random start.
+        kwargs: arguments by name beside ``example_inputs``.
+        include: name patterns of groups, as in ``secateur.prune``.
+        exclude: name patterns of those left out.
+        seed: of the random start.
 
-    ``include``/``exclude`` choose groups as in :func:`secateur.prune`; ``skipped``: those without a
-    branch, and why.
+    Raises:
+        TargetError: where nothing can have a branch.
+        BudgetError: for an impossible ratio.
+        CriterionError: where data are needed and not given, or do not fit.
+        ModelError: where the model cannot be captured, or its forward cannot follow more channels.
 
-    Raises TargetError where nothing can have a branch, BudgetError for an impossible ratio,
-    CriterionError where data are needed and not given or do not fit, ModelError where the model cannot
-    be captured or its forward cannot follow more channels.
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> branches = sc.BranchAnnealing(model, torch.randn(2, 8), start="random")
+        >>> branches.alpha = 0.5
+        >>> branches
+        0 -> 2: 8 channels beside 16, alpha 0.5
+        >>> small, proof = branches.fold()
+        >>> proof.parameters
+        (212, 108)
     """
 
     def __init__(
@@ -164,8 +203,15 @@ class BranchAnnealing:
 
     @torch.no_grad()
     def fold(self) -> tuple[nn.Module, Proof]:
-        """Return the small network of the model's class that the branches alone make, and the proof that
-        it equals ``network`` at alpha 0. The annealing itself is not changed."""
+        """Return the small network of the model's class that the branches alone make, and the proof that it
+        equals ``network`` at alpha 0. The annealing itself is not changed.
+
+        Returns:
+            The small network, and the proof, with the model's own ``parameters`` and ``macs`` before it.
+
+        Raises:
+            ModelError: where the small network is not equal.
+        """
         before = dict(self.network.alphas)
         try:
             self.alpha = 0.0
@@ -208,12 +254,10 @@ def _own_as(
             else:
                 new = torch.full((width * part.entries,), 0.0 if leaf in ("bias", "running_mean") else 1.0)
             name = key(part.tensor)
-            place = network.own[name] if name in network.own else _statistics(network, part.tensor, len(old))
+            place = (
+                network.own[name] if name in network.own else tensor_of(network.wide, part.tensor)[len(old) :]
+            )
             place.copy_(new)
-
-
-def _statistics(network: Widened, name: str, own: int) -> Tensor:
-    return tensor_of(network.wide, name)[own:]
 
 
 @torch.no_grad()
@@ -224,7 +268,7 @@ def _start_near(
     data: Sequence[Any],
     start: Start,
 ) -> None:
-    """Start the branches near the layers that they are beside: see :class:`BranchAnnealing`."""
+    """Start the branches near the layers that they are beside: see ``BranchAnnealing``."""
     if start == "least squares":
         chosen: dict[str, Tensor] = {}
         grams = _grams(network, parts, data)
@@ -311,19 +355,15 @@ def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    modes = {module: module.training for module in network.modules()}
-    network.freeze(True)
-    try:
-        network.eval()
-        for norm in norms:
-            norm.train()
-        for number, inputs in enumerate(data, 1):
-            for norm in norms:
-                norm.momentum = 1 / number
-            call_model(network, inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        network.freeze(False)
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(network):
+        network.freeze(True)
+        try:
+            for number, inputs in enumerate(data, 1):
+                for norm in norms:
+                    norm.train()
+                    norm.momentum = 1 / number
+                call_model(network, inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            network.freeze(False)

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from secateur.errors import BudgetError, SecateurWarning
-from secateur.measure.latency import time_inference
-from secateur.measure.running import copied
-from secateur.methods.goals import dense_macs
-from secateur.pruning.budgets import Global, check_share
+from secateur.copying import copied
+from secateur.errors import SecateurWarning
+from secateur.graph.names import unwrapped
+from secateur.methods.goals import goal_of
+from secateur.pruning.budgets import Global
 from secateur.pruning.calibration import Batches, Loss
+from secateur.pruning.criteria import Criterion
 from secateur.pruning.prune import prune
 from secateur.pruning.structured import select_groups
 from secateur.pruning.unit_criteria import L2Norm, UnitCriterion, unit_scores
 from secateur.structure.compact import compact
-from secateur.structure.names import unwrapped
+from secateur.structure.proof import Proof
 from secateur.structure.runs import Methods
 from secateur.structure.units import trace
-from secateur.structure.verify import Proof
 
 _PROBES = 12
+_GOALS = ("macs", "parameters", "latency_ms")
 
 
 def prune_to(
@@ -35,7 +36,7 @@ def prune_to(
     macs: float | None = None,
     parameters: float | None = None,
     latency_ms: float | None = None,
-    criterion: UnitCriterion | None = None,
+    criterion: Criterion | UnitCriterion | None = None,
     kwargs: Mapping[str, Any] | None = None,
     examples: Sequence[Any] = (),
     methods: Methods = ("forward",),
@@ -46,29 +47,46 @@ def prune_to(
     round_to: int = 1,
     min_kept: int = 1,
 ) -> tuple[nn.Module, Proof]:
-    """Remove as few of the least important units as meet one constraint; return (small model, proof).
+    """Remove as few of the least important units as meet one constraint; return (small model, proof). The
+    number of units is found by bisection, each try compacted and proved, and the given model is not changed.
 
-    ``macs``, ``parameters``: the share of the given model's that may be left, between 0 and 1 (0.6 is
-    40 % fewer). ``latency_ms``: the median of one forward on ``example_inputs``, measured here and
-    now. ``criterion`` (default ``L2Norm(normalise=True)``) ranks units of all groups together, once;
-    ``examples`` and ``methods`` are further calls that must stay equal, as in :func:`secateur.compact`; the
-    rest is as in :func:`secateur.prune`. The number of units is found by bisection, each try compacted
-    and proved. The given model is not changed.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        macs: the share of its dense multiply-adds that may be left, over 0 and up to 1 (0.6 is 40 % fewer).
+        parameters: the share of its parameters that may be left, likewise.
+        latency_ms: the median of one forward on ``example_inputs``, measured here and now.
+        criterion: ranks the units of all groups together, once; default ``L2Norm(normalise=True)``.
+        kwargs: arguments by name beside ``example_inputs``.
+        examples: further calls that must stay equal, as in ``secateur.compact``.
+        methods: further methods that must, likewise.
+        data: batches, for criteria that read them.
+        loss: ``loss(outputs, labels)``, for criteria that read one.
+        include: name patterns of groups, as in ``secateur.prune``.
+        exclude: name patterns of those left out.
+        round_to: what the number of units left in a pruned group is a multiple of.
+        min_kept: how many units every group keeps.
 
-    Raises BudgetError where the constraint is not one of these, or cannot be met.
+    Returns:
+        The small network, and the proof that it equals the masked one, with both networks' ``parameters`` and
+        ``macs``.
+
+    Raises:
+        BudgetError: where the constraint is not one of these, or cannot be met.
+        CriterionError, TargetError, ModelError: as ``secateur.prune`` and ``secateur.compact``.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small, proof = sc.prune_to(model, torch.randn(2, 8), macs=0.5)
+        >>> proof.macs
+        (384, 192)
     """
-    wanted = {"macs": macs, "parameters": parameters, "latency_ms": latency_ms}
-    given = {name: value for name, value in wanted.items() if value is not None}
-    if len(given) != 1:
-        raise BudgetError("prune_to takes exactly one of macs=, parameters= and latency_ms=")
-    (name, limit), *_ = given.items()
-    if name == "latency_ms":
-        if not (math.isfinite(limit) and limit > 0):
-            raise BudgetError(f"latency_ms is {limit!r}; it is a positive number of milliseconds")
-    else:
-        check_share(name, limit)
     model = unwrapped(model)
-    measure = _measure(name, model, example_inputs, kwargs)
+    goal = goal_of(
+        model, example_inputs, kwargs, _GOALS, macs=macs, parameters=parameters, latency_ms=latency_ms
+    )
     scored = _Scored(criterion or L2Norm(normalise=True))
 
     def attempt(share: float) -> tuple[nn.Module, Proof, float]:
@@ -85,7 +103,7 @@ def prune_to(
         small, proof = compact(
             masked, example_inputs, kwargs=kwargs, examples=examples, methods=methods, structure=structure
         )
-        return small, proof, measure(small, proof)
+        return small, proof, goal.cost(small)
 
     groups = select_groups(trace(model, example_inputs, kwargs=kwargs), include, exclude).values()
     low, high = 0.0, sum(max(0, len(g) - min_kept) for g in groups) / sum(map(len, groups))
@@ -95,25 +113,23 @@ def prune_to(
         share = high if probe == 0 else (low + high) / 2
         small, proof, cost = attempt(share)
         least = min(least, cost)
-        if cost <= limit:
+        if goal.met(cost):
             best, high = (small, proof), share
         elif probe == 0:
             break
         else:
             low = share
     if best is None:
-        raise BudgetError(
-            f"{name}={limit:g} cannot be met: with {min_kept} units left in each group it is {least:.3g}"
-        )
+        raise goal.missed(min_kept, least)
     return best
 
 
 class _Scored:
     """A criterion that is asked once: its first scores serve every try."""
 
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
 
-    def __init__(self, criterion: UnitCriterion) -> None:
+    def __init__(self, criterion: Criterion | UnitCriterion) -> None:
         self.criterion = criterion
         self.scores: dict[str, torch.Tensor] = {}
 
@@ -121,19 +137,3 @@ class _Scored:
         if not self.scores:
             self.scores = unit_scores(structure, self.criterion, data, loss)
         return self.scores
-
-
-def _measure(
-    name: str, model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None
-) -> Callable[[nn.Module, Proof], float]:
-    """Return what gives the cost of a small network, in the constraint's unit."""
-    if name == "latency_ms":
-        if kwargs:
-            raise BudgetError(
-                "latency_ms is measured on example_inputs alone; pass a dict instead of kwargs="
-            )
-        return lambda small, proof: time_inference({"small": small}, example_inputs)["small"].median * 1e3
-    if name == "macs":
-        macs = dense_macs(model, example_inputs, kwargs)
-        return lambda small, proof: proof.macs[1] / macs
-    return lambda small, proof: proof.parameters[1] / proof.parameters[0]

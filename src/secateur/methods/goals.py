@@ -3,87 +3,147 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from secateur.errors import BudgetError
+from secateur.graph.capture import all_tensors
 from secateur.measure.latency import time_inference
-from secateur.measure.macs import count_macs
+from secateur.measure.macs import Macs, count_macs
 from secateur.measure.size import count_parameters
+from secateur.pruning.budgets import is_real
 from secateur.pruning.targets import sparsity as sparsity_of
 from secateur.structure.labels import Array
-from secateur.structure.surgery import removed_by
+from secateur.structure.surgery import entries_left, parameters_left, removed_by
 from secateur.structure.units import Structure
 
-_SHARES = ("sparsity", "parameters", "macs")
+_LEFT = "a share of the dense network's, between 0 and 1 (1: all of them)"
+_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "macs": (lambda share: 0 < share <= 1, _LEFT),
+    "parameters": (lambda share: 0 < share <= 1, _LEFT),
+    "sparsity": (
+        lambda share: 0 <= share < 1,
+        "a share of the dense network's weights, between 0 and 1 (0: none gone)",
+    ),
+    "latency_ms": (lambda limit: limit > 0, "a positive number of milliseconds"),
+    "score": (lambda limit: True, "a number"),
+    "accuracy_drop": (lambda points: 0 <= points < 100, "in percentage points, from 0"),
+}
+
+
+def check_goal(allowed: Sequence[str], **wanted: float | None) -> tuple[str, float]:
+    """Return the name and the limit of the one goal that is wanted. Shares of what may be left (``macs``,
+    ``parameters``) are over 0, up to 1; the share that is gone (``sparsity``) is from 0, under 1.
+
+    Args:
+        allowed: the goals that the search knows.
+        **wanted: the goals by name, of which one is not None.
+
+    Returns:
+        The name and the limit.
+
+    Raises:
+        BudgetError: where it is not exactly one of those allowed, or its limit is impossible.
+
+    Example:
+        >>> from secateur.methods.goals import check_goal
+        >>> check_goal(("macs", "parameters"), macs=0.5, parameters=None)
+        ('macs', 0.5)
+    """
+    given = {name: limit for name, limit in wanted.items() if limit is not None}
+    if len(given) != 1 or not given.keys() <= set(allowed):
+        *names, last = allowed
+        raise BudgetError(
+            f"give exactly one of {', '.join(names)} and {last}; got {' and '.join(given) or 'none'}"
+        )
+    (name, limit), *_ = given.items()
+    fits, right = _LIMITS[name]
+    if not is_real(limit):
+        raise BudgetError(f"{name} is {limit!r}; it is a number")
+    if not fits(limit):
+        raise BudgetError(f"{name} is {limit!r}; it is {right}")
+    return name, limit
 
 
 @dataclass(frozen=True)
 class Goal:
-    """``name`` of what is limited, and the ``limit``; ``score`` is for the search itself to watch."""
+    """``name`` of what is limited, and the ``limit``; a ``score`` is for the search itself to watch.
+
+    ``total``: how much there is of it in the network ``dense``. Multiply-adds are dense ones.
+    """
 
     name: str
     limit: float
-    _left: Callable[[nn.Module, Structure | None, Mapping[str, Array]], float]
+    dense: nn.Module
+    example_inputs: Any
+    kwargs: Mapping[str, Any] | None
+    total: int
 
     def __str__(self) -> str:
-        given = 1 - self.limit if self.name == "sparsity" else self.limit
-        return f"{self.name}={given:g}"
+        return f"{self.name}={self.limit:g}"
 
-    def met(
-        self, model: nn.Module, structure: Structure | None = None, doomed: Mapping[str, Array] | None = None
-    ) -> bool:
-        """Whether a network is there; masked (of ``structure`` the units ``doomed``) or compacted."""
-        return self._left(model, structure, doomed or {}) <= self.limit
+    def met(self, cost: float) -> bool:
+        """Whether a network of this cost is there."""
+        return cost >= self.limit if self.name == "sparsity" else cost <= self.limit
 
+    def cost(self, model: nn.Module) -> float:
+        """Return what a network has of what is limited, as the limit is given."""
+        if self.name == "latency_ms":
+            return time_inference({"small": model}, self.example_inputs)["small"].median * 1e3
+        if self.name == "sparsity":
+            return sparsity_of(model, self.dense)
+        if self.name == "macs":
+            return count_macs(model, self.example_inputs, self.kwargs).dense / self.total
+        return count_parameters(model) / self.total if self.name == "parameters" else math.inf
 
-def goal_of(dense: nn.Module, example_inputs: Any, **wanted: float | None) -> Goal:
-    """Return the one goal that is given: ``sparsity``, ``parameters``, ``macs``, ``latency_ms``, ``score``.
+    def meter(self, model: nn.Module, structure: Structure) -> Callable[[Mapping[str, Array]], float]:
+        """Return what gives, from the units of a masked network that are masked, the cost that it will have
+        without them; where only the small network shows that, an infinity."""
+        if self.name == "sparsity":
+            return lambda pruned: self.cost(model)
+        if self.name == "macs":
+            macs = count_macs(model, self.example_inputs, self.kwargs)
+            return lambda pruned: _macs_left(macs, structure, pruned) / self.total
+        if self.name == "parameters":
+            return lambda pruned: parameters_left(structure, pruned) / self.total
+        return lambda pruned: math.inf
 
-    Raises BudgetError where it is not exactly one, or cannot be a share, a time or a score.
-    """
-    given = {name: value for name, value in wanted.items() if value is not None}
-    if len(given) != 1:
-        raise BudgetError(f"give exactly one of {', '.join(f'{name}=' for name in wanted)}; got {len(given)}")
-    (name, limit), *_ = given.items()
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not math.isfinite(limit):
-        raise BudgetError(f"{name} is {limit!r}; it is a number")
-    if name in _SHARES and not 0 < limit < 1:
-        raise BudgetError(f"{name} is {limit}; it is a share of the dense network's, between 0 and 1")
-    if name == "latency_ms" and limit <= 0:
-        raise BudgetError(f"latency_ms is {limit}; it is a positive number of milliseconds")
-    all_macs = dense_macs(dense, example_inputs) if name == "macs" else 0
-
-    def left(model: nn.Module, structure: Structure | None, doomed: Mapping[str, Array]) -> float:
-        if name == "sparsity":
-            return 1 - sparsity_of(model, dense)
-        if name == "parameters":
-            return _parameters_left(model, structure, doomed) / count_parameters(dense)
-        if name == "macs":
-            return count_macs(model, example_inputs).effective / all_macs
-        if name == "latency_ms" and structure is None:
-            return time_inference({"small": model}, example_inputs)["small"].median * 1e3
-        return math.inf
-
-    return Goal(name, 1 - limit if name == "sparsity" else limit, left)
+    def missed(self, min_kept: int, cost: float) -> BudgetError:
+        """Return the error of a search that has nothing left to remove."""
+        return BudgetError(f"{self} cannot be met: with {min_kept} units left in each group it is {cost:.3g}")
 
 
-def dense_macs(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> int:
-    """Return the multiply-adds of which a share may be left; raises BudgetError where there are none."""
-    macs = count_macs(model, example_inputs, kwargs).dense
-    if not macs:
-        raise BudgetError(f"{type(model).__name__} has no multiply-adds to limit; give parameters= instead")
-    return macs
+def goal_of(
+    dense: nn.Module,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    allowed: Sequence[str],
+    **wanted: float | None,
+) -> Goal:
+    """Return the one goal that is wanted, measured against ``dense``; raises as ``check_goal``, and where
+    the network has nothing of what is limited."""
+    name, limit = check_goal(allowed, **wanted)
+    if name == "latency_ms" and kwargs:
+        raise BudgetError("latency_ms is measured on example_inputs alone; pass a dict instead of kwargs=")
+    total = count_parameters(dense) if name == "parameters" else 1
+    if name == "macs":
+        total = count_macs(dense, example_inputs, kwargs).dense
+        if not total:
+            raise BudgetError(
+                f"{type(dense).__name__} has no multiply-adds to limit; give parameters= instead"
+            )
+    return Goal(name, limit, dense, example_inputs, kwargs, total)
 
 
-def _parameters_left(model: nn.Module, structure: Structure | None, doomed: Mapping[str, Array]) -> int:
-    """The parameters of a model once the units ``doomed`` are cut out."""
-    gone = {} if structure is None else removed_by(structure, doomed)
-    total = 0
-    for name, parameter in model.named_parameters():
-        kept = [size - len(gone.get((name, dim), ())) for dim, size in enumerate(parameter.shape)]
-        total += math.prod(kept)
-    return total
+def _macs_left(macs: Macs, structure: Structure, pruned: Mapping[str, Array]) -> float:
+    """The multiply-adds without some units: those of each weight fall with its entries."""
+    removed, tensors = removed_by(structure, pruned), dict(all_tensors(structure.model))
+    less = sum(
+        number * (1 - entries_left(tensors[name], name, removed) / tensors[name].numel())
+        for name, number in macs.weights.items()
+        if name in tensors
+    )
+    return macs.dense - less

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError
-from secateur.measure.running import copied
+from secateur.graph.names import unwrapped
 from secateur.pruning.budgets import Uniform
 from secateur.pruning.criteria import Criterion, Magnitude
 from secateur.pruning.prune import prune
 from secateur.pruning.targets import find_targets
-from secateur.structure.names import unwrapped
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,42 @@ def sensitivity(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> Sensitivity:
-    """Evaluate ``model`` with each layer pruned alone at each level (Han et al., 2015).
+    """Evaluate ``model`` with each layer pruned alone at each level.
 
-    ``evaluate(model)`` returns a score, or (score, loss); use validation data, since the result is
-    for choosing. It is given a copy, so that nothing of ``model`` itself changes.
+    Use validation data, since the result is for choosing. ``evaluate`` is given a copy, so that nothing of
+    ``model`` itself changes.
+
+    Args:
+        model: the network.
+        evaluate: ``evaluate(model)`` returns a score, or (score, loss).
+        criterion: what ranks weights; default ``Magnitude()``.
+        levels: the shares of a layer that go, each from 0 to 1.
+        data: batches, for criteria that read them.
+        loss: ``loss(outputs, labels)``, for criteria that read one.
+        include: name patterns of layers, as in ``secateur.prune``.
+        exclude: name patterns of those left out.
+
+    Returns:
+        ``dense``, the score as it was, and ``scores``: by layer one for each of the ``levels``. Printed it is
+        a table.
+
+    Raises:
+        BudgetError: for no level, or an impossible one.
+        CriterionError: for an evaluation that gives no score.
+
+    Source:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks" (NeurIPS 2015).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> def evaluate(model):  # here: how much of the weights is left
+        ...     return 1 - sc.sparsity(model)
+        >>> sc.sensitivity(net, evaluate, levels=(0.5, 0.75))
+        layer pruned alone    50.0%    75.0%
+        0.weight             0.6667   0.5000
+        2.weight             0.8333   0.7500
+        dense: 1.0000
     """
     if not levels:
         raise BudgetError("levels is empty; give shares between 0 and 1")

@@ -10,30 +10,50 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from secateur.copying import copied, fresh
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
-from secateur.measure.running import as_written, call_model, copied, failing, fresh
+from secateur.graph.calls import Call
+from secateur.graph.capture import tensor_of
+from secateur.graph.compare import difference
+from secateur.graph.names import canonical_modules, unwrapped
+from secateur.graph.operators import operator_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
-from secateur.structure.capture import tensor_of
+from secateur.running import as_written, call_model, failing
 from secateur.structure.labels import Array
-from secateur.structure.names import canonical_modules, unwrapped
-from secateur.structure.units import Slice, Structure, living
-from secateur.structure.verify import untraced
+from secateur.structure.layers import LayerView, layer_view
+from secateur.structure.proof import untraced
+from secateur.structure.units import Slice, Structure, all_zero
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PRODUCTS = {"linear", "addmm", "conv1d", "conv2d", "conv3d"}  # what these layers call
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
 
 @dataclass(frozen=True)
 class Refit:
-    """``layers``: by refitted layer, the squared error of its outputs relative to the dense
-    network's, before and after, on the calibration data; ``skipped``: the layers (or parameters)
-    that read lost units and were left as they are, and why."""
+    """What ``reconstruct`` refitted, and how near it came.
+
+    Printed it is a line a layer.
+
+    Attributes:
+        layers: by refitted layer, the squared error of its outputs relative to the dense network's, before
+            and after, on the calibration data.
+        skipped: the layers (or parameters) that read lost units and were left as they are, and why.
+
+    Example:
+        >>> import copy, torch, secateur as sc
+        >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> net = copy.deepcopy(dense)
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> _ = sc.prune(net, sc.L2Norm(), sc.Uniform(0.25), structure=structure)
+        >>> refit = sc.reconstruct(net, dense, structure, [torch.randn(64, 8)])
+        >>> before, after = refit.layers["2"]
+        >>> after < before
+        True
+    """
 
     layers: Mapping[str, tuple[float, float]]
     skipped: Mapping[str, str]
@@ -55,17 +75,39 @@ def reconstruct(
 ) -> Refit:
     """Refit, in place, each layer of the pruned ``model`` that reads lost units, in running order.
 
-    Each gets the weights and the bias with which it comes nearest, from the inputs it now sees, to
-    the outputs it had in ``dense``: a copy of the model taken before it was pruned. ``ridge`` pulls
-    the weights towards the old ones, in units of the mean square of an input; whatever it is, no
-    layer's error grows. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
-    is skipped. ``data``: batches of inputs or (inputs, labels) from the training split, iterated
-    over once a layer. A convolution reads at most :data:`POSITIONS` positions an example, drawn with
-    a fixed seed. Copies of both networks run, and nothing but the refitted weights and biases changes in
-    the model; an error leaves it as it was.
+    Each gets the weights and the bias with which it comes nearest, from the inputs it now sees, to the
+    outputs it had in ``dense``. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
+    is skipped. A convolution reads at most 64 positions an example, drawn with a fixed seed. Copies of both
+    networks run, and nothing but the refitted weights and biases changes in the model; an error leaves it as
+    it was.
 
-    Raises TargetError, ModelError, MaskError, CriterionError or BudgetError where the structure, the
-    dense network, the masks, the data or the ridge do not fit; NonFiniteError for a NaN inside.
+    Args:
+        model: the network, with units masked and not yet removed.
+        dense: a copy of it taken before it was pruned.
+        structure: a ``secateur.trace`` of ``model``.
+        data: batches of inputs or (inputs, labels) from the training split, iterated over once a layer.
+        ridge: pulls the weights towards the old ones, in units of the mean square of an input; whatever it
+            is, no layer's error grows.
+        masks: masks of single weights that have to stay zero.
+
+    Returns:
+        The error of each layer before and after, and what was skipped.
+
+    Raises:
+        TargetError, ModelError, MaskError, CriterionError, BudgetError: where the structure, the dense
+            network, the masks, the data or the ridge do not fit.
+        NonFiniteError: for a NaN inside.
+
+    Example:
+        >>> import copy, torch, secateur as sc
+        >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> net, x = copy.deepcopy(dense), torch.randn(64, 8)
+        >>> structure = sc.trace(net, x)
+        >>> _ = sc.prune(net, sc.L2Norm(), sc.Uniform(0.25), structure=structure)
+        >>> before = (net(x) - dense(x)).square().mean()
+        >>> _ = sc.reconstruct(net, dense, structure, [x])
+        >>> bool((net(x) - dense(x)).square().mean() < before / 2)
+        True
     """
     model, dense = unwrapped(model), unwrapped(dense)
     if not isinstance(structure, Structure) or model is not structure.model:
@@ -82,10 +124,11 @@ def reconstruct(
         for name, number in calls.items():
             layer = layers.pop(name)  # its sums are large
             pairs = batches(data, "reconstruct (which reads data several times)", model)
-            if all(layer.see(work, reference, inputs, number) for inputs, _ in pairs):
-                found[name] = layer.refit(name, ridge)
+            why = next((w for inputs, _ in pairs if (w := layer.see(work, reference, inputs, number))), "")
+            if why:
+                skipped[name] = why
             else:
-                skipped[name] = "it does not run on the same examples in both networks"
+                found[name] = layer.refit(name, ridge)
     for name in found:
         both = (network.get_submodule(name).parameters() for network in (model, work))
         for parameter, refitted in zip(*both, strict=True):
@@ -102,9 +145,9 @@ def _readers(
         here, there = (one.get(name, "absent") for one in both)
         if here != there:
             raise ModelError(f"{name} is {there} in dense= and {here} in the model; give a copy of it")
-    gone, before = _gone(structure, model), _gone(structure, dense)
-    lost = [name for name, units in gone.items() if (units & ~before[name]).any()]
-    if not lost and any(units.any() for units in gone.values()):
+    pruned, before = _pruned(structure, model), _pruned(structure, dense)
+    lost = [name for name, units in pruned.items() if (units & ~before[name]).any()]
+    if not lost and any(units.any() for units in pruned.values()):
         raise ModelError("dense= lacks the same units as the model; give a copy taken before it was pruned")
     uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
     layers: dict[str, _Layer] = {}
@@ -113,16 +156,15 @@ def _readers(
     for name in sorted({part.name for part in parts if part.reads or _columns(model, part)}):
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        users = {user for node, own in structure.walk.named.items() if own == name for user in node.users}
-        other = {str(user.target).removeprefix("aten.").partition(".")[0] for user in users} - _PRODUCTS
-        if leaf != "weight" or not _plain(module):
+        view = layer_view(module)
+        if view is None or not (view.plain and view.weights == (leaf,) and view.multiplies):
             skipped[name] = f"a parameter of {type(module).__name__}, not of a plain Linear or Conv layer"
-        elif getattr(module, "groups", 1) > 1:
-            skipped[path] = f"a convolution in {module.groups} groups"
-        elif other or any(uses[parameter] > 1 for parameter in module.parameters()):
+        elif view.groups > 1:
+            skipped[path] = f"a convolution in {view.groups} groups"
+        elif _used_elsewhere(structure, name, path, view) or any(uses[p] > 1 for p in module.parameters()):
             skipped[path] = "its parameters are used elsewhere too"
-        elif (layer := _Layer(module, dense.get_submodule(path))).thinned(masks, f"{path}.".lstrip(".")):
-            skipped[path] = "masks zero single weights too in its living rows and columns"
+        elif (layer := _Layer(module, dense.get_submodule(path), view)).thinned(masks, path):
+            skipped[path] = "masks zero single weights too in its rows and columns that are kept"
         elif not len(layer.rows):
             skipped[path] = "nothing of its weight is left"
         else:
@@ -130,24 +172,32 @@ def _readers(
     return layers, skipped
 
 
-def _gone(structure: Structure, model: nn.Module) -> dict[str, Array]:
+def _pruned(structure: Structure, model: nn.Module) -> dict[str, Array]:
     """Return by group the units of which only zeros are left."""
-    return {name: ~living(group, partial(tensor_of, model)) for name, group in structure.groups.items()}
+    return {name: all_zero(group, partial(tensor_of, model)) for name, group in structure.groups.items()}
 
 
 def _columns(model: nn.Module, part: Slice) -> bool:
     """Whether a part is inputs of a layer that is not a plain product: grouped, or weight-normed."""
-    path = part.name.rpartition(".")[0].partition(".parametrizations")[0]
-    return part.dim == 1 and isinstance(model.get_submodule(path), (nn.Linear, *_CONVS))
+    view = layer_view(model.get_submodule(part.name.rpartition(".")[0].partition(".parametrizations")[0]))
+    inputs = view is not None and part.dim == view.input_dim and view.multiplies
+    return inputs and tensor_of(model, part.name).dim() > 1
 
 
-def _plain(module: nn.Module) -> bool:
-    own = any(type(module).forward is known.forward for known in (nn.Linear, *_CONVS))
-    return own or (_turned(module) and type(module).__module__.startswith("transformers."))
+def _used_elsewhere(structure: Structure, name: str, path: str, view: LayerView) -> bool:
+    """Whether anything reads a layer's weight but the layer's forward and products like the layer's own."""
+    nodes = [node for node, own in structure.walk.named.items() if own == name]
+    return not all(
+        path in call.modules or _multiplies(call, node, view)
+        for node in nodes
+        for call in map(Call, node.users)
+    )
 
 
-def _turned(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # transformers': a Linear with weight (inputs, outputs)
+def _multiplies(call: Call, weight: fx.Node, view: LayerView) -> bool:
+    row = operator_of(call)
+    affine = row.kind == "affine" and row.bias is not None and row.transposed == view.transposed
+    return affine and call.arguments.get(row.weight or "") is weight
 
 
 class _Enough(BaseException):
@@ -190,37 +240,48 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
 
 class _Layer:
     """A layer as a matrix (outputs, flattened inputs) of which some rows and columns live; a bias is
-    one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for living x and y."""
+    one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for the x and y kept."""
 
-    def __init__(self, module: Any, dense: Any) -> None:
-        self.module, self.dense = module, dense
-        alive = self._matrix(module.weight) != 0
+    def __init__(self, module: nn.Module, dense: nn.Module, view: LayerView) -> None:
+        self.module, self.dense, self.view = module, dense, view
+        self.weight: Tensor = getattr(module, view.weights[0])
+        self.bias: Tensor | None = None if view.bias is None else getattr(module, view.bias)
+        alive = view.matrix(self.weight) != 0
         self.rows, self.columns = (alive.any(dim).nonzero().flatten() for dim in (1, 0))
-        self.xx = self.xy = self.yy = torch.zeros((), dtype=torch.float64, device=module.weight.device)
+        self.xx = self.xy = self.yy = torch.zeros((), dtype=torch.float64, device=self.weight.device)
         self.draw = torch.Generator().manual_seed(0)
 
-    def _matrix(self, tensor: Tensor) -> Tensor:
-        return tensor.T if _turned(self.module) else tensor.flatten(1)
-
     def thinned(self, masks: Mapping[str, Tensor], path: str) -> bool:
-        """Whether masks zero any entry of the living rows and columns."""
-        weight, bias = (masks.get(path + leaf) for leaf in ("weight", "bias"))
-        inside = weight is None or self._matrix(weight)[self.rows][:, self.columns].all()
+        """Whether masks zero any entry of the rows and columns kept."""
+        names = (self.view.weights[0], self.view.bias or "")
+        weight, bias = (masks.get(f"{path}.{name}".lstrip(".")) for name in names)
+        inside = weight is None or self.view.matrix(weight)[self.rows][:, self.columns].all()
         return not (inside and (bias is None or bias[self.rows].all()))
 
-    def see(self, model: nn.Module, dense: nn.Module, batch: Any, number: int) -> bool:
-        """Add the inputs now and the dense outputs of a batch; False where they do not go together."""
+    def see(self, model: nn.Module, dense: nn.Module, batch: Any, number: int) -> str:
+        """Add the inputs now and the dense outputs of a batch; return why not where that says nothing."""
         inputs = _shown(model, self.module, batch, number, outputs=False)
         targets = _shown(dense, self.dense, batch, number, outputs=True)
-        return len(inputs) == len(targets) and all(map(self._add, inputs, targets))
+        if self.view.registered and not all(map(self._computes, inputs)):
+            return "its output is not the product of its input and its weight"
+        if len(inputs) != len(targets) or not all(map(self._add, inputs, targets)):
+            return "it does not run on the same examples in both networks"
+        return ""
+
+    def _computes(self, x: Tensor) -> bool:
+        """Whether the layer's output is what a layer of its kind computes."""
+        product = F.linear(x.movedim(self.view.channels, -1), self.view.matrix(self.weight), self.bias)
+        rounding = 64 * torch.finfo(product.dtype).eps
+        return difference(self.module(x).movedim(self.view.channels, -1), product) <= rounding
 
     def _add(self, x: Tensor, y: Tensor) -> bool:
-        if isinstance(self.module, _CONVS):
-            batched = len(self.module.kernel_size) + 2
+        if self.view.product == "windows":
+            batched = self.view.kernel + 2
             x, y = (t if t.dim() == batched else t[None] for t in (x, y))
             x, y = _windows(self.module, x), y.movedim(1, -1)
         else:
-            x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+            x, y = (t.movedim(self.view.channels, -1) for t in (x, y))
+            x, y = (t.reshape(-1, t.shape[-1]) for t in (x, y))
         spatial = y.shape[1:-1]
         if x.shape[: y.dim() - 1] != y.shape[:-1]:
             return False
@@ -233,7 +294,7 @@ class _Layer:
                 part, target = part[at], target[at]
             part = part.reshape(-1, width)[:, self.columns].double()
             target = target.reshape(-1, y.shape[-1])[:, self.rows].double()
-            if self.module.bias is not None:
+            if self.bias is not None:
                 part = F.pad(part, (0, 1), value=1.0)
             self.xx, self.xy = self.xx + part.T @ part, self.xy + part.T @ target
             self.yy = self.yy + target.square().sum()
@@ -243,31 +304,31 @@ class _Layer:
         """Write the best weights and bias; return the relative error before and after."""
         if not (self.xx.isfinite().all() and self.xy.isfinite().all()):
             raise NonFiniteError(f"{name}: what it reads or puts out holds a NaN or an infinity")
-        weight, bias, old = self.module.weight, self.module.bias, self._living()
+        old = self._kept()
         rest = self.xy - self.xx @ old
-        if bias is None:
+        if self.bias is None:
             change = _solved(self.xx, rest, ridge)
         else:  # the best bias for any weights, put in: that centres x and y
             number = self.xx[-1, -1].clamp_min(1)
             mean = self.xx[:-1, -1:] / number
             change = _solved(self.xx[:-1, :-1] - mean * self.xx[-1, :-1], rest[:-1] - mean * rest[-1], ridge)
             change = torch.cat([change, rest[-1] / number - mean.T @ change])
-        new = (old + change).to(weight.dtype)
-        matrix = self._matrix(weight).clone()
+        new = (old + change).to(self.weight.dtype)
+        matrix = self.view.matrix(self.weight).clone()
         matrix[self.rows[:, None], self.columns] = new[: len(self.columns)].T
-        weight.copy_((matrix.T if _turned(self.module) else matrix).reshape(weight.shape))
-        if bias is not None:
-            bias[self.rows] = new[-1].to(bias.dtype)
-        return self._error(old), self._error(self._living())
+        self.weight.copy_(self.view.unmatrix(matrix, self.weight))
+        if self.bias is not None:
+            self.bias[self.rows] = new[-1].to(self.bias.dtype)
+        return self._error(old), self._error(self._kept())
 
-    def _living(self) -> Tensor:
-        """Return the living part, turned: (columns, rows)."""
-        weight = self._matrix(self.module.weight)[self.rows][:, self.columns].T
-        bias = () if self.module.bias is None else (self.module.bias[None, self.rows],)
+    def _kept(self) -> Tensor:
+        """Return the part kept, turned: (columns, rows)."""
+        weight = self.view.matrix(self.weight)[self.rows][:, self.columns].T
+        bias = () if self.bias is None else (self.bias[None, self.rows],)
         return torch.cat([weight, *bias]).double()
 
-    def _error(self, living: Tensor) -> float:
-        squares = self.yy + (living * (self.xx @ living - 2 * self.xy)).sum()
+    def _error(self, kept: Tensor) -> float:
+        squares = self.yy + (kept * (self.xx @ kept - 2 * self.xy)).sum()
         return max(0.0, float(squares / self.yy)) if self.yy else 0.0
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from secateur.measure.running import copied
+from secateur.copying import copied
+from secateur.graph.capture import tensor_of
 from secateur.pruning.shrinkage import soft_threshold
-from secateur.structure.capture import tensor_of
 from secateur.structure.dead import summed_elsewhere
 from secateur.structure.units import Group, Structure
 

@@ -1,4 +1,4 @@
-"""Layers over a model's channels and a branch's, as :class:`secateur.methods.widening.Widened` runs them."""
+"""Layers over a model's channels and a branch's, as ``secateur.methods.widening.Widened`` runs them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.measure.running import copied
+from secateur.copying import copied
 
-_CONV = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 class SplitConv(nn.Module):
@@ -28,7 +28,6 @@ class SplitConv(nn.Module):
         super().__init__()
         self.conv: Any = conv
         self.mix = self.spread = torch.empty(0)  # functional_call puts tensors here
-        self.by_channel = next(call for kind, call in _CONV.items() if isinstance(conv, kind))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._apply_matrix(self.mix, x)
@@ -38,7 +37,7 @@ class SplitConv(nn.Module):
         if not matrix.numel():
             return x
         positions = len(self.conv.kernel_size)
-        return self.by_channel(x, matrix.reshape(*matrix.shape, *(1,) * positions))
+        return _CONVOLUTIONS[positions - 1](x, matrix.reshape(*matrix.shape, *(1,) * positions))
 
 
 class SplitNorm(nn.Module):

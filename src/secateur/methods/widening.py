@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.copying import copied
 from secateur.errors import ModelError
-from secateur.measure.running import copied, first_line
+from secateur.graph.capture import first_names, tensor_of
+from secateur.graph.compare import difference
 from secateur.methods.split_layers import SplitConv, SplitNorm
-from secateur.structure.attributes import Sizes, adjust
-from secateur.structure.capture import first_names, tensor_of
-from secateur.structure.propagate import values_in
+from secateur.running import call
+from secateur.structure.attributes import Sizes, adjust, sizes_by_module
+from secateur.structure.layers import layer_view
 from secateur.structure.surgery import set_attributes
 from secateur.structure.units import Group, Slice, Structure
-from secateur.structure.verify import call, difference
+from secateur.text import first_line
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LEARNING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 PRODUCER, READER, OWN = "producer", "reader", "own"
@@ -67,15 +68,22 @@ def parts_of(structure: Structure, name: str, group: Group) -> list[Part] | str:
 
 def _role(model: nn.Module, part: Slice) -> str | None:
     path, _, leaf = part.name.rpartition(".")
-    module = model.get_submodule(path)
-    plain = isinstance(module, nn.Linear) or (isinstance(module, _CONVS) and module.groups == 1)
+    module: Any = model.get_submodule(path)
+    view = layer_view(module)
+    known = view is not None and not view.registered and view.multiplies
+    plain = view is not None and known and not view.transposed and view.groups == 1
     if plain and leaf == "weight" and part.dim == 1 and part.reads:
         return READER
     if plain and leaf in ("weight", "bias") and part.dim == 0 and not part.reads:
         return PRODUCER
-    deep = isinstance(module, _CONVS) and module.groups == module.in_channels == module.out_channels
+    deep = _convolves(module) and module.groups == module.in_channels == module.out_channels
     normal = type(module) in _NORMS and module.momentum is not None  # None: counts a network's batches
     return OWN if (deep or normal or isinstance(module, nn.PReLU)) and part.dim == 0 else None
+
+
+def _convolves(module: nn.Module) -> bool:
+    view = layer_view(module)
+    return view is not None and view.product == "windows"
 
 
 def _kind(model: nn.Module, name: str) -> str:
@@ -134,20 +142,19 @@ class Widened(nn.Module):
                 _put(work, path, SplitNorm(module, self.widths[part.group]))
             elif self._split(path, module):
                 _put(work, path, SplitConv(module))
-            elif part is not None and part.role == OWN and isinstance(module, _CONVS):
-                module.groups = module.in_channels = module.out_channels = (
-                    module.groups + self.widths[part.group]
-                )
+            elif part is not None and part.role == OWN and _convolves(module):
+                conv: Any = module
+                conv.groups = conv.in_channels = conv.out_channels = conv.groups + self.widths[part.group]
         for module in work.modules():
             for leaf in [leaf for leaf, tensor in module._parameters.items() if tensor is not None]:
                 del module._parameters[leaf]
                 setattr(module, leaf, torch.empty(0))  # functional_call puts a tensor here
         return work
 
-    def _split(self, path: str, module: nn.Module) -> bool:
+    def _split(self, path: str, module: Any) -> bool:
         """Whether a layer is a convolution over positions that makes units or reads them, one each."""
         parts = self.parts.get(f"{path}.weight".lstrip("."), {}).values()
-        plain = isinstance(module, _CONVS) and module.groups == 1 and module.weight[0, 0].numel() > 1
+        plain = _convolves(module) and module.groups == 1 and module.weight[0, 0].numel() > 1
         return plain and bool(parts) and all(part.entries == 1 for part in parts)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -192,7 +199,7 @@ class Widened(nn.Module):
         return {name: made[first] for name, first in self.names.items()}
 
     def _running(self) -> dict[str, Tensor]:
-        """Return what :meth:`tensors` does, as the module that runs takes it."""
+        """Return what ``tensors`` does, as the module that runs takes it."""
         given: dict[str, Tensor] = {}
         wide: dict[str, Tensor] = {}  # by first name, each once
         with torch.autocast(self._device(), enabled=False):
@@ -216,9 +223,7 @@ class Widened(nn.Module):
         parts = self.parts[name]
         if 1 in parts:
             alpha, up = self.alphas[parts[1].group], self.up[key(parts[1].group)]
-            mix = torch.cat(
-                [alpha * torch.eye(len(up), dtype=up.dtype, device=up.device), (1 - alpha) * up], 1
-            )
+            mix = torch.cat([alpha * _eye(len(up), up), (1 - alpha) * up], 1)
         if 0 in parts:
             down = self.down[key(_module(name))]
             spread = torch.cat([_eye(down.shape[1], down), down])
@@ -293,22 +298,11 @@ class Widened(nn.Module):
 
 def _grown_sizes(structure: Structure, widths: Mapping[str, int]) -> dict[str, Sizes]:
     """Return by module path the sizes that grow in it, old -> new, innermost and around."""
-    classes, walk = structure.classes, structure.walk
-    more = np.zeros(len(classes.frozen))  # how many channels of a branch come with one of this class
+    more = np.zeros(len(structure.classes.frozen))  # channels of a branch that come with one of a class
     for name, width in widths.items():
         part = structure.groups[name].slices[0]
-        labels = walk.parameters[part.name].dims[part.dim]
-        assert labels is not None
-        more[classes.of[labels[part.indices[:, 0]]]] = width / len(part.indices)
-    found: dict[str, Sizes] = {}
-    for node, value in walk.values.items():
-        stack = node.meta.get("nn_module_stack")
-        paths = ["", *(path for path, _ in stack.values())] if stack else [""]
-        for labels in (dim for part in values_in(value) for dim in part.dims if dim is not None):
-            grown = len(labels) + round(float(more[classes.of[labels]].sum()))
-            for path in paths if grown != len(labels) else ():
-                found.setdefault(path, {}).setdefault(len(labels), set()).add(grown)
-    return found
+        more[structure.classes_of(part)[:, 0]] = width / len(part.indices)
+    return sizes_by_module(structure, lambda own: len(own) + round(float(more[own].sum())))
 
 
 def key(name: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import ModelError, SecateurError, nearest
-from secateur.factories import find_factory, named_function
+from secateur.errors import ModelError, SecateurError
+from secateur.factories import check_options, function_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +31,8 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """
     import torch
 
-    factory = _factory(name)
-    _check_options(name, factory, options)
+    factory = function_of(name, MODELS, ModelError, "network")
+    check_options(name, factory, options, ModelError)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -45,25 +44,3 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}; a factory returns a torch.nn.Module")
     return model
-
-
-def _factory(name: str) -> Any:
-    if name in MODELS:
-        return named_function(MODELS[name], ModelError)
-    if ":" not in name:
-        raise ModelError(
-            f"unknown network {name!r}{nearest(name, MODELS)} (your own: package.module:factory)"
-        )
-    return find_factory(name, ModelError)
-
-
-def _check_options(name: str, factory: Any, options: dict[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters
-    except ValueError:  # a builtin without a signature: let the call itself complain
-        return
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for option in options:
-        if option not in parameters:
-            raise ModelError(f"{name} has no option {option!r}{nearest(option, parameters)}")

@@ -1,1 +1,1 @@
-"""Targets, criteria, budgets, shrinkages, masks and schedules: what is pruned, and how much of it."""
+"""What is zeroed, how much of it, and held: targets, criteria, budgets, shrinkages, schedules, masks."""

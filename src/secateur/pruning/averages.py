@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.errors import MaskError
-from secateur.structure.names import canonical_parameters
+from secateur.graph.names import canonical_parameters
 
 _DEPTH = 4  # a callback, its AveragedModel, the module that trains, the network in it
 

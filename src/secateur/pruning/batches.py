@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CriterionError
-from secateur.structure.names import network_of
+from secateur.graph.names import network_of
 
 Batches = Iterable[Any]
 _LABELS = ("labels", "label", "targets", "target")

@@ -7,7 +7,7 @@ what is strictly under a value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol
@@ -31,41 +31,38 @@ Weights = Mapping[str, Tensor]
 
 
 class Budget(Protocol):
-    """Decides the cut of every tensor from the scores and the weights."""
+    """Decides the cut of every tensor from the scores and the weights.
+
+    On whole units the scores are by group, one a unit, and the weights ones. What else it may say of itself:
+    ``secateur.pruning.capabilities``.
+    """
 
     def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, Cut | PatternCut]: ...
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """The same share of every layer: its lowest ``sparsity`` x N scores."""
+class Share:
+    """What budgets that take a ``sparsity``, as a number of entries, have in common."""
 
     sparsity: float
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
-
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        return {name: _cut_share(s, self.sparsity) for name, s in scores.items()}
 
 
 @dataclass(frozen=True)
-class Global:
-    """The lowest ``sparsity`` x N scores of all layers together.
-
-    ``min_kept``: entries that every layer keeps whatever their scores (0: a layer may be emptied).
-    """
-
-    sparsity: float
+class _KeepingShare(Share):
     min_kept: int = 0
-    amount: ClassVar[str] = "sparsity"
 
     def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
-        _check_kept(self.min_kept)
+        super().__post_init__()
+        if not (is_whole(self.min_kept) and self.min_kept >= 0):
+            raise BudgetError(f"min_kept is {self.min_kept!r}; it counts entries, from 0")
 
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+    def _taken(self, scores: AllScores) -> dict[str, Cut]:
+        """Take the share of the lowest scores of all tensors together."""
         count = round(self.sparsity * sum(s.numel for s in scores.values()))
         try:
             return cut_keeping(scores, count, self.min_kept)
@@ -74,14 +71,80 @@ class Global:
 
 
 @dataclass(frozen=True)
+class Uniform(Share):
+    """The same share of every layer: its lowest ``sparsity`` x N scores.
+
+    The count is exact in every layer: round(sparsity x N), half to even, whatever the ties.
+
+    Args:
+        sparsity: the share that goes, from 0 to 1; of a layer's weights, or of a group's units.
+
+    Raises:
+        BudgetError: for what is no such share.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}  # of 128 and 64
+        {'0.weight': 32, '1.weight': 16}
+    """
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return {name: _cut_share(s, self.sparsity) for name, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class Global(_KeepingShare):
+    """The lowest ``sparsity`` x N scores of all layers together.
+
+    The count over the whole network is exact; what a layer loses depends on its scores.
+
+    Args:
+        sparsity: the share that goes, from 0 to 1; of all weights, or of all units.
+        min_kept: entries that every layer keeps whatever their scores; with 0 a layer may be emptied.
+
+    Raises:
+        BudgetError: for an impossible share or number; when it is used, where ``min_kept`` leaves too few.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> net[0].weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> net[1].weight.data = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Global(0.5, min_kept=1))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
+        {'0.weight': 1, '1.weight': 3}
+    """
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return self._taken(scores)
+
+
+@dataclass(frozen=True)
 class PerLayer:
     """A share for each layer named: ``PerLayer({"fc1": 0.9, "features.*": 0.5})``.
 
     The first pattern that matches a layer decides; layers that none matches keep everything.
+
+    Args:
+        sparsity: by pattern the share that goes, from 0 to 1. With whole units patterns name groups, or
+            layers and parameters that make their units.
+
+    Raises:
+        BudgetError: for what is no such mapping; when it is used, for a pattern that matches nothing.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.PerLayer({"0": 0.75}))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}  # of 128 and 64
+        {'0.weight': 32, '1.weight': 64}
     """
 
     sparsity: Mapping[str, float]
     amount: ClassVar[str] = "sparsity"
+    cuts_values: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sparsity, Mapping) or not all(isinstance(p, str) for p in self.sparsity):
@@ -107,13 +170,30 @@ class PerLayer:
 class Std:
     """In each layer, every score under ``sensitivity`` x the standard deviation of its weights.
 
-    The population deviation of the signed weights, zeros included, so that pruning again with the
-    same sensitivity finds nothing new; ``living`` takes it over the non-zero weights only.
+    The population deviation of the signed weights, zeros included, so that pruning again with the same
+    sensitivity finds nothing new. For single weights ranked by ``Magnitude``.
+
+    Args:
+        sensitivity: how many standard deviations, from 0.
+        living: take the deviation over the weights that are not zero only.
+
+    Raises:
+        BudgetError: for what is no finite number from 0.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, -1.0, 7.0, -7.0]])  # their deviation is 5
+        >>> sc.prune(layer, sc.Magnitude(), sc.Std(sensitivity=0.5))["weight"]
+        tensor([[False, False,  True,  True]])
     """
 
     sensitivity: float
     living: bool = False
     amount: ClassVar[str] = "sensitivity"
+    cuts_values: ClassVar[bool] = True
+    compares_weights: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_value("sensitivity", self.sensitivity)
@@ -126,10 +206,27 @@ class Std:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every score under ``threshold``, the same in all layers."""
+    """Every score under ``threshold``, the same in all layers.
+
+    Strictly under it: a score that is equal stays.
+
+    Args:
+        threshold: in the unit of the scores, from 0.
+
+    Raises:
+        BudgetError: for what is no finite number from 0.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(3, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.25, -0.5, 1.0]])
+        >>> sc.prune(layer, sc.Magnitude(), sc.Threshold(0.5))["weight"]
+        tensor([[False,  True,  True]])
+    """
 
     threshold: float
     amount: ClassVar[str] = "threshold"
+    cuts_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_value("threshold", self.threshold)
@@ -139,16 +236,30 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class ERK:
-    """Erdos-Renyi-kernel (Evci et al., 2020): each layer's density in proportion to (sum of its
-    dims) / (their product), so that small layers keep more; exact over the whole network.
+class ERK(Share):
+    """Each layer's density in proportion to (sum of its dims) / (their product): Erdos-Renyi-kernel.
+
+    So small layers keep more. The count is exact over the whole network; for single weights only.
+
+    Args:
+        sparsity: the share of all weights that goes, from 0 to 1.
+
+    Raises:
+        BudgetError: for what is no such share; when it is used, where earlier masks leave too few weights.
+
+    Source:
+        Evci et al., "Rigging the Lottery: Making All Tickets Winners" (ICML 2020).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(100, 10))
+        >>> for row in sc.prune(net, sc.Magnitude(), sc.ERK(0.9)).layers():
+        ...     print(row["name"], row["weights"], row["kept"])
+        0.weight 10000 710
+        1.weight 1000 390
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
+    counts_units: ClassVar[bool] = False
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         total = sum(s.numel for s in scores.values())
@@ -168,44 +279,65 @@ class ERK:
 
 
 @dataclass(frozen=True)
-class LAMP:
-    """Layer-adaptive magnitude pruning (Lee et al., 2021): globally by score^2 over the sum of
-    the squares of the scores in the layer that are at least as large; never empties a layer.
+class LAMP(_KeepingShare):
+    """Globally by score^2 over the sum of squares of the layer's scores that are at least as large.
 
-    ``min_kept``: entries that every layer keeps whatever their scores. Sorts each tensor and keeps four
-    bytes an entry while it decides.
+    That is layer-adaptive magnitude pruning, which never empties a layer. It sorts each tensor, and keeps
+    four bytes an entry while it decides.
+
+    Args:
+        sparsity: the share that goes, from 0 to 1; of all weights, or of all units.
+        min_kept: entries that every layer keeps whatever their scores.
+
+    Raises:
+        BudgetError: for an impossible share or number; when it is used, where ``min_kept`` leaves too few.
+
+    Source:
+        Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> net[0].weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> net[1].weight.data = torch.tensor([[10.0, 20.0], [30.0, 40.0]])  # its scale plays no part
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.LAMP(0.5))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
+        {'0.weight': 2, '1.weight': 2}
     """
-
-    sparsity: float
-    min_kept: int = 0
-    amount: ClassVar[str] = "sparsity"
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
-        _check_kept(self.min_kept)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         lamp = {name: _lamp(s) for name, s in scores.items()}
         ranked = {n: Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()}
-        count = round(self.sparsity * sum(s.numel for s in ranked.values()))
-        try:
-            cuts = cut_keeping(ranked, count, self.min_kept)
-        except BudgetError as error:
-            raise BudgetError(f"{self} cannot be met: {error}") from None
-        return {n: _cut_count(scores[n], count_below(s, cuts[n])) for n, s in ranked.items()}
+        return _counted(scores, ranked.values(), self._taken(ranked))
 
 
 @dataclass(frozen=True)
-class MagnitudeRatios:
-    """From each layer as many as ``Global(sparsity)`` by |w| takes, by the criterion's own scores:
-    criteria compared at equal per-layer ratios (Blalock et al., 2020).
+class MagnitudeRatios(Share):
+    """From each layer as many as ``Global(sparsity)`` by |w| takes, by the criterion's own scores.
+
+    So criteria are compared at equal ratios by layer. For single weights, not in blocks.
+
+    Args:
+        sparsity: the share of all weights that goes, from 0 to 1.
+
+    Raises:
+        BudgetError: for what is no such share.
+
+    Source:
+        Blalock et al., "What is the State of Neural Network Pruning?" (MLSys 2020).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> net[0].weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> net[1].weight.data = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+        >>> masks = sc.prune(net, sc.Random(), sc.MagnitudeRatios(0.25))
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
+        {'0.weight': 2, '1.weight': 4}
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
-
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
+    counts_units: ClassVar[bool] = False
+    granular: ClassVar[bool] = False
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         sizes = [
@@ -213,21 +345,40 @@ class MagnitudeRatios:
             for name, w in weights.items()
         ]
         count = round(self.sparsity * sum(s.numel for s in sizes))
-        cuts = cut_globally(sizes, count)
-        return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in sizes}
+        return _counted(scores, sizes, cut_globally(sizes, count))
 
 
 @dataclass(frozen=True)
 class NM:
     """N:M: ``keep`` of every ``of`` weights along the input dim stay (2:4 is ``NM(2, 4)``).
 
-    No CPU engine uses this pattern, and on a GPU only 2:4 in 16 bits does: expect no speed from it
-    elsewhere.
+    No CPU engine uses this pattern, and on a GPU only 2:4 in 16 bits does: expect no speed from it elsewhere.
+    For single weights, and no schedule raises it.
+
+    Args:
+        keep: how many stay.
+        of: of how many; the input dim of every target has to divide by it.
+
+    Raises:
+        BudgetError: for impossible numbers; when it is used, for a tensor that does not divide.
+
+    Source:
+        Mishra et al., "Accelerating Sparse Deep Neural Networks" (2021).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.1, -0.4, 0.3, -0.2]])
+        >>> sc.prune(layer, sc.Magnitude(), sc.NM(2, 4))["weight"]
+        tensor([[False,  True,  True, False]])
     """
 
     keep: int
     of: int
     amount: ClassVar[None] = None
+    counts_units: ClassVar[bool] = False
+    cuts_values: ClassVar[bool] = False
+    granular: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (is_whole(self.keep) and is_whole(self.of) and 0 < self.keep <= self.of):
@@ -286,9 +437,9 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_kept(min_kept: int) -> None:
-    if not (is_whole(min_kept) and min_kept >= 0):
-        raise BudgetError(f"min_kept is {min_kept!r}; it counts entries, from 0")
+def _counted(scores: AllScores, others: Iterable[Scores], cuts: Mapping[str, Cut]) -> dict[str, Cut]:
+    """Return the cuts that take from each tensor as many entries as ``cuts`` take by other scores."""
+    return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in others}
 
 
 def _cut_share(scores: Scores, share: float) -> Cut:
@@ -331,20 +482,17 @@ def _lamp(scores: Scores) -> Tensor:
     return torch.empty_like(lamp).scatter_(0, order, lamp)
 
 
-def _std(name: str, weight: Tensor, living: bool) -> float:
+def _std(name: str, weight: Tensor, kept_only: bool) -> float:
     """The population standard deviation in float64, over ``CHUNK`` weights at a time."""
-    number, mean, squares = 0, 0.0, 0.0
-    for part in weight.detach().reshape(-1).split(CHUNK):
-        part = part[part != 0] if living else part
-        if part.numel():
-            part = part.double()
-            delta = part.mean().item() - mean
-            together = number + part.numel()
-            squares += part.var(correction=0).item() * part.numel()
-            squares += delta * delta * number * part.numel() / together
-            mean += delta * part.numel() / together
-            number = together
-    deviation = math.sqrt(squares / number) if number and math.isfinite(squares) else squares
-    if not math.isfinite(deviation):
+
+    def chunks() -> Iterator[Tensor]:
+        for part in weight.detach().reshape(-1).split(CHUNK):
+            part = part[part != 0] if kept_only else part
+            yield part.to(torch.promote_types(part.dtype, torch.float64))
+
+    number = sum(part.numel() for part in chunks())
+    mean = sum(part.sum().item() for part in chunks()) / max(number, 1)
+    squares = sum((part - mean).abs().square().sum().item() for part in chunks())
+    if not math.isfinite(squares):
         raise NonFiniteError(f"{name}: its weights hold a NaN or an infinity")
-    return deviation
+    return math.sqrt(squares / max(number, 1))

@@ -12,64 +12,80 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from secateur.copying import copied
 from secateur.errors import CriterionError
-from secateur.measure.running import as_written, call_model, copied, failing, first_line, shapes
+from secateur.graph.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.ranks import together
 from secateur.pruning.targets import Target, Targets
-from secateur.structure.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
+from secateur.running import as_written, call_model, failing, shapes
+from secateur.structure.layers import LayerView, layer_view, stored_weights
 from secateur.structure.units import Structure
+from secateur.task import cross_entropy
+from secateur.text import first_line
 
 Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A module whose first argument is watched: ``channels`` of them (None: whatever comes) lie along the
-    dim that ``dim`` gives for a number of dims."""
+    """A module whose first argument is watched: its channels, ``number`` of them (else it is passed over),
+    lie along the dim ``channels``, counted from the end."""
 
     module: nn.Module
-    dim: Callable[[int], int]
-    channels: int | None = None
+    channels: int
+    number: int
 
 
 def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     """Return the rms of each target's input by channel, shaped to broadcast over its weight."""
-    for name, target in targets.items():
-        layer = hasattr(target.module, "in_features") or hasattr(target.module, "in_channels")
-        if not layer or target.weight.dim() < 2:
-            raise CriterionError(
-                f"{name}: Wanda needs the weight of a Linear or Conv layer, which its input "
-                f"multiplies; this is a parameter of {type(target.module).__name__}; exclude it"
-            )
+    views = {name: _multiplied(target) for name, target in targets.items()}
+    paths = {module: path for path, module in canonical_modules(targets.model)}
 
     def readers(work: nn.Module) -> dict[str, _Reader]:
         modules = dict(canonical_modules(work))
         return {
-            # Channels, batched or not.
-            name: _Reader(modules[name.rpartition(".")[0]], lambda dims, t=target: dims - t.weight.dim() + 1)
-            for name, target in targets.items()
+            n: _Reader(modules[paths[t.module]], views[n].channels, views[n].number_of_inputs(t.weight))
+            for n, t in targets.items()
         }
 
     found = _mean_squares(targets.model, readers, data, "Wanda")
     unused = [name for name in targets if name not in found]
     if unused:
         raise CriterionError(f"{unused[0]}: its layer never ran on the data given; exclude it")
-    return {n: _over_weight(t, found[n].sqrt().to(t.weight.device)) for n, t in targets.items()}
+    return {
+        n: _over_weight(t.weight, views[n], found[n].sqrt().to(t.weight.device)) for n, t in targets.items()
+    }
 
 
-def _over_weight(target: Target, rms: Tensor) -> Tensor:
-    weight = target.weight
-    rms = rms.to(weight.dtype if weight.element_size() >= 4 else torch.float32)
-    ones = [1] * (weight.dim() - 2)
-    if target.input_dim == 0:
-        return rms.reshape(-1, 1, *ones)
-    groups = getattr(target.module, "groups", 1)
-    if groups == 1:
-        return rms.reshape(1, -1, *ones)
-    by_group = rms.reshape(groups, -1)
-    return by_group.repeat_interleave(weight.shape[0] // groups, 0).reshape(*weight.shape[:2], *ones)
+def _multiplied(target: Target) -> LayerView:
+    """Return the layer of a target that multiplies what the layer is called with."""
+    view, kind = layer_view(target.module), type(target.module).__name__
+    if view is None or not target.of:
+        raise CriterionError(
+            f"{target.name}: Wanda needs the weight of a Linear or Conv layer, which its input multiplies; "
+            f"this is a parameter of {kind}; exclude it (or secateur.register_layer its class)"
+        )
+    if not view.reads_input(target.of):
+        raise CriterionError(
+            f"{target.name}: Wanda needs the input that a weight multiplies, and this one multiplies a state "
+            f"inside the {kind}, which nobody sees; exclude it"
+        )
+    return view
+
+
+def _over_weight(weight: Tensor, view: LayerView, rms: Tensor) -> Tensor:
+    real = weight.dtype.to_real()
+    rms = rms.to(real if real.itemsize >= 4 else torch.float32)
+    shape = [1] * weight.dim()
+    shape[view.input_dim] = -1
+    if view.input_dim != 1 or view.groups == 1:
+        return rms.reshape(shape)
+    by_group = rms.reshape(view.groups, -1)
+    shape[0], shape[1] = weight.shape[:2]
+    return by_group.repeat_interleave(weight.shape[0] // view.groups, 0).reshape(shape)
 
 
 def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tuple[str, int], Tensor]:
@@ -82,24 +98,31 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
 
     def readers(work: nn.Module) -> dict[tuple[str, int], _Reader]:
         parameters = canonical_parameters(work)
-        owners = {
-            id(parameter): (module, leaf)
-            for module in work.modules()
-            for leaf, parameter in module._parameters.items()
-            if not isinstance(module, nn.Embedding)  # a tied one looks its rows up, it does not sum
-        }
+        owners = {key: owner for module in work.modules() for key, owner in _weights(module)}
         found = {}
         for name, dim in places:
             weight = parameters.get(names.get(name, name))
-            module, leaf = owners.get(id(weight), (None, ""))
-            if module is not None and weight is not None and leaf in ("weight", "weight_ih_l0", "weight_ih"):
-                convolves = isinstance(module, nn.modules.conv._ConvNd)
-                size = weight.shape[dim] * (module.groups if convolves and not module.transposed else 1)  # type: ignore[union-attr]
-                inner = weight.dim() - 1 if convolves else 1
-                found[name, dim] = _Reader(module, lambda dims, inner=inner: dims - inner, size)
+            module, view = owners.get(id(weight), (None, None))
+            if module is None or weight is None:
+                continue
+            along = view is not None and dim == view.input_dim
+            number = view.number_of_inputs(weight) if view is not None and along else weight.shape[dim]
+            found[name, dim] = _Reader(module, -1 if view is None else view.channels, number)
         return found
 
     return {place: mean.sqrt() for place, mean in _mean_squares(structure.model, readers, data, who).items()}
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[int, tuple[nn.Module, LayerView | None]]]:
+    """Yield the weights that multiply what a module is called with: a layer's, and what another module calls
+    its weight, but for an Embedding, which looks rows up and does not sum."""
+    view = layer_view(module)
+    if view is not None:
+        for stored in stored_weights(module):
+            if view.reads_input(stored.weight):
+                yield id(stored.parameter), (module, view)
+    elif not isinstance(module, nn.Embedding) and module._parameters.get("weight") is not None:
+        yield id(module._parameters["weight"]), (module, None)
 
 
 def _mean_squares(
@@ -112,10 +135,12 @@ def _mean_squares(
     def watch(key: Any, reader: _Reader) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
-            dim = reader.dim(inputs.dim())
-            if reader.channels in (None, inputs.shape[dim]):
+            inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
+            dim = inputs.dim() + reader.channels
+            if dim >= 0 and inputs.shape[dim] == reader.number:
                 others = [d for d in range(inputs.dim()) if d != dim]
-                squares = inputs.detach().to(torch.promote_types(inputs.dtype, torch.float32)).square()
+                size = inputs.detach().abs() if inputs.is_complex() else inputs.detach()
+                squares = size.to(torch.promote_types(size.dtype, torch.float32)).square()
                 total = squares.sum(others, dtype=torch.float64)
                 sums[key] = sums[key] + total if key in sums else total
                 counts[key] = counts.get(key, 0) + inputs.numel() // inputs.shape[dim]
@@ -155,7 +180,11 @@ def mean_gradients(
         work = copied(unwrapped(targets.model)).eval()
         parameters = canonical_parameters(work)
         weights = [parameters[name].requires_grad_(True) for name in targets]
-        sums = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        kinds = [w.dtype if power == 1 else w.dtype.to_real() for w in weights]
+        sums = [
+            torch.zeros_like(w, dtype=torch.promote_types(kind, torch.float32))
+            for w, kind in zip(weights, kinds, strict=True)
+        ]
         number = 0
         with as_written(), torch.enable_grad():
             for value in _losses(work, batches(data, who, work, empty=peers.number > 1), loss, who):
@@ -164,7 +193,8 @@ def mean_gradients(
                     if gradient is None:
                         raise CriterionError(f"{name}: the loss does not depend on it; exclude it")
                     dense = gradient.to_dense() if gradient.is_sparse else gradient
-                    total += dense.to(total.dtype).pow(power)
+                    size = dense if power == 1 else dense.abs()
+                    total += size.to(total.dtype).pow(power)
                 number += 1
         number = sum(peers.gather(number))
         peers.add([total.detach() for total in sums])
@@ -184,33 +214,18 @@ def _losses(
     for inputs, labels in pairs:
         with failing(work, inputs, "a batch of data="):
             outputs = call_model(work, inputs)
-        own = getattr(outputs, "loss", None)
-        if loss is None and isinstance(own, Tensor):  # as transformers' models return it
-            yield _checked(own, f"outputs {shapes(outputs)}", who)
-        elif labels is None:
-            raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
-        else:
-            yield _loss_of(loss or _cross_entropy, outputs, labels, who)
-
-
-def _cross_entropy(outputs: Any, labels: Any) -> Tensor:
-    return nn.functional.cross_entropy(getattr(outputs, "logits", outputs), labels)
-
-
-def _loss_of(loss: Loss, outputs: Any, labels: Any, who: str) -> Tensor:
-    """Return the loss of a batch, one number that has a gradient."""
-    given = f"outputs {shapes(outputs)} and labels {shapes(labels)}"
-    try:
-        value = loss(outputs, labels)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise CriterionError(f"{who}: the loss fails on {given}: {first_line(error)}") from error
-    return _checked(value, given, who)
-
-
-def _checked(value: Any, given: str, who: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        what = shapes(value) + (
-            "" if not isinstance(value, Tensor) or value.requires_grad else ", no gradient"
-        )
-        raise CriterionError(f"{who}: the loss of {given} is {what}; one number with a gradient is right")
-    return value
+        value, given = getattr(outputs, "loss", None), f"outputs {shapes(outputs)}"
+        if loss is not None or not isinstance(value, Tensor):  # else as transformers' models return it
+            if labels is None:
+                raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")
+            given += f" and labels {shapes(labels)}"
+            try:
+                value = (loss or cross_entropy)(outputs, labels)
+            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+                raise CriterionError(f"{who}: the loss fails on {given}: {first_line(error)}") from error
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad):
+            lacks = ", no gradient" if isinstance(value, Tensor) and not value.requires_grad else ""
+            raise CriterionError(
+                f"{who}: the loss of {given} is {shapes(value)}{lacks}; one number with a gradient is right"
+            )
+        yield value

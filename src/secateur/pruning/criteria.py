@@ -15,8 +15,10 @@ from torch import Tensor
 
 from secateur.errors import CriterionError
 from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradients
+from secateur.pruning.capabilities import name_of, says
 from secateur.pruning.selection import Scores
 from secateur.pruning.targets import Targets
+from secateur.structure.units import Structure
 
 Rows = Callable[[slice], Tensor]
 
@@ -24,8 +26,8 @@ Rows = Callable[[slice], Tensor]
 class Criterion(Protocol):
     """Gives the importance of every entry of every target.
 
-    Where an attribute ``reads_data`` says so, or there is none and data are given, scores that are all the
-    same are an error.
+    Scores that are all the same are an error where it says that it ``reads_data``, or says nothing and data
+    are given. What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
     def __call__(
@@ -35,9 +37,24 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class Magnitude:
-    """|w|: the size of the weight itself; needs no data."""
+    """|w|: the size of the weight itself; needs no data.
+
+    With whole units a unit's score is the sum over its entries.
+
+    Source:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks" (NeurIPS 2015).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.1, -0.4, 0.3, -0.2]])
+        >>> _ = sc.prune(layer, sc.Magnitude(), sc.Uniform(0.5))
+        >>> layer.weight.data
+        tensor([[ 0.0000, -0.4000,  0.3000,  0.0000]])
+    """
 
     reads_data: ClassVar[bool] = False
+    is_magnitude: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         weights = {name: t.weight.detach() for name, t in targets.items()}
@@ -46,7 +63,22 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform random scores from ``seed``: the baseline that every criterion has to beat."""
+    """Uniform random scores from ``seed``: the baseline that every criterion has to beat.
+
+    A whole unit gets one number of its own, not the sum over its entries, which would rank by size.
+
+    Args:
+        seed: of the generator; the same seed gives the same scores.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(100, 10)
+        >>> targets = sc.find_targets(layer)
+        >>> torch.equal(sc.Random(seed=1)(targets)["weight"], sc.Random(seed=1)(targets)["weight"])
+        True
+        >>> sc.prune(layer, sc.Random(), sc.Uniform(0.9)).sparsity
+        0.9
+    """
 
     seed: int = 0
     reads_data: ClassVar[bool] = False
@@ -58,16 +90,33 @@ class Random:
             for name, target in targets.items()
         }
 
+    def score_units(self, structure: Structure, data: Any = None, loss: Any = None) -> dict[str, Tensor]:
+        """Draw one number a unit: sums over its entries would rank by size."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {name: torch.rand(len(g), generator=generator) for name, g in structure.groups.items()}
+
 
 @dataclass(frozen=True)
 class Wanda:
-    """|w| x rms of the input that w multiplies (Sun et al., 2023); needs data, no labels.
+    """|w| x rms of the input that w multiplies; needs data, no labels.
 
-    The rms runs over the batch and every position. The paper compares weights within one output:
-    that is what it does under a budget per layer, one row at a time; here the budget decides.
+    The rms runs over the batch and every position. The paper compares weights within one output; here the
+    budget decides what is compared. Biases have no score.
+
+    Source:
+        Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (2023).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 2.0]])
+        >>> x = torch.tensor([[9.0, 1.0]])  # the first input is large, so its small weight counts for more
+        >>> sc.Wanda()(sc.find_targets(layer), data=[x])["weight"](slice(None))
+        tensor([[9., 2.]])
     """
 
     reads_data: ClassVar[bool] = True
+    scores_vectors: ClassVar[bool] = False  # a bias multiplies no input
 
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
@@ -80,10 +129,23 @@ class Wanda:
 
 @dataclass(frozen=True)
 class Taylor:
-    """|w x gradient of the loss|: what the loss would change by, to first order (Molchanov et al., 2017).
+    """|w x gradient of the loss|: what the loss would change by, to first order.
 
-    Needs ``data`` of (inputs, labels); ``loss(outputs, labels)`` is cross-entropy unless given.
-    The gradient is the mean over the batches.
+    Needs ``data`` of (inputs, labels); ``loss(outputs, labels)`` is cross-entropy unless given. The
+    gradient is the mean over the batches.
+
+    Source:
+        Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference" (ICLR
+        2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[3.0, 1.0]])
+        >>> batch = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0]])  # the first weight does nothing here
+        >>> scores = sc.Taylor()(sc.find_targets(layer), data=[batch], loss=torch.nn.functional.mse_loss)
+        >>> scores["weight"](slice(None))
+        tensor([[0., 2.]])
     """
 
     reads_data: ClassVar[bool] = True
@@ -93,20 +155,40 @@ class Taylor:
     ) -> dict[str, Rows]:
         gradients = mean_gradients(targets, data, loss, "Taylor")
         pairs = {name: (t.weight.detach(), gradients[name]) for name, t in targets.items()}
-        return {n: lambda rows, w=w, g=g: (w[rows] * g[rows]).abs() for n, (w, g) in pairs.items()}
+        return {n: lambda rows, w=w, g=g: _first_order(w[rows], g[rows]) for n, (w, g) in pairs.items()}
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """w^2 x mean squared gradient: Optimal Brain Damage (LeCun et al., 1990) with the empirical Fisher
-    information for the Hessian's diagonal, over the batches of ``data``."""
+    """w^2 x mean squared gradient: Optimal Brain Damage with the empirical Fisher information.
+
+    It stands for the Hessian's diagonal, and is the mean over the batches of ``data``, which are (inputs,
+    labels). ``loss(outputs, labels)`` is cross-entropy unless given.
+
+    Source:
+        LeCun et al., "Optimal Brain Damage" (NIPS 1989).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[3.0, 1.0]])
+        >>> batch = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0]])
+        >>> scores = sc.Fisher()(sc.find_targets(layer), data=[batch], loss=torch.nn.functional.mse_loss)
+        >>> scores["weight"](slice(None))
+        tensor([[0., 4.]])
+    """
 
     reads_data: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         squares = mean_gradients(targets, data, loss, "Fisher", power=2)
         pairs = {name: (t.weight.detach(), squares[name]) for name, t in targets.items()}
-        return {n: lambda rows, w=w, f=f: w[rows].square() * f[rows] for n, (w, f) in pairs.items()}
+        return {n: lambda rows, w=w, f=f: w[rows].abs().square() * f[rows] for n, (w, f) in pairs.items()}
+
+
+def _first_order(weight: Tensor, gradient: Tensor) -> Tensor:
+    """What the loss changes by; the gradient of a complex number is that by its parts, as torch gives it."""
+    return (weight * gradient.conj()).real.abs()
 
 
 def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any) -> None:
@@ -114,20 +196,20 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
 
     Equal magnitudes are a tie, which the exact count breaks; a constant read from data is a mistake.
     """
-    if not getattr(criterion, "reads_data", data is not None):
+    reads = says(criterion, "reads_data")
+    if not (data is not None if reads is None else reads):
         return
     number, value = 0, None
     for one in scores:
         for rows, score in one.chunks():
-            living = score if one.masked is None else score[~one.masked[rows]]
-            if living.numel():
-                low, high = (float(end) for end in living.aminmax())
+            kept = score if one.masked is None else score[~one.masked[rows]]
+            if kept.numel():
+                low, high = (float(end) for end in kept.aminmax())
                 value = low if value is None else value
                 if not low == high == value:
                     return
-                number += living.numel()
+                number += kept.numel()
     if value is not None and any(one.numel - one.number_masked > 1 for one in scores):
-        name = getattr(criterion, "__name__", type(criterion).__name__)
         where = " on which they differ"
         if loss is None:
             where += (
@@ -135,5 +217,5 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
                 "the default, cross-entropy, is constant for a single output"
             )
         raise CriterionError(
-            f"{name}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
+            f"{name_of(criterion)}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
         )

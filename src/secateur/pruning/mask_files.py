@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MaskError, StorageError, nearest
+from secateur.errors import MaskError, StorageError
+from secateur.graph.names import canonical_parameters
+from secateur.pruning.budgets import is_real, is_whole
 from secateur.storage import pack_bits, unpack_bits
-from secateur.structure.names import canonical_parameters
+from secateur.text import nearest, shown
 
 _KIND = "masks 1"
 _METADATA = "secateur.masks"  # where a state dict, which holds tensors alone, keeps the rest
@@ -31,7 +33,7 @@ def as_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict
 
 
 def from_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Undo :func:`as_state`; StorageError for what it did not make."""
+    """Undo ``as_state``; StorageError for what it did not make."""
     text = state.get(_METADATA) if isinstance(state, Mapping) else None
     if not isinstance(text, Tensor) or text.dtype != torch.uint8:
         raise StorageError(f"the state is not one of masks: it has no tensor {_METADATA!r} of bytes")
@@ -57,10 +59,10 @@ def unpacked(
         raise StorageError(f"{what}: the shapes and the tensors do not name the same parameters")
     if not _by_name(lambda shape: isinstance(shape, list) and all(map(_is_count, shape)))(shapes):
         raise StorageError(f"{what}: its shapes are not lists of sizes by printable name")
-    fields = {name: metadata.get(name, default) for name, (default, _, _) in _FIELDS.items()}
-    for name, (_, right, means) in _FIELDS.items():
+    fields = {name: metadata.get(name, default) for name, (default, _, _) in FIELDS.items()}
+    for name, (_, right, means) in FIELDS.items():
         if not right(fields[name]):
-            raise StorageError(f"{what}: its {name!r} is {_shown(fields[name])}; {means} is right")
+            raise StorageError(f"{what}: its {name!r} is {shown(repr(fields[name]))}; {means} is right")
     for name, number in fields["dense"].items():
         if name not in shapes or number < math.prod(shapes[name]):
             raise StorageError(
@@ -97,11 +99,7 @@ def _matched(
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e300 < value < 1e300
+    return is_whole(value) and value >= 0
 
 
 def _is_part(value: Any) -> bool:
@@ -114,14 +112,9 @@ def _by_name(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     )
 
 
-def _shown(value: Any) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
-
-
-_FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "requested": ({}, _by_name(_is_number), "a share by tensor or group"),
-    "requested_overall": (None, lambda value: value is None or _is_number(value), "a share or null"),
+FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "requested": ({}, _by_name(is_real), "a share by tensor or group"),
+    "requested_overall": (None, lambda value: value is None or is_real(value), "a share or null"),
     "notes": (
         [],
         lambda value: isinstance(value, list) and all(isinstance(n, str) and n.isprintable() for n in value),

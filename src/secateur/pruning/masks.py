@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MaskError, NonFiniteError, TargetError, nearest
-from secateur.measure.summary import aligned
+from secateur.errors import MaskError
+from secateur.graph.capture import all_tensors
+from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
-from secateur.pruning.holding import Holder, Optimizers, mask_sparse_gradient
-from secateur.pruning.mask_files import as_state, from_state, packed, unpacked
+from secateur.pruning.holding import Optimizers, bound, check_writable, require_finite
+from secateur.pruning.mask_files import FIELDS, as_state, from_state, packed, unpacked
+from secateur.pruning.zeros import Holder, mask_sparse_gradient
 from secateur.storage import load_tensors, save_tensors
-from secateur.structure.names import canonical_modules, canonical_parameters
+from secateur.structure.surgery import Removed, sliced
+from secateur.text import table
 
 
 class Masks(Mapping[str, Tensor]):
     """One bool tensor a pruned parameter, True where the weight is kept, bound to a model.
 
-    Keys are canonical parameter names. ``a & b`` keeps what both keep, ``a | b`` what either
-    keeps. ``notes`` are lines on what deserves a look: layers emptied, say. Where whole units were
-    pruned, ``units`` are by group (kept, of how many), and ``requested`` goes by group too. ``dense``:
-    how many entries a tensor had before units were cut out of it, where fewer are left.
+    It is a mapping by canonical parameter name. ``a & b`` keeps what both keep, ``a | b`` what either keeps;
+    printed it is a table, layer by layer.
+
+    Args:
+        model: the network that they mask.
+        kept: by name the bool tensor, of the parameter's shape.
+        requested: by name the sparsity that was asked for; by group where whole units were pruned.
+        requested_overall: the one asked for of all together.
+        notes: lines on what deserves a look: layers emptied, say.
+        units: where whole units were pruned, by group how many are kept, of how many.
+        dense: by name how many entries a tensor had before units were cut out of it, where fewer are left.
+
+    Raises:
+        MaskError: for masks that do not fit the model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
+        >>> masks
+        tensor    shape  weights  kept  sparsity  requested
+        0.weight  16x8       128    32    75.00%     75.00%
+        1.weight  4x16        64    16    75.00%     75.00%
+        all                  192    48    75.00%     75.00%
+        >>> masks.save("masks.safetensors")
+        >>> sc.Masks.load("masks.safetensors", net) == masks
+        True
     """
 
     def __init__(
@@ -91,54 +117,65 @@ class Masks(Mapping[str, Tensor]):
         return self.dense.get(name, self.kept[name].numel())
 
     def __repr__(self) -> str:
-        total, kept = sum(map(self._whole, self.kept)), sum(map(_count, self.kept.values()))
-        lines = self._table(
-            ("tensor", "shape", "weights"),
-            [
-                (row["name"], "x".join(map(str, row["shape"])), row["weights"], row["kept"], row["requested"])
-                for row in self.layers()
-            ],
-            total,
-            kept,
-        )
-        if self.units:
-            lines = self._table(
-                ("group", "", "units"),
-                [(name, "", of, left, self.requested.get(name)) for name, (left, of) in self.units.items()],
-                sum(of for _, of in self.units.values()),
-                sum(left for left, _ in self.units.values()),
-            )
-            lines.append(f"{total - kept:,} of {total:,} entries of {len(self.kept)} tensors are masked")
+        rows: list[tuple[Any, ...]] = [
+            (row["name"], "x".join(map(str, row["shape"])), row["weights"], row["kept"], row["requested"])
+            for row in self.layers()
+        ]
+        if not self.units:
+            lines = self._table(("tensor", "shape", "weights"), rows)
+        else:
+            units = [(name, of, left, self.requested.get(name)) for name, (left, of) in self.units.items()]
+            total, kept = (sum(row[i] for row in rows) for i in (-3, -2))
+            entries = f"{total - kept:,} of {total:,} entries of {len(rows)} tensors are masked"
+            lines = [*self._table(("group", "units"), units), entries]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def _table(self, head: tuple[str, str, str], rows: list[Any], total: int, kept: int) -> list[str]:
-        """Lay out (name, shape, number, kept, requested share) as lines, with their totals."""
+    def _table(self, head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[str]:
+        """Lay out rows (words, number, kept, requested share) as lines, with their totals."""
+        total, kept = (sum(row[i] for row in rows) for i in (-3, -2))
+        whole = ("all", *[""] * (len(head) - 2), total, kept, self.requested_overall)
         cells = [(*head, "kept", "sparsity", "requested")]
-        for name, shape, number, left, asked in [*rows, ("all", "", total, kept, self.requested_overall)]:
+        for *names, number, left, asked in [*rows, whole]:
             share = "" if asked is None else f"{asked:.2%}"
-            gone = 1 - left / number if number else 0.0
-            cells.append((name, shape, f"{number:,}", f"{left:,}", f"{gone:.2%}", share))
-        shown = [cell if any(row[1] for row in cells) else cell[:1] + cell[2:] for cell in cells]
-        return list(aligned(shown, words=len(shown[0]) - 4))
+            masked = 1 - left / number if number else 0.0
+            cells.append((*names, f"{number:,}", f"{left:,}", f"{masked:.2%}", share))
+        return table(cells, words=len(head) - 1)
 
     # -- holding -----------------------------------------------------------------------------
 
     @contextmanager
     def held(self, optimizer: Optimizers, *, averaged: Any = None) -> Iterator[Masks]:
-        """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block.
+        """Keep the masked weights exactly zero whatever ``optimizer`` does inside the block. Leaving it
+        checks that the zeros held.
 
-        Works through hooks on its step: weights are masked after it, gradients before it where the
-        optimizer mixes those of several weights, and a closure (LBFGS) sees masked weights. Names
-        and the forward pass stay as they are. Leaving the block checks that the zeros held.
+        Works through hooks on its step: weights are masked after it, gradients before it where the optimizer
+        mixes those of several weights, and a closure (LBFGS) sees masked weights. Names and the forward pass
+        stay as they are.
 
-        ``optimizer``: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
-        copies of weights that optimizers keep are masked with them. ``averaged``: averages of the model
-        (AveragedModel, ModelEmaV2, what holds one), one or a list, masked with it; SecateurWarning for one
-        that is in the model or the optimizer and not given.
+        Args:
+            optimizer: one or a list; what it wraps (Accelerate's, schedule-free, Lookahead) is found, and
+                copies of weights that optimizers keep are masked with them.
+            averaged: averages of the model (AveragedModel, ModelEmaV2, what holds one), one or a list, masked
+                with it; SecateurWarning for one that is in the model or the optimizer and not given.
 
-        Raises MaskError, before the block, for an optimizer that updates none of the masked parameters or
-        whose steps cannot be seen, and after it where the zeros did not hold; NonFiniteError for NaN or
-        infinite weights.
+        Returns:
+            A context manager that gives these masks.
+
+        Raises:
+            MaskError: before the block, for an optimizer that updates none of the masked parameters or whose
+                steps cannot be seen; after it, where the zeros did not hold.
+            NonFiniteError: for NaN or infinite weights.
+
+        Example:
+            >>> import secateur as sc, torch
+            >>> model = torch.nn.Linear(8, 16)
+            >>> masks = sc.prune(model, sc.Magnitude(), sc.Uniform(0.5))
+            >>> optimizer = torch.optim.Adam(model.parameters())
+            >>> with masks.held(optimizer):
+            ...     model(torch.randn(4, 8)).square().mean().backward()
+            ...     optimizer.step()
+            >>> sc.sparsity(model)
+            0.5
         """
         holder = Holder(optimizer, averaged)
         holder.hold(self)
@@ -146,7 +183,11 @@ class Masks(Mapping[str, Tensor]):
             yield self
 
     def check(self) -> None:
-        """Raise MaskError where a masked weight of the model is not zero."""
+        """Raise MaskError where a masked weight of the model is not zero.
+
+        Raises:
+            MaskError: naming the tensor, and how many are alive.
+        """
         alive = {
             name: number
             for name, parameter in self.parameters().items()
@@ -163,16 +204,32 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply(self, model: Any = None) -> Masks:
-        """Zero the masked weights of ``model`` (default: the bound one).
+        """Zero the masked weights of ``model``, in place.
 
-        It may be an average of the bound one, or what holds it: AveragedModel, timm's ModelEmaV2,
-        Lightning's callback, diffusers' EMAModel.
+        Args:
+            model: the network, by default the bound one; or an average of it, or what holds one:
+                AveragedModel, timm's ModelEmaV2, Lightning's callback, diffusers' EMAModel.
+
+        Returns:
+            These masks.
+
+        Raises:
+            MaskError: for a network that they do not fit.
+            NonFiniteError: for NaN or infinite weights, before any changes.
+
+        Example:
+            >>> import copy, torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> ema = copy.deepcopy(net)
+            >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+            >>> _ = masks.apply(ema)
+            >>> sc.sparsity(ema)
+            0.5
         """
         weights = self.weights_in(self.model if model is None else model)
         check_writable(weights)
         for name, weight in weights.items():
-            if not torch.isfinite(weight).all():
-                raise NonFiniteError(f"{name}: holds a NaN or an infinity; a mask does not hide it")
+            require_finite(name, weight, "a mask does not hide it")
         for name, weight in weights.items():
             weight.masked_fill_(~self.kept[name].to(weight.device), 0)
         return self
@@ -189,33 +246,28 @@ class Masks(Mapping[str, Tensor]):
 
     def bind(self, model: nn.Module) -> Masks:
         """Return the same masks bound to another model with the same parameter names and shapes."""
-        return Masks(
-            model,
-            self.kept,
-            requested=self.requested,
-            requested_overall=self.requested_overall,
-            notes=self.notes,
-            units=self.units,
-            dense=self.dense,
-        )
+        return Masks(model, self.kept, **self._rest())
+
+    def follow(self, small: nn.Module, removed: Removed) -> Masks:
+        """Return the same masks for the smaller network that ``secateur.compact`` makes: cut to size,
+        and bound to it."""
+        parameters = dict(all_tensors(small))
+        # A bias entry that took up a constant is needed, masked or not.
+        kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in self.items()}
+        dense = {name: mask.numel() for name, mask in self.items()} | self.dense
+        return Masks(small, kept, **self._rest(dense=dense))
+
+    def _rest(self, **other: Any) -> dict[str, Any]:
+        """All that the masks are but their model and what is kept."""
+        return {name: getattr(self, name) for name in FIELDS} | other
 
     def parameters(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
         """Return the masked parameters of ``model`` (default: the bound one), or raise MaskError."""
-        model = self.model if model is None else model
-        parameters = canonical_parameters(model)
+        parameters = bound(self.model if model is None else model, self.kept, "mask")
         for name, mask in self.kept.items():
-            if name not in parameters:
-                raise MaskError(
-                    f"{type(model).__name__} has no parameter {name!r}{nearest(name, parameters)}"
-                )
-            if mask.shape != parameters[name].shape:
-                raise MaskError(
-                    f"{name}: the mask has shape {tuple(mask.shape)}, the parameter "
-                    f"{tuple(parameters[name].shape)}"
-                )
             if mask.dtype != torch.bool:
                 raise MaskError(f"{name}: the mask has dtype {mask.dtype}; bool is right")
-        return {name: parameters[name] for name in self.kept}
+        return parameters
 
     def weights_in(self, average: Any) -> Mapping[str, Tensor]:
         """Return the masked weights of a network with this one's names, or of what holds an average of it."""
@@ -258,9 +310,18 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> Masks:
-        """Read masks and bind them to ``model``; its weights are left as they are (see apply).
+        """Read masks and bind them to ``model``; its weights are left as they are (see ``apply``).
 
-        Raises StorageError for what is no file of masks, MaskError for masks of another network.
+        Args:
+            path: a file of ``save``.
+            model: the network.
+
+        Returns:
+            The masks.
+
+        Raises:
+            StorageError: for what is no file of masks.
+            MaskError: for masks of another network.
         """
         return cls(model, **unpacked(*load_tensors(path), path, model))
 
@@ -269,27 +330,56 @@ class Masks(Mapping[str, Tensor]):
         return as_state(*self._packed())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the masks of :meth:`state_dict`, bound to the same model as before.
+        """Become the masks of ``state_dict``, bound to the same model as before.
 
         Its weights are left as they are. Begin from ``Masks(model, {})`` where there are no masks yet.
-        Raises as :meth:`load`, and then changes nothing.
+
+        Args:
+            state: what ``state_dict`` gave.
+
+        Raises:
+            StorageError: for what is no such state; nothing has changed then.
+            MaskError: for masks of another network, likewise.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> net = torch.nn.Linear(10, 10)
+            >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+            >>> again = sc.Masks(net, {})
+            >>> again.load_state_dict(masks.state_dict())
+            >>> again == masks
+            True
         """
         vars(self).update(unpacked(*from_state(state), "the state", self.model))
 
     def _packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        fields = {
-            "requested": self.requested,
-            "requested_overall": self.requested_overall,
-            "notes": list(self.notes),
-            "units": self.units,
-            "dense": self.dense,
-        }
-        return packed(self.kept, fields)
+        return packed(self.kept, self._rest())
 
     @classmethod
     def from_torch_prune(cls, model: nn.Module) -> Masks:
-        """Take over a model pruned by ``torch.nn.utils.prune``: make its pruning permanent there
-        (plain parameter names again) and return the same masks."""
+        """Take over a model pruned by ``torch.nn.utils.prune``, and return the same masks.
+
+        Its pruning is made permanent there: parameters have their plain names again.
+
+        Args:
+            model: the network, changed in place.
+
+        Returns:
+            The masks.
+
+        Raises:
+            MaskError: for a network that holds no such mask.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> from torch.nn.utils import prune
+            >>> net = torch.nn.Linear(10, 10)
+            >>> _ = prune.l1_unstructured(net, "weight", amount=0.5)
+            >>> sc.Masks.from_torch_prune(net).sparsity
+            0.5
+            >>> sorted(name for name, _ in net.named_parameters())
+            ['bias', 'weight']
+        """
         from torch.nn.utils import prune as torch_prune
 
         kept: dict[str, Tensor] = {}
@@ -302,16 +392,6 @@ class Masks(Mapping[str, Tensor]):
         if not kept:
             raise MaskError(f"{type(model).__name__} holds no torch.nn.utils.prune mask")
         return cls(model, kept).apply()
-
-
-def check_writable(weights: Mapping[str, Tensor]) -> None:
-    """Raise TargetError for weights that torch lets nobody change."""
-    for name, weight in weights.items():
-        if weight.is_inference() and not torch.is_inference_mode_enabled():
-            raise TargetError(
-                f"{name}: made in torch.inference_mode(), so that it cannot be changed outside of it; "
-                "build or load the network outside, or take a copy.deepcopy of it there"
-            )
 
 
 def _count(mask: Tensor) -> int:

@@ -10,25 +10,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import (
-    BudgetError,
-    CriterionError,
-    MaskError,
-    SecateurWarning,
-    TargetError,
-    nearest,
-)
-from secateur.pruning.budgets import NM, Budget, MagnitudeRatios, Std
+from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, TargetError
+from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
-from secateur.pruning.criteria import Criterion, Magnitude, Rows, check_telling
-from secateur.pruning.masks import Masks, check_writable
+from secateur.pruning.capabilities import name_of, requested_share, says
+from secateur.pruning.criteria import Criterion, Rows, check_telling
+from secateur.pruning.holding import check_writable
+from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
 from secateur.pruning.shrinkage import Hard, Shrinkage
-from secateur.pruning.structured import ParameterShare, prune_units
-from secateur.pruning.targets import Target, Targets, find_targets
+from secateur.pruning.structured import UnitBudget, prune_units
+from secateur.pruning.targets import Target, Targets, check_computed_weights, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.structure.units import Structure
+from secateur.text import nearest
+
+_UNITS = "pass structure=trace(model, example_inputs), or units: true in a recipe"
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,21 @@ class Block:
     """A granularity: whole blocks of ``height`` x ``width`` go together, by their mean score.
 
     Weights are read as matrices (outputs, everything else); blocks at the border may be smaller.
+
+    Args:
+        height: how many outputs a block has, from 1.
+        width: how many inputs (times positions of a kernel) it has, from 1.
+
+    Raises:
+        BudgetError: for a side under 1.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layer = torch.nn.Linear(4, 2, bias=False)
+        >>> layer.weight.data = torch.tensor([[9.0, 0.0, 3.0, 3.0], [0.0, 0.0, 3.0, 3.0]])
+        >>> sc.prune(layer, sc.Magnitude(), sc.Uniform(0.5), granularity=sc.Block(2, 2))["weight"]
+        tensor([[False, False,  True,  True],
+                [False, False,  True,  True]])
     """
 
     height: int
@@ -63,9 +76,9 @@ class Block:
             masked = torch.nn.functional.max_pool2d(alive, (self.height, self.width), ceil_mode=True)[0] == 0
         return Scores(scores.name, shape, rows, masked)
 
-    def spread(self, doomed: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return which entries go, from which blocks go."""
-        wide = doomed.repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
+    def spread(self, pruned: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return which entries are pruned, from which blocks are."""
+        wide = pruned.repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
         return wide[: shape[0], : shape.numel() // shape[0]].reshape(shape)  # type: ignore[attr-defined]
 
 
@@ -73,7 +86,7 @@ class Block:
 def prune(
     model: nn.Module,
     criterion: Criterion | UnitCriterion,
-    budget: Budget | ParameterShare,
+    budget: Budget | UnitBudget,
     *,
     shrinkage: Shrinkage | None = None,
     granularity: Block | None = None,
@@ -87,80 +100,90 @@ def prune(
     min_kept: int = 1,
     group: Any = None,
 ) -> Masks:
-    """Zero the least important weights of ``model`` in place and return what was zeroed.
+    """Zero the least important weights of ``model`` in place and return what was zeroed. Every cut is decided
+    before the first weight changes, so an error leaves the model as it was.
 
-    ``masks``: an earlier pruning of this model; what it masks goes first and stays masked.
-    ``include``, ``exclude``: name patterns, see :func:`secateur.find_targets`. ``data``, ``loss``:
-    for criteria that read them. Every cut is decided before the first weight changes, so an
-    error leaves the model as it was.
+    With ``structure`` whole units (neurons, filters, heads) go: the criterion ranks units (L2Norm,
+    ActivationNorm, ..., or the sum of single weights' scores, which favours large units where groups are
+    compared), and the budget counts them (ParameterShare counts their parameters). Units given back for
+    ``min_kept`` or ``round_to`` are noted and warned of.
 
-    ``structure``: a :func:`secateur.trace` of this model; then whole units (neurons, filters, heads) go:
-    the criterion ranks units (L2Norm, ActivationNorm, ..., or the sum of single weights' scores, which
-    favours large units where groups are compared), the budget counts them (ParameterShare counts their
-    parameters), ``include`` and ``exclude`` choose groups, every group keeps ``min_kept`` units, and a
-    multiple of ``round_to`` where it is pruned; units given back for either are noted and warned of.
+    Where a process group is up and its ranks hold the same network, all of them call this: what criteria read
+    is added up over them.
 
-    Where a process group is up and its ranks hold the same network, all of them call this: what criteria
-    read is added up over them, and MaskError names a tensor that they would mask differently. ``group``:
-    another process group than the model's, or False for a process that prunes on its own.
+    Args:
+        model: the network.
+        criterion: what ranks weights or units; low scores go first.
+        budget: how much goes, and from where.
+        shrinkage: what becomes of a weight at the cut; default ``secateur.Hard``.
+        granularity: a ``Block``, for whole blocks instead of single weights.
+        data: batches, for criteria that read them.
+        loss: ``loss(outputs, labels)``, for criteria that read one; default cross-entropy.
+        include: name patterns of what is pruned, see ``secateur.find_targets``; of groups with
+            ``structure``.
+        exclude: name patterns of what is not.
+        masks: an earlier pruning of this model; what it masks goes first and stays masked.
+        structure: a ``secateur.trace`` of this model, for whole units.
+        round_to: what the number of units left in a pruned group is a multiple of.
+        min_kept: how many units every group keeps.
+        group: another process group than the model's, or False for a process that prunes on its own.
 
-    >>> masks = prune(model, Magnitude(), Global(0.9))      # doctest: +SKIP
+    Returns:
+        The masks, bound to the model: by parameter name a bool tensor of its shape, True where it is kept.
+
+    Raises:
+        CriterionError, BudgetError: for choices that do not go together, see ``check``, or cannot be met.
+        TargetError: where patterns match nothing, or nothing can be pruned.
+        MaskError: for masks of another network, or of more than the budget takes; for ranks that differ.
+        NonFiniteError: for a NaN or an infinity in weights or scores.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> masks = sc.prune(model, sc.Magnitude(), sc.Global(0.75))
+        >>> masks.sparsity, sc.sparsity(model)
+        (0.75, 0.75)
+        >>> structure = sc.trace(model, torch.randn(2, 8))
+        >>> sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure).units
+        {'0 -> 2': (8, 16)}
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model is {model!r}; it is a network, an instance of torch.nn.Module")
+    check(
+        criterion, budget, shrinkage=shrinkage, granularity=granularity, units=structure is not None,
+        round_to=round_to, min_kept=min_kept,
+    )  # fmt: skip
     if structure is not None:
-        _check_choices(criterion, budget, None)
-        if shrinkage is not None or granularity is not None:
-            raise BudgetError(
-                "neither a shrinkage nor a granularity goes with structure=: whole units are masked"
-            )
         with together(model, group):
             return prune_units(
                 structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
                 masks=masks, round_to=round_to, min_kept=min_kept,
             )  # fmt: skip
-    _check_choices(criterion, budget, granularity)
-    if getattr(criterion, "whole_units", False):
-        raise CriterionError(
-            f"{type(criterion).__name__} ranks whole units: pass structure=trace(model, example_inputs)"
-        )
-    if isinstance(budget, ParameterShare):
-        raise BudgetError("ParameterShare counts whole units: pass structure=; Global does it for weights")
-    if (round_to, min_kept) != (1, 1):
-        raise BudgetError(
-            "round_to= and min_kept= count whole units: pass structure=trace(model, example_inputs)"
-        )
     shrinkage = shrinkage or Hard()
-    if not isinstance(shrinkage, Hard) and not isinstance(criterion, Magnitude):
-        raise BudgetError(
-            f"{type(shrinkage).__name__} reads the size of the weights, so it goes with Magnitude "
-            f"alone, not with {type(criterion).__name__}"
-        )
-    if not isinstance(shrinkage, Hard) and granularity is not None:
-        raise BudgetError(f"{type(shrinkage).__name__} works on single weights, not on blocks")
     with together(model, group) as peers:
         targets = find_targets(model, include, exclude)
         check_writable({name: t.weight for name, t in targets.items()})
-        gone = _already_masked(masks, targets, model)
-        scores = _scored(cast(Criterion, criterion), targets, data, loss, gone)
+        earlier = _already_masked(masks, targets, model)
+        scores = _scored(cast(Criterion, criterion), targets, data, loss, earlier)
         check_telling(criterion, list(scores.values()), data, loss)
         entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
-        cuts = budget(entries, {name: t.weight for name, t in targets.items()})
-        _check_shrinkage(shrinkage, cuts)
+        cuts = cast(Budget, budget)(entries, {name: t.weight for name, t in targets.items()})
+        _try_on_scrap(shrinkage, cuts)
         with one_thread():
-            doomed = {name: _doomed(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
-        for name, masked in gone.items():
-            _check_room(name, doomed[name], masked, cuts[name])
-        peers.compare(doomed)
+            pruned = {name: _pruned(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
+        for name, masked in earlier.items():
+            _check_room(name, pruned[name], masked, cuts[name])
+        check_computed_weights(targets, pruned)
+        peers.compare(pruned)
 
     kept: dict[str, Tensor] = {}
     with one_thread():
         for name, target in targets.items():
-            if name in gone:
-                target.weight.masked_fill_(gone[name], 0)
-            kept[name] = shrinkage(target.weight, doomed.pop(name), cuts[name]).logical_not_()
-            if name in gone:
-                kept[name] &= ~gone[name]
+            if name in earlier:
+                target.weight.masked_fill_(earlier[name], 0)
+            kept[name] = shrinkage(target.weight, pruned.pop(name), cuts[name]).logical_not_()
+            if name in earlier:
+                kept[name] &= ~earlier[name]
         if masks is not None:
             kept |= {name: mask for name, mask in masks.items() if name not in kept}
         notes = _notes(kept, targets)
@@ -168,55 +191,146 @@ def prune(
         model,
         kept,
         requested={n: c.requested for n, c in cuts.items() if c.requested is not None},
-        requested_overall=_requested_overall(budget),
+        requested_overall=requested_share(budget),
         notes=notes,
     )
 
 
-def _doomed(target: Target, cut: Cut | PatternCut, scores: Scores, granularity: Block | None) -> Tensor:
-    doomed = cut.doomed(scores)
-    return doomed if granularity is None else granularity.spread(doomed, target.weight.shape)
+def _pruned(target: Target, cut: Cut | PatternCut, scores: Scores, granularity: Block | None) -> Tensor:
+    pruned = cut.pruned(scores)
+    return pruned if granularity is None else granularity.spread(pruned, target.weight.shape)
 
 
-def _check_choices(criterion: Any, budget: Any, granularity: Any) -> None:
+def check(
+    criterion: Any,
+    budget: Any,
+    *,
+    shrinkage: Any = None,
+    granularity: Any = None,
+    units: bool = False,
+    scheduled: bool = False,
+    round_to: int = 1,
+    min_kept: int = 1,
+) -> None:
+    """Refuse choices that do not go together; see ``secateur.pruning.capabilities`` for what decides it.
+
+    ``units``: whole units are pruned. ``scheduled``: along a schedule of more than one step. Needs no model,
+    so that it can be called long before one is pruned.
+
+    Args:
+        criterion: a criterion, of the user's own or one of secateur's.
+        budget: a budget, likewise.
+        shrinkage: what becomes of a weight at the cut; None is Hard.
+        granularity: a ``Block``, or None for single weights.
+        units: whether whole units are pruned.
+        scheduled: whether a schedule takes more than one step to the budget.
+        round_to: what the number of units kept is a multiple of.
+        min_kept: how many units every group keeps.
+
+    Raises:
+        CriterionError: for a criterion that is none, or is for whole units where single weights are pruned.
+        BudgetError: for any other choice that does not go with the rest.
+
+    Example:
+        >>> import secateur as sc
+        >>> from secateur.pruning.prune import check
+        >>> check(sc.Magnitude(), sc.Std(1.0), shrinkage=sc.Soft())
+        >>> check(sc.Random(), sc.Std(1.0))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        secateur.errors.BudgetError: Std reads the size of the weights, ... not with Random
+    """
+    _check_kinds(criterion, budget, shrinkage, granularity)
+    if units:
+        _check_units(budget, shrinkage, granularity, round_to, min_kept)
+        return
+    _check_weights(criterion, budget, granularity)
+    if (round_to, min_kept) != (1, 1):
+        raise BudgetError(f"round_to and min_kept count whole units: {_UNITS}")
+    if shrinkage is not None:
+        _check_shrinkage(criterion, budget, shrinkage, granularity, scheduled)
+
+
+def _check_kinds(criterion: Any, budget: Any, shrinkage: Any, granularity: Any) -> None:
     order = "prune(model, criterion, budget) takes the criterion first"
     if hasattr(type(criterion), "amount"):
         raise CriterionError(f"criterion is {criterion}, a budget; {order}")
     if isinstance(criterion, type) or not callable(criterion):
         raise CriterionError(f"criterion is {criterion!r}; it is an instance, like Magnitude()")
-    if type(budget).__module__ in (Magnitude.__module__, UnitCriterion.__module__):
+    if hasattr(type(budget), "reads_data"):
         raise BudgetError(f"budget is {budget}, a criterion; {order}")
-    if isinstance(budget, type) or not callable(budget):
-        raise BudgetError(f"budget is {budget!r}; it is an instance, like Global(0.9)")
-    if granularity is not None and not isinstance(granularity, Block):
+    for what, value, like in (("budget", budget, "Global(0.9)"), ("shrinkage", shrinkage, "Soft()")):
+        if isinstance(value, type) or not ((value is None and what == "shrinkage") or callable(value)):
+            raise BudgetError(f"{what} is {value!r}; it is an instance, like {like}")
+    if granularity is not None and not callable(getattr(granularity, "gather", None)):
         raise BudgetError(f"granularity is {granularity!r}; it is a Block, like Block(4, 4)")
-    if granularity is not None and isinstance(budget, (NM, MagnitudeRatios)):
-        raise BudgetError(f"{type(budget).__name__} counts single weights, so it does not go with blocks")
-    if isinstance(budget, Std) and not isinstance(criterion, Magnitude):
+
+
+def _check_units(budget: Any, shrinkage: Any, granularity: Any, round_to: int, min_kept: int) -> None:
+    if says(budget, "counts_units") is False:
         raise BudgetError(
-            f"Std compares scores with the deviation of the weights, so it goes with Magnitude alone, "
-            f"not with {type(criterion).__name__}"
+            f"{name_of(budget)} does not go with whole units; one of Uniform, Global, PerLayer, Threshold, "
+            "LAMP and ParameterShare does"
         )
+    if granularity is not None or shrinkage not in (None, Hard()):
+        raise BudgetError("whole units are masked: they go with neither a shrinkage nor a block")
+    if round_to < 1 or min_kept < 1:
+        raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
+
+
+def _check_weights(criterion: Any, budget: Any, granularity: Any) -> None:
+    if says(criterion, "counts_units"):
+        raise CriterionError(f"{name_of(criterion)} ranks whole units: {_UNITS}")
+    if says(budget, "counts_units"):
+        raise BudgetError(f"{name_of(budget)} counts whole units: {_UNITS}; Global counts single weights")
+    if granularity is not None and not says(budget, "granular"):
+        raise BudgetError(f"{name_of(budget)} counts single weights, so it does not go with blocks")
+    if says(budget, "compares_weights") and not says(criterion, "is_magnitude"):
+        raise BudgetError(_reads_weights(budget, criterion))
+
+
+def _check_shrinkage(criterion: Any, budget: Any, shrinkage: Any, granularity: Any, scheduled: bool) -> None:
+    name = name_of(shrinkage)
+    if says(shrinkage, "needs_values") and says(budget, "cuts_values") is False:
+        raise BudgetError(
+            f"{name} goes with a value budget (Threshold, Std), not with a count: not with {name_of(budget)}"
+        )
+    if not says(shrinkage, "shrinks"):
+        return
+    if not says(criterion, "is_magnitude"):
+        raise BudgetError(_reads_weights(shrinkage, criterion))
+    if granularity is not None:
+        raise BudgetError(f"{name} works on single weights, not on blocks")
+    if scheduled:
+        raise BudgetError(
+            f"{name} would shrink the same weights at each step of a schedule; use Hard, or no schedule"
+        )
+
+
+def _reads_weights(choice: Any, criterion: Any) -> str:
+    return (
+        f"{name_of(choice)} reads the size of the weights, so it goes with Magnitude alone, not with "
+        f"{name_of(criterion)}"
+    )
 
 
 def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> dict[str, Tensor]:
     if masks is None:
         return {}
-    if masks.model is not model:
-        masks = masks.bind(model)
+    masks = masks.bind(model)
     return {n: ~masks[n].to(t.weight.device) for n, t in targets.items() if n in masks}
 
 
 def _scored(
-    criterion: Criterion, targets: Targets, data: Any, loss: Any, gone: dict[str, Tensor]
+    criterion: Criterion, targets: Targets, data: Any, loss: Any, earlier: dict[str, Tensor]
 ) -> dict[str, Scores]:
     raw = criterion(targets, data, loss)
     missing = [name for name in targets if name not in raw]
     if missing:
         raise CriterionError(
-            f"{type(criterion).__name__} gave no scores for {missing[0]!r}{nearest(missing[0], raw)}"
+            f"{name_of(criterion)} gave no scores for {missing[0]!r}{nearest(missing[0], raw)}"
         )
-    return {name: _scores(name, t, raw[name], gone.get(name)) for name, t in targets.items()}
+    return {name: _scores(name, t, raw[name], earlier.get(name)) for name, t in targets.items()}
 
 
 def _scores(name: str, target: Target, raw: Tensor | Rows, masked: Tensor | None) -> Scores:
@@ -227,25 +341,20 @@ def _scores(name: str, target: Target, raw: Tensor | Rows, masked: Tensor | None
     return Scores(name, shape, rows, masked, target.input_dim)
 
 
-def _check_shrinkage(shrinkage: Shrinkage, cuts: Any) -> None:
+def _try_on_scrap(shrinkage: Shrinkage, cuts: Any) -> None:
     """Let the shrinkage refuse the cuts on a scrap of memory, before any weight has changed."""
     for cut in cuts.values():
         shrinkage(torch.zeros(1), torch.ones(1, dtype=torch.bool), cut)
 
 
-def _check_room(name: str, doomed: Tensor, gone: Tensor, cut: Cut | PatternCut) -> None:
+def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCut) -> None:
     value_cut = isinstance(cut, Cut) and cut.ties is None
-    number, already = int(doomed.count_nonzero()), int(gone.count_nonzero())
+    number, already = int(pruned.count_nonzero()), int(earlier.count_nonzero())
     if not value_cut and already > number:
         raise MaskError(
             f"{name}: {already} weights are masked already and the budget takes {number}; "
             "ask for at least as much as before, or prune without masks="
         )
-
-
-def _requested_overall(budget: Budget) -> float | None:
-    share = getattr(budget, "sparsity", None)
-    return share if isinstance(share, (int, float)) else None
 
 
 def _notes(kept: dict[str, Tensor], targets: Targets) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from secateur.errors import CriterionError, MaskError
-from secateur.structure.names import canonical_parameters
+from secateur.graph.names import canonical_parameters
 
 
 class Peers:

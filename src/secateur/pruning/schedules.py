@@ -1,362 +1,130 @@
-"""The way to a budget: one shot, iterative or cubic, between epochs or every k optimizer steps."""
+"""The way to a budget: one shot, iterative or cubic."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
-from torch import nn
-
-from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError, nearest
-from secateur.pruning.budgets import Budget
-from secateur.pruning.criteria import Criterion
-from secateur.pruning.holding import Holder, Optimizers, chains_of, updated_by
-from secateur.pruning.masks import Masks
-from secateur.pruning.prune import prune
-from secateur.pruning.shrinkage import Hard
-from secateur.pruning.structured import ParameterShare, already_gone, select_groups, share_gone
-from secateur.pruning.targets import count_nonzero, find_targets
-from secateur.pruning.unit_criteria import UnitCriterion
-from secateur.structure.capture import parameters_of
-from secateur.structure.names import unwrapped
-from secateur.structure.units import Structure
-
-_OPTIONS = (
-    "shrinkage", "granularity", "data", "loss", "include", "exclude", "structure", "round_to", "min_kept",
-    "group",
-)  # fmt: skip
+from secateur.errors import BudgetError
+from secateur.pruning.capabilities import amount_of, changed, says
 
 
 class Schedule(Protocol):
-    """Gives the amounts on the way to the ``final`` one, the last being ``final`` itself."""
+    """Gives the amounts on the way to the ``final`` one, the last being ``final`` itself.
+
+    One that says it is ``one_shot`` serves budgets without an amount too.
+    """
 
     def __call__(self, final: float) -> list[float]: ...
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """All at once."""
+    """All at once.
+
+    It serves budgets without an amount too, like ``NM``.
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.OneShot()(0.9)
+        [0.9]
+    """
+
+    one_shot: ClassVar[bool] = True
 
     def __call__(self, final: float) -> list[float]:
         return [final]
 
 
 @dataclass(frozen=True)
-class Iterative:
-    """The same share of what is left, ``steps`` times (Han et al., 2015; Frankle & Carbin, 2019):
-    the density falls geometrically from 1 - ``initial``.
-    """
+class _Stepwise:
+    """A way of ``steps`` from ``initial`` on."""
 
     steps: int
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_steps(self)
+        if self.steps < 1:
+            raise BudgetError(f"{self}: steps count from 1")
+        if not 0 <= self.initial < 1:
+            raise BudgetError(f"{self}: initial is the sparsity to begin from, from 0 to under 1")
+
+    def _check(self, final: float) -> None:
+        if final < self.initial:
+            raise BudgetError(f"{self} begins at {self.initial}, past the budget of {final}")
+
+
+@dataclass(frozen=True)
+class Iterative(_Stepwise):
+    """The same share of what is left, ``steps`` times.
+
+    The density falls geometrically from 1 - ``initial``. The last step is the budget's own amount, under 1.
+
+    Args:
+        steps: how many, from 1.
+        initial: the sparsity to begin from, from 0 to under 1.
+
+    Raises:
+        BudgetError: for such numbers as cannot be; when it is used, for a budget under ``initial``, or of 1.
+
+    Source:
+        Han et al. (NeurIPS 2015); Frankle & Carbin, "The Lottery Ticket Hypothesis" (ICLR 2019).
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.Iterative(steps=3)(0.875)  # half of what is left goes, three times
+        [0.5, 0.75, 0.875]
+    """
 
     def __call__(self, final: float) -> list[float]:
-        _check_order(self, final)
+        self._check(final)
+        if final >= 1:
+            raise BudgetError(f"{self} never reaches {final}: it keeps a share of what is left")
         start, end = 1 - self.initial, 1 - final
         way = [1 - start * (end / start) ** (i / self.steps) for i in range(1, self.steps)]
         return [*way, final]
 
 
 @dataclass(frozen=True)
-class Cubic:
-    """s_t = s_f + (s_i - s_f) (1 - t / n)^3 for t = 1..n (Zhu & Gupta, 2017): fast while there is
-    much to spare, slow towards the end.
+class Cubic(_Stepwise):
+    """s_t = s_f + (s_i - s_f) (1 - t / n)^3 for t = 1..n: fast while there is much to spare, slow at the end.
+
+    The last step is the budget's own amount.
+
+    Args:
+        steps: how many, n.
+        initial: the sparsity to begin from, s_i, from 0 to under 1.
+
+    Raises:
+        BudgetError: for such numbers as cannot be; when it is used, for a budget under ``initial``.
+
+    Source:
+        Zhu & Gupta, "To prune, or not to prune" (2017).
+
+    Example:
+        >>> import secateur as sc
+        >>> [round(share, 3) for share in sc.Cubic(steps=4)(0.96)]
+        [0.555, 0.84, 0.945, 0.96]
     """
 
-    steps: int
-    initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_steps(self)
-
     def __call__(self, final: float) -> list[float]:
-        _check_order(self, final)
+        self._check(final)
         gap = self.initial - final
         return [final + gap * (1 - t / self.steps) ** 3 for t in range(1, self.steps)] + [final]
 
 
-def gradually(
-    model: nn.Module,
-    criterion: Criterion | UnitCriterion,
-    budget: Budget | ParameterShare,
-    schedule: Schedule,
-    *,
-    start: int = 0,
-    masks: Masks | None = None,
-    **options: Any,
-) -> Iterator[Masks]:
-    """Prune ``model`` along ``schedule`` to ``budget``, yielding the masks of each step; train in
-    the loop's body. What an earlier step masked stays masked.
-
-    ``start``: the step to resume at, with ``masks`` those of the step before; a network that is sparser
-    than the first step would leave it is refused. ``options`` are those of :func:`secateur.prune`,
-    ``structure`` for whole units among them.
-
-    >>> for masks in gradually(model, Magnitude(), Global(0.98), Cubic(steps=10)):  # doctest: +SKIP
-    ...     with masks.held(optimizer):
-    ...         train(model, optimizer)
-    """
-    way = budgets_along(budget, schedule)
-    _check_start(start, len(way), masks)
-    _check_options(options, len(way))
-    if not start:
-        _check_entry(way, model, masks, options)
-    return _steps(way[start:], model, criterion, masks, options)
-
-
-def _steps(
-    way: list[Any], model: nn.Module, criterion: Any, masks: Masks | None, options: Any
-) -> Iterator[Masks]:
-    for budget in way:
-        masks = prune(model, criterion, budget, masks=masks, **options)
-        yield masks
-
-
-class GradualPruning:
-    """Pruning under way inside :func:`during`: the ``masks`` in force, optimizer ``steps`` taken,
-    and ``level``, how many of the schedule's amounts have been reached."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        way: list[Any],
-        every: int,
-        take: Callable[[Any, Masks | None], Masks],
-        optimizer: Optimizers,
-        averaged: Any,
-    ) -> None:
-        self.model = model
-        self.way = way
-        self.every = every
-        self.level = 0
-        self.steps = 0
-        self.masks: Masks | None = None
-        self._take = take
-        self._holder = Holder(optimizer, averaged, self._stepped)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the pruning stands, as numbers and tensors, for a checkpoint of any kind."""
-        assert self.masks is not None
-        return {
-            "level": self.level,
-            "levels": len(self.way),
-            "steps": self.steps,
-            "every": self.every,
-            "masks": self.masks.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`. Load the network's weights inside the block too: what entering
-        it pruned is then gone.
-
-        Raises StorageError for what is no such state, MaskError for masks of another network, BudgetError
-        for another schedule.
-        """
-        names = ("level", "steps", "levels", "every")
-        numbers = [state.get(name) if isinstance(state, Mapping) else None for name in names]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise StorageError(
-                "the state is not one of during(): level, levels, steps and every are numbers there"
-            )
-        level, steps, *schedule = numbers
-        if schedule != [len(self.way), self.every] or not 1 <= level <= len(self.way):  # type: ignore[operator]
-            raise BudgetError(
-                f"the state is of step {level} of {schedule[0]}, one every {schedule[1]} optimizer steps; "
-                f"this schedule has {len(self.way)}, one every {self.every}"
-            )
-        masks = Masks(self.model, {})
-        masks.load_state_dict(state.get("masks", {}))
-        self._go_on(level, steps, masks)  # type: ignore[arg-type]
-
-    def _go_on(self, level: int, steps: int, masks: Masks) -> None:
-        self._holder.hold(masks)
-        self.level, self.steps, self.masks = level, steps, masks
-
-    def _tighten(self) -> None:
-        self._go_on(self.level + 1, self.steps, self._take(self.way[self.level], self.masks))
-
-    def _stepped(self) -> None:
-        self.steps += 1
-        if self.steps % self.every == 0 and self.level < len(self.way):
-            self._tighten()
-
-    @contextmanager
-    def _under_way(self, level: int, steps: int, masks: Masks | None, state: Any) -> Iterator[None]:
-        if state is not None:
-            self.load_state_dict(state)
-        elif level and masks is not None:
-            self._go_on(level, steps, masks.bind(self.model))
-        else:
-            self.steps, self.masks = steps, masks
-            self._tighten()
-        with self._holder.holding():
-            yield
-
-
-@contextmanager
-def during(
-    optimizer: Optimizers,
-    model: nn.Module,
-    criterion: Criterion | UnitCriterion,
-    budget: Budget | ParameterShare,
-    schedule: Schedule,
-    *,
-    every: int,
-    start: int = 0,
-    steps: int = 0,
-    masks: Masks | None = None,
-    state: Mapping[str, Any] | None = None,
-    averaged: Any = None,
-    **options: Any,
-) -> Iterator[GradualPruning]:
-    """Prune while any loop trains: on entry, then after every ``every`` steps of ``optimizer`` (of the
-    first, where it is a list), one step of ``schedule``; the masks are held in between and to the end of
-    the block.
-
-    Warns where the block ends before the schedule does. To resume, give the ``state`` that the
-    ``state_dict`` of what was yielded returned, or ``start``, ``steps`` and ``masks`` as its ``level``,
-    ``steps`` and ``masks`` stood: those are held until the next step of the schedule is due. A network
-    that is sparser than the first step would leave it is refused otherwise. ``averaged``: see
-    :meth:`secateur.Masks.held`. ``options`` are those of :func:`secateur.prune`.
-    """
-    way = budgets_along(budget, schedule)
-    _check_start(start, len(way) + 1, masks)  # past the last step there is still holding to do
-    _check_options(options, len(way))
-    if every < 1:
-        raise BudgetError(f"every is {every}; it counts optimizer steps, from 1")
-    _check_optimizer(optimizer, model, options)  # before the first weight goes
-    if not start and state is None:
-        _check_entry(way, model, masks, options)
-
-    def take(step: Any, before: Masks | None) -> Masks:
-        return prune(model, criterion, step, masks=before, **options)
-
-    pruning = GradualPruning(model, way, every, take, optimizer, averaged)
-    with pruning._under_way(start, steps, masks, state):
-        yield pruning
-    assert pruning.masks is not None
-    if pruning.level < len(way):
-        warnings.warn(
-            f"training ended after {pruning.steps} optimizer steps, at step {pruning.level} of "
-            f"{len(way)} of the schedule: sparsity {pruning.masks.sparsity:.2%} of the budget {budget}",
-            SecateurWarning,
-            stacklevel=3,
-        )
-
-
 def budgets_along(budget: Any, schedule: Schedule) -> list[Any]:
     """Return the budget at each step of the schedule; the last is ``budget`` itself."""
-    amount = getattr(budget, "amount", None)
-    if amount is None:
-        if isinstance(schedule, OneShot):
+    final = amount_of(budget)
+    if final is None:
+        if says(schedule, "one_shot"):
             return [budget]
         raise BudgetError(f"{budget} has no amount that a schedule could raise; use OneShot()")
-    final = getattr(budget, amount)
     if isinstance(final, Mapping):
         ways = {name: schedule(share) for name, share in final.items()}
         steps = len(next(iter(ways.values()), []))
         levels: list[Any] = [{n: way[i] for n, way in ways.items()} for i in range(steps)]
     else:
         levels = list(schedule(final))
-    return [replace(budget, **{amount: level}) for level in levels]  # type: ignore[type-var]
-
-
-def _check_entry(way: list[Any], model: nn.Module, masks: Masks | None, options: dict[str, Any]) -> None:
-    """Refuse a network that is sparser than the first of several steps would leave it: the schedule would
-    mask little or nothing until it caught up."""
-    if len(way) < 2 or way[0].amount != "sparsity":
-        return
-    amounts = [budget.sparsity for budget in way]
-    named = amounts[0] if isinstance(amounts[0], Mapping) else {None: amounts[0]}
-    for pattern, first in named.items():
-        share, slack = _share_zero(way[0], pattern, model, masks, options)
-        if share > first + slack:
-            levels = [amount if pattern is None else amount[pattern] for amount in amounts]
-            fits = sum(level <= share + slack for level in levels)
-            raise BudgetError(
-                f"{pattern or type(model).__name__} is already {share:.2%} sparse, more than the {first:.2%} "
-                f"of the schedule's first step: go on with start={fits} and masks= those of step {fits - 1} "
-                f"(or a state=, in during), or begin the schedule there, initial={share:.4f}"
-            )
-
-
-def _share_zero(
-    budget: Any, pattern: str | None, model: nn.Module, masks: Masks | None, options: dict[str, Any]
-) -> tuple[float, float]:
-    """Return the share, of what the budget counts, that is zero or masked, and how far counts round."""
-    include = options.get("include") if pattern is None else pattern
-    structure = options.get("structure")
-    if isinstance(structure, Structure):
-        groups = select_groups(structure, include, options.get("exclude"))
-        gone = already_gone(replace(structure, groups=groups), masks, model)
-        if isinstance(budget, ParameterShare):
-            return share_gone(structure, gone), 1e-9
-        number = sum(map(len, gone.values()))
-        return sum(int(units.sum()) for units in gone.values()) / number, len(gone) / 2 / number + 1e-9
-    targets = find_targets(model, include, options.get("exclude"))
-    kept = {} if masks is None else masks.bind(model)
-    living = 0
-    for name, target in targets.items():
-        weight = target.weight.detach()
-        living += count_nonzero(weight * kept[name].to(weight.device) if name in kept else weight)
-    number = sum(target.weight.numel() for target in targets.values())
-    return 1 - living / number, len(targets) / 2 / number + 1e-9
-
-
-def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str, Any]) -> None:
-    mine = updated_by(chains_of(optimizer))
-    patterns = options.get("include"), options.get("exclude")
-    structure = options.get("structure")
-    if isinstance(structure, Structure):
-        groups = select_groups(structure, *patterns).values()
-        names = {part.name for group in groups for part in group.slices}
-        wanted = [p for name, p in parameters_of(unwrapped(model)) if name in names]
-    else:
-        wanted = [target.weight for target in find_targets(model, *patterns).values()]
-    if not any(id(parameter) in mine for parameter in wanted):
-        raise MaskError(
-            f"the optimizer updates none of what would be pruned; make it from this {type(model).__name__}'s "
-            "parameters()"
-        )
-
-
-def _check_options(options: dict[str, Any], steps: int) -> None:
-    for name in options:
-        if name not in _OPTIONS:
-            raise BudgetError(f"prune has no option {name!r}{nearest(name, _OPTIONS)}")
-    if steps > 1 and not isinstance(options.get("shrinkage") or Hard(), Hard):
-        name = type(options["shrinkage"]).__name__
-        raise BudgetError(
-            f"{name} would shrink the same weights at each of {steps} steps; use Hard, or OneShot()"
-        )
-    if steps > 1 and isinstance(options.get("data"), Iterator):
-        raise BudgetError(
-            f"data is an iterator, which gives its batches once, not {steps} times; pass a list"
-        )
-
-
-def _check_steps(schedule: Iterative | Cubic) -> None:
-    if schedule.steps < 1:
-        raise BudgetError(f"{schedule}: steps count from 1")
-    if not 0 <= schedule.initial < 1:
-        raise BudgetError(f"{schedule}: initial is the sparsity to begin from, from 0 to under 1")
-
-
-def _check_order(schedule: Iterative | Cubic, final: float) -> None:
-    if final < schedule.initial:
-        raise BudgetError(f"{schedule} begins at {schedule.initial}, past the budget of {final}")
-    if isinstance(schedule, Iterative) and final >= 1:
-        raise BudgetError(f"{schedule} never reaches {final}: it keeps a share of what is left")
-
-
-def _check_start(start: int, steps: int, masks: Masks | None) -> None:
-    if not 0 <= start < steps:
-        raise BudgetError(f"start is {start}; the schedule has steps 0 to {steps - 1}")
-    if start and masks is None:
-        raise BudgetError(f"resuming at step {start} needs masks=, those of step {start - 1}")
+    return [changed(budget, **{budget.amount: level}) for level in levels]

@@ -86,9 +86,25 @@ class Scores:
 class Cut:
     """What goes from one tensor: every score under ``value``, and ``ties`` of those equal to it.
 
-    ``ties`` is None for a cut given by value (Std, Threshold): strictly under it, ties stay;
-    ``tied`` is how many are equal to ``value``. ``requested`` is the share of this tensor that was
-    asked for, where one was.
+    A budget gives one for each tensor. Ties fall by a fixed hash of their position, so that they spread, and
+    fall the same on every machine.
+
+    Args:
+        value: the score under which everything goes.
+        ties: how many of the scores equal to ``value`` go too; None for a cut given by value (Std,
+            Threshold), where ties stay.
+        tied: how many scores are equal to ``value``.
+        requested: the share of this tensor that was asked for, where one was.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> class Half:  # a budget of one's own: what is under the mean of each tensor's scores
+        ...     def __call__(self, scores, weights):
+        ...         return {name: sc.Cut(float(s.whole().mean())) for name, s in scores.items()}
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 2.0, 3.0, 10.0]])
+        >>> sc.prune(layer, sc.Magnitude(), Half())["weight"]
+        tensor([[False, False, False,  True]])
     """
 
     value: float
@@ -97,8 +113,8 @@ class Cut:
     requested: float | None = None
 
     @one_thread()
-    def doomed(self, scores: Scores) -> Tensor:
-        """Return the bool tensor of what goes. Ties fall by a fixed hash of their position."""
+    def pruned(self, scores: Scores) -> Tensor:
+        """Return the bool tensor of what is pruned. Ties fall by a fixed hash of their position."""
         out: Tensor | None = None
         under = torch.le if self.ties and self.ties == self.tied else torch.lt
         last = self._last_tie(scores) if self.ties and self.ties < self.tied else None
@@ -136,7 +152,7 @@ class PatternCut:
     dim: int
     requested: float | None = None
 
-    def doomed(self, scores: Scores) -> Tensor:
+    def pruned(self, scores: Scores) -> Tensor:
         score = scores.whole()
         _refuse_non_finite(scores, slice(None), score)
         score = score.movedim(self.dim, -1)
@@ -144,12 +160,14 @@ class PatternCut:
         hashes = _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)
         by_hash = hashes.argsort(dim=1)
         order = by_hash.gather(1, groups.gather(1, by_hash).argsort(dim=1, stable=True))
-        doomed = torch.zeros_like(groups, dtype=torch.bool)
-        doomed.scatter_(1, order[:, : self.of - self.keep], True)
-        return doomed.reshape(score.shape).movedim(-1, self.dim).contiguous()
+        pruned = torch.zeros_like(groups, dtype=torch.bool)
+        pruned.scatter_(1, order[:, : self.of - self.keep], True)
+        return pruned.reshape(score.shape).movedim(-1, self.dim).contiguous()
 
 
-class Selected(NamedTuple):
+class _Kth(NamedTuple):
+    """The k-th smallest key, how many of those equal to it go, and how many there are."""
+
     key: int
     ties: int
     tied: int
@@ -184,14 +202,14 @@ def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
     def check(histogram: Tensor) -> None:
         nonlocal minus_zeros
         minus_zeros = bool(histogram[_MINUS_ZERO])
-        _check_finite(histogram, scores, dtype)
+        _refuse_hidden(histogram, scores, dtype)
 
-    selected = _kth(keys, count, bits, check, signed_magnitude=True)
+    kth = _kth(keys, count, bits, check, signed_magnitude=True)
     if minus_zeros:  # rank again with -0.0 and 0.0 as one value
-        selected = _kth(lambda: keys(one_zero=True), count, bits, signed_magnitude=True)
-    value = _value(selected.key, dtype)
-    tied = {s.name: selected.tied if len(scores) == 1 else _tied(s, value) for s in scores}
-    ties = apportion(selected.ties, tied)
+        kth = _kth(lambda: keys(one_zero=True), count, bits, signed_magnitude=True)
+    value = _value(kth.key, dtype)
+    tied = {s.name: kth.tied if len(scores) == 1 else _tied(s, value) for s in scores}
+    ties = apportion(kth.ties, tied)
     return {s.name: Cut(_rounded_up(value, s.dtype), ties[s.name], tied[s.name]) for s in scores}
 
 
@@ -227,7 +245,7 @@ def _kth(
     bits: int,
     check: Callable[[Tensor], None] | None = None,
     signed_magnitude: bool = False,
-) -> Selected:
+) -> _Kth:
     """Find the k-th smallest (from 1) of signed integers, 16 bits a pass from the top.
 
     ``signed_magnitude``: the integers are the bits of floats, where the order of negative numbers
@@ -259,7 +277,7 @@ def _kth(
         tied = int(histogram[digit])
         prefix = digit - 32768 if first else (prefix << 16) | digit
         negative = signed_magnitude and prefix < 0
-    return Selected(prefix, left, tied)
+    return _Kth(prefix, left, tied)
 
 
 def _ones(bits: int) -> int:
@@ -294,7 +312,7 @@ def _tied(scores: Scores, value: float) -> int:
     return sum(int(torch.count_nonzero(_comparable(s) == value)) for _, s in scores.chunks())
 
 
-def _check_finite(histogram: Tensor, scores: list[Scores], dtype: torch.dtype) -> None:
+def _refuse_hidden(histogram: Tensor, scores: list[Scores], dtype: torch.dtype) -> None:
     """Read off the first histogram, for nothing, whether any score is a NaN or an infinity."""
     integer = _INTEGERS[dtype]
     infinity = int(torch.tensor(torch.inf, dtype=dtype).view(integer)) >> (torch.iinfo(integer).bits - 16)

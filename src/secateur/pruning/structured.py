@@ -4,64 +4,79 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import BudgetError, CriterionError, SecateurWarning, TargetError
-from secateur.pruning.budgets import (
-    LAMP,
-    Budget,
-    Global,
-    PerLayer,
-    Threshold,
-    Uniform,
-    check_share,
-    cut_keeping,
-)
+from secateur.graph.capture import parameters_of
+from secateur.graph.names import canonical_names, canonical_parameters, unwrapped
+from secateur.measure.size import count_parameters
+from secateur.pruning.budgets import Share, cut_keeping
 from secateur.pruning.calibration import Batches, Loss
+from secateur.pruning.capabilities import amount_of, changed, name_of, requested_share, says
 from secateur.pruning.criteria import check_telling
-from secateur.pruning.masks import Masks, check_writable
+from secateur.pruning.holding import check_writable
+from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
-from secateur.pruning.selection import Cut, Scores
+from secateur.pruning.selection import Cut, PatternCut, Scores
 from secateur.pruning.targets import matches
 from secateur.pruning.unit_criteria import unit_scores
-from secateur.structure.capture import parameters_of
 from secateur.structure.labels import Array
-from secateur.structure.names import canonical_names, canonical_parameters, unwrapped
-from secateur.structure.surgery import mask_units, removed_by
-from secateur.structure.units import Group, Structure, living
-from secateur.structure.verify import untraced
+from secateur.structure.proof import untraced
+from secateur.structure.surgery import mask_units, parameters_left
+from secateur.structure.units import Group, Structure, all_zero
 
-_BUDGETS = (Uniform, Global, PerLayer, Threshold, LAMP)
+
+class UnitBudget(Protocol):
+    """Decides from the scores of units what is cut of each group, knowing what goes with them.
+
+    It says ``counts_units = True``. What else it may say of itself: ``secateur.pruning.capabilities``.
+    """
+
+    counts_units: ClassVar[bool]
+
+    def __call__(
+        self, scores: Mapping[str, Scores], structure: Structure, min_kept: int
+    ) -> Mapping[str, Cut | PatternCut]: ...
 
 
 @dataclass(frozen=True)
-class ParameterShare:
+class ParameterShare(Share):
     """Units by score, of all groups together, as few as take ``sparsity`` of the network's parameters.
 
-    Counted are the entries that really leave when the units do, each once: rows and columns of one
-    weight overlap. So the share is reached to a unit, and never missed: one unit fewer would. A
-    budget for whole units; with single weights ``Global`` is the same.
+    Counted are the entries that really leave when the units do, each once: rows and columns of one weight
+    overlap. So the share is reached to a unit, and never missed: one unit fewer would. For whole units; with
+    single weights ``Global`` is the same.
+
+    Args:
+        sparsity: the share of the network's parameters that goes at least, from 0 to 1.
+
+    Raises:
+        BudgetError: for what is no such share; when it is used, where the units that may go are too few.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> masks = sc.prune(net, sc.L2Norm(), sc.ParameterShare(0.3), structure=structure)
+        >>> masks.units  # 5 units of 13 parameters are 65 of the network's 212, and 4 would be under 30 %
+        {'0 -> 2': (11, 16)}
     """
 
-    sparsity: float
-    amount: ClassVar[str] = "sparsity"
+    counts_units: ClassVar[bool] = True
+    counted: ClassVar[str] = "the network's parameters"
 
-    def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity)
+    def __call__(self, scores: Mapping[str, Scores], structure: Structure, min_kept: int) -> dict[str, Cut]:
+        def tried(count: int) -> tuple[dict[str, Cut], float]:
+            cuts = cut_keeping(scores, count, min_kept)
+            return cuts, self.share(structure, _taken(cuts, scores))
 
-    def __call__(
-        self, scores: Mapping[str, Scores], share_gone: Callable[[Mapping[str, Cut]], float], min_kept: int
-    ) -> dict[str, Cut]:
-        """Return the cuts; ``share_gone`` says what share of the parameters goes with given cuts."""
         low, high = -1, sum(max(0, s.numel - min_kept) for s in scores.values())
-        best = cut_keeping(scores, high, min_kept)
-        most = share_gone(best)
+        best, most = tried(high)
         if most < self.sparsity:
             raise BudgetError(
                 f"ParameterShare({self.sparsity}) cannot be met: with {min_kept} units left in each group "
@@ -69,19 +84,24 @@ class ParameterShare:
             )
         while high - low > 1:
             middle = (low + high) // 2
-            cuts = cut_keeping(scores, middle, min_kept)
-            if share_gone(cuts) >= self.sparsity:
+            cuts, share = tried(middle)
+            if share >= self.sparsity:
                 best, high = cuts, middle
             else:
                 low = middle
         return best
+
+    def share(self, structure: Structure, pruned: Mapping[str, Array]) -> float:
+        """Return the share of the network's parameters that leave it with some units."""
+        total = count_parameters(structure.model)
+        return (total - parameters_left(structure, pruned)) / total
 
 
 def prune_units(
     structure: Structure,
     model: nn.Module,
     criterion: Any,
-    budget: Budget | ParameterShare,
+    budget: Any,
     *,
     data: Batches | None,
     loss: Loss | None,
@@ -91,90 +111,72 @@ def prune_units(
     round_to: int,
     min_kept: int,
 ) -> Masks:
-    """Zero all slices of the least important units of ``model`` in place; see :func:`secateur.prune`."""
+    """Zero all slices of the least important units of ``model`` in place; see ``secateur.prune``."""
     if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
-    if not isinstance(budget, (*_BUDGETS, ParameterShare)):
-        raise BudgetError(
-            f"{type(budget).__name__} does not go with whole units; "
-            f"one of {', '.join(b.__name__ for b in _BUDGETS)}, ParameterShare does"
-        )
-    if round_to < 1 or min_kept < 1:
-        raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
     chosen = select_groups(structure, include, exclude)
     check_writable(dict(parameters_of(structure.model)))
-    if masks is not None and masks.model is not model:
-        masks = masks.bind(model)
+    masks = None if masks is None else masks.bind(model)
     part = replace(structure, groups=chosen)
     raw = unit_scores(part, criterion, data, loss)
-    gone = already_gone(part, masks)
-    scores = {name: _scores(name, raw.get(name), group, gone[name]) for name, group in chosen.items()}
+    earlier = already_pruned(part, masks)
+    scores = {name: _scores(name, raw.get(name), group, earlier[name]) for name, group in chosen.items()}
     check_telling(criterion, list(scores.values()), data, loss)
-
-    def going(cuts: Mapping[str, Cut]) -> dict[str, Array]:
-        return {n: cuts[n].doomed(scores[n]).numpy().astype(bool) | gone[n] for n in chosen}
-
-    cuts = _cuts(part, budget, scores, going, min_kept)
-    wanted = going(cuts)
-    doomed = {n: _rounded(w, raw[n], gone[n], round_to, min_kept) for n, w in wanted.items()}
+    cuts = _cuts(part, budget, scores, min_kept)
+    wanted = _taken(cuts, scores)
+    pruned = {n: _rounded(w, raw[n], earlier[n], round_to, min_kept) for n, w in wanted.items()}
     with together(model) as peers:
-        peers.compare({name: torch.from_numpy(units) for name, units in doomed.items()})
-    notes = _given_back(wanted, doomed, round_to, min_kept)
-    if isinstance(budget, ParameterShare):
-        share = share_gone(structure, doomed)
-        notes.append(
-            f"{share:.2%} of the network's parameters go with the units, {budget.sparsity:.2%} asked"
-        )
+        peers.compare({name: torch.from_numpy(units) for name, units in pruned.items()})
+    notes = _given_back(wanted, pruned, round_to, min_kept) + _share_noted(structure, budget, pruned)
     if masks is not None:
         masks.apply()
-    mask_units(structure.model, structure, doomed)
-    counted = isinstance(budget, (Uniform, Global, LAMP))  # units, not parameters
+    mask_units(structure.model, structure, pruned)
     return Masks(
         model,
-        _masks(structure, doomed, masks),
+        _masks(structure, pruned, masks),
         requested={n: c.requested for n, c in cuts.items() if c.requested is not None},
-        requested_overall=budget.sparsity if counted else None,
+        requested_overall=requested_share(budget),
         notes=tuple(notes),
         units=({} if masks is None else masks.units)
-        | {n: (int((~d).sum()), len(d)) for n, d in doomed.items()},
+        | {n: (int((~p).sum()), len(p)) for n, p in pruned.items()},
     )
 
 
 def _cuts(
-    structure: Structure,
-    budget: Any,
-    scores: Mapping[str, Scores],
-    going: Callable[[Mapping[str, Cut]], dict[str, Array]],
-    min_kept: int,
-) -> Mapping[str, Cut]:
+    structure: Structure, budget: Any, scores: Mapping[str, Scores], min_kept: int
+) -> Mapping[str, Cut | PatternCut]:
     """Return the cuts of a budget on the units of some groups, each of which keeps ``min_kept``."""
-    if isinstance(budget, ParameterShare):
-        return budget(scores, lambda cuts: share_gone(structure, going(cuts)), min_kept)
-    if isinstance(budget, (Global, LAMP)):
-        budget = replace(budget, min_kept=max(budget.min_kept, min_kept))
-    if isinstance(budget, PerLayer):
-        shares = [(name, share) for p, share in budget.sparsity.items() for name in _named(structure, p)]
-        budget = PerLayer(dict(reversed(shares)))
+    if says(budget, "counts_units"):
+        return budget(scores, structure, min_kept)
+    if (own := says(budget, "min_kept")) is not None:
+        budget = changed(budget, min_kept=max(own, min_kept))
+    if isinstance(shares := amount_of(budget), Mapping):
+        named = [(n, share) for p, share in shares.items() for n in _named(structure, name_of(budget), p)]
+        budget = changed(budget, **{budget.amount: dict(reversed(named))})
     return budget(scores, {name: torch.ones(s.numel) for name, s in scores.items()})
 
 
-def share_gone(structure: Structure, doomed: Mapping[str, Array]) -> float:
-    """Return the share of the network's parameters that leave it with some units."""
-    removed = removed_by(structure, doomed)
-    left = total = 0
-    for name, parameter in parameters_of(structure.model):
-        total += parameter.numel()
-        left += prod(size - len(removed.get((name, dim), ())) for dim, size in enumerate(parameter.shape))
-    return (total - left) / total
+def _taken(cuts: Mapping[str, Cut | PatternCut], scores: Mapping[str, Scores]) -> dict[str, Array]:
+    """Return by group which units the cuts take, those of earlier masks among them."""
+    taken = {name: cuts[name].pruned(one).numpy().astype(bool) for name, one in scores.items()}
+    return {n: t if (m := scores[n].masked) is None else t | m.numpy() for n, t in taken.items()}
+
+
+def _share_noted(structure: Structure, budget: Any, pruned: Mapping[str, Array]) -> list[str]:
+    counted = says(budget, "counted")
+    if counted is None:
+        return []
+    share, asked = budget.share(structure, pruned), amount_of(budget)
+    return [f"{share:.2%} of {counted} go with the units, {asked:.2%} asked"]
 
 
 def _given_back(
-    wanted: Mapping[str, Array], doomed: Mapping[str, Array], round_to: int, min_kept: int
+    wanted: Mapping[str, Array], pruned: Mapping[str, Array], round_to: int, min_kept: int
 ) -> list[str]:
     """Say, and warn, where fewer units go than the budget takes."""
     notes = []
     for name, units in wanted.items():
-        back = int(units.sum() - doomed[name].sum())
+        back = int(units.sum() - pruned[name].sum())
         why = f"to keep {min_kept}" if int((~units).sum()) < min_kept else f"to keep a multiple of {round_to}"
         if back:
             notes.append(f"{name}: {back} units stay that the budget would take, {why}")
@@ -209,23 +211,21 @@ def select_groups(
             hit |= found
         chosen = {n: g for n, g in chosen.items() if (n in hit) == (which == "include")}
     if not chosen:
-        raise TargetError(
-            f"{type(structure.model).__name__} has no group of units to prune"
-            + (
-                " that the include and exclude patterns leave"
-                if include or exclude
-                else "; print(structure) says why"
-            )
+        why = (
+            " that the include and exclude patterns leave"
+            if include or exclude
+            else "; print(structure) says why"
         )
+        raise TargetError(f"{type(structure.model).__name__} has no group of units to prune{why}")
     return chosen
 
 
-def _named(structure: Structure, pattern: str) -> list[str]:
-    """Return the groups that a pattern of a PerLayer budget names."""
+def _named(structure: Structure, budget: str, pattern: str) -> list[str]:
+    """Return the groups that a pattern of a budget with amounts by pattern names."""
     try:
         return list(select_groups(structure, pattern, None))
     except TargetError as error:
-        raise BudgetError(f"PerLayer: {pattern!r} matches no group{_nameable(structure, pattern)}") from error
+        raise BudgetError(f"{budget}: {pattern!r} matches no group{_nameable(structure, pattern)}") from error
 
 
 def _nameable(structure: Structure, pattern: str) -> str:
@@ -245,13 +245,13 @@ def _made(group: Group) -> list[Any]:
     return [part for part in masked if not part.reads] or masked
 
 
-def _scores(name: str, raw: Tensor | None, group: Group, gone: Array) -> Scores:
+def _scores(name: str, raw: Tensor | None, group: Group, earlier: Array) -> Scores:
     if raw is None or tuple(raw.shape) != (len(group),):
         raise CriterionError(f"{name}: the criterion gave no score for each of its {len(group)} units")
-    return Scores(name, (len(group),), raw.__getitem__, torch.from_numpy(gone) if gone.any() else None)
+    return Scores(name, (len(group),), raw.__getitem__, torch.from_numpy(earlier) if earlier.any() else None)
 
 
-def already_gone(
+def already_pruned(
     structure: Structure, masks: Masks | None, model: nn.Module | None = None
 ) -> dict[str, Array]:
     """Return by group the units of which earlier masks leave nothing, or the zeros of ``model``."""
@@ -264,30 +264,30 @@ def already_gone(
         weight, mask = weights.get(name), kept.get(name)
         return mask if weight is None else weight if mask is None else weight * mask
 
-    return {name: ~living(group, left) for name, group in structure.groups.items()}
+    return {name: all_zero(group, left) for name, group in structure.groups.items()}
 
 
-def _rounded(wanted: Array, raw: Tensor, gone: Array, round_to: int, min_kept: int) -> Array:
+def _rounded(wanted: Array, raw: Tensor, earlier: Array, round_to: int, min_kept: int) -> Array:
     """Give units back, the best first, until those kept are enough and a multiple of ``round_to``."""
     number = len(wanted)
     kept = int((~wanted).sum())
     goal = min(number, max(kept, min_kept))
     goal = min(number, -(-goal // round_to) * round_to)
-    doomed = wanted.copy()
-    best = [i for i in raw.argsort(descending=True, stable=True).tolist() if wanted[i] and not gone[i]]
-    doomed[best[: max(0, goal - kept)]] = False
-    return doomed
+    pruned = wanted.copy()
+    best = [i for i in raw.argsort(descending=True, stable=True).tolist() if wanted[i] and not earlier[i]]
+    pruned[best[: max(0, goal - kept)]] = False
+    return pruned
 
 
-def _masks(structure: Structure, doomed: Mapping[str, Array], earlier: Masks | None) -> dict[str, Tensor]:
+def _masks(structure: Structure, pruned: Mapping[str, Array], earlier: Masks | None) -> dict[str, Tensor]:
     tensors = dict(parameters_of(structure.model))
     names = canonical_names(structure.model)
     kept = {} if earlier is None else {name: mask.clone() for name, mask in earlier.items()}
-    for name, gone in doomed.items():
+    for name, units in pruned.items():
         for part in structure.groups[name].slices:
-            if part.masked and gone.any():
+            if part.masked and units.any():
                 tensor = tensors[part.name]
                 mask = kept.setdefault(names[part.name], torch.ones_like(tensor, dtype=torch.bool))
-                index = torch.from_numpy(part.indices[gone].reshape(-1)).to(mask.device)
+                index = torch.from_numpy(part.indices[units].reshape(-1)).to(mask.device)
                 mask.index_fill_(part.dim, index, False)
     return kept

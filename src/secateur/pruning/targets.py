@@ -5,16 +5,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from secateur.errors import TargetError, nearest
-from secateur.structure.names import adapter_parameters, canonical_modules, canonical_parameters
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PRUNABLE = (nn.Linear, *_CONVS, *_TRANSPOSED)
+from secateur.errors import BudgetError, TargetError
+from secateur.graph.names import adapter_parameters, canonical_modules, canonical_parameters
+from secateur.structure.computed import stays_finite
+from secateur.structure.layers import layer_view, stored_weights
+from secateur.text import nearest
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,15 @@ class Target:
     """A parameter that may be pruned.
 
     ``name`` is canonical (no ``module.`` of DDP, no ``_orig_mod.`` of torch.compile), ``module`` the
-    layer that owns it, ``input_dim`` the dim of ``weight`` that runs over the layer's inputs.
+    layer that it belongs to, ``input_dim`` the dim of ``weight`` that runs over the layer's inputs.
+    ``of``: which weight of the layer it is, or is what that one is computed from; empty where it is none.
     """
 
     name: str
     module: nn.Module
     weight: nn.Parameter
     input_dim: int = 1
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class Targets(Mapping[str, Target]):
         return len(self.found)
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """A module that holds a parameter: ``of`` and ``refused`` as ``Stored`` says of a layer's weight."""
+
+    module: nn.Module
+    of: str = ""
+    refused: str = ""
+
+
+_Owners = dict[int, list[_Owner]]
+
+
 def find_targets(
     model: nn.Module,
     include: str | Sequence[str] | None = None,
@@ -56,65 +71,130 @@ def find_targets(
 ) -> Targets:
     """Find the tensors of ``model`` that may be pruned.
 
-    By default the weights of every Linear and Conv layer: never biases, norms, embeddings or adapters
-    (LoRA's and PEFT's others), which are listed as protected.
-    ``include`` and ``exclude`` are patterns (``"features.*"``, ``"*.bias"``) matched against
-    parameter names and the names of the modules that own them. ``include`` replaces the default; a
-    pattern of it that names layers means their weights, and only one that ends in a parameter's own
-    name (``"*.bias"``), or matches no Linear or Conv layer, reaches a bias, norm or embedding.
+    By default the weights of every layer that is known (Linear, Conv, transposed or not, transformers'
+    Conv1D, recurrent ones, and those of ``secateur.register_layer``): never biases, norms, embeddings or
+    adapters (LoRA's and PEFT's others), which are listed as protected.
 
-    Raises TargetError for a pattern that matches nothing, a network with nothing to prune, and
-    parameters that are sharded, uninitialised or still wrapped by ``torch.nn.utils.prune``.
+    A weight that a parametrization computes is pruned in what it is computed from, where zeros there are the
+    zeros of the weight (weight_norm, spectral_norm, not orthogonal), which is tried; else it is protected.
+
+    Args:
+        model: the network; wrappers (DDP, torch.compile, PEFT) leave no trace in the names.
+        include: patterns (``"features.*"``, ``"*.bias"``) matched against the names of parameters and of the
+            modules that own them. They replace the default; one that names layers means their weights, and
+            only one that ends in a parameter's own name (``"*.bias"``), or matches no layer, reaches a bias,
+            norm or embedding.
+        exclude: patterns of what is left out.
+
+    Returns:
+        The targets by name, with the reasons why other weights are protected.
+
+    Raises:
+        TargetError: for a pattern that matches nothing, a network with nothing to prune, and parameters that
+            are sharded, uninitialised or still wrapped by ``torch.nn.utils.prune``.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LSTM(4, 5), torch.nn.Linear(5, 2))
+        >>> targets = sc.find_targets(net)
+        >>> list(targets)
+        ['1.weight_ih_l0', '1.weight_hh_l0', '2.weight']
+        >>> targets.protected
+        {'0.weight': 'a parameter of Embedding; include it by name'}
     """
+    owners, adapters, parameters = _owners(model), adapter_parameters(model), canonical_parameters(model)
+    wanted = _matching(model, parameters, owners, include, "include")
+    unwanted = _matching(model, parameters, owners, exclude, "exclude") or set()
     found: dict[str, Target] = {}
     protected: dict[str, str] = {}
-    owners = _owners(model)
-    adapters = adapter_parameters(model)
-    parameters = canonical_parameters(model)
-    wanted = _matching(model, parameters, include, "include")
-    unwanted = _matching(model, parameters, exclude, "exclude") or set()
     for name, parameter in parameters.items():
-        module = owners[id(parameter)][0]
-        if name.endswith("_orig") and hasattr(module, name.rpartition(".")[2][:-5] + "_mask"):
-            raise TargetError(
-                f"{name}: pruned by torch.nn.utils.prune, which renamed it; "
-                "take it over first with secateur.Masks.from_torch_prune(model)"
-            )
+        owner, *others = owners[id(parameter)]
+        _check_plain(name, owner.module)
         if name in unwanted:
             protected[name] = "excluded by name"
             continue
         _check_local(name, parameter)
-        if wanted is not None and name not in wanted:
-            protected[name] = "not included by name"
-        elif wanted is None and id(parameter) in adapters:
-            if parameter.dim() > 1:
-                protected[name] = "part of an adapter; include it by name: include='*lora_*', say"
-        elif wanted is None and not _by_default(name, module):
-            if parameter.dim() > 1:
-                protected[name] = f"a parameter of {type(module).__name__}; include it by name"
-        elif wanted is None and (other := _tied_elsewhere(owners[id(parameter)])):
-            protected[name] = f"tied to a parameter of {other}; include it by name"
-        elif not parameter.is_floating_point():
-            protected[name] = f"its dtype is {parameter.dtype}, not a floating-point one"
-        elif not parameter.dim() or not parameter.numel():
-            protected[name] = "a single number" if not parameter.dim() else "it has no entries"
-        elif parameter.device.type == "meta":
-            raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")
+        if wanted is None:
+            why = _unexpected(parameter, owner, others, id(parameter) in adapters)
         else:
-            found[name] = Target(name, module, parameter, int(not isinstance(module, _TRANSPOSED)))
+            why = "" if name in wanted else owner.refused or "not included by name"
+        why = why or _unfit(parameter)
+        if not why:
+            _check_there(name, parameter)
+            found[name] = _target(name, owner, parameter)
+        elif wanted is not None or parameter.dim() > 1 or owner.of:  # nobody expects a bias to be pruned
+            protected[name] = why
     if not found:
-        raise TargetError(
-            f"{type(model).__name__} has no tensor to prune: no Linear or Conv weight"
-            + (" that the include and exclude patterns leave" if include or exclude else "")
-        )
+        raise TargetError(_nothing(model, protected, owners, parameters, bool(include or exclude)))
     return Targets(model, found, protected)
+
+
+def _unexpected(parameter: nn.Parameter, owner: _Owner, others: list[_Owner], adapter: bool) -> str:
+    """Return why a parameter is no target unless it is named; empty where it is."""
+    if adapter:
+        return "part of an adapter; include it by name: include='*lora_*', say"
+    if not owner.of:
+        return f"a parameter of {type(owner.module).__name__}; include it by name"
+    other = next((type(other.module).__name__ for other in others if not other.of), "")
+    return owner.refused or (f"tied to a parameter of {other}; include it by name" if other else "")
+
+
+def _unfit(parameter: nn.Parameter) -> str:
+    """Return why a parameter has nothing to rank, whoever names it; empty where it has."""
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        return f"its dtype is {parameter.dtype}, not a floating-point one"
+    if not parameter.dim():
+        return "a single number"
+    return "" if parameter.numel() else "it has no entries"
+
+
+def _target(name: str, owner: _Owner, parameter: nn.Parameter) -> Target:
+    view = layer_view(owner.module) if owner.of else None
+    return Target(name, owner.module, parameter, 1 if view is None else view.input_dim, owner.of)
+
+
+def _nothing(
+    model: nn.Module, protected: dict[str, str], owners: _Owners, parameters: Any, patterns: bool
+) -> str:
+    """Say that a network has no target, and why the first of its layers' weights is none."""
+    text = f"{type(model).__name__} has no tensor to prune: no weight of a Linear, Conv or recurrent layer"
+    text += " that the include and exclude patterns leave" if patterns else ""
+    refused = [f"{n}: {why}" for n, why in protected.items() if owners[id(parameters[n])][0].refused]
+    return text + "".join(f"; {line}" for line in refused[:1])
+
+
+def check_computed_weights(targets: Targets, pruned: Mapping[str, Tensor]) -> None:
+    """Raise BudgetError where a parametrization would divide by the norm of a row that is emptied."""
+    for name, target in targets.items():
+        if target.of and not stays_finite(target.module, target.of, target.weight, pruned[name]):
+            raise BudgetError(
+                f"{name}: a whole row would be zero, and the {target.of} that is computed from it NaN (0/0); "
+                f"take less, exclude it, or make the {target.of} a plain parameter first "
+                "(torch.nn.utils.parametrize.remove_parametrizations)"
+            )
 
 
 def sparsity(model: nn.Module, dense: nn.Module | None = None) -> float:
     """Return 1 - (non-zero target weights of ``model``) / (target weights of the dense network).
 
-    ``dense`` is the network before units were removed; without it, ``model`` itself is taken to
-    have its original size.
+    Targets are those of ``secateur.find_targets``: biases and norms do not count.
+
+    Args:
+        model: the network.
+        dense: it before units were removed; without it, ``model`` is taken to have its original size.
+
+    Returns:
+        A share from 0 to 1.
+
+    Raises:
+        TargetError: for a network without targets.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(10, 10)
+        >>> _ = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5))
+        >>> sc.sparsity(net), sc.sparsity(net, dense=torch.nn.Linear(10, 20))
+        (0.5, 0.75)
     """
     alive = sum(count_nonzero(t.weight) for t in find_targets(model).values())
     whole = sum(t.weight.numel() for t in find_targets(model if dense is None else dense).values())
@@ -125,26 +205,23 @@ def count_nonzero(tensor: Tensor) -> int:
     return int(torch.count_nonzero(tensor.detach()))
 
 
-def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
-    owners: dict[int, list[nn.Module]] = {}
+def _owners(model: nn.Module) -> _Owners:
+    """Return, by the id of each parameter, the modules that hold it: layers that have it as a weight or
+    compute one from it, rather than the parametrization that keeps it for them."""
+    owners: _Owners = {}
     for _, module in canonical_modules(model):
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(module)
+        stored = {id(s.parameter): _Owner(module, s.weight, s.refused) for s in stored_weights(module)}
+        own = {id(p): _Owner(module) for p in module._parameters.values() if p is not None}
+        for key, owner in (own | stored).items():
+            if not (isinstance(module, ParametrizationList) and key in owners):
+                owners.setdefault(key, []).append(owner)
     return owners
-
-
-def _by_default(name: str, module: nn.Module) -> bool:
-    return isinstance(module, PRUNABLE) and name.rpartition(".")[2] == "weight"
-
-
-def _tied_elsewhere(owners: list[nn.Module]) -> str:
-    return next((type(m).__name__ for m in owners if not isinstance(m, PRUNABLE)), "")
 
 
 def _matching(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
+    owners: _Owners,
     patterns: str | Sequence[str] | None,
     which: str,
 ) -> set[str] | None:
@@ -159,7 +236,8 @@ def _matching(
         if not hits:
             known = [*parameters, *(n for n, _ in canonical_modules(model) if n)]
             raise TargetError(f"{which} pattern {pattern!r} matches nothing{nearest(pattern, known)}")
-        matched |= _meant(pattern, hits, model) if which == "include" else hits
+        weights = {n: owner for n in hits if (owner := owners[id(parameters[n])][0]).of}
+        matched |= _meant(pattern, hits, weights) if which == "include" else hits
     return matched
 
 
@@ -174,22 +252,35 @@ def _all_names(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict
     return names
 
 
-def _meant(pattern: str, hits: set[str], model: nn.Module) -> set[str]:
-    """Of what an include pattern matches, return what it means: one for layers means their weights;
+def _meant(pattern: str, hits: set[str], weights: Mapping[str, _Owner]) -> set[str]:
+    """Of what an include pattern matches, return what it means: one for layers means their ``weights``;
     the biases and norms among them go only under a name of their own."""
     leaf = pattern.rpartition(".")[2]
     named = {n for n in hits if fnmatch.fnmatchcase(n.rpartition(".")[2], leaf)}
     if leaf.strip("*?") and named:
         return named
-    layers = {name for name, module in canonical_modules(model) if isinstance(module, PRUNABLE)}
-    weights = {n for n in hits if "weight" in n.rpartition(".")[2]}
-    return {n for n in weights if n.rpartition(".")[0] in layers} or weights or hits
+    if weights:
+        return {name for name, owner in weights.items() if not owner.refused}
+    return {n for n in hits if "weight" in n.rpartition(".")[2]} or hits
 
 
 def matches(name: str, pattern: str) -> bool:
     """Whether ``pattern`` names the parameter ``name`` or a module around it."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def _check_plain(name: str, module: nn.Module) -> None:
+    if name.endswith("_orig") and hasattr(module, name.rpartition(".")[2][:-5] + "_mask"):
+        raise TargetError(
+            f"{name}: pruned by torch.nn.utils.prune, which renamed it; "
+            "take it over first with secateur.Masks.from_torch_prune(model)"
+        )
+
+
+def _check_there(name: str, parameter: nn.Parameter) -> None:
+    if parameter.device.type == "meta":
+        raise TargetError(f"{name}: on the meta device, so it has no values to rank; load it first")
 
 
 def _check_local(name: str, parameter: nn.Parameter) -> None:

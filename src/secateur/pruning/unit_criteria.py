@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CriterionError
+from secateur.graph.capture import module_of, tensor_of
 from secateur.pruning.calibration import Batches, Loss, operand_rms
-from secateur.pruning.criteria import Random, Wanda
+from secateur.pruning.capabilities import says
 from secateur.pruning.targets import find_targets
-from secateur.structure.capture import module_of, tensor_of
+from secateur.structure.layers import multiplied
 from secateur.structure.units import Group, Slice, Structure
 
 UnitScores = dict[str, Tensor]
@@ -27,7 +28,7 @@ UnitScores = dict[str, Tensor]
 class UnitCriterion(Protocol):
     """Gives the importance of every unit of every group."""
 
-    whole_units: ClassVar[bool]
+    counts_units: ClassVar[bool]
 
     def __call__(
         self, structure: Structure, data: Batches | None = None, loss: Loss | None = None
@@ -36,13 +37,26 @@ class UnitCriterion(Protocol):
 
 @dataclass(frozen=True)
 class L1Norm:
-    """The sum of |w| over a unit's incoming weights (Li et al., 2017).
+    """The sum of |w| over a unit's incoming weights.
 
-    ``normalise``: divided by the mean over the group, so that layers of different scale compare.
+    Needs no data. Biases and norms do not count where a matrix makes the unit.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Source:
+        Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> net[0].weight.data = torch.tensor([[1.0, 1.0], [3.0, -4.0], [0.0, 2.0]])
+        >>> sc.L1Norm()(sc.trace(net, torch.ones(1, 2)))
+        {'0 -> 2': tensor([2., 7., 2.], dtype=torch.float64)}
     """
 
     normalise: bool = False
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
@@ -53,11 +67,26 @@ class L1Norm:
 class L2Norm:
     """The L2 norm of a unit's incoming weights, over every tensor that makes it.
 
-    ``normalise``: divided by the mean over the group, so that layers of different scale compare.
+    Needs no data. Biases and norms do not count where a matrix makes the unit.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> net[0].weight.data = torch.tensor([[6.0, 8.0], [3.0, -4.0], [0.0, 2.0]])
+        >>> structure = sc.trace(net, torch.ones(1, 2))
+        >>> sc.L2Norm()(structure)
+        {'0 -> 2': tensor([10.,  5.,  2.], dtype=torch.float64)}
+        >>> sc.prune(net, sc.L2Norm(), sc.Uniform(1 / 3), structure=structure)["0.weight"]
+        tensor([[ True,  True],
+                [ True,  True],
+                [False, False]])
     """
 
     normalise: bool = False
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
@@ -66,11 +95,25 @@ class L2Norm:
 
 @dataclass(frozen=True)
 class BNScale:
-    """|scale| of the normalisation after a unit (network slimming, Liu et al., 2017), the mean over
-    its norms. A group without a norm is an error: exclude it."""
+    """|scale| of the normalisation after a unit, the mean over its norms.
 
-    whole_units: ClassVar[bool] = True
+    Train with ``secateur.slimming`` first, which makes scales small. A group without a norm is an error:
+    exclude it.
+
+    Source:
+        Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+        >>> net[1].weight.data = torch.tensor([1.0, -0.5, 0.0])
+        >>> sc.BNScale()(sc.trace(net, torch.ones(2, 2)))
+        {'0 -> 2': tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)}
+    """
+
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
+    reads_norms: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _scales(structure, g), False)
@@ -78,14 +121,26 @@ class BNScale:
 
 @dataclass(frozen=True)
 class ActivationNorm:
-    """rms of a unit's output on ``data`` x L2 norm of the weights that read it, normalised by group.
+    """rms of a unit's output on ``data`` x L2 norm of the weights that read it.
 
-    What a unit contributes to the next layer; the sum over the layers that read it. Needs ``data``,
-    no labels. ``normalise=False`` compares layers of different scale as they are.
+    That is what a unit contributes to the next layer, summed over the layers that read it. Needs ``data``, no
+    labels.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+        >>> net[0].weight.data, net[0].bias.data = torch.eye(2), torch.zeros(2)
+        >>> net[2].weight.data = torch.tensor([[1.0, 10.0]])
+        >>> x = torch.tensor([[3.0, 2.0]])
+        >>> sc.ActivationNorm(normalise=False)(sc.trace(net, x), data=[x])
+        {'0 -> 2': tensor([ 3., 20.], dtype=torch.float64)}
     """
 
     normalise: bool = True
-    whole_units: ClassVar[bool] = True
+    counts_units: ClassVar[bool] = True
     reads_data: ClassVar[bool] = True
 
     def __call__(self, structure: Structure, data: Batches | None = None, loss: Any = None) -> UnitScores:
@@ -109,20 +164,13 @@ class ActivationNorm:
 def unit_scores(
     structure: Structure, criterion: Any, data: Batches | None, loss: Loss | None
 ) -> dict[str, Tensor]:
-    """Return the scores of a criterion on units, or the sums of one on single weights; random ones are
-    drawn a unit, as sums of them would rank by size."""
-    if getattr(criterion, "whole_units", False):
-        return dict(criterion(structure, data, loss))
-    if isinstance(criterion, Random):
-        generator = torch.Generator().manual_seed(criterion.seed)
-        return {name: torch.rand(len(g), generator=generator) for name, g in structure.groups.items()}
-    names = {
-        part.name
-        for group in structure.groups.values()
-        for part in group.slices
-        # What multiplies inputs has Wanda scores: a bias has none.
-        if part.masked and not (isinstance(criterion, Wanda) and _is_vector(structure, part))
-    }
+    """Return the scores of a criterion on units, or the sums of one on single weights."""
+    on_units = criterion if says(criterion, "counts_units") else says(criterion, "score_units")
+    if on_units is not None:
+        return dict(on_units(structure, data, loss))
+    least = 1 if says(criterion, "scores_vectors") else 2  # dims
+    parts = [part for group in structure.groups.values() for part in group.slices if part.masked]
+    names = {part.name for part in parts if tensor_of(structure.model, part.name).dim() >= least}
     targets = find_targets(structure.model, include=sorted(names))
     scores = criterion(targets, data, loss)
     found: dict[str, Tensor] = {}
@@ -135,10 +183,6 @@ def unit_scores(
                 total += _gathered(whole.double().cpu(), part)
         found[name] = total
     return found
-
-
-def _is_vector(structure: Structure, part: Slice) -> bool:
-    return tensor_of(structure.model, part.name).dim() < 2
 
 
 def _by_group(structure: Structure, score: Any, normalise: bool) -> UnitScores:
@@ -160,8 +204,11 @@ def _incoming(structure: Structure, group: Group, power: int) -> Tensor:
 
 
 def _squares(structure: Structure, part: Slice, power: int) -> Tensor:
-    weight = tensor_of(structure.model, part.name).detach().double().cpu()
-    return _gathered(weight.abs().pow(power), part)
+    weight = tensor_of(structure.model, part.name)
+    if part.reads:
+        path = part.name.rpartition(".")[0].partition(".parametrizations")[0]
+        weight = multiplied(module_of(structure.model, path), weight)
+    return _gathered(weight.detach().abs().double().cpu().pow(power), part)
 
 
 def _gathered(entries: Tensor, part: Slice) -> Tensor:
@@ -174,12 +221,8 @@ def _scales(structure: Structure, group: Group) -> Tensor:
     found = []
     for part in group.slices:
         path, _, leaf = part.name.rpartition(".")
-        tensor = tensor_of(structure.model, part.name)
-        if (
-            leaf == "weight"
-            and tensor.dim() == 1
-            and "Norm" in type(module_of(structure.model, path)).__name__
-        ):
+        normed = "Norm" in type(module_of(structure.model, path)).__name__
+        if normed and leaf == "weight" and tensor_of(structure.model, part.name).dim() == 1:
             found.append(_squares(structure, part, 1))
     if not found:
         raise CriterionError(f"BNScale: no norm scales the units of {group.name}; exclude the group")

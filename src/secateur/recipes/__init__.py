@@ -1,1 +1,1 @@
-"""One YAML file for each experiment."""
+"""The recipes of the package: one YAML file for each experiment."""

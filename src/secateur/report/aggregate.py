@@ -27,12 +27,11 @@ class Group:
     point: Mapping[str, Any]
     trials: tuple[Mapping[str, Any], ...]
 
-    def figure(self, metric: str) -> Figure | None:
-        """Return the mean of a metric over the trials that have it."""
-        return figure_of(trial["metrics"].get(metric) for trial in self.trials)
-
-    def ratio(self, metric: str, over: str) -> Figure | None:
-        """Return the mean of ``metric / over``, each trial's own, over the trials that have both."""
+    def figure(self, metric: str, over: str | None = None) -> Figure | None:
+        """Return the mean of a metric, or of each trial's own ``metric / over``, over the trials that have
+        it."""
+        if over is None:
+            return figure_of(trial["metrics"].get(metric) for trial in self.trials)
         pairs = [(trial["metrics"].get(metric), trial["metrics"].get(over)) for trial in self.trials]
         return figure_of(mine / dense for mine, dense in pairs if mine is not None and dense)
 
@@ -49,13 +48,15 @@ class Group:
     @property
     def data(self) -> str:
         """The name of the data set; empty where no trial says."""
-        names = (trial.get("config", {}).get("data", {}).get("name") for trial in self.trials)
-        return next((str(name) for name in names if name), "")
+        return self._name_of("data")
 
     @property
     def network(self) -> str:
         """The name of the network; empty where no trial says."""
-        names = (trial.get("config", {}).get("model", {}).get("name") for trial in self.trials)
+        return self._name_of("model")
+
+    def _name_of(self, part: str) -> str:
+        names = (trial.get("config", {}).get(part, {}).get("name") for trial in self.trials)
         return next((str(name) for name in names if name), "")
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from secateur.errors import RecipeError, StorageError
 from secateur.experiments.claim import RESULT, whole_result
-from secateur.experiments.finished import pruned_options
+from secateur.experiments.commands.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
 from secateur.report.aggregate import Figure, Group, groups_of, names_of
@@ -37,10 +37,6 @@ class Quantity:
     words: str
     dense: Callable[[Metrics], float | None]
     over: str | None = None
-
-    def of(self, group: Group) -> Figure | None:
-        """Return the mean over the group's trials, a ratio as a fraction; None where not measured."""
-        return group.figure(self.metric) if self.over is None else group.ratio(self.metric, self.over)
 
 
 def _dense_parameters(metrics: Metrics) -> float | None:
@@ -179,7 +175,8 @@ def _candidates(
 
 
 def _candidate(folder: Path, group: Group, metric: str, quantity: Quantity) -> Candidate:
-    validation, dense, cost = group.figure(metric), group.figure(_DENSE), quantity.of(group)
+    validation, dense = group.figure(metric), group.figure(_DENSE)
+    cost = group.figure(quantity.metric, quantity.over)
     assert validation is not None
     assert dense is not None
     assert cost is not None  # all three are checked before
@@ -259,14 +256,14 @@ def how_to_load(choice: Choice, files: Files) -> list[str]:
     name, own = config["model"]["name"], is_own(choice)
     options = pruned_options(config, str(choice.chosen.folder / "results.json")).items()
     words = [repr(name), *(f"{key}={value!r}" for key, value in options)]
-    build = "network" if own else f"build_model({', '.join(words)})"
-    start = f"network = ...  # your own, built as in the recipe, where it is {name!a}"
-    first = [start] if own else ["from secateur.models import build_model"]
+    built = "..." if own else f"sc.build_model({', '.join(words)})"
+    note = f"  # your own, built as in the recipe, where it is {name!a}" if own else ""
+    file = str(files.model)
     if files.reshaped:
-        return ["import secateur as sc", *first, f"model = sc.load({build}, {str(files.model)!r})"]
+        return ["import secateur as sc", f"model = {built}{note}", f"sc.load(model, {file!r})"]
     return [
-        "from secateur.training.checkpoint import load_weights",
-        *first,
-        f"model = {build}",
-        f"load_weights({str(files.model)!r}, model)",
+        *([] if own else ["import secateur as sc"]),
+        "from safetensors.torch import load_file",
+        f"model = {built}{note}",
+        f"model.load_state_dict(load_file({file!r}))",
     ]

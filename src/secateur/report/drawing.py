@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from secateur.report.aggregate import Group
+from secateur.report.aggregate import Figure, Group
 
 Plot = dict[str, Any]
 COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
@@ -25,30 +25,13 @@ def with_texts(part: Any, change: Callable[[str], str]) -> Any:
 def add_dense(layout: Plot, groups: Sequence[Group]) -> None:
     """Draw the dense accuracies as lines with their names."""
     levels = dense_levels(groups)
-    layout["shapes"] = [
-        {
-            "type": "line",
-            "xref": "paper",
-            "x0": 0,
-            "x1": 1,
-            "y0": level,
-            "y1": level,
-            "line": {"color": "#444", "width": 1, "dash": "dash"},
-        }
-        for level in levels.values()
-    ]
+    across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1}
+    dashed = {"line": {"color": "#444", "width": 1, "dash": "dash"}}
+    layout["shapes"] = [across | {"y0": level, "y1": level} | dashed for level in levels.values()]
+    place = {"xref": "paper", "x": 0.01, "xanchor": "left", "yshift": 9, "showarrow": False}
+    written = place | {"font": {"size": 11, "color": "#444"}}
     layout["annotations"] = [
-        {
-            "xref": "paper",
-            "x": 0.01,
-            "y": level,
-            "text": f"{name} {level:.2f}",
-            "showarrow": False,
-            "yshift": 9,
-            "xanchor": "left",
-            "font": {"size": 11, "color": "#444"},
-        }
-        for name, level in levels.items()
+        written | {"y": level, "text": f"{name} {level:.2f}"} for name, level in levels.items()
     ]
 
 
@@ -72,14 +55,24 @@ def dense_levels(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def line_of(name: str, xs: Sequence[float], ys: list[float], colour: str) -> Plot:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": list(xs),
-        "y": ys,
-        "line": {"color": colour, "width": 1.5},
-    }
+    return _scatter("lines", name, xs, ys) | {"line": {"color": colour, "width": 1.5}}
+
+
+def marks_of(name: str, xs: Sequence[float], ys: list[float], texts: list[str], marker: Plot) -> Plot:
+    return _scatter("markers", name, xs, ys) | {"text": texts, "hoverinfo": "text", "marker": marker}
+
+
+def means_of(
+    name: str, xs: Sequence[float], figures: Sequence[Figure], scale: float = 100, *, mode: str
+) -> Plot:
+    """Draw means, times ``scale``, with their deviations as error bars."""
+    trace = _scatter(mode, name, xs, [scale * figure.mean for figure in figures])
+    deviations = [scale * figure.std for figure in figures]
+    return trace | {"error_y": {"type": "data", "array": deviations, "thickness": 1}}
+
+
+def _scatter(mode: str, name: str, xs: Sequence[float], ys: list[float]) -> Plot:
+    return {"type": "scatter", "mode": mode, "name": name, "x": list(xs), "y": ys}
 
 
 def axes_of(x: str, y: str) -> Plot:

@@ -17,9 +17,20 @@ from secateur.report.aggregate import (
     short,
     value_text,
 )
-from secateur.report.drawing import COLOURS, QUOTED, Plot, add_dense, axes_of, dense_levels, line_of
+from secateur.report.drawing import (
+    COLOURS,
+    QUOTED,
+    Plot,
+    add_dense,
+    axes_of,
+    dense_levels,
+    line_of,
+    marks_of,
+    means_of,
+)
 from secateur.report.pareto import Front, Spot, fronts_of
 
+_JOINED = "lines+markers"
 _AXES = {
     "sparsity": "sparsity, %",
     "compression_rate": "compression rate, log scale",
@@ -76,20 +87,10 @@ def _curve(
     if not points:
         return []
     points.sort(key=lambda point: point[0])
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": name,
-            "x": [x for x, _, _ in points],
-            "y": [100 * y.mean for _, y, _ in points],
-            "error_y": {"type": "data", "array": [100 * y.std for _, y, _ in points], "thickness": 1},
-            "text": [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, y, g in points],
-            "hoverinfo": "text",
-            "line": {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5},
-            "marker": {"size": 6},
-        }
-    ]
+    trace = means_of(name, [x for x, _, _ in points], [y for _, y, _ in points], mode=_JOINED)
+    texts = [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, y, g in points]
+    line = {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5}
+    return [trace | {"text": texts, "hoverinfo": "text", "line": line, "marker": {"size": 6}}]
 
 
 def counts_plot(groups: Sequence[Group]) -> Plot | None:
@@ -113,16 +114,8 @@ def counts_plot(groups: Sequence[Group]) -> Plot | None:
 
 
 def _count_line(name: str, xs: list[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": name,
-        "x": xs,
-        "y": [count.mean for count in counts],
-        "error_y": {"type": "data", "array": [count.std for count in counts], "thickness": 1},
-        "line": {"color": colour, "dash": dash, "width": 1.5},
-        "marker": {"size": 5},
-    }
+    line = {"color": colour, "dash": dash, "width": 1.5}
+    return means_of(name, xs, counts, 1, mode=_JOINED) | {"line": line, "marker": {"size": 5}}
 
 
 def _scaled(figure: Figure, against: str) -> float:
@@ -146,19 +139,8 @@ def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], aga
                 ys.append(100 * entry[metric])
                 texts.append(f"quoted: {describe_point(entry)}, {100 * entry[metric]:.2f} %")
         if xs:
-            words = metric.removeprefix("accuracy_")
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": f"quoted, {words}",
-                    "x": xs,
-                    "y": ys,
-                    "text": texts,
-                    "hoverinfo": "text",
-                    "marker": {"symbol": symbol, "size": 9, "color": QUOTED},
-                }
-            )
+            marker = {"symbol": symbol, "size": 9, "color": QUOTED}
+            traces.append(marks_of(f"quoted, {metric.removeprefix('accuracy_')}", xs, ys, texts, marker))
     return traces
 
 
@@ -220,18 +202,8 @@ def _spots(name: str, front: Front, spots: Sequence[Spot], marker: Plot) -> Plot
         f"{s.group.label}<br>{percent(s.y)} % (n = {s.y.number}), {axis.column} {axis.text(s.group)}"
         for s in spots
     ]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "legendgroup": name,
-        "x": [spot.x for spot in spots],
-        "y": [100 * spot.y.mean for spot in spots],
-        "error_y": {"type": "data", "array": [100 * spot.y.std for spot in spots], "thickness": 1},
-        "text": texts,
-        "hoverinfo": "text",
-        "marker": marker,
-    }
+    trace = means_of(name, [spot.x for spot in spots], [spot.y for spot in spots], mode="markers")
+    return trace | {"legendgroup": name, "text": texts, "hoverinfo": "text", "marker": marker}
 
 
 def layers_plot(groups: Sequence[Group]) -> Plot | None:
@@ -278,12 +250,8 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
             start = len(dense) + 1
             colour = COLOURS[index % len(COLOURS)]
             traces.append(line_of(group.label, range(start, start + len(curve)), curve, colour))
-    if not traces:
-        return None
-    return {
-        "data": traces,
-        "layout": axes_of("epoch, retraining after the dense training", "validation accuracy, %"),
-    }
+    layout = axes_of("epoch, retraining after the dense training", "validation accuracy, %")
+    return {"data": traces, "layout": layout} if traces else None
 
 
 def alpha_plot(groups: Sequence[Group]) -> Plot | None:
@@ -305,11 +273,10 @@ def alpha_plot(groups: Sequence[Group]) -> Plot | None:
     for index, ((_, name), line) in enumerate(lines.items()):
         xs = [-math.log10(alpha) if alpha > 0 else end for alpha in line]
         figures = [figure for figure in map(figure_of, line.values()) if figure]
-        ys = [100 * figure.mean for figure in figures]
         texts = [f"{name}<br>alpha {a:g}: {percent(f)} %" for a, f in zip(line, figures, strict=True)]
-        error = {"type": "data", "array": [100 * figure.std for figure in figures], "thickness": 1}
-        more = {"mode": "lines+markers", "error_y": error, "text": texts, "hoverinfo": "text"}
-        traces.append(line_of(name, xs, ys, COLOURS[index % len(COLOURS)]) | more)
+        more = {"text": texts, "hoverinfo": "text"}
+        more["line"] = {"color": COLOURS[index % len(COLOURS)], "width": 1.5}
+        traces.append(means_of(name, xs, figures, mode=_JOINED) | more)
     layout = axes_of("alpha, log scale and 0", "validation accuracy, %")
     marks = [m for e in range(9) for m in (10.0**-e, 0.5 * 10.0**-e, 0.2 * 10.0**-e) if m >= least]
     ticks = {-math.log10(mark): f"{mark:g}" for mark in marks} | {end: "0"}

@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import printable
 from secateur.report.aggregate import (
     Figure,
     Group,
@@ -32,6 +31,7 @@ from secateur.report.drawing import with_texts
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
 from secateur.storage import replacing
+from secateur.text import printable
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -164,7 +164,7 @@ def _costs(groups: Sequence[Group]) -> str:
             continue
         row = [group.label, f"{dense.mean:,.0f}", f"{macs.mean:,.0f}"]
         for name, whole in (("latency_ms", "latency_dense_ms"), ("peak_memory_mb", "peak_memory_dense_mb")):
-            figures = group.figure(whole), group.figure(name), group.ratio(name, whole)
+            figures = group.figure(whole), group.figure(name), group.figure(name, whole)
             row += [f"{figure.mean:.2f}" if figure else "" for figure in figures]
         rows.append(row)
     if not any(cell for row in rows for cell in row[3:]):

@@ -23,7 +23,7 @@ class Axis:
 
     def of(self, group: Group) -> float | None:
         """Return the mean over the group's trials; None where it was not measured."""
-        figure = group.figure(self.metric) if self.over is None else group.ratio(self.metric, self.over)
+        figure = group.figure(self.metric, self.over)
         return None if figure is None else self.scale * figure.mean
 
     def text(self, group: Group) -> str:
@@ -35,13 +35,8 @@ class Axis:
 SPARSITY = Axis("sparsity", "sparsity, %", "sparsity %", "sparsity", larger_is_better=True)
 MACS = Axis("MACs", "multiply-adds left, % of the dense network's", "MACs %", "macs", "macs_dense")
 MACS_ABSOLUTE = Axis("MACs", "multiply-adds left, millions", "MACs, M", "macs", scale=1e-6)
-LATENCY = Axis(
-    "latency",
-    "measured latency, batch of one, % of the dense network's",
-    "latency %",
-    "latency_ms",
-    "latency_dense_ms",
-)
+_LATENCY = "measured latency, batch of one, % of the dense network's"
+LATENCY = Axis("latency", _LATENCY, "latency %", "latency_ms", "latency_dense_ms")
 
 
 @dataclass(frozen=True)

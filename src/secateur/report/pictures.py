@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import MissingExtraError, RecipeError, printable
+from secateur.errors import MissingExtraError, RecipeError
 from secateur.report.aggregate import all_groups, references_of
 from secateur.report.drawing import with_texts
 from secateur.report.figures import Plot, plots_of
 from secateur.storage import replacing
+from secateur.text import printable
 
 _TALLEST, _NAMED = 100, 200  # inches of a picture, and rows or columns of a map with a name each
 FORMATS = ("png", "svg", "pdf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -11,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from secateur.errors import printable
 from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
 from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
 from secateur.report.deployed import (
@@ -21,6 +21,7 @@ from secateur.report.deployed import (
     deployment_table,
     environment_line,
 )
+from secateur.text import printable
 
 _SHOWN = 10  # points of a choice
 
@@ -52,17 +53,10 @@ def print_choice(choice: Choice, files: Files, console: Console) -> None:
     for index, candidate in enumerate(candidates[:_SHOWN]):
         study = _study_of(candidate.group) if several else ""
         cost = 100 * candidate.cost.mean if share else candidate.cost.mean
-        rows.append(
-            [
-                f"{study}{candidate.group.label}",
-                percent(candidate.validation),
-                percent(candidate.dense),
-                f"{candidate.drop:.2f}",
-                f"{cost:.1f}" if share else f"{cost:,.0f}",
-                str(candidate.validation.number),
-                "yes" if index < len(choice.within) else "no",
-            ]
-        )
+        row = [f"{study}{candidate.group.label}", percent(candidate.validation), percent(candidate.dense)]
+        row += [f"{candidate.drop:.2f}", f"{cost:.1f}" if share else f"{cost:,.0f}"]
+        seeds = str(candidate.validation.number)
+        rows.append([*row, seeds, "yes" if index < len(choice.within) else "no"])
     title = (
         f"points at most {choice.limit:g} percentage points below the dense network on validation: "
         f"{len(choice.within)} of {len(candidates)}"
@@ -96,27 +90,15 @@ def _print_chosen(choice: Choice, several: bool, console: Console) -> None:
     """Dense beside chosen, mean of its seeds and the one seed: validation, quantity, and last the test."""
     best, quantity, trial = choice.chosen, choice.quantity, choice.trial
     group, seed = best.group, f"seed {trial['seed']}"
-    test = best.metric.removesuffix("_validation")
+    test, alone = best.metric.removesuffix("_validation"), replace(group, trials=(trial,))
     of_dense = figure_of(quantity.dense(each["metrics"]) for each in group.trials)
+    accuracies = [best.dense, best.validation, alone.figure(best.metric)]
+    costs = [of_dense, group.figure(quantity.metric), alone.figure(quantity.metric)]
+    tests = [group.figure("accuracy_dense"), group.figure(test), alone.figure(test)]
     rows = [
-        [
-            "validation accuracy %",
-            percent(best.dense),
-            percent(best.validation),
-            _percent_of(trial, best.metric),
-        ],
-        [
-            quantity.words,
-            _number(of_dense, quantity),
-            _number(group.figure(quantity.metric), quantity),
-            _number(figure_of([trial["metrics"][quantity.metric]]), quantity),
-        ],
-        [
-            "test accuracy %, read after the choice",
-            percent(group.figure("accuracy_dense")),
-            percent(group.figure(test)),
-            _percent_of(trial, test),
-        ],
+        ["validation accuracy %", *map(percent, accuracies)],
+        [quantity.words, *(_number(cost, quantity) for cost in costs)],
+        ["test accuracy %, read after the choice", *map(percent, tests)],
     ]
     study = _study_of(group) if several else ""
     title = f"chosen: {study}{group.label}, {seed}: the best of its {len(group.trials)} on validation"
@@ -125,10 +107,6 @@ def _print_chosen(choice: Choice, several: bool, console: Console) -> None:
 
 def _study_of(group: Group) -> str:
     return "" if group.study == group.method else f"{group.study}: "
-
-
-def _percent_of(trial: Mapping[str, Any], metric: str) -> str:
-    return percent(figure_of([trial["metrics"].get(metric)]))
 
 
 def _number(figure: Figure | None, quantity: Quantity) -> str:

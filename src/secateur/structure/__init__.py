@@ -1,1 +1,1 @@
-"""Coupled channels: which neurons, filters, heads can only go together, and their physical removal."""
+"""Which neurons, filters and heads can only go together, their physical removal, and its proof."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.structure.labels import Array
 from secateur.structure.propagate import values_in
 from secateur.structure.surgery import Removed
 from secateur.structure.units import Structure
@@ -40,6 +41,10 @@ class Change:
     def __str__(self) -> str:
         place = ".".join(part for part in (self.path, self.inner, self.attribute) if part)
         return f"{place}: {self.old} -> {self.new}"
+
+    @property
+    def place(self) -> tuple[str, str | None, str]:
+        return self.path, self.inner, self.attribute
 
     def holder(self, model: nn.Module) -> Any:
         module = model.get_submodule(self.path)
@@ -68,27 +73,28 @@ class Attempt:
 def changed_sizes(structure: Structure, removed: Removed) -> dict[str, Sizes]:
     """Return by module path the sizes that change in it, old -> new, innermost and around."""
     classes = structure.classes
-    gone = np.zeros(len(classes.frozen), dtype=bool)
+    pruned = np.zeros(len(classes.frozen), dtype=bool)
     for (name, dim), indices in removed.items():
         labels = structure.walk.parameters[name].dims[dim]
         if labels is not None:
-            gone[classes.of[labels[indices]]] = True
-    found: dict[str, Sizes] = {}
-    for node, value in structure.walk.values.items():
-        stack = node.meta.get("nn_module_stack")
-        paths = [path for path, _ in stack.values()] if stack else [""]
-        for part in values_in(value):
-            for labels in part.dims:
-                if labels is None:
-                    continue
-                left = int((~gone[classes.of[labels]]).sum())
-                if left != len(labels):
-                    for path in paths:
-                        found.setdefault(path, {}).setdefault(len(labels), set()).add(left)
+            pruned[classes.of[labels[indices]]] = True
+    found = sizes_by_module(structure, lambda own: int((~pruned[own]).sum()))
     for (name, dim), indices in removed.items():
         path = name.rpartition(".")[0]
         size = structure.walk.parameters[name].shape[dim]
         found.setdefault(path, {}).setdefault(size, set()).add(size - len(indices))
+    return found
+
+
+def sizes_by_module(structure: Structure, new: Callable[[Array], int]) -> dict[str, Sizes]:
+    """Return by module path the sizes in it that ``new`` makes others, of the classes of a dim's labels."""
+    found: dict[str, Sizes] = {}
+    for node, value in structure.walk.values.items():
+        stack = node.meta.get("nn_module_stack") or {}
+        for labels in (labels for part in values_in(value) for _, labels in part.labels()):
+            size = new(structure.classes.of[labels])
+            for path in ["", *(path for path, _ in stack.values())] if size != len(labels) else ():
+                found.setdefault(path, {}).setdefault(len(labels), set()).add(size)
     return found
 
 
@@ -115,8 +121,7 @@ def adjust(
             with _applied(extra, model):
                 result = tried(model, run)
             if result.error is None and same(result.outputs):
-                for choice in extra:
-                    _apply(choice, model)
+                _apply(extra, model)
                 return [change for choice in (*chosen, *extra) for change in choice], result
             further = result.error is None or result.finished > attempt.finished
             reach = result.finished if result.error is not None else 1 << 60
@@ -125,12 +130,9 @@ def adjust(
             if best is not None and len(extra) > len(best[1]):
                 break
         if best is None:
-            for choice in reversed(chosen):
-                for change in choice:
-                    change.undo(model)
+            _undo(chosen, model)
             return [], attempt
-        for choice in best[1]:
-            _apply(choice, model)
+        _apply(best[1], model)
         chosen += best[1]
         attempt = best[2]
 
@@ -138,8 +140,8 @@ def adjust(
 def _nearest(options: list[Choice], chosen: list[Choice], attempt: Attempt, model: nn.Module) -> list[Choice]:
     """Order what may be tried: what the innermost module that failed holds, then what those around
     it hold, then, where nothing failed, everything."""
-    done = {(c.path, c.inner, c.attribute) for choice in chosen for c in choice}
-    left = [o for o in options if not any((c.path, c.inner, c.attribute) in done for c in o)]
+    done = {change.place for change in itertools.chain(*chosen)}
+    left = [option for option in options if done.isdisjoint(change.place for change in option)]
     if attempt.error is None:
         return left
     inner = [o for o in left if _around(o, attempt.stack[-1:], model)]
@@ -151,7 +153,7 @@ def _sets(options: list[Choice]) -> Iterator[tuple[Choice, ...]]:
     """Sets of one, two and three choices, no attribute twice in one."""
     for number in (1, 2, 3):
         for extra in itertools.combinations(options, number):
-            places = {(c.path, c.inner, c.attribute) for choice in extra for c in choice}
+            places = {change.place for change in itertools.chain(*extra)}
             if len(places) == sum(map(len, extra)):
                 yield extra
 
@@ -202,19 +204,21 @@ class _Counter(TorchDispatchMode):
 
 @contextmanager
 def _applied(choices: tuple[Choice, ...], model: nn.Module) -> Iterator[None]:
+    _apply(choices, model)
     try:
-        for choice in choices:
-            _apply(choice, model)
         yield
     finally:
-        for choice in reversed(choices):
-            for change in choice:
-                change.undo(model)
+        _undo(choices, model)
 
 
-def _apply(choice: Choice, model: nn.Module) -> None:
-    for change in choice:
+def _apply(choices: Sequence[Choice], model: nn.Module) -> None:
+    for change in itertools.chain(*choices):
         change.apply(model)
+
+
+def _undo(choices: Sequence[Choice], model: nn.Module) -> None:
+    for change in itertools.chain(*reversed(choices)):
+        change.undo(model)
 
 
 def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:

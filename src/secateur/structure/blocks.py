@@ -10,33 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.measure.running import copied
-from secateur.structure.capture import tensor_of
-from secateur.structure.names import canonical_modules
+from secateur.copying import copied
+from secateur.graph.calls import Call
+from secateur.graph.capture import tensor_of
+from secateur.graph.compare import difference, tensors_in
+from secateur.graph.draws import randomise, redrawn
+from secateur.graph.names import canonical_modules
+from secateur.graph.operators import operator_of, plain
+from secateur.running import call
 from secateur.structure.propagate import Walk
-from secateur.structure.tables import MOVES, SAME
 from secateur.structure.units import Structure
-from secateur.structure.verify import call, difference, randomise, redrawn, tensors_in
 
-_ADDS = ("add", "add_")
-# What F's last operator multiplies its result by, and what it adds, by the names of its arguments.
-_AFFINE = {
-    "linear": ("weight", "bias"),
-    "addmm": ("mat2", "self"),
-    "matmul": ("other",),
-    "mm": ("mat2",),
-    "mul": ("other", "self"),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), ("weight", "bias")),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), ("weight", "bias")),
-    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm"), ("weight", "bias")),
-    **dict.fromkeys(("layer_norm", "rms_norm"), ("weight", "bias")),
-}
-_OPTIONAL = ("bias",)  # of these, what may be absent
+aten = torch.ops.aten
 _RANDOMISED = 3
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A residual block: an addition of x and F(x), of one shape.
 
     ``parameters``: those of F's last layer, its scale and its shift; F(x) is proportional to them.
@@ -50,7 +40,7 @@ class Block:
     modules: tuple[str, ...]
 
 
-def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]:
+def find_blocks(structure: Structure) -> tuple[dict[str, ResidualBlock], dict[str, str]]:
     """Return the residual blocks by name, and why others have no scale of their own.
 
     A block is an addition of two tensors of one shape of which the one, F(x), is computed from the
@@ -60,7 +50,7 @@ def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]
     """
     walk = structure.walk
     above = _ancestors(walk)
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, ResidualBlock] = {}
     skipped: dict[str, str] = {}
     for node in walk.captured.graph.nodes:
         pair = _operands(node)
@@ -81,13 +71,18 @@ def find_blocks(structure: Structure) -> tuple[dict[str, Block], dict[str, str]]
         if isinstance(parameters, str) or reason:
             skipped[name] = reason or str(parameters)
         else:
-            blocks[name] = Block(name, parameters, _inside(walk, branch, node, parameters), _around(node))
+            blocks[name] = ResidualBlock(
+                name,
+                parameters,
+                _inside(walk, branch, node, parameters),
+                tuple(path for path in Call(node).modules if path),
+            )
     return blocks, skipped
 
 
 @torch.no_grad()
 def remove_blocks(
-    model: nn.Module, blocks: Iterable[Block], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, blocks: Iterable[ResidualBlock], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[str]:
     """Zero F in each of the blocks, in place, and put an ``nn.Identity`` in the place of each module
     that then gives back its one input; return the paths of these.
@@ -100,8 +95,8 @@ def remove_blocks(
     for block in blocks:
         for name in (*block.parameters, *block.inside):
             tensor_of(model, name).zero_()
-    generator = torch.Generator().manual_seed(0)
-    draws = [(args, dict(kwargs)), (redrawn(args, generator), redrawn(dict(kwargs), generator))]
+    example = args, dict(kwargs)
+    draws = [example, redrawn(example, torch.Generator().manual_seed(0))]
     states = [model, *(copied(model) for _ in range(_RANDOMISED if blocks else 0))]
     for seed, state in enumerate(states[1:], 1):
         randomise(state, seed)
@@ -134,88 +129,71 @@ def _bit(above: Mapping[fx.Node, int], node: fx.Node) -> int:
     return above[node].bit_length() - 1
 
 
-def _plain_name(node: fx.Node) -> str:
-    """Return the operator's name without namespace and overload, or of the function that a node calls."""
-    schema = getattr(node.target, "_schema", None)
-    return str(node.target) if schema is None else schema.name.split("::")[-1]
-
-
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Return the two tensors of one shape that a node adds, if that is what it does."""
-    if node.op != "call_function" or _plain_name(node) not in _ADDS or len(node.args) < 2:
+    if plain(Call(node).operator) is not aten.add or len(node.args) < 2:
         return None
     first, second = node.args[:2]
     if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)) or first is second:
         return None
-    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (first, second)]
-    return (first, second) if shapes[0] is not None and shapes[0] == shapes[1] else None
-
-
-def _users(node: fx.Node) -> set[fx.Node]:
-    return {user for user in node.users if "_assert" not in str(user.target)}
+    shape = Call(first).shape
+    return (first, second) if shape is not None and shape == Call(second).shape else None
 
 
 def _last(branch: fx.Node, addition: fx.Node) -> tuple[fx.Node, str]:
     """Return F's last node that is not a mere move of its result, and why it cannot be scaled, if so."""
     node, reader = branch, addition
     while True:
-        if _users(node) != {reader}:
+        call = Call(node)
+        if call.readers != {reader}:
             return node, "its result is read elsewhere too"
-        name = _plain_name(node) if node.op == "call_function" else node.op
-        sources = [used for used in node.all_input_nodes if isinstance(used.meta.get("val"), Tensor)]
-        proportional = name in MOVES | SAME or name in ("mul", "div")  # by a number, where it has one source
-        if name in _AFFINE and not (name == "mul" and len(sources) == 1):
+        kind, key, sources = operator_of(call).kind, plain(call.operator), call.tensors
+        by_number = key in (aten.mul, aten.div) and len(sources) == 1
+        if not by_number and (kind in ("affine", "norm") or key is aten.mul):
             return node, ""
+        proportional = by_number or kind in ("moves", "same") or key is aten.div
         if not proportional or len(sources) != 1 or node.args[0] is not sources[0]:
-            return node, f"its last operation is {name}, which has no scale of its own"
+            return node, f"its last operation is {call.name}, which has no scale of its own"
         node, reader = sources[0], node
 
 
 def _scaling(walk: Walk, node: fx.Node) -> tuple[str, ...] | str:
     """Return the parameters that scale and shift the result of a node, or why there are none."""
-    operator = _plain_name(node)
-    schema: Any = node.target._schema  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-    given |= node.kwargs
+    call, row = Call(node), operator_of(Call(node))
+    product = plain(call.operator) is aten.mul  # by a parameter on either side
     found: list[str] = []
-    for leaf in _AFFINE[operator]:
-        value = given.get(leaf)
-        if value is None and (leaf in _OPTIONAL or found):
+    for leaf in ("other", "self") if product else (row.weight, row.bias):
+        value = call.arguments.get(leaf or "")
+        if value is None and (leaf == row.bias or found):
             continue
         name = walk.named.get(value) if isinstance(value, fx.Node) else None
         if name is None or name in walk.captured.buffers:
-            if operator == "mul":  # by a parameter on either side
+            if product:
                 continue
             made = "no scale" if value is None else f"a {leaf} that is no parameter, or computed from some"
-            return f"its last operation, {operator}, has {made}"
+            return f"its last operation, {call.name}, has {made}"
         if _readers(walk, name) != {node}:
             return f"{name}, which would scale it, is used elsewhere too"
         found.append(name)
-    if not found or (operator == "mul" and len(found) > 1):
-        return f"its last operation is {operator}, which has no scale of its own"
+    if not found or (product and len(found) > 1):
+        return f"its last operation is {call.name}, which has no scale of its own"
     return tuple(found)
 
 
 def _readers(walk: Walk, name: str) -> set[fx.Node]:
-    return {user for node, own in walk.named.items() if own == name for user in _users(node)}
+    return {user for node, own in walk.named.items() if own == name for user in Call(node).readers}
 
 
 def _inside(walk: Walk, branch: fx.Node, addition: fx.Node, parameters: Collection[str]) -> tuple[str, ...]:
     """Return the weights that are read on the way to F(x) and nowhere else, but ``parameters``."""
     inside = {addition}
     for node in reversed(list(walk.captured.graph.nodes)):
-        users = _users(node)
+        users = Call(node).readers
         if users and users <= inside and (node is branch or addition not in users):
             inside.add(node)
     # A weight under a norm of its own (weight norm) must not be zero: it is divided by its length.
     matrices = dict.fromkeys(read.weight for read in walk.reads)
     return tuple(n for n in matrices if n not in parameters and _readers(walk, n) <= inside - {addition})
-
-
-def _around(node: fx.Node) -> tuple[str, ...]:
-    stack = (node.meta.get("nn_module_stack") or {}).values()
-    paths = [str(entry[0]).partition("@")[0] for entry in stack]
-    return tuple(path for path in reversed(paths) if path)
 
 
 # -- modules -----------------------------------------------------------------------------------------
@@ -229,7 +207,7 @@ def identity_for(module: nn.Module) -> nn.Identity:
 
 
 def replaced_class(module: nn.Module) -> str | None:
-    """Return the class for which an ``nn.Identity`` of :func:`identity_for` stands; None for any other."""
+    """Return the class for which an ``nn.Identity`` of ``identity_for`` stands; None for any other."""
     return vars(module).get("replaces") if type(module) is nn.Identity else None
 
 

@@ -11,30 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.copying import copied
 from secateur.errors import ModelError, NonFiniteError
+from secateur.graph.capture import all_tensors, module_of
+from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
+from secateur.graph.draws import randomise, rescale
+from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
-from secateur.measure.running import copied, run_once
 from secateur.measure.size import count_parameters
+from secateur.running import run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
-from secateur.structure.capture import all_tensors, module_of
-from secateur.structure.dead import Found, find_dead, fold
-from secateur.structure.following import moved_masks, moved_optimizers
+from secateur.structure.dead import Found, find_dead, fold_constants
+from secateur.structure.following import Follower, Trainers
 from secateur.structure.labels import Array
-from secateur.structure.names import unwrapped
+from secateur.structure.proof import Proof, Widened, untraced
 from secateur.structure.runs import Methods, Run, Seen, in_training, runs_of, why_not
 from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure, trace
-from secateur.structure.verify import (
-    TOLERANCE,
-    Proof,
-    Widened,
-    difference,
-    hollow,
-    randomise,
-    rescale,
-    tensors_in,
-    untraced,
-)
 
 _SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
 _DEAF = 1e-6  # under this, outputs do not depend on the inputs
@@ -49,73 +42,96 @@ def compact(
     methods: Methods = ("forward",),
     optimizer: Any = None,
     scheduler: Any = None,
-    masks: Any = None,
+    masks: Follower | None = None,
     structure: Structure | None = None,
 ) -> tuple[nn.Module, Proof]:
     """Remove every unit that is dead, unread or constant, and prove that nothing else changed.
 
-    Units are dead whatever made them so: structured masks, unstructured ones that emptied a row or
-    all columns of a neuron, or training. Constant outputs are folded into the next bias where that is
-    exact. Returns (a new model of the same class, a :class:`Proof`); the given model never changes.
+    Units are dead whatever made them so: structured masks, unstructured ones that emptied a row or all
+    columns of a neuron, or training. Constant outputs are folded into the next bias where that is exact. The
+    given model never changes.
 
-    ``examples``: more inputs, each as ``example_inputs``, for paths that those do not take. ``methods``:
-    names of methods that are called on all of them, or a mapping from a name to the inputs of its own.
     Every call is compared in eval mode, and in training mode (batch norms in eval mode, nothing dropped)
-    where it runs so; a unit whose removal breaks one of them stays. ``proof.notes`` says what was not
-    compared, ``proof.unseen`` which parameters of a size that was cut no call has read.
+    where it runs so; a unit whose removal breaks one of them stays. Where a ``forward`` has sizes written
+    into it that no attribute explains, the units concerned stay (their zeros too) and ``proof.kept`` says so.
 
-    ``optimizer``: one that trains ``model``, or a list; its like for the small model, with momentum and
-    Adam's moments cut to size, is ``proof.optimizer``. ``scheduler``: of that optimizer; its like is
-    ``proof.scheduler``. ``masks``: masks held on ``model``; the same for the small model is
-    ``proof.masks``. ``structure``: a :func:`secateur.trace` of this model, to save time, or because it was
-    made with ``streams=True``.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        kwargs: arguments by name beside ``example_inputs``.
+        examples: more inputs, each as ``example_inputs``, for paths that those do not take.
+        methods: names of methods that are called on all of them, or a mapping from a name to the inputs of
+            its own.
+        optimizer: one that trains ``model``, or a list; its like for the small model, with momentum and
+            Adam's moments cut to size, is ``proof.optimizer``.
+        scheduler: of that optimizer; its like is ``proof.scheduler``.
+        masks: masks (or a ``secateur.Sharing``) held on ``model``; the same for the small model are
+            ``proof.masks``.
+        structure: a ``secateur.trace`` of this model, to save time, or because it was made with
+            ``streams=True``.
 
-    Where a ``forward`` has sizes written into it that no attribute explains, the units concerned stay
-    (their zeros too) and ``proof.kept`` says so. Raises ModelError where the model cannot be captured,
-    copied or run, or where the small one is not equal and no such withdrawal mends it.
+    Returns:
+        A new model of the same class, and a ``Proof``. ``proof.notes`` says what was not compared,
+        ``proof.unseen`` which parameters of a size that was cut no call has read.
+
+    Raises:
+        ModelError: where the model cannot be captured, copied or run, or where the small one is not equal and
+            no such withdrawal mends it.
+        NonFiniteError: for a NaN or an infinity in the weights or the outputs.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> x = torch.randn(2, 8)
+        >>> _ = sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
+        >>> small, proof = sc.compact(net, x)
+        >>> small
+        Sequential(
+          (0): Linear(in_features=8, out_features=8, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=8, out_features=4, bias=True)
+        )
+        >>> torch.allclose(small(x), net(x), atol=1e-6)
+        True
     """
     model = unwrapped(model)
     runs = runs_of(model, example_inputs, kwargs, examples, methods)
     if structure is not None and (not isinstance(structure, Structure) or structure.model is not model):
         raise ModelError(f"structure= {untraced(structure)}")
-    _check_finite(model)
+    _check_no_nan(model)
     args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
     found = find_dead(copied(model).eval(), structure)
     trial = _Trial(model, structure, runs, found)
-    doomed, changes, small, withdrawn, error = trial.search(found.doomed)
-    _restore_modes(model, small)
+    pruned, changes, small, withdrawn, error = trial.search(found.pruned)
+    for name, module in small.named_modules():
+        module.training = module_of(model, name).training
     found.kept.update(withdrawn)
-    removed = removed_by(structure, doomed)
-    randomised = trial.prove_randomised(doomed, changes)
-    moved, moved_scheduler, said = moved_optimizers(optimizer, scheduler, model, small, removed)
+    removed = removed_by(structure, pruned)
+    randomised = trial.prove_randomised(pruned, changes)
+    trainers = Trainers(model, optimizer, scheduler).follow(small, removed)
     proof = Proof(
         inputs=len(trial.runs),
         dtype=str(trial.dtype).removeprefix("torch."),
         max_error=error,
         max_error_randomised=randomised,
-        removed={n: (int(g.sum()), len(g)) for n, g in doomed.items() if g.any()},
+        removed={n: (int(g.sum()), len(g)) for n, g in pruned.items() if g.any()},
         parameters=(count_parameters(model), count_parameters(small)),
         macs=(count_macs(model, args, named).dense, count_macs(small, args, named).dense),
         kept=found.kept,
-        folded=len(found.constants_of(doomed)),
+        folded=len(found.constants_of(pruned)),
         changed=tuple(map(str, changes)),
-        gone=doomed,
+        pruned=pruned,
         units={name: len(group) for name, group in structure.groups.items()},
-        optimizer=moved,
-        scheduler=moved_scheduler,
-        masks=None if masks is None else moved_masks(masks, small, removed),
-        notes=(*trial.notes, *_compiled(model), *said),
+        optimizer=trainers.optimizer,
+        scheduler=trainers.scheduler,
+        masks=None if masks is None else masks.follow(small, removed),
+        notes=(*trial.notes, *_compiled(model), *trainers.notes),
         unseen=trial.unseen(removed),
     )
     return small, proof
-
-
-def _restore_modes(model: nn.Module, small: nn.Module) -> None:
-    """Put the small model's modules in the mode that the model's are in."""
-    for name, module in small.named_modules():
-        module.training = module_of(model, name).training
 
 
 def _compiled(model: nn.Module) -> list[str]:
@@ -123,7 +139,7 @@ def _compiled(model: nn.Module) -> list[str]:
     return [f"{name} is compiled, and its copy is not; compile the small network anew" for name in names]
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_no_nan(model: nn.Module) -> None:
     """A NaN in a weight makes outputs NaN, which would be equal whatever is removed."""
     for name, tensor in all_tensors(model):
         parameter = isinstance(tensor, nn.Parameter)
@@ -132,7 +148,7 @@ def _check_finite(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Outcome:
     """What came of cutting a copy: the attributes set, the largest ``error``; where it is too large, the
     ``run`` that showed it and the modules it failed in."""
 
@@ -271,18 +287,18 @@ class _Trial:
         rounding = 32 * torch.finfo(self.narrowest).eps if self.found.constants else 0.0
         return max(TOLERANCE[self.dtype], rounding)
 
-    def base(self, doomed: Mapping[str, Array]) -> nn.Module:
+    def base(self, pruned: Mapping[str, Array]) -> nn.Module:
         """A copy of the model that lost these units: zeroed, their constants in the next biases."""
         work = copied(self.model).eval()  # some weights change where they are looked at in training mode
-        fold(work, chain.from_iterable(self.found.constants_of(doomed)))
-        mask_units(work, self.structure, doomed)
+        fold_constants(work, chain.from_iterable(self.found.constants_of(pruned)))
+        mask_units(work, self.structure, pruned)
         return work
 
     def search(
-        self, doomed: Mapping[str, Array]
+        self, pruned: Mapping[str, Array]
     ) -> tuple[dict[str, Array], list[Change], nn.Module, dict[str, str], float]:
         withdrawn: dict[str, str] = {}
-        current = {name: gone.copy() for name, gone in doomed.items() if gone.any()}
+        current = {name: units.copy() for name, units in pruned.items() if units.any()}
         while True:
             done = self.attempt(current)
             if done.error <= self.tolerance():
@@ -297,15 +313,15 @@ class _Trial:
                 withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
 
-    def attempt(self, doomed: Mapping[str, Array], only: int | None = None) -> _Cut:
+    def attempt(self, pruned: Mapping[str, Array], only: int | None = None) -> _Outcome:
         """Cut a copy, adjust its attributes, and compare all calls, or ``only`` one."""
-        removed = removed_by(self.structure, doomed)
-        small = self.base(doomed)
+        removed = removed_by(self.structure, pruned)
+        small = self.base(pruned)
         wide = copied(small).to(self.dtype)
         try:
             cut(small, removed)
         except ModelError as error:
-            return _Cut(small, failure=f"the forward: {error}")
+            return _Outcome(small, failure=f"the forward: {error}")
         # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
         cut(wide, removed)
         which = slice(None) if only is None else slice(only, only + 1)
@@ -320,14 +336,14 @@ class _Trial:
             where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
             label = attempt.error.__notes__[-1]
             failure = f"{label or 'the forward'}: {why_not(attempt.error)}{where}"
-            return _Cut(small, failure=failure, stack=attempt.stack, run=labels.index(label))
+            return _Outcome(small, failure=failure, stack=attempt.stack, run=labels.index(label))
         for change in changes:
             change.apply(small)
         errors = [difference(*pair) for pair in zip(self.wanted[which], attempt.outputs, strict=True)]
         worst = errors.index(max(errors))
         label = labels[which][worst]
         failure = f"{label or 'the forward'}: its outputs are off by {errors[worst]:.1e}"
-        return _Cut(small, changes, errors[worst], failure, run=worst)
+        return _Outcome(small, changes, errors[worst], failure, run=worst)
 
     def _stored(self, small: nn.Module, error: float) -> float:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
@@ -335,18 +351,18 @@ class _Trial:
             return error
         return max(error, difference(self.wanted, self._calls(copied(small).to(self.dtype))))
 
-    def prove_randomised(self, doomed: Mapping[str, Array], changes: list[Change]) -> float:
+    def prove_randomised(self, pruned: Mapping[str, Array], changes: list[Change]) -> float:
         """Compare again with the surviving weights randomised under the same masks, and of a size at
         which what they compute reaches the outputs."""
         worst = float("nan")
         for seed in range(_SEEDS):
-            masked = self.base(doomed).to(self.dtype)
+            masked = self.base(pruned).to(self.dtype)
             randomise(masked, seed)
             if seed < _SEEDS // 2:
                 rescale(masked)
             outputs = self._calls(copied(masked))
             if not any(map(hollow, outputs)):
-                cut(masked, removed_by(self.structure, doomed))
+                cut(masked, removed_by(self.structure, pruned))
                 for change in changes:
                     change.apply(masked)
                 worst = max(map(difference, outputs, self._calls(masked)))

@@ -14,23 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from secateur.measure.running import copied
-from secateur.structure.activations import Watcher
-from secateur.structure.capture import tensor_of
+from secateur.copying import copied
+from secateur.graph.capture import tensor_of
+from secateur.graph.draws import as_dtype, randomise, redrawn
+from secateur.graph.run import Bound
+from secateur.structure.constancy import Constancy
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
-from secateur.structure.steady import Steady
 from secateur.structure.surgery import mask_units
-from secateur.structure.units import Group, Slice, Structure, living
-from secateur.structure.verify import as_dtype, randomise, redrawn
+from secateur.structure.units import Structure, all_zero
 
 _DRAWS, _LOOKS = 6, 40
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantInput:
     """What a unit always puts out where it is read: ``values`` at ``indices`` of a layer's inputs."""
 
     read: Read
@@ -43,13 +43,17 @@ class Found:
     """The units that go, by group; the constants of those that are not zero, by (group, unit); which
     dead ones stay, and why."""
 
-    doomed: dict[str, Array]
-    constants: dict[tuple[str, int], list[Constant]] = field(default_factory=dict)
+    pruned: dict[str, Array]
+    constants: dict[tuple[str, int], list[ConstantInput]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
-    def constants_of(self, doomed: Mapping[str, Array]) -> list[list[Constant]]:
-        """Return the constants of those of the units ``doomed`` that have one."""
-        return [own for (name, unit), own in self.constants.items() if name in doomed and doomed[name][unit]]
+    @property
+    def number(self) -> int:
+        return sum(int(units.sum()) for units in self.pruned.values())
+
+    def constants_of(self, pruned: Mapping[str, Array]) -> list[list[ConstantInput]]:
+        """Return the constants of those of the units ``pruned`` that have one."""
+        return [own for (name, unit), own in self.constants.items() if name in pruned and pruned[name][unit]]
 
 
 def find_dead(work: nn.Module, structure: Structure) -> Found:
@@ -59,19 +63,19 @@ def find_dead(work: nn.Module, structure: Structure) -> Found:
     readers = readers_of(structure)
     tensor = partial(tensor_of, work)
     while True:
-        before = sum(int(gone.sum()) for gone in found.doomed.values())
+        before = found.number
         for name, group in structure.groups.items():
-            masked = ~living(group, tensor)
-            unread = ~living(group, tensor, lambda part: part.reads) if readers[name] else False
-            found.doomed[name] |= masked | unread
-        mask_units(work, structure, found.doomed)
-        if sum(int(gone.sum()) for gone in found.doomed.values()) == before:
+            masked = all_zero(group, tensor)
+            unread = all_zero(group, tensor, lambda part: part.reads) if readers[name] else False
+            found.pruned[name] |= masked | unread
+        mask_units(work, structure, found.pruned)
+        if found.number == before:
             if not _constants(work, structure, readers, found):
                 break
-            mask_units(work, structure, found.doomed)
-    for name, gone in found.doomed.items():
-        if gone.all():
-            gone[0] = False
+            mask_units(work, structure, found.pruned)
+    for name, units in found.pruned.items():
+        if units.all():
+            units[0] = False
             found.kept[name] = "every unit is dead; one stays, so that no dim is empty"
     return found
 
@@ -85,17 +89,14 @@ def _scales(work: nn.Module, name: str) -> bool:
 
 def summed_elsewhere(structure: Structure) -> dict[str, bool]:
     """Return by group whether its units are summed over other than by the columns of its slices."""
-    walk, classes = structure.walk, structure.classes
+    classes = structure.classes
     elsewhere = np.zeros(len(classes.frozen), dtype=bool)
-    for labels in walk.consumed:
+    for labels in structure.walk.consumed:
         elsewhere[classes.of[labels]] = True
-    found: dict[str, bool] = {}
-    for name, group in structure.groups.items():
-        first = group.slices[0]
-        labels = walk.parameters[first.name].dims[first.dim]
-        assert labels is not None
-        found[name] = bool(elsewhere[classes.of[labels[first.indices[:, 0]]]].any())
-    return found
+    return {
+        name: bool(elsewhere[structure.classes_of(group.slices[0])].any())
+        for name, group in structure.groups.items()
+    }
 
 
 def readers_of(structure: Structure) -> dict[str, list[Read]]:
@@ -122,8 +123,8 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         some = np.zeros(len(group), dtype=bool)
         for part in group.slices:
             if not part.reads and part.masked and readers[name] and _scales(work, part.name):
-                some |= ~living(group, partial(tensor_of, work), lambda p, part=part: p is part)
-        some &= ~found.doomed[name]
+                some |= all_zero(group, partial(tensor_of, work), lambda p, part=part: p is part)
+        some &= ~found.pruned[name]
         if some.any():
             candidates[name] = some
     if not candidates:
@@ -137,11 +138,11 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         fit = some.copy()
         level = False
         for read in readers[name]:
-            part = _read_by(group, read)
+            part = group.read_by(read)
             fit &= constant[read][part.indices].all(1)
         fit_zero = fit.copy()
         for read in readers[name]:
-            part = _read_by(group, read)
+            part = group.read_by(read)
             zero = (values[read].numpy()[part.indices] == 0).all(1)
             fit_zero &= zero
             foldable = read.bias is not None and not read.padded and once[read.weight]
@@ -151,32 +152,28 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         if level:
             found.kept[name] = "constant units that no bias can take up (padding, or no bias)"
         if (fit & ~fit_zero).any():
-            steady = Steady(work, structure, group)
-            held = np.logical_and.reduce([steady.at(read.operand) for read in readers[name]])
+            constancy = Constancy(work, structure, group)
+            held = np.logical_and.reduce([constancy.at(read.operand) for read in readers[name]])
             if (fit & ~fit_zero & ~held).any():
-                what = ", ".join(sorted(steady.blocked)) or "something"
+                what = ", ".join(sorted(constancy.blocked)) or "something"
                 found.kept[name] = f"constant units behind {what}: other sizes of input may give other ones"
             fit &= fit_zero | held
         for unit in np.flatnonzero(fit & ~fit_zero).tolist():
             own = [
-                Constant(read, indices, values[read][torch.from_numpy(indices)])
+                ConstantInput(read, indices, values[read][torch.from_numpy(indices)])
                 for read in readers[name]
-                for indices in [_read_by(group, read).indices[unit]]
+                for indices in [group.read_by(read).indices[unit]]
             ]
             found.constants[name, unit] = own
-            fold(work, own)
+            fold_constants(work, own)
         if fit.any():
-            found.doomed[name] |= fit
+            found.pruned[name] |= fit
             changed = True
     return changed
 
 
-def _read_by(group: Group, read: Read) -> Slice:
-    return next(p for p in group.slices if (p.name, p.dim) == (read.weight, read.weight_dim))
-
-
 @torch.no_grad()
-def fold(model: nn.Module, constants: Iterable[Constant]) -> None:
+def fold_constants(model: nn.Module, constants: Iterable[ConstantInput]) -> None:
     """Add to the biases of a model, rounded once, what the constants make of its layers' outputs."""
     totals: dict[str, Tensor] = {}
     for constant in constants:
@@ -221,8 +218,7 @@ def _watched(
         # The same weights on two inputs: one position alone is the same everywhere.
         for look in range(2):
             args, named = example if draw == look == 0 else redrawn(example, generator)
-            seen: dict[fx.Node, Tensor] = {}
-            Watcher(structure, state, {read.operand for read in reads}, seen.__setitem__).run_on(args, named)
+            seen = Bound(structure.captured, state).seen(args, named, {read.operand for read in reads})
             for read in reads:
                 operand = seen[read.operand].movedim(read.dim, 0)
                 flat = operand.reshape(operand.shape[0], -1).double().cpu()

@@ -1,4 +1,4 @@
-"""What follows a network into its smaller one: its optimizers, their schedulers, the masks held on it."""
+"""What follows a network into its smaller one: its optimizers, their schedulers, what is held on it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,56 @@ import copy
 import functools
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import ModelError
-from secateur.structure.capture import all_tensors
+from secateur.graph.capture import all_tensors
 from secateur.structure.surgery import Removed, sliced
 
 
-def moved_optimizers(
-    optimizer: Any, scheduler: Any, model: nn.Module, small: nn.Module, removed: Removed
-) -> tuple[Any, Any, list[str]]:
-    """Return the likes, for the small model, of an optimizer and of a scheduler (or a list of each; None
-    stays None), and lines on what was not moved.
+class Follower(Protocol):
+    """What goes with a network (masks held on it, shared weights, its optimizers) and can follow it into its
+    smaller one."""
 
-    Settings stay, state is cut to size. A wrapper (Accelerate's, say) gives way to what it wraps. Raises
-    ModelError for an optimizer with parameters that are not the model's, and for a scheduler of another
-    optimizer.
-    """
-    new_of = dict(_pairs(model, small))
-    given, schedulers = as_list(optimizer), as_list(scheduler)
-    moved: dict[int, Optimizer] = {}
-    for one in given:
-        inner = _inner(one)
-        moved[id(one)] = moved[id(inner)] = _migrated(inner, new_of, removed)
-    followed = [_rescheduled(one, moved) for one in schedulers]
-    driven = {id(_inner(one.optimizer)) for one in schedulers}
-    notes = [
-        f"a scheduler still drives the old {type(_inner(one)).__name__}; pass scheduler= to move it along"
-        for one in given
-        if hasattr(_inner(one).step, "_wrapped_by_lr_sched") and id(_inner(one)) not in driven
-    ]
-    return _as(optimizer, [moved[id(one)] for one in given]), _as(scheduler, followed), notes
+    def follow(self, small: nn.Module, removed: Removed) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """The optimizers of a network and their schedulers, one of each or a list; None stays None. ``notes`` say
+    what did not follow."""
+
+    model: nn.Module
+    optimizer: Any
+    scheduler: Any
+    notes: tuple[str, ...] = ()
+
+    def follow(self, small: nn.Module, removed: Removed) -> Trainers:
+        """Return their likes for the small network: settings stay, state is cut to size, and a wrapper
+        (Accelerate's, say) gives way to what it wraps.
+
+        Raises ModelError for an optimizer with parameters that are not the model's, and for a scheduler of
+        another optimizer.
+        """
+        new_of = dict(_pairs(self.model, small))
+        given, schedulers = as_list(self.optimizer), as_list(self.scheduler)
+        moved: dict[int, Optimizer] = {}
+        for one in given:
+            inner = _inner(one)
+            moved[id(one)] = moved[id(inner)] = _migrated(inner, new_of, removed)
+        followed = [_rescheduled(one, moved) for one in schedulers]
+        driven = {id(_inner(one.optimizer)) for one in schedulers}
+        notes = tuple(
+            f"a scheduler still drives the old {type(_inner(one)).__name__}; pass scheduler= to move it along"
+            for one in given
+            if hasattr(_inner(one).step, "_wrapped_by_lr_sched") and id(_inner(one)) not in driven
+        )
+        optimizers = [moved[id(one)] for one in given]
+        return Trainers(small, _as(self.optimizer, optimizers), _as(self.scheduler, followed), notes)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -149,19 +165,3 @@ def _tracked(optimizer: Optimizer) -> Optimizer:
         optimizer._opt_called = True  # type: ignore[attr-defined]
         optimizer.step = stepped  # type: ignore[method-assign, assignment]
     return optimizer
-
-
-def moved_masks(masks: Any, small: nn.Module, removed: Removed) -> Any:
-    """Return masks cut to size and bound to the small model."""
-    parameters = dict(all_tensors(small))
-    # A bias entry that took up a constant is needed, masked or not.
-    kept = {name: sliced(mask, name, removed) | (parameters[name] != 0) for name, mask in masks.items()}
-    return type(masks)(
-        small,
-        kept,
-        requested=masks.requested,
-        requested_overall=masks.requested_overall,
-        notes=masks.notes,
-        units=masks.units,
-        dense={name: mask.numel() for name, mask in masks.items()} | masks.dense,
-    )

@@ -20,7 +20,7 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Classes:
-    """What :meth:`Labels.solve` found: each label's class, which classes stay, and why."""
+    """What ``Labels.solve`` found: each label's class, which classes stay, and why."""
 
     of: Array
     frozen: Array
@@ -195,8 +195,8 @@ class _Solver:
                 best = max(columns, key=lambda c: self._worth(ids[:, c], live[:, c], key, outer))
                 for column in columns:
                     if column != best:
-                        doomed = rows[:, column][live[:, column]]
-                        self._freeze(doomed, "the other side of a reshape is pruned (heads, not positions)")
+                        pruned = rows[:, column][live[:, column]]
+                        self._freeze(pruned, "the other side of a reshape is pruned (heads, not positions)")
                         chosen = True
                 break
             if chosen:

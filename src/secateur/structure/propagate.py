@@ -1,7 +1,6 @@
 """Walk a captured graph and give every dim of every tensor its labels.
 
-One rule an operator (:mod:`operators`), one generic rule for everything that only moves data
-(:mod:`movement`), a numerical probe for what neither knows, and a frozen dim for the rest.
+What a call does to labels is said by rules that the walk is given (``secateur.structure.rules``).
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.structure.capture import Captured, module_of
+from secateur.graph.calls import Call
+from secateur.graph.capture import Captured, module_of
 from secateur.structure.labels import Array, Labels
-from secateur.structure.normalisation import kind_of
+from secateur.structure.replaced.norms import kind_of
 
 OUTPUT = "model output"
 UNUSED = "this forward does not use it"
@@ -23,7 +23,7 @@ UNPRUNABLE = "combined with an unprunable tensor"
 
 
 @dataclass
-class Value:
+class Labelled:
     """A tensor of the graph: per dim its labels (None: never prunable), and per dim whether the
     entries that go hold exactly zero in the masked network."""
 
@@ -33,16 +33,20 @@ class Value:
     dtype: torch.dtype = torch.float32
 
     @classmethod
-    def plain(cls, shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Value:
+    def plain(cls, shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Labelled:
         """A tensor without labels: an input, or a result whose dims all stay."""
         shape = tuple(shape)
         return cls(shape, [None] * len(shape), [False] * len(shape), dtype)
 
-    def copy(self) -> Value:
-        return Value(self.shape, list(self.dims), list(self.zero), self.dtype)
+    def copy(self) -> Labelled:
+        return Labelled(self.shape, list(self.dims), list(self.zero), self.dtype)
+
+    def labels(self) -> list[tuple[int, Array]]:
+        """The dims that have labels, with them."""
+        return [(dim, labels) for dim, labels in enumerate(self.dims) if labels is not None]
 
     def labelled(self) -> list[int]:
-        return [d for d, labels in enumerate(self.dims) if labels is not None]
+        return [dim for dim, _ in self.labels()]
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,14 @@ class Walk:
     sum over activations; ``consumed``: labels summed over in any other way; ``macs`` by weight;
     ``unmasked``: dims of parameters that masking leaves alone; ``parts``: pieces cut from a dim;
     ``streams``: norms that surgery keeps exact freeze nothing; ``kinds``: by module path what it
-    normalises like.
+    normalises like. ``rule`` gives the value of a call.
     """
 
     captured: Captured
+    rule: Callable[[Walk, Call], Any]
     streams: bool = False
     labels: Labels = field(default_factory=Labels)
-    parameters: dict[str, Value] = field(default_factory=dict)
+    parameters: dict[str, Labelled] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     constants: dict[fx.Node, Tensor] = field(default_factory=dict)
     named: dict[fx.Node, str] = field(default_factory=dict)
@@ -91,18 +96,18 @@ class Walk:
     def fresh(self, number: int) -> Array:
         return self.labels.fresh(number)
 
-    def freeze(self, value: Value, dims: Iterable[int], reason: str) -> None:
+    def freeze(self, value: Labelled, dims: Iterable[int], reason: str) -> None:
         """Freeze the labels of some dims of a value."""
         for dim in dims:
             labels = value.dims[dim]
             if labels is not None:
                 self.labels.freeze(labels, reason)
 
-    def freeze_all(self, values: Iterable[Value], reason: str) -> None:
+    def freeze_all(self, values: Iterable[Labelled], reason: str) -> None:
         for value in values:
             self.freeze(value, range(len(value.dims)), reason)
 
-    def join(self, parts: list[tuple[Value, int]], reason: str = UNPRUNABLE) -> Array | None:
+    def join(self, parts: list[tuple[Labelled, int]], reason: str = UNPRUNABLE) -> Array | None:
         """Tie the given dims of several values; one without labels freezes the others."""
         known = [v.dims[d] for v, d in parts if v.dims[d] is not None]
         sizes = {v.shape[d] for v, d in parts}
@@ -115,7 +120,7 @@ class Walk:
             self.labels.tie(known[0], labels)  # type: ignore[arg-type]
         return known[0]
 
-    def contract(self, a: Value, dim_a: int, b: Value, dim_b: int) -> None:
+    def contract(self, a: Labelled, dim_a: int, b: Labelled, dim_b: int) -> None:
         """Sum over a dim that both values have: exact if what goes is zero in one of them."""
         if a.shape[dim_a] == 1 and b.shape[dim_b] == 1:
             return
@@ -128,6 +133,28 @@ class Walk:
         if not (a.zero[dim_a] or b.zero[dim_b]):
             self.freeze(a, [dim_a], "summed where what goes is not zero")
             self.freeze(b, [dim_b], "summed where what goes is not zero")
+
+    def note(
+        self,
+        node: fx.Node,
+        operand: Any,
+        dim: int,
+        weight: Any,
+        weight_dim: int,
+        bias: Any,
+        padded: bool = False,
+    ) -> None:
+        """Write down that a parameter reads an activation; of what is no parameter nothing is noted."""
+        name = self.named.get(weight)
+        if name is not None:
+            of_bias = self.named.get(bias) if isinstance(bias, fx.Node) else None
+            self.reads.append(Read(node, operand, dim, name, weight_dim, of_bias, padded))
+
+    def count(self, weight: Any, macs: float) -> None:
+        """Add the multiply-adds of a parameter."""
+        name = self.named.get(weight)
+        if name is not None:
+            self.macs[name] = self.macs.get(name, 0.0) + macs
 
     # -- walking -----------------------------------------------------------------------------
 
@@ -147,7 +174,7 @@ class Walk:
                 tensor = captured.tensor(name)
             elif node.name in captured.constants:
                 tensor = captured.constants[node.name]
-                self.values[node] = Value.plain(tensor.shape, tensor.dtype)
+                self.values[node] = Labelled.plain(tensor.shape, tensor.dtype)
             else:
                 self.values[node] = plain_of(node.meta.get("val"))
                 continue
@@ -160,12 +187,10 @@ class Walk:
 
     def walk(self, graph: fx.Graph) -> Any:
         """Walk the nodes of a graph (or of one inside it) after its placeholders."""
-        from secateur.structure.operators import apply
-
         for node in graph.nodes:
             if node.op == "call_function":
                 self._fold(node)
-                self.values[node] = apply(self, node)
+                self.values[node] = self.rule(self, Call(node))
             elif node.op == "output":
                 return self._output(node, graph)
         return None
@@ -176,12 +201,12 @@ class Walk:
                 self.freeze_all(values_in(self.values.get(used)), OUTPUT)
         return node.args[0]
 
-    def _parameter(self, name: str, tensor: Tensor) -> Value:
+    def _parameter(self, name: str, tensor: Tensor) -> Labelled:
         if name not in self.parameters:
             floating = tensor.is_floating_point()
             dims = [self.fresh(n) if n > 1 and floating else None for n in tensor.shape]
             masked = floating and name not in self.captured.buffers
-            self.parameters[name] = Value(tuple(tensor.shape), dims, [masked] * len(dims), tensor.dtype)
+            self.parameters[name] = Labelled(tuple(tensor.shape), dims, [masked] * len(dims), tensor.dtype)
             self.owner[id(self.parameters[name])] = name
         return self.parameters[name]
 
@@ -192,12 +217,12 @@ class Walk:
             return
         used = node.all_input_nodes
         if any(
-            n not in self.constants and isinstance(self.values.get(n), (Value, list, tuple)) for n in used
+            n not in self.constants and isinstance(self.values.get(n), (Labelled, list, tuple)) for n in used
         ):
             return
         try:
             with torch.no_grad():
-                result = run_on(node, lambda n: self.constants.get(n, self.values.get(n)))
+                result = Call(node).run(lambda n: self.constants.get(n, self.values.get(n)))
         except Exception:  # what cannot be computed stays unknown, and what it indexes is frozen and named
             return
         if isinstance(result, Tensor) and result.device.type != "meta":
@@ -207,8 +232,7 @@ class Walk:
 
     def innermost(self, node: fx.Node) -> str | None:
         """Return the path of the module whose forward calls a node."""
-        stack = node.meta.get("nn_module_stack")
-        return str(list(stack.values())[-1][0]).partition("@")[0] if stack else None
+        return next(iter(Call(node).modules), None)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module whose forward calls a node."""
@@ -230,9 +254,9 @@ class Walk:
         return fx.map_arg(arg, lambda n: self.values.get(n))
 
 
-def values_in(value: Any) -> list[Value]:
-    """Return the Values in a nested list or tuple."""
-    if isinstance(value, Value):
+def values_in(value: Any) -> list[Labelled]:
+    """Return the labelled tensors in a nested list or tuple."""
+    if isinstance(value, Labelled):
         return [value]
     if isinstance(value, (list, tuple)):
         return [v for part in value for v in values_in(part)]
@@ -241,21 +265,16 @@ def values_in(value: Any) -> list[Value]:
     return []
 
 
-def result_of(node: fx.Node) -> Value:
+def result_of(node: fx.Node) -> Labelled:
     """Return a label-free value of the shape of the node's result."""
     value = plain_of(node.meta["val"])
-    assert isinstance(value, Value), node
+    assert isinstance(value, Labelled), node
     return value
-
-
-def run_on(node: fx.Node, stand_in: Callable[[fx.Node], Any]) -> Any:
-    """Run a node's operator with other tensors in the place of its arguments' nodes."""
-    return node.target(*fx.map_arg(node.args, stand_in), **fx.map_arg(node.kwargs, stand_in))  # type: ignore[operator]
 
 
 def plain_of(example: Any) -> Any:
     if isinstance(example, Tensor):
-        return Value.plain([int(n) for n in example.shape], example.dtype)
+        return Labelled.plain([int(n) for n in example.shape], example.dtype)
     if isinstance(example, (list, tuple)):
         return [plain_of(part) for part in example]
     if isinstance(example, (torch.SymInt, torch.SymFloat)):

@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import ModelError, nearest
-from secateur.measure.running import first_line, fresh
-from secateur.structure.capture import all_tensors, arguments
-from secateur.structure.verify import as_dtype, redrawn, resized
+from secateur.copying import fresh
+from secateur.errors import ModelError
+from secateur.graph.capture import all_tensors
+from secateur.graph.draws import as_dtype, redrawn, resized
+from secateur.running import arguments
+from secateur.text import first_line, nearest
 
 Methods = Sequence[str] | Mapping[str, Any]
 _FORWARD = "forward"

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, NonFiniteError, StorageError, nearest
+from secateur.errors import ModelError, NonFiniteError, StorageError
+from secateur.graph.capture import all_tensors, first_names
+from secateur.graph.names import unwrapped
 from secateur.storage import load_tensors, save_tensors
-from secateur.structure import normalisation
-from secateur.structure.attention import PrunedAttention, pruned
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
-from secateur.structure.capture import all_tensors, first_names
-from secateur.structure.names import unwrapped
-from secateur.structure.normalisation import PrunedLayerNorm, eps_name, is_eps
+from secateur.structure.replaced import attention, norms
+from secateur.structure.replaced.attention import PrunedAttention
+from secateur.structure.replaced.norms import PrunedLayerNorm, eps_name, is_eps
 from secateur.structure.surgery import set_attributes
+from secateur.text import nearest
 
 FORMAT = "model 2"
 ALLOW = "; allow_nonfinite=True loads it all the same"
@@ -38,24 +39,47 @@ _PRUNED: dict[type[nn.Module], type[nn.Module]] = {
     PrunedAttention: nn.MultiheadAttention,
     PrunedLayerNorm: nn.LayerNorm,
 }
+# How files name these, wherever their code stands.
+_NAMED: dict[type, str] = {
+    PrunedAttention: "secateur.structure.attention.PrunedAttention",
+    PrunedLayerNorm: "secateur.structure.normalisation.PrunedLayerNorm",
+}
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model, reshaped or not, to a safetensors file that :func:`load` reads."""
+    """Write a model, reshaped or not, to a safetensors file that ``load`` reads.
+
+    It holds tensors and sizes, no code. The file appears at once and whole.
+
+    Args:
+        model: the network; wrappers leave no trace in the names.
+        path: the file to write.
+
+    Raises:
+        WriteError: where the file cannot be written.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> sc.save(torch.nn.Linear(6, 4), "layer.safetensors")
+        >>> sc.load(torch.nn.Linear(6, 4), "layer.safetensors")
+        Linear(in_features=6, out_features=4, bias=True)
+    """
     tensors, described = describe(model)
     metadata = {"secateur": FORMAT, **described}
     save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a model's tensors, tied ones once, and what :func:`restore` needs besides: pure JSON."""
+    """Return a model's tensors, tied ones once, and what ``restore`` needs besides: pure JSON."""
     model = unwrapped(model)
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
     described: dict[str, Any] = {
-        "class": _class_of(model),
+        "class": _class_of(type(model)),
         "tied": {name: first for name, first in names.items() if first != name},
-        "modules": {path: [_class_of(module), _sizes(module)] for path, module in model.named_modules()},
+        "modules": {
+            path: [_class_of(type(module)), _sizes(module)] for path, module in model.named_modules()
+        },
     }
     removed = {path: replaced_class(module) for path, module in model.named_modules()}
     if any(removed.values()):
@@ -77,11 +101,30 @@ class _Saved:
 def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -> nn.Module:
     """Give ``model``, fresh and of the class that was saved, the shapes and values of a saved one.
 
-    The model is changed in place and returned. Every name, shape, dtype and value is checked before the
-    first change. Raises StorageError for a file that is damaged, changed or of another kind, ModelError
-    for a model of another class, with other modules or of other dtypes, NonFiniteError for weights that
-    hold a NaN or an infinity, unless ``allow_nonfinite``. Where the saved model has lost a residual block,
-    an ``nn.Identity`` takes its place.
+    Every name, shape, dtype and value is checked before the first change. Where the saved model has lost a
+    residual block, an ``nn.Identity`` takes its place.
+
+    Args:
+        model: a fresh network at its full size; it is changed in place.
+        path: a file of ``save``.
+        allow_nonfinite: take weights that hold a NaN or an infinity.
+
+    Returns:
+        The model.
+
+    Raises:
+        StorageError: for a file that is damaged, changed or of another kind.
+        ModelError: for a model of another class, with other modules or of other dtypes.
+        NonFiniteError: for weights that hold a NaN or an infinity, unless ``allow_nonfinite``.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> def make():
+        ...     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> small, proof = sc.prune_to(make(), torch.randn(2, 8), parameters=0.5)
+        >>> sc.save(small, "small.safetensors")
+        >>> sc.load(make(), "small.safetensors")[0]
+        Linear(in_features=8, out_features=7, bias=True)
     """
     model = unwrapped(model)
     tensors, metadata = load_tensors(path)
@@ -104,7 +147,7 @@ def restore(
     *,
     allow_nonfinite: bool = False,
 ) -> nn.Module:
-    """Do what :func:`load` does with what :func:`describe` returned; ``path`` is for the errors."""
+    """Do what ``load`` does with what ``describe`` returned; ``path`` is for the errors."""
     saved = _typed(tensors, metadata, path)
     removed = _removed(model, saved, path)
     _check_modules(model, saved, removed, path)
@@ -118,10 +161,10 @@ def restore(
         _fill(model, tensors, saved.tied)
         for place, module in list(model.named_modules()):
             kind, sizes = saved.modules[place]
-            if kind == _class_of_type(PrunedAttention) and not isinstance(module, PrunedAttention):
-                pruned(module)  # type: ignore[arg-type]
-            elif kind == _class_of_type(PrunedLayerNorm):
-                normalisation.pruned(module, sizes["full_size"])  # type: ignore[arg-type]
+            if kind == _class_of(PrunedAttention) and not isinstance(module, PrunedAttention):
+                attention.become_pruned_attention(module)  # type: ignore[arg-type]
+            elif kind == _class_of(PrunedLayerNorm):
+                norms.become_pruned_norm(module, sizes["full_size"])  # type: ignore[arg-type]
             _set_sizes(module, sizes)
             _check_fits(module, place, path)
     return model
@@ -165,10 +208,6 @@ def _whole_or_not_at_all(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _class_of(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
 def _sizes(module: nn.Module) -> dict[str, Any]:
     """Return the integers (and tuples of them) that a module, or a configuration it holds, keeps, and
     the eps of an RMSNorm, which follows its size."""
@@ -197,7 +236,7 @@ def _check_fits(module: nn.Module, place: str, path: str | Path) -> None:
     try:
         set_attributes(module, place, {}, {})
         if isinstance(module, PrunedAttention):
-            pruned(module)
+            attention.become_pruned_attention(module)
         fits = _sizes(module) == said
     except ZeroDivisionError:  # of groups, say
         fits = False
@@ -250,7 +289,7 @@ def _typed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str
     for name, first in tied.items():
         if name in tensors or not isinstance(first, str) or first not in tensors:
             raise StorageError(f"{path}: {name!r} cannot be tied to {first!r}")
-    identity = [_class_of_type(nn.Identity), {}]
+    identity = [_class_of(nn.Identity), {}]
     for place, lost in removed.items():
         if not place or not isinstance(lost, str) or modules.get(place) != identity:
             raise StorageError(f"{path}: {place!r} cannot be a block that was removed")
@@ -266,10 +305,10 @@ def _removed(model: nn.Module, saved: _Saved, path: str | Path) -> set[str]:
         if place not in own:
             continue  # the check of the modules says so
         stands = replaced_class(own[place])
-        if not _alike(stands or _class_of(own[place]), kind):
+        if not _alike(stands or _class_of(type(own[place])), kind):
             raise ModelError(
                 f"{path}: module {place!r} was a {kind} before it was removed and is a "
-                f"{_class_of(own[place])} here; load it into a fresh {saved.kind}"
+                f"{_class_of(type(own[place]))} here; load it into a fresh {saved.kind}"
             )
         if stands is None:
             found.add(place)
@@ -287,13 +326,13 @@ def _below(name: str, removed: Collection[str]) -> bool:
 
 def _check_modules(model: nn.Module, saved: _Saved, removed: Collection[str], path: str | Path) -> None:
     modules = dict(model.named_modules()) | {place: nn.Identity() for place in removed}
-    own = {place: _class_of(module) for place, module in modules.items() if not _below(place, removed)}
+    own = {place: _class_of(type(module)) for place, module in modules.items() if not _below(place, removed)}
     for place in sorted(saved.modules.keys() ^ own.keys()):
         here, there = ("the file", "the model") if place in saved.modules else ("the model", "the file")
         raise ModelError(
             f"{path}: {here} has a module {place!r} and {there} has not; load it into a {saved.kind}"
         )
-    before = {_class_of_type(new): old for new, old in _PRUNED.items()}
+    before = {_class_of(new): old for new, old in _PRUNED.items()}
     for place, (kind, sizes) in saved.modules.items():
         fresh = before.get(kind)
         good = _alike(own[place], kind) if fresh is None else isinstance(modules[place], fresh)
@@ -315,7 +354,7 @@ def _check_sizes(
         good = is_eps(value, module) if name == eps else _is_size(value)
         if not good or (name in now and _many(now[name]) != _many(value)):
             raise StorageError(f"{path}: {name!r} of module {place!r} cannot be {value!r:.80}")
-    if kind == _class_of_type(PrunedLayerNorm):
+    if kind == _class_of(PrunedLayerNorm):
         full, weight = sizes.get("full_size"), module._parameters["weight"]
         own = getattr(module, "full_size", 0 if weight is None else len(weight))
         if full != own:
@@ -325,8 +364,8 @@ def _check_sizes(
             )
 
 
-def _class_of_type(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _class_of(kind: type) -> str:
+    return _NAMED.get(kind) or f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_names(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.structure.attention import pruned
-from secateur.structure.capture import first_names, tensor_of
+from secateur.graph.capture import first_names, parameters_of, tensor_of
 from secateur.structure.labels import Array
-from secateur.structure.normalisation import repair
+from secateur.structure.layers import layer_view, set_sizes
+from secateur.structure.replaced.attention import become_pruned_attention
+from secateur.structure.replaced.norms import repair
 from secateur.structure.units import Structure
 
 Removed = dict[tuple[str, int], Array]
 """By (parameter or buffer, dim): the sorted indices that go."""
 
-_CONVS = (nn.modules.conv._ConvNd,)
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
-    """Return what goes from each tensor when the units ``doomed`` (a bool a unit, by group) go."""
+def removed_by(structure: Structure, pruned: Mapping[str, Array]) -> Removed:
+    """Return what goes from each tensor when the units ``pruned`` (a bool a unit, by group) go."""
     found: dict[tuple[str, int], list[Array]] = {}
-    for name, gone in doomed.items():
+    for name, units in pruned.items():
         for part in structure.groups[name].slices:
-            found.setdefault((part.name, part.dim), []).append(part.indices[gone].reshape(-1))
+            found.setdefault((part.name, part.dim), []).append(part.indices[units].reshape(-1))
     return {
         place: np.unique(np.concatenate(parts))
         for place, parts in found.items()
@@ -35,23 +36,34 @@ def removed_by(structure: Structure, doomed: Mapping[str, Array]) -> Removed:
     }
 
 
+def entries_left(tensor: Tensor, name: str, removed: Removed) -> int:
+    """Return how many entries a tensor of this name keeps."""
+    return math.prod(size - len(removed.get((name, dim), ())) for dim, size in enumerate(tensor.shape))
+
+
+def parameters_left(structure: Structure, pruned: Mapping[str, Array]) -> int:
+    """Return how many parameters the network keeps when the units ``pruned`` go."""
+    removed = removed_by(structure, pruned)
+    return sum(entries_left(p, name, removed) for name, p in parameters_of(structure.model))
+
+
 @torch.no_grad()
-def mask_units(model: nn.Module, structure: Structure, doomed: Mapping[str, Array]) -> None:
-    """Zero every slice of the units ``doomed`` in place: rows, biases, norm affines and columns."""
-    for name, gone in doomed.items():
-        if not gone.any():
+def mask_units(model: nn.Module, structure: Structure, pruned: Mapping[str, Array]) -> None:
+    """Zero every slice of the units ``pruned`` in place: rows, biases, norm affines and columns."""
+    for name, units in pruned.items():
+        if not units.any():
             continue
         for part in structure.groups[name].slices:
             if part.masked:
-                index = torch.from_numpy(part.indices[gone].reshape(-1))
+                index = torch.from_numpy(part.indices[units].reshape(-1))
                 tensor = tensor_of(model, part.name)
                 tensor.index_fill_(part.dim, index.to(tensor.device), 0)
 
 
-def kept_index(size: int, gone: Array) -> Tensor:
+def kept_index(size: int, pruned: Array) -> Tensor:
     """Return the indices of a dim of ``size`` that stay."""
     keep = np.ones(size, dtype=bool)
-    keep[gone] = False
+    keep[pruned] = False
     return torch.from_numpy(np.flatnonzero(keep))
 
 
@@ -62,9 +74,9 @@ def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
     if layout is not None and (tensor.is_contiguous() or not tensor.is_contiguous(memory_format=layout)):
         layout = None
     for dim in range(tensor.dim()):
-        gone = removed.get((name, dim))
-        if gone is not None:
-            tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], gone).to(tensor.device))
+        pruned = removed.get((name, dim))
+        if pruned is not None:
+            tensor = tensor.index_select(dim, kept_index(tensor.shape[dim], pruned).to(tensor.device))
     return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
@@ -72,8 +84,8 @@ def sliced(tensor: Tensor, name: str, removed: Removed) -> Tensor:
 def cut(model: nn.Module, removed: Removed) -> None:
     """Cut ``removed`` out of ``model`` in place, ties and ``requires_grad`` kept.
 
-    Attributes of torch's own modules follow; those of others are :mod:`attributes`' to find. Norms
-    over a dim that got smaller are mended (:mod:`normalisation`).
+    Attributes of the layers and norms that ``layers`` knows follow; those of others are
+    ``attributes``' to find. Norms over a dim that got smaller are mended (``replaced.norms``).
     """
     names = first_names(model)
     touched = {name for name, _ in removed}
@@ -103,7 +115,7 @@ def cut(model: nn.Module, removed: Removed) -> None:
         if lost is not None and weight is not None:
             repair(module, len(weight) + len(lost), scaled)
         if isinstance(module, nn.MultiheadAttention) and _touched(module, path, touched, names):
-            pruned(module)
+            become_pruned_attention(module)
 
 
 def _touched(module: nn.Module, path: str, touched: set[str], names: Mapping[str, str]) -> bool:
@@ -112,50 +124,20 @@ def _touched(module: nn.Module, path: str, touched: set[str], names: Mapping[str
 
 
 def set_attributes(module: nn.Module, path: str, removed: Removed, names: Mapping[str, str]) -> None:
-    """Set the sizes that torch's own modules keep as attributes."""
-
-    def gone(leaf: str, dim: int) -> Array | None:
-        full = f"{path}.{leaf}" if path else leaf
-        return removed.get((names.get(full, full), dim))
-
-    weight = module._parameters.get("weight")
-    if isinstance(module, nn.Linear):
-        weight = module.weight
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, _CONVS):
-        _set_conv(module, module.weight, gone("weight", 0), gone("weight", 1))
-    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
-        some = weight if weight is not None else module._buffers.get("running_mean")
-        if some is not None:
-            module.num_features = len(some)
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
-        per = module.num_channels // module.num_groups
-        module.num_channels, module.num_groups = len(weight), len(weight) // per
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.PReLU) and weight is not None:
-        module.num_parameters = weight.numel()
-    elif isinstance(module, nn.RNNBase):
-        module.hidden_size = int(module._parameters["weight_hh_l0"].shape[1])  # type: ignore[union-attr]
-        module.input_size = int(module._parameters["weight_ih_l0"].shape[1])  # type: ignore[union-attr]
-    elif isinstance(module, nn.RNNCellBase):
-        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
-    elif isinstance(module, nn.Bilinear):
-        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    """Set the sizes that layers and norms keep as attributes, and how many groups they have left."""
+    per_group = module.num_channels // module.num_groups if isinstance(module, nn.GroupNorm) else 0
+    full = f"{path}.weight" if path else "weight"
+    rows = removed.get((names.get(full, full), 0))
+    view = layer_view(module)
+    if view is not None and view.groups > 1 and rows is not None:
+        module.groups = _groups_left(module, rows)  # type: ignore[assignment]
+    set_sizes(module)
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_channels // per_group
 
 
-def _set_conv(module: Any, weight: Tensor, rows: Array | None, columns: Array | None) -> None:
-    """Channels and groups of a convolution; whole groups went where all rows of a group did."""
-    before = (module.in_channels if module.transposed else module.out_channels) // module.groups
-    groups = module.groups
-    if groups > 1 and rows is not None:
-        gone = np.bincount(rows // before, minlength=groups)
-        if ((gone == 0) | (gone == before)).all():
-            groups = int((gone == 0).sum())
-    module.groups = groups
-    if module.transposed:
-        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * groups
-    else:
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * groups
+def _groups_left(conv: Any, rows: Array) -> int:
+    """Return how many groups a convolution has left: whole ones went where all rows of a group did."""
+    before = (conv.in_channels if conv.transposed else conv.out_channels) // conv.groups
+    pruned = np.bincount(rows // before, minlength=conv.groups)
+    return int((pruned == 0).sum()) if ((pruned == 0) | (pruned == before)).all() else conv.groups

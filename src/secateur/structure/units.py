@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from secateur.measure.summary import aligned
-from secateur.structure.capture import Captured, capture
+from secateur.errors import ModelError
+from secateur.graph.capture import Captured, capture
 from secateur.structure.labels import Array, Classes
-from secateur.structure.propagate import Walk
+from secateur.structure.propagate import Read, Walk
+from secateur.structure.rules.table import apply
+from secateur.text import table
 
 TOGETHER = "all of its indices can only go together"
 
@@ -48,22 +50,27 @@ class Group:
     def __len__(self) -> int:
         return len(self.slices[0].indices)
 
+    def read_by(self, read: Read) -> Slice:
+        """Return the slice that one of the group's readers reads."""
+        place = read.weight, read.weight_dim
+        return next(part for part in self.slices if (part.name, part.dim) == place)
 
-def living(
+
+def all_zero(
     group: Group, tensor: Callable[[str], Tensor | None], wanted: Callable[[Slice], bool] | None = None
 ) -> Array:
-    """Return by unit whether any entry of its wanted slices (default: the masked ones) is not zero in
-    the tensors by name; a tensor that is None is alive."""
-    alive = np.zeros(len(group), dtype=bool)
+    """Return by unit whether every entry of its wanted slices (default: the masked ones) is zero in the
+    tensors by name; no unit's is in a tensor that is None."""
+    zero = np.ones(len(group), dtype=bool)
     for part in group.slices:
         if not (part.masked if wanted is None else wanted(part)):
             continue
         entries = tensor(part.name)
         if entries is None:
-            return np.ones(len(group), dtype=bool)
+            return np.zeros(len(group), dtype=bool)
         nonzero = entries.detach().movedim(part.dim, 0) != 0
-        alive |= nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
-    return alive
+        zero &= ~nonzero.reshape(len(nonzero), -1).any(1).cpu().numpy()[part.indices].any(1)
+    return zero
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,30 @@ class Protected:
 
 @dataclass(frozen=True)
 class Structure:
-    """The dependency groups of a model and its protected dims; made by :func:`trace`."""
+    """The dependency groups of a model and its protected dims; made by ``trace``.
+
+    Printed it is a table of the groups, and of what stays and why.
+
+    Attributes:
+        model: the network that was traced, without wrappers.
+        groups: by name the ``Group``, with its ``slices``: the dims and indices that each unit has in a
+            tensor.
+        protected: dims of which some indices stay whatever is pruned: ``name``, ``dim``, ``kept`` of
+            ``size``, and the ``reason``.
+        captured: the exported graph.
+        walk: what the rules found in it.
+        classes: which indices can only go together.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> structure = sc.trace(net, torch.ones(1, 8))
+        >>> for part in structure.groups["0 -> 2"].slices:
+        ...     print(part.name, part.dim, "reads" if part.reads else "makes")
+        0.weight 0 makes
+        0.bias 0 makes
+        2.weight 1 reads
+    """
 
     model: nn.Module
     groups: Mapping[str, Group]
@@ -91,25 +121,24 @@ class Structure:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def classes_of(self, part: Slice) -> Array:
+        """Return the class of each label that units have in a slice, as its indices are."""
+        labels = self.walk.parameters[part.name].dims[part.dim]
+        assert labels is not None
+        return self.classes.of[labels[part.indices]]
+
     def __repr__(self) -> str:
         rows = [("group", "units", "parameters a unit", "MACs a unit", "in")]
         for group in self.groups.values():
             parts = len({s.name for s in group.slices})
-            rows.append(
-                (
-                    group.name,
-                    f"{len(group):,}",
-                    f"{group.parameters:,}",
-                    f"{group.macs:,.0f}",
-                    f"{parts} tensors",
-                )
-            )
-        lines = list(aligned(rows, words=1))
+            counts = f"{len(group):,}", f"{group.parameters:,}", f"{group.macs:,.0f}"
+            rows.append((group.name, *counts, f"{parts} tensors"))
+        lines = list(table(rows, words=1))
         if self.protected:
             lines.append("protected:")
             stay = [("", "dim", "stays", "because")]
             stay += [(p.name, str(p.dim), f"{p.kept} of {p.size}", p.reason) for p in self.protected]
-            lines += aligned(stay, words=1)
+            lines += table(stay, words=1)
         return "\n".join(lines)
 
 
@@ -124,23 +153,43 @@ def trace(
 ) -> Structure:
     """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
 
-    The model is exported in eval mode on ``example_inputs`` (a tensor, a tuple of arguments or a dict
-    of keywords; ``kwargs`` for more), so units are those of that forward. Weights are not read: a
-    model on the meta device will do. ``heads``: "whole" attention heads are units, or "dims", the
-    same position of every head. ``dynamic_shapes`` is passed on to ``torch.export``.
+    The model is exported in eval mode on the example inputs, so units are those of that forward. Weights are
+    not read: a model on the meta device will do. An operator that is not understood freezes what it touches
+    and is named in ``protected``.
 
-    ``streams``: residual streams under a LayerNorm or an RMSNorm may lose channels too; protected
-    unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
-    eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that nothing
-    changes but the size. Pass this structure to ``prune`` and to ``compact``.
+    Args:
+        model: the network.
+        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
+            name.
+        kwargs: arguments by name beside ``example_inputs``.
+        dynamic_shapes: passed on to ``torch.export``.
+        heads: "whole", attention heads are units, or "dims", the same position of every head.
+        streams: residual streams under a LayerNorm or an RMSNorm may lose channels too. They are protected
+            unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
+            eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that
+            nothing changes but the size. Pass this structure to ``prune`` and to ``compact``.
 
-    Raises ModelError where the model cannot be captured. An operator that is not understood freezes
-    what it touches and is named in ``protected``.
+    Returns:
+        The groups of units, and what is protected, and why.
+
+    Raises:
+        ModelError: where the model cannot be captured, or ``heads`` is neither of the two.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> sc.trace(net, torch.ones(1, 8))
+        group   units  parameters a unit  MACs a unit         in
+        0 -> 2     16                 13           12  3 tensors
+        protected:
+                  dim   stays                             because
+        0.weight    1  8 of 8  combined with an unprunable tensor
+        2.weight    0  4 of 4                        model output
     """
     if heads not in ("whole", "dims"):
-        raise ValueError(f"heads is {heads!r}; it is 'whole' or 'dims'")
+        raise ModelError(f"heads is {heads!r}; it is 'whole' or 'dims'")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
-    walk = Walk(captured, streams=streams)
+    walk = Walk(captured, apply, streams=streams)
     walk.run()
     classes = walk.labels.solve(inner=heads == "dims")
     groups, alone = _groups(walk, classes)
@@ -152,9 +201,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     places: list[tuple[str, int]] = []
     parts: list[tuple[Array, Array, Array]] = []
     for name, value in walk.parameters.items():
-        for dim in value.labelled():
-            labels = value.dims[dim]
-            assert labels is not None
+        for dim, labels in value.labels():
             own = classes.of[labels]
             live = ~classes.frozen[own]
             if live.any():
@@ -168,15 +215,13 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
     own, place, index = own[order], place[order], index[order]
     starts = np.flatnonzero(np.r_[True, (own[1:] != own[:-1])])
     ends = np.r_[starts[1:], len(own)]
-    by_signature: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    by_signature: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, int]]] = {}
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         used, counts = np.unique(place[start:end], return_counts=True)
-        by_signature.setdefault((*used.tolist(), -1, *counts.tolist()), []).append((start, end))
+        by_signature.setdefault((tuple(used.tolist()), tuple(counts.tolist())), []).append((start, end))
     groups: dict[str, Group] = {}
     alone: set[int] = set()
-    for signature, units in by_signature.items():
-        number = signature.index(-1)
-        used, counts = signature[:number], signature[number + 1 :]
+    for (used, counts), units in by_signature.items():
         sizes = [walk.parameters[places[p][0]].shape[places[p][1]] for p in used]
         if any(count == size for count, size in zip(counts, sizes, strict=True)):
             alone |= {int(own[start]) for start, _ in units}
@@ -189,7 +234,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
         name = group.name
         while name in groups:
             name += "'"
-        groups[name] = Group(name, group.slices, group.parameters, group.macs)
+        groups[name] = replace(group, name=name)
     return groups, alone
 
 
@@ -231,9 +276,7 @@ def _protected(walk: Walk, classes: Classes, alone: set[int]) -> tuple[Protected
     for name, value in walk.parameters.items():
         if name in walk.captured.buffers or len(value.shape) < 2:
             continue
-        for dim in value.labelled():
-            labels = value.dims[dim]
-            assert labels is not None
+        for dim, labels in value.labels():
             own = classes.of[labels]
             stays = classes.frozen[own] | np.isin(own, list(alone))
             if not stays.any():

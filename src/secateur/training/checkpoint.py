@@ -22,14 +22,8 @@ def save_weights(path: str | Path, model: nn.Module, **metadata: Any) -> None:
     save_tensors(path, model.state_dict(), metadata)
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Load a state dict into ``model``; every tensor's name, shape and dtype is checked first."""
-    tensors, _ = load_tensors(path)
-    load_state(model, tensors, str(path))
-
-
 def load_network(path: str | Path, model: nn.Module) -> bool:
-    """Fill ``model`` with a state dict, or with what :func:`secateur.save` wrote, its shapes too; return
+    """Fill ``model`` with a state dict, or with what ``secateur.save`` wrote, its shapes too; return
     whether it was the latter. Raises StorageError for a file of another kind or of another network."""
     tensors, metadata = load_tensors(path)
     kind = metadata.get("secateur")
@@ -88,7 +82,7 @@ def save_run(
 def load_run(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress_of: Callable[[Any], T]
 ) -> tuple[State, T]:
-    """Undo :func:`save_run`: load model and optimizer, return (best weights, progress).
+    """Undo ``save_run``: load model and optimizer, return (best weights, progress).
 
     ``progress_of`` makes the progress of what was saved. A ValueError, TypeError or KeyError of its means
     a damaged file, as everything does that does not fit: a StorageError, and nothing has been changed.

@@ -14,20 +14,14 @@ from torch import Tensor, nn
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError, NonFiniteError, RecipeError
-from secateur.measure.running import denormals_flushed, evaluating
-from secateur.methods.structure_selection import slimming
+from secateur.methods.network_slimming import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
+from secateur.running import denormals_flushed, evaluating
+from secateur.task import cross_entropy, distillation_loss
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
 from secateur.training.checkpoint import State, load_run, save_run
-from secateur.training.evaluate import (
-    Evaluation,
-    device_of,
-    distillation_loss,
-    evaluate_on,
-    loss_of,
-    prefers_channels_last,
-)
+from secateur.training.evaluate import device_of, evaluate_on, prefers_channels_last
 from secateur.training.settings import Training
 
 
@@ -78,7 +72,7 @@ def fit(
     epoch, and a run that finds one there goes on from it to the same numbers; the file is the
     caller's to remove. The global random state is left as it was. ``teacher``: the network that
     ``settings.distill`` learns from. ``holding``: what runs around the steps of the optimizer that it
-    is given, such as :meth:`secateur.StructureSelection.trained`.
+    is given, such as ``secateur.StructureSelection.trained``.
 
     Raises RecipeError where there is nothing to distill from, NonFiniteError where the loss stops being
     a number.
@@ -108,17 +102,14 @@ def fit(
             start = time.perf_counter()
             train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
             result = evaluate_on(model, validation)
-            row = _row(epoch, loop.lr, train_loss, result, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            row = Epoch(epoch, loop.lr, train_loss, result.accuracy, result.loss, seconds)
             history.epochs.append(row)
             if result.score > best_score:
                 best, best_score, history.best_epoch = _copy(model), result.score, epoch
             if checkpoint is not None:
-                progress = {
-                    "epochs": history.as_dicts(),
-                    "best_epoch": history.best_epoch,
-                    "best_score": best_score,
-                }
-                save_run(checkpoint, model, optimizer, best, progress)
+                progress = {"best_epoch": history.best_epoch, "best_score": best_score}
+                save_run(checkpoint, model, optimizer, best, {"epochs": history.as_dicts(), **progress})
             if on_epoch is not None:
                 on_epoch(row)
     if settings.keep == "best":
@@ -192,7 +183,7 @@ class _Loop:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.autocast:
             outputs = self.model(inputs)
-            loss = loss_of(outputs, labels, self.settings.label_smoothing)
+            loss = cross_entropy(outputs, labels, self.settings.label_smoothing)
             if self.teacher is not None:
                 with evaluating(self.teacher), torch.no_grad():
                     wanted = self.teacher(inputs)
@@ -220,10 +211,6 @@ class _Loop:
             raise ModelError("l1 is set, and no target weight has a gradient")
         signs = torch._foreach_sign([w for w, _ in pairs])
         torch._foreach_add_([g for _, g in pairs], signs, alpha=self.settings.l1)
-
-
-def _row(epoch: int, lr: float, train_loss: float, result: Evaluation, seconds: float) -> Epoch:
-    return Epoch(epoch, lr, train_loss, result.accuracy, result.loss, seconds)
 
 
 def _copy(model: nn.Module) -> State:

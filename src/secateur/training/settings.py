@@ -25,10 +25,6 @@ def _one_of(choices: Any) -> _Rule:
     )
 
 
-def _bool() -> _Rule:
-    return lambda value: isinstance(value, bool), "true or false"
-
-
 def _count(low: int, most: int, null: str = "") -> _Rule:
     right = f"a whole number from {low} to {most:,}" + (f" (null: {null})" if null else "")
     return lambda value: (null and value is None) or (is_whole(value) and low <= value <= most), right
@@ -39,6 +35,7 @@ def _number(right: str, fits: Callable[[float], bool], null: str = "") -> _Rule:
     return lambda value: (null and value is None) or (is_real(value) and fits(value)), right
 
 
+_FLAG: _Rule = lambda value: isinstance(value, bool), "true or false"
 _FROM_0 = _number("a finite number from 0", lambda value: value >= 0)
 _UNDER_1 = _number("a share under 1", lambda value: 0 <= value < 1)
 _RULES: dict[str, _Rule] = {
@@ -52,8 +49,8 @@ _RULES: dict[str, _Rule] = {
     "l1": _FROM_0,
     "label_smoothing": _UNDER_1,
     "shift": _count(0, 10_000),
-    "flip": _bool(),
-    "amp": _bool(),
+    "flip": _FLAG,
+    "amp": _FLAG,
     "clip": _number("the largest norm, above 0", lambda value: value > 0, null="no limit"),
     "patience": _count(1, 1_000_000, null="no limit"),
     "keep": _one_of(Keep),

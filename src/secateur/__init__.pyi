@@ -1,0 +1,118 @@
+"""The public names: one list, which type checkers read here and ``import secateur`` reads as it is.
+
+A line a name, under what it is for; both stand in ``help(secateur)`` and in the index of the documentation.
+"""
+
+from secateur import errors as errors
+
+# Pruning: zeros in place, and what they are held by
+from secateur.pruning.prune import prune as prune
+from secateur.pruning.gradual import gradually as gradually
+from secateur.pruning.gradual import during as during
+from secateur.pruning.targets import find_targets as find_targets
+from secateur.pruning.targets import sparsity as sparsity
+from secateur.methods.layer_sensitivity import sensitivity as sensitivity
+from secateur.pruning.masks import Masks as Masks
+from secateur.pruning.prune import Block as Block
+
+# Criteria: what is important, weight by weight
+from secateur.pruning.criteria import Magnitude as Magnitude
+from secateur.pruning.criteria import Random as Random
+from secateur.pruning.criteria import Wanda as Wanda
+from secateur.pruning.criteria import Taylor as Taylor
+from secateur.pruning.criteria import Fisher as Fisher
+
+# Criteria: what is important, unit by unit
+from secateur.pruning.unit_criteria import L1Norm as L1Norm
+from secateur.pruning.unit_criteria import L2Norm as L2Norm
+from secateur.pruning.unit_criteria import BNScale as BNScale
+from secateur.pruning.unit_criteria import ActivationNorm as ActivationNorm
+
+# Budgets: how much goes, and from where
+from secateur.pruning.budgets import Uniform as Uniform
+from secateur.pruning.budgets import Global as Global
+from secateur.pruning.budgets import PerLayer as PerLayer
+from secateur.pruning.budgets import Std as Std
+from secateur.pruning.budgets import Threshold as Threshold
+from secateur.pruning.budgets import ERK as ERK
+from secateur.pruning.budgets import LAMP as LAMP
+from secateur.pruning.budgets import MagnitudeRatios as MagnitudeRatios
+from secateur.pruning.budgets import NM as NM
+from secateur.pruning.structured import ParameterShare as ParameterShare
+from secateur.pruning.selection import Cut as Cut
+
+# Shrinkages: what becomes of a weight at the cut
+from secateur.pruning.shrinkage import Hard as Hard
+from secateur.pruning.shrinkage import Soft as Soft
+from secateur.pruning.shrinkage import Trimmed as Trimmed
+from secateur.pruning.shrinkage import Smooth as Smooth
+
+# Schedules: the way there
+from secateur.pruning.schedules import OneShot as OneShot
+from secateur.pruning.schedules import Iterative as Iterative
+from secateur.pruning.schedules import Cubic as Cubic
+
+# Structure: coupled channels found, removed and proved
+from secateur.structure.units import trace as trace
+from secateur.structure.units import Structure as Structure
+from secateur.structure.compact import compact as compact
+from secateur.structure.proof import Proof as Proof
+from secateur.structure.saved import save as save
+from secateur.structure.saved import load as load
+
+# Methods that search and train
+from secateur.methods.constraints import prune_to as prune_to
+from secateur.methods.reconstruction import reconstruct as reconstruct
+from secateur.methods.reconstruction import Refit as Refit
+from secateur.methods.greedy import prune_greedily as prune_greedily
+from secateur.methods.greedy import Greedy as Greedy
+from secateur.methods.greedy import GreedyRun as GreedyRun
+from secateur.methods.structure_selection import StructureSelection as StructureSelection
+from secateur.methods.structure_selection import Selected as Selected
+from secateur.methods.network_slimming import slimming as slimming
+from secateur.methods.branch_annealing import BranchAnnealing as BranchAnnealing
+from secateur.methods.branch_annealing import Descent as Descent
+from secateur.methods.annealing import anneal_branches as anneal_branches
+from secateur.methods.annealing import Annealing as Annealing
+
+# Deployment: files, engines and figures
+from secateur.deploy.sparse import sparsify as sparsify
+from secateur.deploy.sparse import Sparsified as Sparsified
+from secateur.pruning.sharing import share_weights as share_weights
+from secateur.pruning.sharing import Sharing as Sharing
+from secateur.deploy.packing import pack as pack
+from secateur.deploy.packing import unpack as unpack
+from secateur.deploy.packing import Packed as Packed
+from secateur.deploy.folder import write_folder as write_folder
+from secateur.deploy.onnx import export_onnx as export_onnx
+from secateur.deploy.onnx import Exported as Exported
+from secateur.measure.summary import profile as profile
+
+# Networks: those that recipes name
+from secateur.models import build_model as build_model
+
+# Your own: what secateur cannot know of your code
+from secateur.graph.operators import register_operator as register_operator
+from secateur.graph.operators import forget_operator as forget_operator
+from secateur.structure.layers import register_layer as register_layer
+from secateur.structure.layers import forget_layer as forget_layer
+from secateur.experiments.steps.base import Step as Step
+
+# Errors: every one that is raised on purpose, and the warning
+from secateur.errors import SecateurError as SecateurError
+from secateur.errors import SecateurWarning as SecateurWarning
+from secateur.errors import TargetError as TargetError
+from secateur.errors import BudgetError as BudgetError
+from secateur.errors import CriterionError as CriterionError
+from secateur.errors import MaskError as MaskError
+from secateur.errors import NonFiniteError as NonFiniteError
+from secateur.errors import DataError as DataError
+from secateur.errors import ModelError as ModelError
+from secateur.errors import RecipeError as RecipeError
+from secateur.errors import StorageError as StorageError
+from secateur.errors import WriteError as WriteError
+from secateur.errors import MissingExtraError as MissingExtraError
+
+__version__: str
+PUBLIC: dict[str, str]
+PURPOSES: dict[str, list[str]]

@@ -1,0 +1,1 @@
+"""A network's graph as a small program: what ``secateur.runtime`` runs without PyTorch."""

@@ -1,0 +1,94 @@
+"""The program in the making, and what the rules that make it speak of: values, constants, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, fx
+
+from secateur.graph.calls import Call
+
+Arguments = dict[str, Any]
+
+
+class Refused(Exception):
+    """An operator, or a setting of one, that a program lacks; empty for an unknown operator."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that depends on the input: its name in the program, its shape with the batch, its dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that does not: a parameter, a buffer, or what is computed from those alone."""
+
+    name: str
+    tensor: Tensor
+
+
+class Lowering:
+    """The program in the making: its inputs, outputs, nodes and tensors."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.inputs: list[dict[str, Any]] = []
+        self.outputs: list[str] = []
+        self.nodes: list[dict[str, Any]] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.current = ""
+        self._emitted = 0
+
+    def emit(self, op: str, inputs: list[Value], shape: Any, **settings: Any) -> Value:
+        """Add a node; raises Refused where its result has no batch in front."""
+        shape = tuple(shape or ())
+        if not shape or shape[0] != self.batch:
+            raise Refused(f"makes a {len(shape)}-dim tensor that does not begin with the batch")
+        if not all(isinstance(value, Value) for value in inputs):
+            raise Refused("works on a constant where it should on an input")
+        if op != "embedding" and any(value.dtype != torch.float32 for value in inputs):
+            raise Refused("reads numbers that are not float32")
+        name = self.current if not self._emitted else f"{self.current}.{self._emitted}"
+        self._emitted += 1
+        names = [value.name for value in inputs]
+        self.nodes.append({"op": op, "inputs": names, "output": name, "shape": list(shape[1:]), **settings})
+        return Value(name, shape)
+
+    def tensor(self, value: Any) -> str | None:
+        """Keep a constant for a node and return its name; None stays None."""
+        if value is None:
+            return None
+        if not isinstance(value, Constant):
+            raise Refused("has a weight that is computed from the input")
+        name = value.name
+        while name in self.tensors and not torch.equal(self.tensors[name], value.tensor):
+            name += "_"
+        self.tensors[name] = value.tensor
+        return name
+
+    def begin(self, name: str) -> None:
+        self.current, self._emitted = name, 0
+
+
+Rule = Callable[[Lowering, Arguments, Call], Any]
+
+
+def is_constant(value: Any) -> TypeGuard[Constant]:
+    return isinstance(value, Constant)
+
+
+def beside_batch(dim: int, value: Value) -> int:
+    """Return a dim counted from the front; raises Refused for the batch."""
+    dim %= len(value.shape)
+    if dim == 0:
+        raise Refused("works along the batch")
+    return dim

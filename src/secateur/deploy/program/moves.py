@@ -1,0 +1,118 @@
+"""What moves data in an exported graph, or leaves it as it is, and what becomes of it in a program."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from secateur.deploy.program.emitting import Arguments, Lowering, Refused, Rule, beside_batch, is_constant
+from secateur.graph.calls import Call
+from secateur.graph.operators import plain
+
+
+def _same(made: Lowering, a: Arguments, call: Call) -> Any:
+    x: Any = a.get("input", a.get("self"))
+    if a.get("train") and a.get("p"):
+        raise Refused("drops out even in eval mode")
+    if call.shape != x.shape:
+        raise Refused("repeats its input")
+    return x
+
+
+def _reshape(made: Lowering, a: Arguments, call: Call) -> Any:
+    x: Any = a.get("self", a.get("input"))
+    return x if call.shape == x.shape else made.emit("reshape", [x], call.shape)
+
+
+def _permute(made: Lowering, a: Arguments, call: Call) -> Any:
+    x = a["self"]
+    sizes = list(range(2, 2 + len(x.shape)))  # all different: the result's sizes say which dim went where
+    others = [v for key, v in a.items() if key != "self"]
+    moved = plain(call.operator)(torch.empty(sizes, device="meta"), *others).shape
+    dims = [sizes.index(size) for size in moved]
+    if dims and dims[0] != 0:
+        raise Refused("moves the batch")
+    return x if dims == sorted(dims) else made.emit("permute", [x], call.shape, dims=dims)
+
+
+def _slice(made: Lowering, a: Arguments, call: Call) -> Any:
+    x = a["self"]
+    step = a.get("step", 1)
+    if "length" in a:
+        a = {**a, "end": a["start"] + a["length"] if a["start"] >= 0 or a["start"] + a["length"] else None}
+    start, stop, _ = slice(a["start"], a["end"], step).indices(x.shape[a["dim"]])
+    if (start, stop, step) == (0, x.shape[a["dim"]], 1):
+        return x
+    return _sliced(made, x, beside_batch(a["dim"], x), start, stop, step)
+
+
+def _sliced(made: Lowering, x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
+    size = len(range(start, stop, step))
+    shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
+    return made.emit("slice", [x], shape, dim=dim, start=start, stop=max(start, stop), step=step)
+
+
+def _select(made: Lowering, a: Arguments, call: Call) -> Any:
+    dim = beside_batch(a["dim"], a["self"])
+    index = a["index"] % a["self"].shape[dim]
+    return made.emit("reshape", [_sliced(made, a["self"], dim, index, index + 1)], call.shape)
+
+
+def _split(made: Lowering, a: Arguments, call: Call) -> Any:
+    """chunk, split and unbind: one slice a part; what nobody reads is dropped later."""
+    x = a["self"]
+    dim, start, parts = beside_batch(a["dim"], x), 0, []
+    for value in call.node.meta["val"]:
+        size = value.shape[dim] if value.dim() == len(x.shape) else 1
+        part = _sliced(made, x, dim, start, start + size)
+        parts.append(part if value.dim() == len(x.shape) else made.emit("reshape", [part], value.shape))
+        start += size
+    return parts
+
+
+def _pad(made: Lowering, a: Arguments, call: Call) -> Any:
+    x, pads = a["self"], list(a["pad"])
+    value = a.get("value") or 0.0
+    if a.get("mode", "constant") != "constant" or min(pads) < 0 or not math.isfinite(value):
+        raise Refused("pads with other than a finite constant, or cuts")
+    pads += [0] * (2 * len(x.shape) - len(pads))
+    before, after = pads[0::2][::-1], pads[1::2][::-1]
+    if before[0] or after[0]:
+        raise Refused("works along the batch")
+    return made.emit("pad", [x], call.shape, before=before[1:], after=after[1:], value=float(value))
+
+
+def _cat(made: Lowering, a: Arguments, call: Call) -> Any:
+    if any(is_constant(part) for part in a["tensors"]):
+        raise Refused("joins a constant to what depends on the input")
+    return made.emit("cat", a["tensors"], call.shape, dim=beside_batch(a["dim"], a["tensors"][0]))
+
+
+_ATEN = torch.ops.aten
+_UNCHANGED = (
+    *(_ATEN.dropout, _ATEN.feature_dropout, _ATEN.alpha_dropout, _ATEN.feature_alpha_dropout),
+    *(_ATEN.contiguous, _ATEN.clone, _ATEN.detach, _ATEN.alias, _ATEN.lift_fresh_copy),
+    *(_ATEN.to, _ATEN._to_copy, _ATEN.positive, _ATEN.expand, _ATEN.expand_as),
+)
+_RESHAPED = (
+    *(_ATEN.view, _ATEN.reshape, _ATEN._unsafe_view, _ATEN.view_as, _ATEN.reshape_as),
+    *(_ATEN.flatten, _ATEN.unflatten, _ATEN.ravel, _ATEN.squeeze, _ATEN.unsqueeze),
+)
+_PERMUTED = (
+    *(_ATEN.permute, _ATEN.transpose, _ATEN.t, _ATEN.mT, _ATEN.numpy_T),
+    *(_ATEN.movedim, _ATEN.moveaxis, _ATEN.swapaxes, _ATEN.swapdims),
+)
+_CUT = (_ATEN.chunk, _ATEN.split, _ATEN.split_with_sizes, _ATEN.unbind, _ATEN.tensor_split)
+
+MOVES: dict[Any, Rule] = {
+    **dict.fromkeys(_UNCHANGED, _same),
+    **dict.fromkeys(_RESHAPED, _reshape),
+    **dict.fromkeys(_PERMUTED, _permute),
+    **dict.fromkeys(_CUT, _split),
+    **dict.fromkeys((_ATEN.slice, _ATEN.narrow), _slice),
+    **dict.fromkeys((_ATEN.pad, _ATEN.constant_pad_nd), _pad),
+    **dict.fromkeys((_ATEN.cat, _ATEN.concat, _ATEN.concatenate), _cat),
+    _ATEN.select: _select,
+}

@@ -1,0 +1,147 @@
+"""The formats of a finished trial's network: each file written, or the reason why there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.data.dataset import Dataset
+from secateur.deploy.folder import PACKAGE, check_free, write_folder
+from secateur.deploy.onnx import export_onnx
+from secateur.errors import MissingExtraError, ModelError, SecateurError
+from secateur.experiments.commands.finished import (
+    FinishedTrial,
+    dense_options,
+    load_dense,
+    load_pruned,
+    pruned_options,
+)
+from secateur.experiments.commands.inference import Format
+from secateur.experiments.commands.private import PrivateFolder
+from secateur.experiments.dense import calibration_batches
+from secateur.structure.compact import compact
+from secateur.structure.saved import save
+
+OnStep = Callable[[str], None]
+PRUNED = "pruned, PyTorch"
+COMPACTED = "compacted.safetensors"
+_CALIBRATION = 512  # training examples that int8 reads
+
+
+@dataclass
+class Making:
+    """The formats of one trial so far: those that were made, and of the others why not, in order.
+
+    ``folder``: where they are made and run, in ``private``; ``target``: where they go in the end.
+    """
+
+    trial: FinishedTrial
+    data: Dataset
+    private: PrivateFolder
+    target: Path
+    on_step: OnStep
+    formats: dict[str, Format | str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.private.path / "made"
+
+    @property
+    def example(self) -> Tensor:
+        return self.data.validation.inputs[:2]
+
+    def add(
+        self, name: str, engine: str, make: Callable[[], Path], options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make a file, and take it as a format; an error of secateur's is its row instead."""
+        self.on_step(f"making {name}")
+        try:
+            path = make()
+        except SecateurError as error:
+            self.formats[name] = str(error)
+            return
+        model = "" if options is None else self.trial.plan.model.name
+        self.formats[name] = Format(name, engine, str(path), model, options or {})
+        self.on_step(f"  {self.shown(path)}")
+
+    def shown(self, path: Path) -> Path:
+        """Return where a file is in the end."""
+        return self.target / path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
+
+
+def make_formats(making: Making) -> None:
+    """Write every file, dense first."""
+    trial, folder, example = making.trial, making.folder, making.example
+    config = trial.plan.config
+    calibration = calibration_batches(making.data.train, _CALIBRATION, trial.row["seed"])
+
+    def dense(name: str, write: Callable[[nn.Module, Path], object]) -> Path:
+        write(load_dense(trial, trial.dense_file()), folder / name)
+        return folder / name
+
+    making.add("dense, PyTorch", "torch", lambda: dense("dense.safetensors", save), dense_options(config))
+    making.add(
+        "dense, ONNX",
+        "onnxruntime",
+        lambda: dense("dense.onnx", lambda network, path: export_onnx(network, example, path)),
+    )
+    small = pruned = load_pruned(trial)
+    options, file = pruned_options(config), trial.network_file
+    making.add(PRUNED, "torch", lambda: file, options)
+    compacted = folder / COMPACTED
+
+    def removed() -> Path:
+        nonlocal small, file
+        network, proof = compact(pruned, example)
+        if not proof.removed:
+            raise ModelError(f"nothing can be removed from {file.name}: no unit in it is dead")
+        save(network, compacted)
+        small, file = network, compacted
+        before, after = proof.parameters
+        making.notes["compacted, PyTorch"] = (
+            f"{after:,} of {before:,} parameters, proved equal to the pruned network to "
+            f"{max(proof.max_error, proof.max_error_randomised):.1e}; sparse, packed and ONNX are made of it"
+        )
+        return compacted
+
+    making.add("compacted, PyTorch", "torch", removed, options)
+    making.add("sparse, PyTorch", "sparse", lambda: file, options)
+    making.notes["sparse, PyTorch"] = (
+        f"has no file of its own: sparsify makes it from {file.name} at every start, for the batch size that "
+        "it runs, and the load time is mostly that of timing each layer's engines"
+    )
+
+    def packed() -> Path:
+        check_free(making.target / "packed")
+        return write_folder(small, example, folder / "packed") / "model.secateur"
+
+    making.add("packed, numpy", "numpy", packed)
+    made = making.formats["packed, numpy"]
+    if isinstance(made, Format):
+        beside = Path(made.file).parent
+        code = sum(path.stat().st_size for path in (beside / "run.py", *beside.glob(f"{PACKAGE}/*.py")))
+        making.notes["packed, numpy"] = f"run.py and {PACKAGE} beside it are {code:,} bytes more"
+    making.add("packed, compiled", "compiled", lambda: _compilable(made))
+
+    def onnx(name: str, **int8: Any) -> Path:
+        done = export_onnx(small, example, folder / name, **int8)
+        if done.layers:
+            making.notes["ONNX int8"] = f"int8 in {done.layers[0]} of {done.layers[1]} layers"
+        return folder / name
+
+    making.add("ONNX", "onnxruntime", lambda: onnx("model.onnx"))
+    making.add("ONNX int8", "onnxruntime", lambda: onnx("model-int8.onnx", int8=True, data=calibration))
+
+
+def _compilable(packed: Format | str) -> Path:
+    if isinstance(packed, str):
+        raise ModelError(packed)
+    if importlib.util.find_spec("numba") is None:
+        raise MissingExtraError("numba", "fast")
+    return Path(packed.file)

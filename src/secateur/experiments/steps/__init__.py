@@ -1,0 +1,1 @@
+"""The steps of a recipe: what a step is (``base``), the table of kinds, and a file for each kind."""

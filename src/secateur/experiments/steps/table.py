@@ -1,0 +1,22 @@
+"""The kinds of steps by the names that recipes write: a new one is a file and a line here.
+
+As places, so that the names are known without what the steps need (torch takes seconds to import).
+"""
+
+from __future__ import annotations
+
+_HERE = "secateur.experiments.steps"
+
+STEPS = {
+    "prune": f"{_HERE}.prune:Prune",
+    "prune_to": f"{_HERE}.prune_to:PruneTo",
+    "greedy": f"{_HERE}.greedy:GreedyPruning",
+    "structure_selection": f"{_HERE}.selection:Selection",
+    "anneal": f"{_HERE}.anneal:Anneal",
+    "refit": f"{_HERE}.refit:Refit",
+    "compact": f"{_HERE}.compact:Compact",
+    "retrain": f"{_HERE}.retrain:Retrain",
+    "scratch": f"{_HERE}.scratch:Scratch",
+    "share": f"{_HERE}.share:Share",
+    "pack": f"{_HERE}.pack:Pack",
+}

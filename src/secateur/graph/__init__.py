@@ -1,0 +1,1 @@
+"""A network's graph: captured, read and run; nothing here knows of pruning."""

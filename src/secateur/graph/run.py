@@ -1,0 +1,88 @@
+"""Run a captured graph with a model's own tensors: whole, in part, or with values replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from secateur.graph.calls import Call
+from secateur.graph.capture import Captured, tensor_of
+
+Values = dict[int, Any]
+"""What nodes hold, by position: graphs of one forward that were captured for other sizes share it."""
+
+
+class Bound:
+    """A captured graph bound to the tensors of ``model``, its nodes known by their position.
+
+    ``fixed``: the tensors and constants by position; ``of_inputs``: the positions that depend on what the
+    caller passes.
+    """
+
+    def __init__(self, captured: Captured, model: nn.Module) -> None:
+        self.captured, self.model = captured, model
+        self.nodes = list(captured.graph.nodes)
+        self.at = {node: index for index, node in enumerate(self.nodes)}
+        self.fixed: Values = {}
+        self.of_inputs: set[int] = set()
+        for index, node in enumerate(self.nodes):
+            if node.op == "placeholder" and node.name in captured.tensors:
+                self.fixed[index] = tensor_of(model, captured.tensors[node.name])
+            elif node.op == "placeholder" and node.name in captured.constants:
+                self.fixed[index] = captured.constants[node.name]
+            elif node.op == "placeholder" or self.inputs_of(index) & self.of_inputs:
+                self.of_inputs.add(index)
+
+    def inputs_of(self, index: int) -> set[int]:
+        """Return the positions of a node's operands."""
+        return {self.at[node] for node in self.nodes[index].all_input_nodes}
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
+        """Return what the caller's placeholders hold for arguments like the example's."""
+        leaves = iter(_pytree.tree_leaves((args, kwargs)))
+        places = (i for i, node in enumerate(self.nodes) if node.op == "placeholder" and i not in self.fixed)
+        return {index: next(leaves) for index in places}
+
+    def values(self, args: tuple[Any, ...], kwargs: dict[str, Any], need: Set[int]) -> Values:
+        """Run as far as needed and return the values of the nodes in ``need``; no other is kept."""
+        wanted = set(need)
+        for index in range(max(need, default=-1), -1, -1):
+            if index in wanted:
+                wanted |= self.inputs_of(index)
+        last = {at: index for index in sorted(wanted) for at in self.inputs_of(index)}
+        values = self.given(args, kwargs)
+        for index in sorted(wanted):
+            if self.nodes[index].op != "placeholder":
+                values[index] = self.run(index, values)
+            for at in self.inputs_of(index) - need:
+                if last[at] == index:
+                    values.pop(at, None)
+        return {index: values.get(index, self.fixed.get(index)) for index in need}
+
+    def seen(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Set[fx.Node]
+    ) -> dict[fx.Node, Tensor]:
+        """Run as far as needed and return the values of some nodes."""
+        found = self.values(args, kwargs, {self.at[node] for node in wanted})
+        return {self.nodes[index]: value for index, value in found.items()}
+
+    def run(self, index: int, values: Values, instead: Values | None = None) -> Any:
+        """Run one node on ``values``, those in ``instead`` taking the place of others."""
+        node, replaced = self.nodes[index], instead or {}
+
+        def value(used: fx.Node) -> Any:
+            at = self.at[used]
+            return replaced.get(at, values.get(at, self.fixed.get(at)))
+
+        if node.op == "get_attr":
+            return getattr(self.captured.program.graph_module, str(node.target))
+        if node.op == "output":
+            return fx.map_arg(node.args[0], value)
+        return None if Call(node).checks else Call(node).run(value)
+
+    def rebuilt(self, flat: list[Any]) -> Any:
+        """Return the outputs as the model gives them."""
+        return _pytree.tree_unflatten(flat, self.captured.program.call_spec.out_spec)  # type: ignore[arg-type]

@@ -1,0 +1,244 @@
+"""What each operator of an exported graph becomes in a program."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+
+import pytest
+import torch
+from programs import check, off, ops
+from torch import nn
+from torch.nn import functional as F
+
+import secateur as sc
+from networks.drawn import numbers
+from networks.parts import After
+from secateur.deploy.program import moves, rules
+from secateur.deploy.program.export import program_of
+from secateur.errors import ModelError
+from secateur.runtime.activations import ACTIVATIONS
+
+MODULES = [
+    (nn.ReLU(), "relu"),
+    (nn.ReLU(inplace=True), "relu"),
+    (nn.ReLU6(), "clamp"),
+    (nn.Hardtanh(-0.3, 0.7), "clamp"),
+    (nn.LeakyReLU(0.3), "leaky_relu"),
+    (nn.ELU(0.7), "elu"),
+    (nn.GELU(), "gelu"),
+    (nn.GELU("tanh"), "gelu_tanh"),
+    (nn.SiLU(inplace=True), "silu"),
+    (nn.Sigmoid(), "sigmoid"),
+    (nn.Tanh(), "tanh"),
+    (nn.Hardswish(), "hardswish"),
+    (nn.Hardsigmoid(), "hardsigmoid"),
+    (nn.Softplus(2.0, 3.0), "softplus"),
+]
+
+
+@pytest.mark.parametrize(("module", "op"), MODULES)
+def test_activations(module, op):
+    assert op in ACTIVATIONS
+    program = check(lambda m, x: m.g(m.a(m.f(x))), 6, f=nn.Linear(6, 5), a=module, g=nn.Linear(5, 4))
+    assert [node.get("activation") for node in program.graph["nodes"]] == [op, None]
+    assert ops(check(lambda m, x: m.a(x + 1.0), 6, a=module)) == ["add", op]
+
+
+def test_every_activation_comes_of_an_operator():
+    assert {op for _, op in MODULES} == set(ACTIVATIONS)
+
+
+def test_convolutions():
+    for options in (
+        {"padding": "same"},
+        {"padding": "valid"},
+        {"stride": (2, 1), "padding": (2, 0), "dilation": (1, 2)},
+        {"groups": 2, "bias": False},
+    ):
+        check(lambda m, x: m.c(x), 4, 9, 8, c=nn.Conv2d(4, 6, (3, 2), **options))
+    uneven = check(lambda m, x: m.c(x), 4, 9, 8, c=nn.Conv2d(4, 6, (4, 3), padding="same"))
+    assert ops(uneven) == ["pad", "conv"]
+    check(lambda m, x: m.c(x), 4, 9, c=nn.Conv1d(4, 6, 3, padding="same", dilation=2))
+    check(lambda m, x: m.c(x), 4, 9, 8, c=nn.Conv2d(4, 8, 3, groups=4, stride=2, padding=1))
+
+
+def test_pools():
+    check(lambda m, x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), 4, 9, 8)
+    check(lambda m, x: F.max_pool1d(x, 2), 4, 9)
+    check(lambda m, x: F.avg_pool2d(x, (3, 2), 2, 1, count_include_pad=False, ceil_mode=True), 4, 9, 8)
+    check(lambda m, x: F.avg_pool2d(x, 3, divisor_override=2), 4, 9, 8)
+    check(lambda m, x: F.avg_pool1d(x, 3), 4, 9)
+    check(lambda m, x: F.adaptive_avg_pool2d(x, (3, 1)), 4, 9, 8)
+    check(lambda m, x: F.adaptive_avg_pool1d(x, 1).flatten(1), 4, 9)
+    check(lambda m, x: F.adaptive_max_pool2d(x, 1).flatten(1), 4, 9, 8)
+    for dims in ((2, 3), -1, (-2, -1)):
+        check(lambda m, x, dims=dims: x.mean(dims) + 1, 4, 9, 8)
+    check(lambda m, x: x.sum(1, keepdim=True) + x.amax((1, 2), keepdim=True), 4, 9, 8)
+
+
+def test_norms():
+    check(lambda m, x: m.n(x), 4, 6, n=nn.LayerNorm(6))
+    check(lambda m, x: m.n(x), 4, 6, n=nn.LayerNorm((4, 6), elementwise_affine=False))
+    check(lambda m, x: m.n(x), 4, 6, 5, n=nn.GroupNorm(2, 4))
+    check(lambda m, x: m.n(x), 4, 6, 5, n=nn.InstanceNorm2d(4, affine=True))
+    check(lambda m, x: F.log_softmax(x, 1) + x.softmax(-1), 4, 6)
+
+
+def test_arithmetic():
+    check(lambda m, x: (1 - x) * 2 / (x * x + 3) - 0.5, 4, 6)
+    check(lambda m, x: 2 / (x * x + 1) - x, 4, 6)
+    check(lambda m, x: torch.add(x, x.mean(2, keepdim=True), alpha=3) - torch.rsub(x, 2, alpha=2), 4, 6)
+    check(lambda m, x: -x + torch.tensor(2.0) * x, 4, 6)
+    check(lambda m, x: x * x.mean((2, 3), keepdim=True).sigmoid(), 4, 6, 5)
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(numbers(1, 4, 6))
+            self.row = nn.Parameter(numbers(6))
+
+        def forward(self, x):
+            return self.row / (self.place.abs() + 1) - x * self.row
+
+    program = check(lambda m, x: m.s(x), 4, 6, s=Shifted())
+    assert ops(program) == ["mul", "sub"]  # what the input does not reach is computed once
+    assert program.graph["nodes"][1]["reversed"]
+
+
+def test_moving_data():
+    check(lambda m, x: x.view(x.size(0), -1)[:, 3:-2], 4, 6)
+    check(lambda m, x: x.reshape(len(x), 2, 2, -1).permute(0, 3, 1, 2).flatten(2), 4, 6)
+    check(lambda m, x: x.unflatten(1, (2, 2)).transpose(1, 3).squeeze(1), 4, 1)
+    check(lambda m, x: x[:, :, None].unsqueeze(-1).squeeze(-1).contiguous().clone(), 4, 6)
+    check(lambda m, x: F.pad(x[:, :, ::2, 1::2], (0, 1, 2, 0, 1, 1), value=2.0), 4, 6, 5)
+    check(lambda m, x: torch.cat([x.chunk(2, 1)[1], x.split([1, 3], 1)[1], x.narrow(1, 1, 2)], 1), 4, 6)
+    check(lambda m, x: x[:, 1] + x[:, -1] + x.unbind(1)[2], 4, 6)
+    check(lambda m, x: x @ x.transpose(1, 2), 4, 6)
+    check(lambda m, x: m.d(x).float().detach().movedim(1, 2), 4, 6, d=nn.Dropout(0.5))
+    weight = numbers(6, 3)
+    assert ops(check(lambda m, x: torch.addmm(torch.ones(3), x, weight) + x @ weight, 6)) == [
+        "linear",
+        "linear",
+        "add",
+    ]
+
+
+def test_attention_written_out():
+    def attend(m, x):
+        q, k, v = m.qkv(x).unflatten(-1, (3, 2, 4)).permute(0, 2, 3, 1, 4).unbind(1)
+        y = (q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v
+        return m.out(y.transpose(1, 2).flatten(2)) + x
+
+    check(attend, 5, 8, qkv=nn.Linear(8, 24), out=nn.Linear(8, 8))
+
+
+def test_in_place_operators():
+    def forward(m, x):
+        y = m.f(x)
+        y += x
+        z = m.d(y)
+        z.relu_()
+        return y * 2
+
+    check(forward, 6, f=nn.Linear(6, 6), d=nn.Dropout(0.5))
+
+
+def test_several_inputs_and_outputs():
+    model = After(lambda m, x, y: (m.f(x) * y, (x + 1).relu()), f=nn.Linear(6, 5))
+    program = program_of(model, (numbers(2, 6), numbers(2, 5)))
+    assert len(program.graph["inputs"]) == len(program.graph["outputs"]) == 2
+    assert off(model, program, numbers(3, 6), numbers(3, 5)) < 1e-5
+
+
+def test_keywords_and_embeddings():
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(11, 4), nn.Linear(4, 3)
+
+        def forward(self, tokens, scale):
+            return self.out(self.words(tokens).mean(1)) * scale
+
+    model = Words()
+    inputs = {"tokens": torch.tensor([[1, 2, 10], [0, 0, 3]]), "scale": numbers(2, 1)}
+    program = program_of(model, inputs)
+    assert [spec["dtype"] for spec in program.graph["inputs"]] == ["int64", "float32"]
+    assert off(model, program, inputs["tokens"], inputs["scale"]) < 1e-5
+
+
+def test_tied_weights_are_kept_once():
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    program = check(lambda m, x: m.g(m.f(x)), 6, f=first, g=second)
+    assert set(program.tensors) == {"f.weight", "f.bias", "g.bias"}
+
+
+def test_a_weight_that_is_computed_from_parameters():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))
+    assert ops(check(lambda m, x: m.f(x), 6, f=layer)) == ["linear"]
+
+
+# -- the table of rules, and operators of users ----------------------------------------------------------
+
+
+def test_every_key_of_the_tables_is_an_operator_and_stands_once():
+    """A name that this torch does not have fails at import; one that stands twice is read in the source."""
+    names = [
+        node.attr
+        for module in (rules, moves)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "_ATEN"
+    ]
+    assert len(names) == len(set(names)) == len({*rules.RULES, *moves.MOVES})
+    for packet in (*rules.RULES, *moves.MOVES):
+        assert isinstance(packet, torch._ops.OpOverloadPacket)
+
+
+@pytest.fixture(scope="module")
+def mylib():
+    """Operators of a user: one with the name of torch's and another meaning, and two that are torch's."""
+
+    @torch.library.custom_op("mylib::relu", mutates_args=())
+    def relu(x: torch.Tensor) -> torch.Tensor:
+        return x.flip(1)
+
+    @torch.library.custom_op("mylib::rectified", mutates_args=())
+    def rectified(self: torch.Tensor) -> torch.Tensor:
+        return self.clamp(min=0)
+
+    @torch.library.custom_op("mylib::doubled", mutates_args=())
+    def doubled(self: torch.Tensor) -> torch.Tensor:
+        return self.clamp(min=0) * 2
+
+    for operator in (relu, rectified, doubled):
+        operator.register_fake(torch.empty_like)
+    return torch.ops.mylib
+
+
+def test_an_operator_of_a_users_is_not_taken_for_torchs_by_its_name(mylib):
+    with pytest.raises(ModelError, match=r"mylib\.relu.* has no counterpart"):
+        program_of(After(lambda m, x: mylib.relu(x)), numbers(2, 6))
+
+
+def test_an_operator_that_a_user_says_is_like_another(mylib):
+    with pytest.raises(ModelError, match=r"mylib\.rectified.* has no counterpart"):
+        program_of(After(lambda m, x: mylib.rectified(x)), numbers(2, 6))
+    for operator in (mylib.rectified, mylib.doubled, mylib.relu):
+        sc.register_operator(operator, like=torch.ops.aten.relu)
+    try:
+        assert ops(check(lambda m, x: mylib.rectified(x), 6)) == ["relu"]
+        with pytest.raises(ModelError, match=r"an operator of its own is not"):
+            program_of(After(lambda m, x: mylib.doubled(x)), numbers(2, 6))
+        with pytest.raises(ModelError, match=r"has no argument 'self', which aten\.relu has"):
+            program_of(After(lambda m, x: mylib.relu(x)), numbers(2, 6))
+    finally:
+        for operator in (mylib.rectified, mylib.doubled, mylib.relu):
+            sc.forget_operator(operator)
+
+
+def test_an_argument_that_a_program_has_not():
+    with pytest.raises(ModelError, match=r"has scale=2"):
+        program_of(After(lambda m, x: torch.ops.aten.elu(x, 1.0, 2.0)), numbers(2, 6))
+    with pytest.raises(ModelError, match="bounds that are tensors"):
+        program_of(After(lambda m, x: x.clamp(min=x.mean(1, keepdim=True))), numbers(2, 6))

@@ -1,0 +1,17 @@
+"""The small networks: one for each construct that removal of channels has to understand.
+
+No two dims of a network are equal by accident, since equal sizes hide errors.
+"""
+
+from __future__ import annotations
+
+from ..zoo import Network
+from .attention import ATTENTION
+from .blocks import BLOCKS
+from .channels import CHANNELS
+from .conv import CONV
+from .dense import DENSE
+from .joins import JOINS
+from .recurrent import RECURRENT
+
+SMALL: tuple[Network, ...] = (*CONV, *CHANNELS, *JOINS, *DENSE, *RECURRENT, *ATTENTION, *BLOCKS)
