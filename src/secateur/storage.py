@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import StorageError, WriteError
+from secateur.text import shown
 
 try:
     import fcntl
@@ -327,16 +328,17 @@ def _decoded(text: str) -> Any:
 
 def _opened(path: str | Path) -> BinaryIO:
     """Open a plain file to read, nothing that could make a reader wait or change what it names."""
+    name = shown(str(path), 4096)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StorageError(f"{path}: no such file") from error
+        raise StorageError(f"{name}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL or half a surrogate pair
-        raise StorageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise StorageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-    raise StorageError(f"{path}: is {what}, not a file")
+    raise StorageError(f"{name}: is {what}, not a file")
 
 
 def pack_bits(mask: Tensor) -> Tensor:
