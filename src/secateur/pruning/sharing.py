@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, MaskError
+from secateur.errors import BudgetError, MaskError, TargetError
 from secateur.pruning.holding import (
     Level,
     Optimizers,
@@ -205,6 +205,8 @@ def share_weights(
     if masks is not None:
         masks.bind(model).check()
     for name, target in targets.items():
+        if target.weight.is_complex():
+            raise TargetError(f"{name}: its weights are complex, and shared values are real; exclude it")
         require_finite(name, target.weight, _FINITE)
     clusters: dict[str, Tensor] = {}
     for name, target in targets.items():
