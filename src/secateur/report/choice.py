@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from secateur.storage import load_tensors, replacing
 
 Metrics = Mapping[str, Any]
 _DENSE = "accuracy_dense_validation"
+_LATENCY, _DENSE_LATENCY = "measured latency, batch of one, ms", "latency_dense_ms"
 _ROUNDING = 1e-9  # percentage points: what a mean's last digits may be off
 
 
@@ -54,14 +56,8 @@ QUANTITIES = {
     quantity.name: quantity
     for quantity in (
         Quantity("bytes", "bytes_sparse", "bytes in a sparse form, indices counted", _dense_bytes),
-        Quantity(
-            "latency",
-            "latency_ms",
-            "measured latency, batch of one, ms",
-            lambda metrics: metrics.get("latency_dense_ms"),
-            over="latency_dense_ms",
-        ),
-        Quantity("macs", "macs", "multiply-adds, zeros counted", lambda metrics: metrics.get("macs_dense")),
+        Quantity("latency", "latency_ms", _LATENCY, methodcaller("get", _DENSE_LATENCY), over=_DENSE_LATENCY),
+        Quantity("macs", "macs", "multiply-adds, zeros counted", methodcaller("get", "macs_dense")),
         Quantity("parameters", "parameters", "parameters, zeros counted", _dense_parameters),
     )
 }
