@@ -17,11 +17,8 @@ from secateur.data.idx import read_idx
 from secateur.errors import DataError
 
 # md5 of the uncompressed bytes: training images and labels, test images and labels
-STEMS = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+STEMS = tuple(
+    f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 MD5 = {
     "mnist": (
@@ -70,8 +67,7 @@ def mnist(
     ``download`` is off. ``normalise``: to mean 0 and deviation 1 by the training split; otherwise pixels
     are 0 to 1. Raises DataError for files that are missing or are not the canonical ones.
     """
-    classes = tuple(str(digit) for digit in range(10))
-    return _load("mnist", classes, validation, seed, download, normalise)
+    return _load("mnist", tuple("0123456789"), validation, seed, download, normalise)
 
 
 def fashion_mnist(
