@@ -110,9 +110,8 @@ def _with_number(space: Workspace, node: Operator, source: Place, weights: Weigh
     if number is None:
         tensor = weights[node["tensor"]]
         dims = len(node["shape"])
-        per_channel = (
-            tensor.reshape((1,) * (dims + 1 - tensor.ndim) + tensor.shape)[0] if tensor.ndim else tensor
-        )
+        shape = (*(1,) * (dims + 1 - tensor.ndim), *tensor.shape)
+        per_channel = tensor.reshape(shape)[0] if tensor.ndim else tensor
         if per_channel.size not in (1, source.channels) or per_channel.shape[1:] != (1,) * (dims - 1):
             raise UnsupportedError(f"{kind} with a tensor of shape {tensor.shape}")
         number = per_channel.reshape(-1)
@@ -155,9 +154,8 @@ def _plan_softmax(space: Workspace, node: Operator, given: Sequence[Place], weig
     if node["dim"] not in (1, -1) or not source.flat:
         raise UnsupportedError(f"{node['op']} over dim {node['dim']}")
     out = space.new(node["shape"])
-    logarithm = int(node["op"] == "log_softmax")
-    row = [SOFTMAX, source.offset, out.offset, source.channels, source.plane, logarithm]
-    space.table.append(row)
+    row = [SOFTMAX, source.offset, out.offset, source.channels, source.plane]
+    space.table.append([*row, int(node["op"] == "log_softmax")])
     return out
 
 

@@ -15,6 +15,13 @@ import numpy as np
 
 from .codes import COPY, WIDTH, ZERO
 
+_DTYPES = {  # of the numbers, in the order in which the kernels take them
+    "values": np.float32,
+    "addresses": np.uint32,
+    "pointers": np.uint64,
+    "constants": np.float32,
+    "masks": np.uint8,
+}
 _WIDEST = 255  # what a byte holds
 
 
@@ -55,11 +62,7 @@ class Workspace:
     def __init__(self, batch: int, border: tuple[int, int]) -> None:
         self.batch, self.border = batch, border
         self.table: list[list[int]] = []
-        self.values: list[np.ndarray] = []
-        self.addresses: list[np.ndarray] = []
-        self.pointers: list[np.ndarray] = []
-        self.constants: list[np.ndarray] = []
-        self.masks: list[np.ndarray] = []
+        self._numbers: dict[str, list[np.ndarray]] = {name: [] for name in _DTYPES}
         self.size = 0
         self._known: dict[Any, int] = {}
         self._free: list[tuple[int, int]] = []
@@ -116,22 +119,35 @@ class Workspace:
 
     # -- numbers ------------------------------------------------------------------------------------------
 
+    def numbers(self) -> tuple[np.ndarray, ...]:
+        """Return the values, addresses, pointers, constants and masks, each joined to one array."""
+        joined = (
+            np.concatenate([np.zeros(0), *self._numbers[name]]).astype(_DTYPES[name]) for name in _DTYPES
+        )
+        return tuple(map(np.ascontiguousarray, joined))
+
+    def _add(self, name: str, part: np.ndarray) -> int:
+        """Keep some numbers more; return where they will begin."""
+        start = sum(map(len, self._numbers[name]))
+        self._numbers[name].append(part)
+        return start
+
     def constant(self, *numbers: float) -> int:
         """Return where these numbers stand one after the other."""
         if numbers not in self._known:
-            self._known[numbers] = add(self.constants, np.array(numbers, np.float32))
+            self._known[numbers] = self._add("constants", np.array(numbers, np.float32))
         return self._known[numbers]
 
     def vector(self, tensor: np.ndarray | None) -> int:
         """Return where a tensor's entries stand, -1 for none."""
-        return -1 if tensor is None else add(self.constants, tensor.reshape(-1))
+        return -1 if tensor is None else self._add("constants", tensor.reshape(-1))
 
     def rows(self, numbers: np.ndarray, rows: np.ndarray, count: int, addresses: np.ndarray) -> int:
         """Store the non-zeros of ``count`` rows, given in order; return where their pointers begin."""
         ends = np.cumsum(np.bincount(rows, minlength=count))
-        start = add(self.values, numbers)
-        add(self.addresses, addresses, start)
-        return add(self.pointers, start + np.concatenate([[0], ends]))
+        start = self._add("values", numbers)
+        self._add("addresses", addresses)
+        return self._add("pointers", start + np.concatenate([[0], ends]))
 
     def columns(
         self, numbers: np.ndarray, columns: np.ndarray, count: int, rows: np.ndarray
@@ -145,10 +161,10 @@ class Workspace:
         ends = np.cumsum(zeros + 1)
         filled, wide = np.zeros(int((zeros + 1).sum()), np.float32), np.full(int((zeros + 1).sum()), _WIDEST)
         filled[ends - 1], wide[ends - 1] = numbers, gaps
-        start = add(self.constants, filled)
-        shift = add(self.masks, wide.astype(np.uint8)) - start
+        start = self._add("constants", filled)
+        shift = self._add("masks", wide.astype(np.uint8)) - start
         stops = np.cumsum(np.bincount(columns, zeros + 1, minlength=count)).astype(np.int64)
-        return add(self.pointers, start + np.concatenate([[0], stops])), shift
+        return self._add("pointers", start + np.concatenate([[0], stops])), shift
 
     def mask(self, place: Place) -> int:
         """Return where the bytes are that say which columns of a plane belong to an image; -1: all."""
@@ -159,7 +175,9 @@ class Workspace:
             columns = np.arange(place.plane)
             inside = columns % place.image
             mask = (columns < self.batch * place.image) & (inside // place.row < place.height)
-            self._known[key] = add(self.masks, (mask & (inside % place.row < place.width)).astype(np.uint8))
+            self._known[key] = self._add(
+                "masks", (mask & (inside % place.row < place.width)).astype(np.uint8)
+            )
         return self._known[key]
 
     # -- copies -------------------------------------------------------------------------------------------
@@ -202,18 +220,9 @@ def sizes(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (channels, height, width) of a value's shape without the batch."""
     if not 1 <= len(shape) <= 3:
         raise UnsupportedError(f"a value of shape {tuple(shape)}")
-    channels, height, width = {1: (*shape, 1, 1), 2: (shape[0], 1, shape[-1]), 3: tuple(shape)}[len(shape)]
-    return channels, height, width
+    return shape[0], shape[1] if len(shape) == 3 else 1, shape[-1] if len(shape) > 1 else 1
 
 
 def rounded(floats: int) -> int:
     """Return the next multiple of what the narrowest kernel writes."""
     return -(-floats // WIDTH) * WIDTH
-
-
-def add(parts: list[np.ndarray], part: np.ndarray, at: int | None = None) -> int:
-    """Append an array to a list that will be joined; return where it will begin."""
-    start = sum(len(p) for p in parts)
-    assert at is None or at == start
-    parts.append(part)
-    return start
