@@ -82,12 +82,9 @@ def _read(file: Path) -> tuple[dict[str, Array], list[str]]:
 
 
 def _wanted(file: Path, members: dict[str, Any]) -> tuple[str, ...]:
-    four = [name for name in FOUR if name in members]
-    two = [name for name in TWO if name in members]
-    if len(four) == 4 and not two:
-        return FOUR
-    if len(two) == 2 and not four:
-        return TWO
+    for wanted, others in ((FOUR, TWO), (TWO, FOUR)):
+        if members.keys() >= set(wanted) and members.keys().isdisjoint(others):
+            return wanted
     shown = ", ".join(sorted(members)[:12]) or "nothing"
     raise DataError(f"{file}: holds {shown}; {', '.join(FOUR)}, or else x, y, are right")
 

@@ -12,6 +12,7 @@ from secateur.report.drawing import QUOTED, Plot, add_dense, axes_of, coloured, 
 from secateur.report.pareto import Front, Spot, fronts_of
 
 _JOINED = "lines+markers"
+_SCALES = {"sparsity": 100}
 _AXES = {
     "sparsity": "sparsity, %",
     "compression_rate": "compression rate, log scale",
@@ -61,14 +62,11 @@ def accuracy_plot(
 def _curve(
     members: Sequence[Group], against: str, metric: str, name: str, colour: str, dash: str
 ) -> list[Plot]:
-    points = [
-        (_scaled(x, against), y, g) for g in members if (x := g.figure(against)) and (y := g.figure(metric))
-    ]
+    points = _along(members, against, metric)
     if not points:
         return []
-    points.sort(key=lambda point: point[0])
-    trace = means_of(name, [x for x, _, _ in points], [y for _, y, _ in points], mode=_JOINED)
-    texts = [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, y, g in points]
+    trace = means_of(name, [x for x, _, _ in points], [y for _, _, y in points], mode=_JOINED)
+    texts = [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, g, y in points]
     line = {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5}
     return [trace | {"text": texts, "hoverinfo": "text", "line": line, "marker": {"size": 6}}]
 
@@ -77,33 +75,30 @@ def counts_plot(groups: Sequence[Group]) -> Plot | None:
     """Parameters and non-zeros left against sparsity: zeros alone leave the parameters as many."""
     traces: list[Plot] = []
     for colour, (name, members) in coloured(series_of(groups).items()):
-        points = [
-            (100 * s.mean, p, n)
-            for g in members
-            if (s := g.figure("sparsity")) and (p := g.figure("parameters")) and (n := g.figure("nonzero"))
-        ]
-        points.sort(key=lambda point: point[0])
-        xs = [x for x, _, _ in points]
-        traces += [
-            _count_line(f"{name}, non-zero", xs, [n for _, _, n in points], colour, "solid"),
-            _count_line(f"{name}, parameters", xs, [p for _, p, _ in points], colour, "dot"),
-        ]
-    traces = [trace for trace in traces if trace["x"]]
+        points = _along(members, "sparsity", "nonzero", "parameters")
+        if points:
+            xs, _, nonzero, parameters = zip(*points, strict=True)
+            traces.append(_count_line(f"{name}, non-zero", xs, nonzero, colour, "solid"))
+            traces.append(_count_line(f"{name}, parameters", xs, parameters, colour, "dot"))
     return {"data": traces, "layout": axes_of("sparsity, %", "count")} if traces else None
 
 
-def _count_line(name: str, xs: list[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
+def _count_line(name: str, xs: Sequence[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
     line = {"color": colour, "dash": dash, "width": 1.5}
     return means_of(name, xs, counts, 1, mode=_JOINED) | {"line": line, "marker": {"size": 5}}
 
 
-def _scaled(figure: Figure, against: str) -> float:
-    return 100 * figure.mean if against == "sparsity" else figure.mean
+def _along(members: Sequence[Group], against: str, *metrics: str) -> list[tuple[Any, ...]]:
+    """The groups that have all these figures, along the axis: (place, group, figure of each metric)."""
+    scale = _SCALES.get(against, 1)
+    found = [(group, [group.figure(metric) for metric in (against, *metrics)]) for group in members]
+    points = [(scale * x.mean, group, *ys) for group, (x, *ys) in found if x and all(ys)]
+    return sorted(points, key=lambda point: point[0])
 
 
 def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str) -> list[Plot]:
     """Quoted figures, where their point is one of ours (its sparsity is then ours)."""
-    scale = 100 if against == "sparsity" else 1
+    scale = _SCALES.get(against, 1)
     traces: list[Plot] = []
     for metric, symbol in (("accuracy_retrained", "x"), ("accuracy_pruned", "x-open")):
         points: list[tuple[float, float, str]] = []
@@ -189,11 +184,8 @@ def layers_plot(groups: Sequence[Group]) -> Plot | None:
     shown = [group for group in groups if group.trials[0].get("layers")]
     if not shown:
         return None
-    names = list(dict.fromkeys(row["name"] for g in shown for row in g.trials[0]["layers"]))
-    grid = []
-    for group in shown:
-        by_name = {row["name"]: 100 * row["sparsity"] for row in group.trials[0]["layers"]}
-        grid.append([by_name.get(name) for name in names])
+    rows = [{row["name"]: 100 * row["sparsity"] for row in g.trials[0]["layers"]} for g in shown]
+    names = list(dict.fromkeys(name for row in rows for name in row))
     layout = axes_of("", "")
     layout["height"] = 160 + 22 * len(shown)
     layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "type": "category", "title": None}
@@ -202,7 +194,7 @@ def layers_plot(groups: Sequence[Group]) -> Plot | None:
         "type": "heatmap",
         "x": names,
         "y": [group.label for group in shown],
-        "z": grid,
+        "z": [[row.get(name) for name in names] for row in rows],
         "zmin": 0,
         "zmax": 100,
         "colorscale": [[0, "#f3f6fa"], [0.5, "#8fb4d9"], [1, "#123a63"]],

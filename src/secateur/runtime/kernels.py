@@ -110,14 +110,12 @@ def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
     transposed = op[11] == 1 and op[12] != 1 and op[16] == 1 and min(op[7], op[8]) >= codes.WIDTH
     for a in range(op[5]):
         for b in range(op[6]):
+            here, there = start + a * op[9] + b * op[10], to + a * op[13] + b * op[14]
             if transposed:
-                _run_transposition(
-                    op, start + a * op[9] + b * op[10], to + a * op[13] + b * op[14], source, target
-                )
+                _run_transposition(op, here, there, source, target)
                 continue
             for c in range(op[7]):
-                s = start + a * op[9] + b * op[10] + c * op[11]
-                t = to + a * op[13] + b * op[14] + c * op[15]
+                s, t = here + c * op[11], there + c * op[15]
                 if op[12] == 1 and op[16] == 1:
                     for d in range(op[8]):
                         target[t + d] = source[s + d]

@@ -130,9 +130,8 @@ def _step(
     except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise ProgramError(f"{node['output']} ({node['op']}) cannot be computed: {error}") from error
     if list(result.shape[1:]) != list(node["shape"]):
-        raise ProgramError(
-            f"{node['output']} ({node['op']}) is {result.shape[1:]}, not {tuple(node['shape'])}"
-        )
+        shape = tuple(node["shape"])
+        raise ProgramError(f"{node['output']} ({node['op']}) is {result.shape[1:]}, not {shape}")
     return result
 
 
@@ -345,9 +344,8 @@ def _check(network: Network, folder: str) -> int:
     passed = error <= CHECK_TOLERANCE
     moved = network.metadata.get("deviation")
     note = "" if moved is None else f" (packing moved the network's outputs by {moved:.1e})"
-    print(
-        f"max relative error {error:.1e} on a batch of {len(inputs[0])}{note}: {'OK' if passed else 'FAILED'}"
-    )
+    verdict = "OK" if passed else "FAILED"
+    print(f"max relative error {error:.1e} on a batch of {len(inputs[0])}{note}: {verdict}")
     return 0 if passed else 1
 
 
