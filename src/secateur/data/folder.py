@@ -36,15 +36,8 @@ def image_folder(*, path: str | Path, size: int, validation: int | float = 0.1, 
     _check_size(root, size, train, test or {})
     decoded = [*_decoded(train, size), *(_decoded(test, size) if test else ())]
     arrays = Arrays(*decoded) if test else fifth_as_test(str(root), *decoded)
-    return assemble(
-        "image-folder",
-        arrays,
-        tuple(train),
-        validation=validation,
-        seed=seed,
-        options={"size": size},
-        scale=255.0,
-    )
+    drawn = {"validation": validation, "seed": seed}
+    return assemble("image-folder", arrays, tuple(train), **drawn, options={"size": size}, scale=255.0)
 
 
 def _listed(folder: Path) -> dict[str, list[Path]]:

@@ -52,16 +52,9 @@ def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0
     ]
     arrays = Arrays(*read) if len(read) == 4 else fifth_as_test(str(file), *read)
     classes = _classes(str(file), arrays)
-    return assemble(
-        "npz",
-        arrays,
-        classes,
-        validation=validation,
-        seed=seed,
-        options={"normalise": normalise},
-        normalise=normalise,
-        note=f"arrays not read: {', '.join(ignored)}" if ignored else "",
-    )
+    drawn, options = {"validation": validation, "seed": seed}, {"normalise": normalise}
+    note = f"arrays not read: {', '.join(ignored)}" if ignored else ""
+    return assemble("npz", arrays, classes, **drawn, options=options, normalise=normalise, note=note)
 
 
 def _read(file: Path) -> tuple[dict[str, Array], list[str]]:

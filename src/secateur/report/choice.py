@@ -213,10 +213,8 @@ def write_choice(choice: Choice, out: Path) -> Files:
     Each file is replaced as a whole. Raises StorageError where the network is missing, damaged, or not the
     trial's.
     """
-    place = ("trials", choice.trial["id"])
-    model, masks = (
-        inside(choice.chosen.folder, *place, f"{name}.safetensors") for name in ("model", "masks")
-    )
+    place = (choice.chosen.folder, "trials", choice.trial["id"])
+    model, masks = (inside(*place, f"{name}.safetensors") for name in ("model", "masks"))
     if not model.is_file():
         raise StorageError(f"{model}: no such file; the chosen trial's network is not beside its results")
     if (model.parent / RESULT).exists():  # else nothing says what the files were

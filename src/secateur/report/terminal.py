@@ -133,14 +133,10 @@ def progress(console: Console, quiet: bool) -> Iterator[Reporter]:
     elif not console.is_terminal:
         yield _Lines(console)
     else:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[epoch]}", style="dim", markup=False),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
+        label = TextColumn("{task.description}", markup=False)
+        done = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        epoch = TextColumn("{task.fields[epoch]}", style="dim", markup=False)
+        with Progress(label, *done, epoch, console=console, transient=True) as bar:
             yield _Bars(bar)
 
 

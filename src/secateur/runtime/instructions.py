@@ -178,7 +178,7 @@ def _plan_reshape(space: Workspace, node: Operator, given: Sequence[Place], weig
         dims.append((size, own, step * features.plane))
     if source.flat:
         dims = [(size, there, here) for size, here, there in dims]
-    space.block(dims, source.offset, out.offset, source.callers)
+    space.block(dims, source, out)
     return out
 
 
@@ -187,10 +187,10 @@ def _plan_slice(space: Workspace, node: Operator, given: Sequence[Place], weight
     steps = [source.plane, source.row, 1]
     axis = _axes(node)[node["dim"] - 1]
     start, _, step = slice(node["start"], node["stop"], node["step"]).indices(sizes(source.shape)[axis])
-    offset = source.offset + start * steps[axis]
+    first = replace(source, offset=source.offset + start * steps[axis])
     steps[axis] *= step
     dims = zip((out.channels, out.height, out.width), steps, (out.plane, out.row, 1), strict=True)
-    space.block([*dims, (space.batch, source.image, out.image)], offset, out.offset)
+    space.block([*dims, (space.batch, source.image, out.image)], first, out)
     return out
 
 

@@ -190,25 +190,19 @@ class Workspace:
             (min(source.height, to.height), source.row, to.row),
             (min(source.width, to.width), 1, 1),
         ]
-        self.block(dims, source.offset, to.offset, source.callers, to.callers)
+        self.block(dims, source, to)
 
-    def block(
-        self,
-        dims: Sequence[tuple[int, int, int]],
-        source: int,
-        to: int,
-        from_caller: bool = False,
-        to_caller: bool = False,
-    ) -> None:
-        """Copy up to four dims of (size, stride, stride there), the longest strides there outermost, from and
-        to the arena or the caller's arrays."""
+    def block(self, dims: Sequence[tuple[int, int, int]], source: Place, to: Place) -> None:
+        """Copy up to four dims of (size, stride, stride there), the longest strides there outermost, from
+        where one place begins to where another does."""
         joined: list[tuple[int, int, int]] = []
         for size, down, up in sorted((dim for dim in dims if dim[0] != 1), key=lambda dim: -dim[2]):
             if joined and joined[-1][1:] == (size * down, size * up):  # two dims, one after the other as one
                 size *= joined.pop()[0]
             joined.append((size, down, up))
         lengths, downs, ups = zip(*([(1, 1, 1)] * (4 - len(joined)) + joined), strict=True)
-        self.table.append([COPY, int(from_caller), int(to_caller), source, to, *lengths, *downs, *ups])
+        row = [COPY, int(source.callers), int(to.callers), source.offset, to.offset]
+        self.table.append([*row, *lengths, *downs, *ups])
 
     def clear(self, place: Place) -> Place:
         """Fill a place with zeros."""
