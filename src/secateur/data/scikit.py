@@ -37,13 +37,9 @@ def make_classification(
         n_samples=2500, n_features=features, n_classes=2, n_clusters_per_class=2, random_state=42
     )
     arrays = _parted(points, labels, 0.3, 42)
-    drawn, options = (
-        {"validation": validation, "seed": seed},
-        {"features": features, "standardise": standardise},
-    )
-    return assemble(
-        "make-classification", arrays, ("0", "1"), **drawn, options=options, normalise=standardise
-    )
+    drawn = {"validation": validation, "seed": seed}
+    more = {"options": {"features": features, "standardise": standardise}, "normalise": standardise}
+    return assemble("make-classification", arrays, ("0", "1"), **drawn, **more)
 
 
 def _parted(inputs: Array, labels: Array, share: float, state: int) -> Arrays:

@@ -214,7 +214,8 @@ def sizes(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (channels, height, width) of a value's shape without the batch."""
     if not 1 <= len(shape) <= 3:
         raise UnsupportedError(f"a value of shape {tuple(shape)}")
-    return shape[0], shape[1] if len(shape) == 3 else 1, shape[-1] if len(shape) > 1 else 1
+    channels, height, width = {1: (*shape, 1, 1), 2: (shape[0], 1, shape[-1]), 3: tuple(shape)}[len(shape)]
+    return channels, height, width
 
 
 def rounded(floats: int) -> int:
