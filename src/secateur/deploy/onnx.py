@@ -142,18 +142,17 @@ def export_onnx(
     draws = list(_draws(model, (args, named), _batch_size((args, named))))
     captured = _captured(model, (args, named), draws[0][0])
     feed, content = _converted(captured, opset)
-    error = _checked(model, session_of(content, type(model).__name__), feed, draws)
+    name = type(model).__name__
+    error = _checked(model, session_of(content, name), feed, draws)
     sizes = tuple(number for number, _, _ in draws)
     if not int8:
         return _written(path, content, Exported(path, 0, error, False, sum(sizes), sizes))
     layers = layers_of(model, content)
     read = list(calibration(model, data, feed, _cpu(dict(kwargs or {})))) if data is not None else None
     content, made = quantised(model, content, read, int8 == "dynamic", reduce_range)
-    loaded = session_of(content, type(model).__name__)
+    loaded = session_of(content, name)
     pairs = read or [(feed(inputs), outputs) for _, inputs, outputs in draws]
-    error, agreement, sizes = measured(
-        model, lambda arrays: _ran(loaded, arrays, type(model).__name__), pairs
-    )
+    error, agreement, sizes = measured(model, lambda arrays: _ran(loaded, arrays, name), pairs)
     if read is None:
         agreement = None  # numbers drawn at random have no class to agree on
     done = Exported(path, 0, error, True, sum(sizes), tuple(sorted(set(sizes))), agreement, (made, layers))

@@ -204,7 +204,9 @@ def unpack(
     if contents.model is None:
         _fill_state(model, tensors, path, allow_nonfinite)
     else:
-        _reshape(model, contents, tensors, path, allow_nonfinite)
+        described = contents.model if isinstance(contents.model, dict) else {}
+        own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
+        restore(model, own, {**described, "tied": contents.tied}, path, allow_nonfinite=allow_nonfinite)
     return model
 
 
@@ -367,16 +369,3 @@ def _fill_state(
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
-
-
-def _reshape(
-    model: nn.Module,
-    contents: Contents,
-    tensors: Mapping[str, Tensor],
-    path: str | Path,
-    allow_nonfinite: bool,
-) -> None:
-    """Give the model the shapes and values that the file says, once it is known to say them."""
-    described = contents.model if isinstance(contents.model, dict) else {}
-    own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
-    restore(model, own, {**described, "tied": contents.tied}, path, allow_nonfinite=allow_nonfinite)

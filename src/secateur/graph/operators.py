@@ -240,12 +240,9 @@ def _packet(operator: Any) -> Any:
     return operator
 
 
-def _named() -> dict[Any, Operator]:
-    aten = torch.ops.aten
-    return {getattr(aten, name): row for name, row in ROWS if hasattr(aten, name)}
-
-
-OPERATORS: dict[Any, Operator] = _named()
+OPERATORS: dict[Any, Operator] = {
+    getattr(torch.ops.aten, name): row for name, row in ROWS if hasattr(torch.ops.aten, name)
+}
 
 
 def plain(packet: Any) -> Any:

@@ -133,14 +133,12 @@ class Ablation:
             rows = _like(whole, number).unflatten(0, (number, -1))
             rows[len(units) :] = whole
             for row, unit in zip(rows, units, strict=False):
-                torch.sub(
-                    whole, self._delta(index, before[operand], self._entries(name, read, unit)), out=row
-                )
+                delta = self._delta(index, before[operand], self._entries(name, read, unit))
+                torch.sub(whole, delta, out=row)
             values[index] = rows.flatten(0, 1)
         for index in way.affected:
-            instead = {
-                at: self._without(name, units, values[at], read) for at, read in way.later.get(index, ())
-            }
+            later = way.later.get(index, ())
+            instead = {at: self._without(name, units, values[at], read) for at, read in later}
             values[index] = graph.run(index, values, instead)
             for read in way.last.get(index, ()):
                 values.pop(read, None)

@@ -18,7 +18,7 @@ from secateur.pruning.criteria import Criterion, Rows, check_telling
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
-from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
+from secateur.pruning.selection import Cut, PatternCut, Scores, on_threads
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import UnitBudget, prune_units
 from secateur.pruning.targets import Target, Targets, check_computed_weights, find_targets
@@ -61,19 +61,18 @@ class Block:
     def gather(self, scores: Scores) -> Scores:
         """Return the scores of the blocks, from the scores of their entries."""
         height, width = scores.shape[0], scores.numel // scores.shape[0]
+        size = self.height, self.width
 
         def rows(blocks: slice) -> Tensor:
             inside = slice(blocks.start * self.height, min(blocks.stop * self.height, height))
             matrix = scores.rows(inside).reshape(-1, width)
-            return torch.nn.functional.avg_pool2d(
-                matrix[None].float(), (self.height, self.width), ceil_mode=True
-            )[0]
+            return torch.nn.functional.avg_pool2d(matrix[None].float(), size, ceil_mode=True)[0]
 
         shape = (-(-height // self.height), -(-width // self.width))
         masked = None
         if scores.masked is not None:
             alive = (~scores.masked).reshape(1, height, width).float()
-            masked = torch.nn.functional.max_pool2d(alive, (self.height, self.width), ceil_mode=True)[0] == 0
+            masked = torch.nn.functional.max_pool2d(alive, size, ceil_mode=True)[0] == 0
         return Scores(scores.name, shape, rows, masked)
 
     def spread(self, pruned: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -169,7 +168,7 @@ def prune(
         entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
         cuts = cast(Budget, budget)(entries, {name: t.weight for name, t in targets.items()})
         _try_on_scrap(shrinkage, cuts)
-        with one_thread():
+        with on_threads(1):
             pruned = {name: _pruned(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
         for name, masked in earlier.items():
             _check_room(name, pruned[name], masked, cuts[name])
@@ -177,7 +176,7 @@ def prune(
         peers.compare(pruned)
 
     kept: dict[str, Tensor] = {}
-    with one_thread():
+    with on_threads(1):
         for name, target in targets.items():
             if name in earlier:
                 target.weight.masked_fill_(earlier[name], 0)

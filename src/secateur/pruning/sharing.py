@@ -267,9 +267,8 @@ def clustered(values: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         near = ordered[edges[index] : edges[index + 1]]
         codebook[index] = near[np.abs(near).argmin()]
     codebook = codebook[used]
-    used, members = np.unique(
-        np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values), return_inverse=True
-    )
+    nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values)
+    used, members = np.unique(nearest, return_inverse=True)
     return codebook[used], members
 
 

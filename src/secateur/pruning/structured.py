@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -71,25 +72,17 @@ class ParameterShare(Share):
     counted: ClassVar[str] = "the network's parameters"
 
     def __call__(self, scores: Mapping[str, Scores], structure: Structure, min_kept: int) -> dict[str, Cut]:
-        def tried(count: int) -> tuple[dict[str, Cut], float]:
-            cuts = cut_keeping(scores, count, min_kept)
-            return cuts, self.share(structure, _taken(cuts, scores))
+        def share(count: int) -> float:
+            return self.share(structure, _taken(cut_keeping(scores, count, min_kept), scores))
 
-        low, high = -1, sum(max(0, s.numel - min_kept) for s in scores.values())
-        best, most = tried(high)
-        if most < self.sparsity:
+        every = sum(max(0, s.numel - min_kept) for s in scores.values())
+        if (most := share(every)) < self.sparsity:
             raise BudgetError(
                 f"ParameterShare({self.sparsity}) cannot be met: with {min_kept} units left in each group "
                 f"{most:.4f} of the network's parameters go"
             )
-        while high - low > 1:
-            middle = (low + high) // 2
-            cuts, share = tried(middle)
-            if share >= self.sparsity:
-                best, high = cuts, middle
-            else:
-                low = middle
-        return best
+        least = bisect.bisect_left(range(every), self.sparsity, key=share)
+        return cut_keeping(scores, least, min_kept)
 
     def share(self, structure: Structure, pruned: Mapping[str, Array]) -> float:
         """Return the share of the network's parameters that leave it with some units."""
@@ -211,11 +204,8 @@ def select_groups(
             hit |= found
         chosen = {n: g for n, g in chosen.items() if (n in hit) == (which == "include")}
     if not chosen:
-        why = (
-            " that the include and exclude patterns leave"
-            if include or exclude
-            else "; print(structure) says why"
-        )
+        left = " that the include and exclude patterns leave"
+        why = left if include or exclude else "; print(structure) says why"
         raise TargetError(f"{type(structure.model).__name__} has no group of units to prune{why}")
     return chosen
 

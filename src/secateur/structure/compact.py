@@ -385,13 +385,9 @@ class _Trial:
 
     def _blamed(self, current: Mapping[str, Array], stack: list[str]) -> list[str]:
         """The groups with a tensor in the module that failed, innermost first."""
-        for path in reversed(stack):
-            prefix = f"{path}." if path else ""
-            inside = [
-                name
-                for name in current
-                if path and any(part.name.startswith(prefix) for part in self.structure.groups[name].slices)
-            ]
+        for path in filter(None, reversed(stack)):
+            slices = {name: self.structure.groups[name].slices for name in current}
+            inside = [n for n, parts in slices.items() if any(p.name.startswith(f"{path}.") for p in parts)]
             if inside:
                 return inside
         return []

@@ -108,11 +108,9 @@ def readers_of(structure: Structure) -> dict[str, list[Read]]:
     readers: dict[str, list[Read]] = {}
     for name, group in structure.groups.items():
         parts = [part for part in group.slices if part.reads]
-        known = all((part.name, part.dim) in by_place for part in parts)
-        if known and parts and not elsewhere[name]:
-            readers[name] = [read for part in parts for read in by_place[(part.name, part.dim)]]
-        else:
-            readers[name] = []
+        places = [(part.name, part.dim) for part in parts if not elsewhere[name]]
+        known = by_place.keys() >= set(places)
+        readers[name] = [read for place in places for read in by_place[place]] if known else []
     return readers
 
 

@@ -79,14 +79,8 @@ def _convolutions() -> Iterator[LayerView]:
     for kernel, (conv, transposed) in enumerate(zip(plain, turned, strict=True), 1):
         row = LayerView(conv, kernel=kernel, channels=-1 - kernel, product="windows")
         yield replace(row, sizes={"out_channels": 0, "in_channels": 1})
-        yield replace(
-            row,
-            cls=transposed,
-            output_dim=1,
-            input_dim=0,
-            product=None,
-            sizes={"in_channels": 0, "out_channels": 1},
-        )
+        row = replace(row, cls=transposed, output_dim=1, input_dim=0, product=None)
+        yield replace(row, sizes={"out_channels": 1, "in_channels": 0})
 
 
 _RECURRENT: dict[str, Size] = {
