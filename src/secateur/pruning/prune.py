@@ -15,6 +15,7 @@ from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
 from secateur.pruning.criteria import Criterion, Rows, check_telling
+from secateur.pruning.given import check_cuts, check_scores, put_back, scores_given, zeroed_by
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
@@ -167,8 +168,8 @@ def prune(
         scores = _scored(cast(Criterion, criterion), targets, data, loss, earlier)
         check_telling(criterion, list(scores.values()), data, loss)
         entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
-        cuts = cast(Budget, budget)(entries, {name: t.weight for name, t in targets.items()})
-        _try_on_scrap(shrinkage, cuts)
+        weights: dict[str, Tensor] = {name: t.weight for name, t in targets.items()}
+        cuts = check_cuts(budget, cast(Budget, budget)(entries, weights), targets)
         with one_thread():
             pruned = {name: _pruned(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
         for name, masked in earlier.items():
@@ -177,11 +178,12 @@ def prune(
         peers.compare(pruned)
 
     kept: dict[str, Tensor] = {}
-    with one_thread():
+    with one_thread(), put_back({} if shrinkage == Hard() else weights):
         for name, target in targets.items():
             if name in earlier:
                 target.weight.masked_fill_(earlier[name], 0)
-            kept[name] = shrinkage(target.weight, pruned.pop(name), cuts[name]).logical_not_()
+            zeroed = zeroed_by(shrinkage, name, target.weight, pruned.pop(name), cuts[name])
+            kept[name] = zeroed.logical_not_()
             if name in earlier:
                 kept[name] &= ~earlier[name]
         if masks is not None:
@@ -324,27 +326,22 @@ def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> 
 def _scored(
     criterion: Criterion, targets: Targets, data: Any, loss: Any, earlier: dict[str, Tensor]
 ) -> dict[str, Scores]:
-    raw = criterion(targets, data, loss)
+    weights = {name: target.weight for name, target in targets.items()}
+    raw = scores_given(criterion, criterion, weights, targets, data, loss)
     missing = [name for name in targets if name not in raw]
     if missing:
         raise CriterionError(
             f"{name_of(criterion)} gave no scores for {missing[0]!r}{nearest(missing[0], raw)}"
         )
+    for name, weight in weights.items():
+        check_scores(criterion, name, raw[name], tuple(weight.shape))
     return {name: _scores(name, t, raw[name], earlier.get(name)) for name, t in targets.items()}
 
 
 def _scores(name: str, target: Target, raw: Tensor | Rows, masked: Tensor | None) -> Scores:
     shape = tuple(target.weight.shape)
     rows = raw.__getitem__ if isinstance(raw, Tensor) else raw
-    if isinstance(raw, Tensor) and tuple(raw.shape) != shape:
-        raise CriterionError(f"{name}: the scores have shape {tuple(raw.shape)}, the weight {shape}")
     return Scores(name, shape, rows, masked, target.input_dim)
-
-
-def _try_on_scrap(shrinkage: Shrinkage, cuts: Any) -> None:
-    """Let the shrinkage refuse the cuts on a scrap of memory, before any weight has changed."""
-    for cut in cuts.values():
-        shrinkage(torch.zeros(1), torch.ones(1, dtype=torch.bool), cut)
 
 
 def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCut) -> None:
