@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, TargetError
+from secateur.copying import check_network
+from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning
 from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
@@ -148,8 +149,7 @@ def prune(
         >>> sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure).units
         {'0 -> 2': (8, 16)}
     """
-    if not isinstance(model, nn.Module):
-        raise TargetError(f"model is {model!r}; it is a network, an instance of torch.nn.Module")
+    check_network(model)
     check(
         criterion, budget, shrinkage=shrinkage, granularity=granularity, units=structure is not None,
         round_to=round_to, min_kept=min_kept,
