@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.copying import check_network
 from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning
-from secateur.pruning.budgets import Budget
+from secateur.pruning.budgets import Budget, is_whole
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
 from secateur.pruning.criteria import Criterion, Rows, check_telling
@@ -57,8 +57,8 @@ class Block:
     width: int
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width) < 1:
-            raise BudgetError(f"Block({self.height}, {self.width}): both sides count from 1")
+        if not all(is_whole(side) and side >= 1 for side in (self.height, self.width)):
+            raise BudgetError(f"Block({self.height!r}, {self.width!r}): both sides count from 1")
 
     def gather(self, scores: Scores) -> Scores:
         """Return the scores of the blocks, from the scores of their entries."""
@@ -276,8 +276,8 @@ def _check_units(budget: Any, shrinkage: Any, granularity: Any, round_to: int, m
         )
     if granularity is not None or shrinkage not in (None, Hard()):
         raise BudgetError("whole units are masked: they go with neither a shrinkage nor a block")
-    if round_to < 1 or min_kept < 1:
-        raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
+    if not all(is_whole(number) and number >= 1 for number in (round_to, min_kept)):
+        raise BudgetError(f"round_to is {round_to!r} and min_kept {min_kept!r}; both count units, from 1")
 
 
 def _check_weights(criterion: Any, budget: Any, granularity: Any) -> None:

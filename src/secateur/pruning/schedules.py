@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any, ClassVar, Protocol
 
 from secateur.errors import BudgetError
+from secateur.pruning.budgets import is_real, is_whole
 from secateur.pruning.capabilities import amount_of, changed, name_of, says
 from secateur.text import shown
 
@@ -47,9 +48,9 @@ class _Stepwise:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if not (is_whole(self.steps) and self.steps >= 1):
             raise BudgetError(f"{self}: steps count from 1")
-        if not 0 <= self.initial < 1:
+        if not (is_real(self.initial) and 0 <= self.initial < 1):
             raise BudgetError(f"{self}: initial is the sparsity to begin from, from 0 to under 1")
 
     def _check(self, final: float) -> None:

@@ -24,7 +24,7 @@ from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores
-from secateur.pruning.targets import matches
+from secateur.pruning.targets import as_patterns, matches
 from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
 from secateur.structure.proof import untraced
@@ -199,7 +199,7 @@ def select_groups(
         if which == "include" and not patterns:
             raise TargetError("include is empty, so it names no group; leave it out to prune all of them")
         hit: set[str] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for pattern in as_patterns(which, patterns):
             found = {
                 name
                 for name, group in structure.groups.items()
