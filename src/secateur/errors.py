@@ -131,6 +131,16 @@ class RecipeError(SecateurError, ValueError):
     """
 
 
+class StepError(SecateurError, RuntimeError):
+    """A recipe's step of a user's own failed: the trial is one that failed, and the study goes on.
+
+    Example:
+        >>> import secateur as sc
+        >>> print(sc.StepError("step 'own:Shrink' failed: KeyError: 'fc1'"))
+        step 'own:Shrink' failed: KeyError: 'fc1'
+    """
+
+
 class StorageError(SecateurError, ValueError):
     """A file of secateur's is missing, damaged, or of another kind.
 

@@ -57,6 +57,13 @@ _DEEPEST = 100
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def as_path(path: Any) -> Path:
+    """Return a path as one; raises StorageError for what is none, arguments that were swapped, say."""
+    if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
+        raise StorageError(f"path is {shown(path)}; it is the name of a file or folder, a text or a Path")
+    return Path(path)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it on success and vanishes on failure.
@@ -64,7 +71,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     A kill at any moment leaves the old file or the new one, never half of one; the temporary file that it
     leaves is ``sweep``'s. Raises WriteError where the file cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     with _written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = _temporary(path)
@@ -328,7 +335,7 @@ def _decoded(text: str) -> Any:
 
 def _opened(path: str | Path) -> BinaryIO:
     """Open a plain file to read, nothing that could make a reader wait or change what it names."""
-    name = shown(str(path), 4096)
+    name = shown(str(as_path(path)), 4096)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):

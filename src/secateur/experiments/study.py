@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import NonFiniteError, RecipeError, SecateurError, StorageError, WriteError
+from secateur.errors import NonFiniteError, RecipeError, SecateurError, StepError, StorageError, WriteError
 from secateur.experiments import queue
 from secateur.experiments.claim import RESULT, Claim, whole_result
 from secateur.experiments.dense import hash_of, seconds_an_epoch
@@ -244,7 +244,7 @@ def finished_or_run(
             return row
         try:
             return run_claimed(plan, seed, claim, (shared or out) / "dense", say)
-        except NonFiniteError as error:
+        except (NonFiniteError, StepError) as error:
             row = failed_row(plan, seed, str(error))
             claim.finish(row, {})
             return row

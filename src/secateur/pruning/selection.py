@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -114,6 +115,10 @@ class Cut:
     ties: int | None = None
     tied: int = 0
     requested: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, (Real, Tensor)) or self.value != self.value:
+            raise BudgetError(f"Cut({self.value!r}): value is a score, a number that is no NaN")
 
     @on_threads(1)
     def pruned(self, scores: Scores) -> Tensor:
