@@ -38,7 +38,8 @@ def index() -> str:
 
 def first_sentence(name: str) -> str:
     """Return the first sentence of a public name's docstring, read from its source."""
-    path = _ROOT.joinpath(*secateur.PUBLIC[name].split(".")).with_suffix(".py")
+    place = _ROOT.joinpath(*secateur.PUBLIC[name].split("."))
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kinds = (ast.ClassDef, ast.FunctionDef)
     node = next(part for part in tree.body if isinstance(part, kinds) and part.name == name)

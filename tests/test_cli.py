@@ -222,7 +222,7 @@ ERRORS = [
     ),
     (("inspect", "--model", "lenet-5", "--input-shape", "-1,9"), "--input-shape -1,9: sizes count from 1"),
     (("inspect", "--model", "lenet-5", "--input-shape", "1,,9"), "write whole numbers with commas"),
-    (("inspect", "--model", "lenet-5", "--weights", "."), "error: .: is not a file"),
+    (("inspect", "--model", "lenet-5", "--weights", "."), "error: .: is a folder, not a file"),
     (("inspect", "--model", "lenet-5", "--weights", "a\nb"), "error: 'a\\nb': no such file"),
     ((*PRUNE, "--budget", "{name: global, sparsity: true}", "--sparsity", "nan"), "sparsity is nan"),
     ((*PRUNE[:-2], "--budget", "{name: global, sparsity: true}"), "sparsity is True"),

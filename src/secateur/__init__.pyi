@@ -109,6 +109,7 @@ from secateur.errors import NonFiniteError as NonFiniteError
 from secateur.errors import DataError as DataError
 from secateur.errors import ModelError as ModelError
 from secateur.errors import RecipeError as RecipeError
+from secateur.errors import StepError as StepError
 from secateur.errors import StorageError as StorageError
 from secateur.errors import WriteError as WriteError
 from secateur.errors import MissingExtraError as MissingExtraError

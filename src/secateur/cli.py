@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import secateur
 from secateur.errors import MissingExtraError, RecipeError, SecateurError, StorageError, WriteError
+from secateur.text import shown
 
 try:
     import typer
@@ -318,8 +319,6 @@ def _console() -> Console:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    from secateur.text import shown
-
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -338,7 +337,6 @@ def _named(option: str, text: str | None) -> Any:
 
 def _yaml(option: str, text: str) -> Any:
     from secateur.experiments.yaml_lines import parse_yaml
-    from secateur.text import shown
 
     try:
         return parse_yaml(text, "").value
@@ -354,8 +352,6 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _integers(option: str, text: str) -> list[int]:
-    from secateur.text import shown
-
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("-?[0-9]{1,19}", part) for part in parts):
         raise RecipeError(f"{option} {shown(text)}: write whole numbers with commas, like 0,1,2")

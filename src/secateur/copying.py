@@ -13,6 +13,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from secateur.errors import ModelError
+from secateur.text import shown
+
+
+def check_network(model: Any) -> None:
+    """Raise ModelError for what is no network."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model is {shown(model)}; it is a network, an instance of torch.nn.Module")
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -20,6 +27,7 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises ModelError where a module holds something that cannot be copied, or lazy parameters.
     """
+    check_network(model)
     if any(map(is_lazy, model.parameters())):
         raise ModelError(f"{type(model).__name__} has lazy parameters; run it once, which gives them a shape")
     try:

@@ -103,7 +103,7 @@ class DataError(SecateurError, ValueError):
         >>> load_data("mnits")
         Traceback (most recent call last):
         ...
-        secateur.errors.DataError: no data set 'mnits'; did you mean 'mnist'? ...
+        secateur.errors.DataError: unknown data set 'mnits'; did you mean 'mnist'? ...
     """
 
 
@@ -128,6 +128,16 @@ class RecipeError(SecateurError, ValueError):
         Traceback (most recent call last):
         ...
         secateur.errors.RecipeError: unknown recipe 'mnits'; did you mean 'mnist'? ...
+    """
+
+
+class StepError(SecateurError, RuntimeError):
+    """A recipe's step of a user's own failed: the trial is one that failed, and the study goes on.
+
+    Example:
+        >>> import secateur as sc
+        >>> print(sc.StepError("step 'own:Shrink' failed: KeyError: 'fc1'"))
+        step 'own:Shrink' failed: KeyError: 'fc1'
     """
 
 

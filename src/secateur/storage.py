@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import StorageError, WriteError
+from secateur.text import shown
 
 try:
     import fcntl
@@ -56,6 +57,13 @@ _DEEPEST = 100
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def as_path(path: Any) -> Path:
+    """Return a path as one; raises StorageError for what is none, arguments that were swapped, say."""
+    if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
+        raise StorageError(f"path is {shown(path)}; it is the name of a file or folder, a text or a Path")
+    return Path(path)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it on success and vanishes on failure.
@@ -63,7 +71,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     A kill at any moment leaves the old file or the new one, never half of one; the temporary file that it
     leaves is ``sweep``'s. Raises WriteError where the file cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     with _written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = _temporary(path)
@@ -327,16 +335,17 @@ def _decoded(text: str) -> Any:
 
 def _opened(path: str | Path) -> BinaryIO:
     """Open a plain file to read, nothing that could make a reader wait or change what it names."""
+    name = shown(str(as_path(path)), 4096)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StorageError(f"{path}: no such file") from error
+        raise StorageError(f"{name}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL or half a surrogate pair
-        raise StorageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise StorageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-    raise StorageError(f"{path}: is {what}, not a file")
+    raise StorageError(f"{name}: is {what}, not a file")
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -316,7 +316,7 @@ def test_a_network_that_cannot_be_exported_is_one_error(net, error, message, tmp
         ({"example_inputs": torch.randn(2, 5)}, r"does not run on example inputs \(\(2, 5\)"),
         ({"example_inputs": torch.randn(0, 6)}, r"hold no tensor whose first dim is a batch"),
         ({"example_inputs": None}, r"hold no tensor whose first dim is a batch"),
-        ({"model": 3}, r"model is a int; a torch.nn.Module is right"),
+        ({"model": 3}, r"model is 3; it is a network, an instance of torch.nn.Module"),
     ],
 )
 def test_wrong_arguments_are_named(options, message, tmp_path):

@@ -238,7 +238,7 @@ def chosen(folder: Path) -> Opened:
     return _of_study(folder, ("results.json",), read)
 
 
-_QUANTITIES = ("bytes", "parameters", "macs", "latency")
+_QUANTITIES = ("bytes", "parameters", "macs")  # the study measures no latency
 
 
 def deployed(method: str) -> Callable[[Path], Opened]:

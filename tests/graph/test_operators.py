@@ -46,7 +46,7 @@ def test_in_place_operators_share_the_row_of_their_twins(operator, twin):
 
 def test_a_name_in_another_namespace_is_another_operator():
     with torch.library._scoped_library("house_test", "DEF") as library:
-        library.define("relu(Tensor x) -> Tensor")
+        library.define("relu(Tensor self) -> Tensor")
         own = torch.ops.house_test.relu
         assert operator_at(own) is operators.UNKNOWN
         register_operator(own, like=aten.relu)
@@ -65,9 +65,22 @@ def test_a_name_in_another_namespace_is_another_operator():
         ({"kind": "affine"}, "needs weight="),
         ({"kind": "affine", "weight": "wieght"}, "has no argument 'wieght'"),
         ({"like": "relu"}, "operator is 'relu'"),
+        ({"kind": "pointwiese"}, "kind is 'pointwiese'; one of pointwise, same, moves"),
+        ({"rule": 3}, "rule is 3; it is a function"),
+        ({"like": aten.linear}, "has no argument 'input' and 'weight', which aten.linear has"),
+        ({"like": "nope::x"}, "no operator nope::x is defined"),
     ],
 )
 def test_a_row_that_says_nothing_or_names_what_is_not_there_is_refused(settings, wrong):
     with pytest.raises(ModelError, match=wrong):
         register_operator(aten.softshrink, **settings)
     assert aten.softshrink not in operators._REGISTERED
+
+
+def test_what_custom_op_returns_is_not_the_operator():
+    @torch.library.custom_op("house_test::twice", mutates_args=())
+    def twice(self: torch.Tensor) -> torch.Tensor:
+        return self * 2
+
+    with pytest.raises(ModelError, match=r"pass torch.ops.house_test.twice"):
+        register_operator(twice, kind="pointwise")

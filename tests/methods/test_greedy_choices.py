@@ -165,3 +165,28 @@ def test_the_output_criterion_keeps_what_the_next_layer_reads():
         include="conv1",
     )
     assert {r.unit for r in run.removals[:2]} == {1, 4}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_state_that_begins_with_zeros_is_as_wide_as_the_stack(kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.recurrent = nn.Embedding(30, 12), kind(12, 16, batch_first=True)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(self.recurrent(self.embed(x))[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Recurrent().double().eval(), torch.randint(0, 30, (4, 7))
+    structure = sc.trace(model, x)
+    ablation = Ablation(model, structure, ((x,), {}), 2**20)
+    assert not any(name.startswith("embed") for name in ablation.slow)
+    units = {name: np.arange(len(group)) for name, group in structure.groups.items()}
+    for name, some, stacked in ablation.outputs(((x,), {}), units):
+        for row, unit in zip(stacked, some, strict=True):
+            assert difference(masked_outputs(model, structure, name, int(unit), ((x,), {})), row) < 1e-12
+    small, run = sc.prune_greedily(model, x, [(x, torch.randint(0, 4, (4,)))], parameters=0.7)
+    assert run.proofs
+    assert small(x).shape == (4, 4)

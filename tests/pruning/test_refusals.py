@@ -68,7 +68,7 @@ def test_swapped_criterion_and_budget_are_told_apart():
     for criterion in (sc.Taylor(), sc.L2Norm()):
         with pytest.raises(BudgetError, match="a criterion; prune"):
             sc.prune(net(), sc.Magnitude(), criterion)  # type: ignore[arg-type]
-    with pytest.raises(TargetError, match="model is <class"):
+    with pytest.raises(ModelError, match="model is <class"):
         sc.prune(nn.Linear, sc.Magnitude(), sc.Global(0.5))  # type: ignore[arg-type]
 
 

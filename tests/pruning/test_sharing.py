@@ -339,3 +339,11 @@ def test_several_optimizers_train_the_values_together():
                     optimizer.step()
         ends.append(net.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_complex_weights_share_no_values():
+    layer = nn.Linear(6, 12, dtype=torch.cfloat)
+    before = layer.weight.clone()
+    with pytest.raises(TargetError, match="its weights are complex, and shared values are real; exclude it"):
+        sc.share_weights(layer, values=4)
+    assert torch.equal(layer.weight, before)

@@ -318,6 +318,12 @@ def test_a_name_that_the_layer_has_not():
         sc.register_layer(Dense, weight="kernel", sizes={"unit": 1})
         with pytest.raises(ModelError, match=r"registered with a size 'unit'.*did you mean 'units'\?"):
             sc.find_targets(network())
+        sc.register_layer(Dense, weight="kernel", bias="shfit")
+        with pytest.raises(ModelError, match=r"Dense is registered with bias='shfit'.*mean 'shift'\?"):
+            sc.find_targets(network())
+        sc.register_layer(Dense, weight="kernel", output_dim=3)
+        with pytest.raises(ModelError, match=r"Dense is registered with output_dim 3, and kernel .* 2 dims"):
+            sc.find_targets(network())
     finally:
         sc.forget_layer(Dense)
 

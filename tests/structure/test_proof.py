@@ -187,3 +187,32 @@ def test_the_proof_of_a_network():
     assert max(proof.max_error, proof.max_error_randomised) < 1e-12
     assert proof.optimizer is None
     assert proof.masks is None
+
+
+class Rotated(nn.Module):
+    """A complex factor a channel between two real layers: what it turns by shows in the outputs."""
+
+    def __init__(self, part):
+        super().__init__()
+        torch.manual_seed(0)
+        self.part = part
+        self.a, self.b, self.c = nn.Linear(16, 24), nn.Linear(24, 12), nn.Linear(12, 4)
+        self.turn = nn.Parameter(torch.randn(12, dtype=torch.cfloat))
+
+    def forward(self, x):
+        h = self.b(self.a(x).relu()) * self.turn
+        return self.c(getattr(h * (1 + 0.5j), self.part).relu())
+
+
+@pytest.mark.parametrize("part", ["real", "imag"])
+def test_a_network_with_complex_parameters_is_proved_as_it_is(part, recwarn):
+    model, x = Rotated(part), torch.randn(6, 16)
+    sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(model, x))
+    with torch.no_grad():
+        masked = model(x)
+        small, proof = sc.compact(model, x)
+        assert torch.allclose(small(x), masked, atol=1e-6)
+    assert (proof.dtype, small.turn.dtype) == ("float64", torch.complex64)
+    assert proof.max_error < 1e-12
+    assert small.a.weight.shape[0] == 12
+    assert not [w for w in recwarn if "imaginary" in str(w.message)]

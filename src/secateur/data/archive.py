@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from secateur.data.checks import one_line
+from secateur.data.checks import reading
 from secateur.errors import DataError
 
 MAX_TOTAL = 2**28  # of all that comes out of one archive, headers included; CIFAR-10's has 184 MB
 MAX_HEADER = 2**12  # of what belongs to no file: long names, and attributes that tarfile keeps as text
 MAX_MEMBERS = 200_000
+_DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 
 
 def members(path: Path, largest: int) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -23,17 +24,16 @@ def members(path: Path, largest: int) -> Iterator[tuple[PurePosixPath, bytes]]:
     Raises DataError for links and devices, absolute names and '..', a name that comes twice, a file
     over ``largest`` bytes, an archive that is damaged or unpacks to more than 256 MiB.
     """
-    try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unzipped:
-            capped = io.BufferedReader(_Capped(unzipped, MAX_TOTAL, str(path)))
-            with tarfile.open(str(path), "r|", capped, tarinfo=_Member) as archive:
-                yield from _members(archive, largest, str(path))
-            while capped.read(2**16):  # to the end, where gzip compares its checksum
-                pass
-    except DataError:
-        raise
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a whole .tar.gz archive: {one_line(error)}; get it again") from error
+    with (
+        reading(f"{path}: not a whole .tar.gz archive", *_DAMAGED, then="; get it again"),
+        path.open("rb") as file,
+        gzip.GzipFile(fileobj=file) as unzipped,
+    ):
+        capped = io.BufferedReader(_Capped(unzipped, MAX_TOTAL, str(path)))
+        with tarfile.open(str(path), "r|", capped, tarinfo=_Member) as archive:
+            yield from _members(archive, largest, str(path))
+        while capped.read(2**16):  # to the end, where gzip compares its checksum
+            pass
 
 
 def _members(archive: tarfile.TarFile, largest: int, shown: str) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -72,9 +72,7 @@ class _Capped(io.RawIOBase):
     """A stream that refuses to give more than ``most`` bytes: a small archive can unpack to terabytes."""
 
     def __init__(self, source: gzip.GzipFile, most: int, shown: str) -> None:
-        self._source = source
-        self._left = most
-        self._shown = shown
+        self._source, self._left, self._shown = source, most, shown
 
     def readable(self) -> bool:
         return True

@@ -67,20 +67,18 @@ def assemble(
     held = validation_count(name, validation, number)
     kept, taken = hold_out(number, held, seed)
     _check_classes(name, arrays.train_labels[kept], classes)
-    everything = np.arange(len(arrays.test_labels))
+    whole_test = np.arange(len(arrays.test_labels))
     determining = dict(options or {}) | ({} if normalise else {"normalise": False})
+    settings = {"name": name, "seed": seed, "validation": held, "options": determining}
     with np.errstate(over="ignore", invalid="ignore"):  # Split refuses what is not finite
         mean, std = _moments(arrays.train_inputs, kept) if normalise else (np.zeros(1), np.full(1, scale))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise DataError(f"{name}: inputs hold a NaN or an infinity, or numbers too large to be squared")
-        train, held_out, test = (
-            _split(name, inputs, labels, index, mean, std)
-            for inputs, labels, index in (
-                (arrays.train_inputs, arrays.train_labels, kept),
-                (arrays.train_inputs, arrays.train_labels, taken),
-                (arrays.test_inputs, arrays.test_labels, everything),
-            )
+        train, held_out = (
+            _split(name, arrays.train_inputs, arrays.train_labels, index, mean, std)
+            for index in (kept, taken)
         )
+        test = _split(name, arrays.test_inputs, arrays.test_labels, whole_test, mean, std)
     return Dataset(
         name,
         train,
@@ -88,9 +86,7 @@ def assemble(
         test,
         classes,
         note=note,
-        fingerprint=_fingerprint(
-            arrays, {"name": name, "seed": seed, "validation": held, "options": determining}
-        ),
+        fingerprint=_fingerprint(arrays, settings),
         mean=tuple((mean / scale).tolist()) if normalise else (),
         std=tuple((std / scale).tolist()) if normalise else (),
     )
@@ -178,8 +174,7 @@ def _split(name: str, inputs: Array, labels: Array, index: Array, mean: Array, s
 def _fingerprint(arrays: Arrays, settings: Mapping[str, Any]) -> str:
     text = json.dumps({"format": FORMAT, **settings}, sort_keys=True, allow_nan=False)
     digest = hashlib.sha256(text.encode())
-    sources = (arrays.train_inputs, arrays.train_labels, arrays.test_inputs, arrays.test_labels)
-    for array in sources:
+    for array in vars(arrays).values():
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

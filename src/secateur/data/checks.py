@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,17 @@ def check_path(option: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise DataError(f"{option} is {value!r}; it is the path of a file or folder")
     return Path(os.fsdecode(value)).expanduser()
+
+
+@contextmanager
+def reading(what: str, *kinds: type[Exception], then: str = "") -> Iterator[None]:
+    """What goes wrong in here with another library's errors is a DataError: ``what``, and what it says."""
+    try:
+        yield
+    except DataError:
+        raise
+    except kinds as error:
+        raise DataError(f"{what}: {one_line(error)}{then}") from error
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

@@ -52,7 +52,7 @@ def cifar10(
     off. ``normalise``: each channel to mean 0 and deviation 1 by the training split; otherwise pixels are
     0 to 1. Raises DataError for an archive that is missing, damaged or another one.
     """
-    return _load("cifar10", 10, 32, validation, seed, download, normalise)
+    return _load("cifar10", 10, 32, download, normalise, validation=validation, seed=seed)
 
 
 def cifar10_first5(
@@ -62,16 +62,13 @@ def cifar10_first5(
 
     Images are (N, 3, 25, 25), rows and columns 3 to 27 of the originals. Found as ``cifar10`` is.
     """
-    return _load("cifar10-first5", 5, 25, validation, seed, download, normalise)
+    return _load("cifar10-first5", 5, 25, download, normalise, validation=validation, seed=seed)
 
 
-def _load(
-    name: str, classes: int, size: int, validation: int | float, seed: int, download: bool, normalise: bool
-) -> Dataset:
+def _load(name: str, classes: int, size: int, download: bool, normalise: bool, **drawn: Any) -> Dataset:
     check_flag("normalise", normalise)
     arrays, note = _obtain(download)
     kept = first_classes(arrays, classes, size)
-    drawn = {"validation": validation, "seed": seed}
     return assemble(name, kept, CLASSES[:classes], **drawn, scale=255.0, normalise=normalise, note=note)
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from secateur.data.checks import one_line
+from secateur.data.checks import reading
 from secateur.errors import DataError
 
 MAX_DIMS = 4
@@ -29,7 +29,8 @@ def read_idx(path: Path) -> tuple[Array, str]:
     Raises DataError, naming the file and what is wrong with it, for everything but a whole IDX file
     of unsigned bytes.
     """
-    try:
+    kinds = (OSError, EOFError, zlib.error)
+    with reading(f"{path}: cannot be read to its end", *kinds, then="; get it again"):
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: a folder, a pipe or a device; an IDX file is right")
         size = path.stat().st_size
@@ -40,10 +41,6 @@ def read_idx(path: Path) -> tuple[Array, str]:
                 return parse_idx(file, size, str(path))
             with gzip.GzipFile(fileobj=file, mode="rb") as unzipped:
                 return parse_idx(unzipped, size * DEFLATE, str(path))
-    except DataError:
-        raise
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read to its end: {one_line(error)}; get it again") from error
 
 
 def parse_idx(file: BinaryIO | gzip.GzipFile, most: int, name: str) -> tuple[Array, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.data.checks import need, one_line
+from secateur.data.checks import need, reading
 from secateur.errors import DataError
 
 MAX_PIXELS = 2**26  # 8192 x 8192; a few kilobytes can claim far more
@@ -29,22 +29,17 @@ def read_image(
     """
     image_module = need("PIL.Image", "pillow")
     ops = need("PIL.ImageOps", "pillow")
-    try:
+    # A decoder given foreign bytes may raise anything at all.
+    with reading(f"{shown}: not a whole image that Pillow can read", Exception):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs, refused below, and of odd metadata
-            with image_module.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source,
-                formats=formats or readable_formats(),
-            ) as image:
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with image_module.open(file, formats=formats or readable_formats()) as image:
                 _check(image, shown)
                 upright = ops.exif_transpose(image).convert("RGB")
         if size is not None and upright.size != (size, size):
             upright = upright.resize((size, size), image_module.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(upright, np.uint8).transpose(2, 0, 1))
-    except DataError:
-        raise
-    except Exception as error:  # a decoder given foreign bytes may raise anything at all
-        raise DataError(f"{shown}: not a whole image that Pillow can read: {one_line(error)}") from error
 
 
 def readable_formats() -> list[str]:

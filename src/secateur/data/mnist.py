@@ -17,11 +17,8 @@ from secateur.data.idx import read_idx
 from secateur.errors import DataError
 
 # md5 of the uncompressed bytes: training images and labels, test images and labels
-STEMS = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+STEMS = tuple(
+    f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 MD5 = {
     "mnist": (
@@ -70,8 +67,7 @@ def mnist(
     ``download`` is off. ``normalise``: to mean 0 and deviation 1 by the training split; otherwise pixels
     are 0 to 1. Raises DataError for files that are missing or are not the canonical ones.
     """
-    classes = tuple(str(digit) for digit in range(10))
-    return _load("mnist", classes, validation, seed, download, normalise)
+    return _load("mnist", tuple("0123456789"), download, normalise, validation=validation, seed=seed)
 
 
 def fashion_mnist(
@@ -83,19 +79,16 @@ def fashion_mnist(
     unless ``download`` is off. ``normalise`` as in ``mnist``. Raises DataError for files that are
     missing or not the canonical ones.
     """
-    return _load("fashion-mnist", CLOTHES, validation, seed, download, normalise)
+    return _load("fashion-mnist", CLOTHES, download, normalise, validation=validation, seed=seed)
 
 
-def _load(
-    name: str, classes: tuple[str, ...], validation: int | float, seed: int, download: bool, normalise: bool
-) -> Dataset:
+def _load(name: str, classes: tuple[str, ...], download: bool, normalise: bool, **drawn: Any) -> Dataset:
     check_flag("download", download)
     check_flag("normalise", normalise)
     x, y, test_x, test_y = (_obtain(name, number, download) for number in range(4))
     for images, labels in ((x, y), (test_x, test_y)):
         check_pair(name, images, labels, len(classes))
     arrays = Arrays(x[:, None], y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
-    drawn = {"validation": validation, "seed": seed}
     return assemble(name, arrays, classes, **drawn, scale=255.0, normalise=normalise)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from secateur.data.assemble import CHUNK, Arrays, assemble, fifth_as_test
-from secateur.data.checks import MAX_VALUES, check_flag, check_path, one_line
+from secateur.data.checks import MAX_VALUES, check_flag, check_path, reading
 from secateur.data.dataset import Dataset
 from secateur.errors import DataError
 
@@ -22,6 +22,7 @@ TWO = ("x", "y")
 MAX_BYTES = 2**34
 MAX_HEADER = 2**16
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # numpy's own; the others unpack without a limit
+_DAMAGED = (zipfile.BadZipFile, OSError, EOFError, zlib.error)
 MAX_SMALL, MAX_RATIO = 2**26, 200  # what is larger than the first may not unpack to so many times its size
 
 Array = np.ndarray[Any, Any]
@@ -45,52 +46,38 @@ def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0
             raise DataError(
                 f"{file}: {x} holds {len(found[x])} examples and {y} {len(found[y])}; as many is right"
             )
-    inputs = [_channelled(array) for name, array in found.items() if name.startswith("x")]
-    labels = [array.astype(np.int64) for name, array in found.items() if name.startswith("y")]
-    if len(inputs) == 1:
-        arrays = fifth_as_test(str(file), inputs[0], labels[0])
-    else:
-        arrays = Arrays(inputs[0], labels[0], inputs[1], labels[1])
+    read = [
+        _as_examples(array) if name.startswith("x") else array.astype(np.int64)
+        for name, array in found.items()
+    ]
+    arrays = Arrays(*read) if len(read) == 4 else fifth_as_test(str(file), *read)
     classes = _classes(str(file), arrays)
-    return assemble(
-        "npz",
-        arrays,
-        classes,
-        validation=validation,
-        seed=seed,
-        options={"normalise": normalise},
-        normalise=normalise,
-        note=f"arrays not read: {', '.join(ignored)}" if ignored else "",
-    )
+    drawn, options = {"validation": validation, "seed": seed}, {"normalise": normalise}
+    note = f"arrays not read: {', '.join(ignored)}" if ignored else ""
+    return assemble("npz", arrays, classes, **drawn, options=options, normalise=normalise, note=note)
 
 
 def _read(file: Path) -> tuple[dict[str, Array], list[str]]:
     """The arrays that make a data set, and the names of the others."""
     if not file.is_file():
         raise DataError(f"{file}: no such file; the path of an .npz is right")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-            if len(members) < len(archive.infolist()):
-                raise DataError(f"{file}: two arrays of one name; each once is right")
-            wanted = _wanted(file, members)
-            found = {name: _array(archive, members[name], f"{file}: {name}") for name in wanted}
-            return found, [name for name in members if name not in wanted]
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: not a whole .npz archive (numpy.savez): {one_line(error)}") from error
-    except Exception as error:  # zip methods not built in, encryption, a header that does not parse
-        raise DataError(f"{file}: an array in it cannot be read: {one_line(error)}") from error
+    with (  # zip methods not built in, encryption, a header that does not parse: anything may be raised
+        reading(f"{file}: an array in it cannot be read", Exception),
+        reading(f"{file}: not a whole .npz archive (numpy.savez)", *_DAMAGED),
+        zipfile.ZipFile(file) as archive,
+    ):
+        members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise DataError(f"{file}: two arrays of one name; each once is right")
+        wanted = _wanted(file, members)
+        found = {name: _array(archive, members[name], f"{file}: {name}") for name in wanted}
+        return found, [name for name in members if name not in wanted]
 
 
 def _wanted(file: Path, members: dict[str, Any]) -> tuple[str, ...]:
-    four = [name for name in FOUR if name in members]
-    two = [name for name in TWO if name in members]
-    if len(four) == 4 and not two:
-        return FOUR
-    if len(two) == 2 and not four:
-        return TWO
+    for wanted, others in ((FOUR, TWO), (TWO, FOUR)):
+        if members.keys() >= set(wanted) and members.keys().isdisjoint(others):
+            return wanted
     shown = ", ".join(sorted(members)[:12]) or "nothing"
     raise DataError(f"{file}: holds {shown}; {', '.join(FOUR)}, or else x, y, are right")
 
@@ -148,7 +135,7 @@ def _check_inputs(shown: str, array: Array) -> None:
                 raise DataError(f"{shown}: example {at + int(bad.argmax())} holds a NaN or an infinity")
 
 
-def _channelled(array: Array) -> Array:
+def _as_examples(array: Array) -> Array:
     return array[:, None] if array.ndim == 3 else array
 
 

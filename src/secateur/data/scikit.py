@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.data.assemble import Arrays, assemble
+from secateur.data.assemble import Array, Arrays, assemble
 from secateur.data.checks import check_flag, check_whole, need
 from secateur.data.dataset import Dataset
 
@@ -15,16 +15,10 @@ def digits(*, validation: int | float = 0.1, seed: int = 0) -> Dataset:
     Images are (N, 1, 8, 8). The test part does not depend on ``seed``.
     """
     sets = need("sklearn.datasets", "scikit-learn")
-    selection = need("sklearn.model_selection", "scikit-learn")
     images, labels = sets.load_digits(return_X_y=True)
     images = images.reshape(-1, 1, 8, 8).astype(np.uint8)  # whole numbers from 0 to 16
-    x, test_x, y, test_y = selection.train_test_split(
-        images, labels.astype(np.int64), test_size=0.2, random_state=0
-    )
-    classes = tuple(str(digit) for digit in range(10))
-    return assemble(
-        "digits", Arrays(x, y, test_x, test_y), classes, validation=validation, seed=seed, scale=16.0
-    )
+    arrays = _parted(images, labels, 0.2, 0)
+    return assemble("digits", arrays, tuple("0123456789"), validation=validation, seed=seed, scale=16.0)
 
 
 def make_classification(
@@ -39,19 +33,18 @@ def make_classification(
     check_whole("features", features, 4, 10_000)
     check_flag("standardise", standardise)
     sets = need("sklearn.datasets", "scikit-learn")
-    selection = need("sklearn.model_selection", "scikit-learn")
     points, labels = sets.make_classification(
         n_samples=2500, n_features=features, n_classes=2, n_clusters_per_class=2, random_state=42
     )
-    x, test_x, y, test_y = selection.train_test_split(
-        points, labels.astype(np.int64), test_size=0.3, random_state=42
-    )
-    return assemble(
-        "make-classification",
-        Arrays(x, y, test_x, test_y),
-        ("0", "1"),
-        validation=validation,
-        seed=seed,
-        options={"features": features, "standardise": standardise},
-        normalise=standardise,
-    )
+    arrays = _parted(points, labels, 0.3, 42)
+    drawn = {"validation": validation, "seed": seed}
+    more = {"options": {"features": features, "standardise": standardise}, "normalise": standardise}
+    return assemble("make-classification", arrays, ("0", "1"), **drawn, **more)
+
+
+def _parted(inputs: Array, labels: Array, share: float, state: int) -> Arrays:
+    """Set a share aside as test data, drawn by scikit-learn."""
+    selection = need("sklearn.model_selection", "scikit-learn")
+    labels = labels.astype(np.int64)
+    x, test_x, y, test_y = selection.train_test_split(inputs, labels, test_size=share, random_state=state)
+    return Arrays(x, y, test_x, test_y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
 import zlib
@@ -48,16 +49,8 @@ class Coded:
 
 def smallest_of(plain: Plain, squeeze: Squeeze) -> Coded:
     """Return the tensor in the one of its encodings that compresses best by itself."""
-    best, least = None, 0
-    costs: dict[bytes, int] = {}
-    for coded in _encodings(plain):
-        cost = 0
-        for piece in coded.pieces.values():
-            cost += costs[piece] if piece in costs else costs.setdefault(piece, squeeze.estimate(piece))
-        if best is None or cost < least:
-            best, least = coded, cost
-    assert best is not None
-    return best
+    estimate = functools.cache(squeeze.estimate)  # encodings share pieces
+    return min(_encodings(plain), key=lambda coded: sum(map(estimate, coded.pieces.values())))
 
 
 def _encodings(plain: Plain) -> Iterator[Coded]:
@@ -67,10 +60,9 @@ def _encodings(plain: Plain) -> Iterator[Coded]:
         flat = np.ravel(plain.bits.reshape(rows, columns).T if column else plain.bits)
         positions = np.flatnonzero(flat)
         entry = Entry(plain.name, plain.bits.shape, plain.dtype, plain.stored, column=column)
-        whole = len(positions) == len(flat)
         if not column:
             yield from _valued(plain, entry, {}, flat)
-        if whole:
+        if len(positions) == len(flat):
             continue
         kept = flat[positions]
         gaps = _gaps(positions)

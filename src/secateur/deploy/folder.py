@@ -26,7 +26,7 @@ from secateur.graph.names import unwrapped
 from secateur.running import run_once
 from secateur.runtime.runner import MODEL_FILE, check_paths, execute, off_by
 from secateur.runtime.unpacking import read
-from secateur.storage import as_others
+from secateur.storage import as_others, as_path
 
 PACKAGE = "secateur_runtime"  # the copy of secateur.runtime beside run.py
 _OURS = (MODEL_FILE, "run.py", PACKAGE, "kernels.py")  # the last where an earlier version wrote it
@@ -99,7 +99,7 @@ def write_folder(
         >>> (folder / "run.py").exists()
         True
     """
-    target = Path(folder)
+    target = as_path(folder)
     check_free(target)
     program = program_of(model, example_inputs)
     args, kwargs = arguments(example_inputs if check_inputs is None else check_inputs, None)

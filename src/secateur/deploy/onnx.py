@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from secateur.copying import copied
+from secateur.copying import check_network, copied
 from secateur.deploy.onnx_int8 import calibration, layers_of, measured, quantised
 from secateur.deploy.onnx_session import session_of
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
@@ -30,7 +30,7 @@ from secateur.graph.draws import other_batch, rebatched
 from secateur.graph.names import unwrapped
 from secateur.pruning.calibration import Batches
 from secateur.running import call, failing, run_once, shapes
-from secateur.storage import replacing
+from secateur.storage import as_path, replacing
 from secateur.text import first_line
 
 _LARGEST = 2_000_000_000  # bytes; a protobuf message, so a file of one piece, ends at 2 GiB
@@ -142,18 +142,17 @@ def export_onnx(
     draws = list(_draws(model, (args, named), _batch_size((args, named))))
     captured = _captured(model, (args, named), draws[0][0])
     feed, content = _converted(captured, opset)
-    error = _checked(model, session_of(content, type(model).__name__), feed, draws)
+    name = type(model).__name__
+    error = _checked(model, session_of(content, name), feed, draws)
     sizes = tuple(number for number, _, _ in draws)
     if not int8:
         return _written(path, content, Exported(path, 0, error, False, sum(sizes), sizes))
     layers = layers_of(model, content)
     read = list(calibration(model, data, feed, _cpu(dict(kwargs or {})))) if data is not None else None
     content, made = quantised(model, content, read, int8 == "dynamic", reduce_range)
-    loaded = session_of(content, type(model).__name__)
+    loaded = session_of(content, name)
     pairs = read or [(feed(inputs), outputs) for _, inputs, outputs in draws]
-    error, agreement, sizes = measured(
-        model, lambda arrays: _ran(loaded, arrays, type(model).__name__), pairs
-    )
+    error, agreement, sizes = measured(model, lambda arrays: _ran(loaded, arrays, name), pairs)
     if read is None:
         agreement = None  # numbers drawn at random have no class to agree on
     done = Exported(path, 0, error, True, sum(sizes), tuple(sorted(set(sizes))), agreement, (made, layers))
@@ -163,7 +162,7 @@ def export_onnx(
 def session(path: str | Path, threads: int = 1) -> Any:
     """Return an ``onnxruntime.InferenceSession`` for a file: on the CPU, operators one after another,
     each on ``threads`` threads (one: the caller's own)."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise StorageError(f"{path}: no such file")
     return session_of(str(path), str(path), threads)
@@ -197,7 +196,7 @@ def _require(*packages: str) -> None:
 
 def _writable(path: str | Path) -> Path:
     """Return the path, or fail before the seconds that an export takes."""
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         raise StorageError(f"{path}: is a folder; give the file to write, {path / 'model.onnx'} say")
     if not (above := next((parent for parent in path.parents if parent.exists()), Path())).is_dir():
@@ -206,8 +205,7 @@ def _writable(path: str | Path) -> Path:
 
 
 def _check_choices(model: Any, int8: Any, data: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model is a {type(model).__name__}; a torch.nn.Module is right")
+    check_network(model)
     if not isinstance(int8, bool) and int8 != "dynamic":
         raise ModelError(f"int8={int8!r}; True, False or 'dynamic' is right")
     if int8 is True and data is None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.copying import check_network
 from secateur.deploy.encoding import Coded, Plain, Squeeze, assembled, smallest_of
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
 from secateur.graph.names import unwrapped
@@ -23,7 +24,7 @@ from secateur.pruning.targets import matches
 from secateur.runtime.contents import FLOATS, ITEM_BYTES, Contents, bytes_of, parse
 from secateur.runtime.streams import FileError
 from secateur.runtime.unpacking import read
-from secateur.storage import replacing
+from secateur.storage import as_path, replacing
 from secateur.structure.saved import ALLOW, check_finite, describe, restore
 from secateur.text import nearest, table
 
@@ -135,6 +136,7 @@ def pack(
         >>> sc.pack(model, tempfile.mkdtemp() + "/net.secateur").ratio > 10
         True
     """
+    path = as_path(path)
     if compression not in ("lzma", "zstd"):
         raise StorageError(f"compression is {compression!r}; it is 'lzma' or 'zstd'")
     if isinstance(values, str) and values not in ("lossless", "float16"):
@@ -147,6 +149,8 @@ def pack(
         tensors, described["model"] = describe(model)
         tied = described["model"].pop("tied")
     else:
+        if not isinstance(model, Mapping):
+            check_network(model)
         tensors, tied = _untied(model)
     lossless = _matching(tensors, exclude)
     coded: list[Coded] = []
@@ -166,7 +170,7 @@ def pack(
     _check(data, coded, path)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-    return Packed(Path(path), len(data), tuple(_row(one, rates) for one in coded))
+    return Packed(path, len(data), tuple(_row(one, rates) for one in coded))
 
 
 def unpack(
@@ -204,7 +208,9 @@ def unpack(
     if contents.model is None:
         _fill_state(model, tensors, path, allow_nonfinite)
     else:
-        _reshape(model, contents, tensors, path, allow_nonfinite)
+        described = contents.model if isinstance(contents.model, dict) else {}
+        own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
+        restore(model, own, {**described, "tied": contents.tied}, path, allow_nonfinite=allow_nonfinite)
     return model
 
 
@@ -308,7 +314,7 @@ def _check(data: bytes, coded: Sequence[Coded], path: str | Path) -> None:
 
 def _read(path: str | Path, limit: int) -> tuple[Contents, dict[str, Tensor], Any]:
     try:
-        data = bytes_of(path, limit)
+        data = bytes_of(as_path(path), limit)
     except FileError as error:  # it names the path itself
         raise StorageError(str(error)) from error
     try:
@@ -367,16 +373,3 @@ def _fill_state(
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
-
-
-def _reshape(
-    model: nn.Module,
-    contents: Contents,
-    tensors: Mapping[str, Tensor],
-    path: str | Path,
-    allow_nonfinite: bool,
-) -> None:
-    """Give the model the shapes and values that the file says, once it is known to say them."""
-    described = contents.model if isinstance(contents.model, dict) else {}
-    own = {name: tensor for name, tensor in tensors.items() if name not in contents.tied}
-    restore(model, own, {**described, "tied": contents.tied}, path, allow_nonfinite=allow_nonfinite)

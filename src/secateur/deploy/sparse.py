@@ -165,8 +165,7 @@ def sparsify(
         best = min(medians, key=lambda name: medians[name])
         engine = best if medians[best] < _WORTH * medians["dense"] else "dense"
         if engine != "dense" and path:
-            parent, _, leaf = path.rpartition(".")
-            setattr(made.get_submodule(parent), leaf, built[engine])
+            made.set_submodule(path, built[engine])
         elif engine != "dense":
             made = built[engine]
         layers.append(LayerChoice(path, tuple(weights[0].shape), zeros, medians, engine))
@@ -195,11 +194,8 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
             calls.setdefault(name, []).append(node)
     gone = []
     for path, module in list(model.named_modules()):
-        if (
-            not isinstance(module, _BATCH_NORMS)
-            or module.running_mean is None
-            or len(calls.get(path, ())) != 1
-        ):
+        fixed = isinstance(module, _BATCH_NORMS) and module.running_mean is not None
+        if not fixed or len(calls.get(path, ())) != 1:
             continue
         source = calls[path][0].args[0]
         before = [name for name, nodes in calls.items() if nodes == [source]]
@@ -209,8 +205,7 @@ def fold_batch_norms(model: nn.Module, captured: Captured) -> list[str]:
         if isinstance(layer, nn.Linear) and source.meta["val"].dim() != 2:
             continue  # a norm is along dim 1, a linear layer's features are last
         _fold(layer, module)
-        parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Identity())
+        model.set_submodule(path, nn.Identity())
         gone.append(path)
     return gone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,43 +64,33 @@ def _numpy(tensor: Tensor | None) -> np.ndarray | None:
 def _compiled(layer: Any, threads: int) -> Engine:
     weights = {"weight": _numpy(layer.weight), "bias": _numpy(layer.bias)}
     named = {"weight": "weight", "bias": None if layer.bias is None else "bias"}
-    programs: dict[tuple[int, ...], Compiled] = {}
     view = layer_view(layer)
     convolves = view is not None and view.product == "windows"
 
-    def build(shape: tuple[int, ...], made: tuple[int, ...]) -> Compiled:
-        node: dict[str, Any] = {"op": "linear", "inputs": ["x"], "output": "y", "shape": list(made), **named}
+    @functools.cache
+    def program(*shape: int) -> Compiled:
+        node: dict[str, Any] = {"op": "linear", "inputs": ["x"], "output": "y", **named}
         if convolves:
-            node |= {
-                "op": "conv",
-                "kernel": layer.kernel_size,
-                "stride": layer.stride,
-                "groups": layer.groups,
-            }
-            node |= {"padding": layer.padding, "dilation": layer.dilation}
+            windows = {name: getattr(layer, name) for name in ("stride", "groups", "padding", "dilation")}
+            node |= {"op": "conv", "kernel": layer.kernel_size, **windows}
+            padded = [n + 2 * p for n, p in zip(shape[1:], layer.padding, strict=True)]
+            sizes = zip(padded, layer.kernel_size, layer.stride, layer.dilation, strict=True)
+            node["shape"] = [layer.out_channels, *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in sizes)]
+        else:
+            node["shape"] = [layer.out_features]
         given = {"name": "x", "shape": [None, *shape], "dtype": "float32"}
         graph = {"version": 1, "inputs": [given], "outputs": ["y"], "nodes": [node]}
         return Compiled(graph, weights, threads)  # type: ignore[arg-type]
 
     def linear(x: Tensor) -> Tensor:
-        program = programs.get(())
-        if program is None:
-            program = programs[()] = build((layer.in_features,), (layer.out_features,))
         rows = x.reshape(-1, layer.in_features)
-        return torch.from_numpy(program([rows.numpy()])[0]).view(*x.shape[:-1], layer.out_features)
+        y = program(layer.in_features)([rows.numpy()])[0]
+        return torch.from_numpy(y).view(*x.shape[:-1], layer.out_features)
 
     def conv(x: Tensor) -> Tensor:
-        shape = tuple(x.shape[1:])
-        if x.dim() != len(layer.kernel_size) + 2 or shape[0] != layer.in_channels:
+        if x.dim() != len(layer.kernel_size) + 2 or x.shape[1] != layer.in_channels:
             raise ModelError(f"a sparse convolution of {layer.in_channels} channels got {tuple(x.shape)}")
-        program = programs.get(shape)
-        if program is None:
-            sizes = zip(
-                shape[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True
-            )
-            made = (layer.out_channels, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes))
-            program = programs[shape] = build(shape, made)
-        return torch.from_numpy(program([x.numpy()])[0])
+        return torch.from_numpy(program(*x.shape[1:])([x.numpy()])[0])
 
     return conv if convolves else linear
 

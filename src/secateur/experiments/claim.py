@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -50,9 +49,7 @@ class Claim:
     def __enter__(self) -> Claim:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, Lost):
             with self.held():  # a part that the new owner has removed is no error of its own
                 pass
@@ -136,11 +133,8 @@ def _result_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return a trial's row, and the hashes of the files beside it."""
     path = folder / RESULT
     row = load_json(path)
-    if (
-        not isinstance(row, dict)
-        or row.get("id") != folder.name
-        or row.get("state") not in ("finished", "failed")
-    ):
+    ended = isinstance(row, dict) and row.get("state") in ("finished", "failed")
+    if not ended or row.get("id") != folder.name:
         raise StorageError(f"{path}: is not the result of the trial {folder.name}")
     kept = [name for name in (MODEL, MASKS, PACKED) if (folder / name).is_file()]
     hashes = row.pop("files", None)

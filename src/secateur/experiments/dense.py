@@ -9,8 +9,7 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from secateur.experiments.plan import DataSpec, ModelSpec, Plan, pick_device
 from secateur.experiments.resumed import fit_resumed
 from secateur.factories import find_factory
 from secateur.models import build_model
+from secateur.pruning.selection import on_threads
 from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep
 from secateur.training.batches import seed_of
 from secateur.training.checkpoint import load_network, save_weights
@@ -140,7 +140,7 @@ def _train_dense(
 
 def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
     """Return about how long an epoch of the plan's training takes here, and the network."""
-    with computing_with(plan.threads):
+    with on_threads(plan.threads):
         data = dataset_of(plan)
         model = make_model(plan.model, 0).to(pick_device(plan.device))
         number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
@@ -154,17 +154,6 @@ def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
         evaluation = time.perf_counter() - evaluation_start
     training = max(0.0, evaluation_start - start - evaluation)
     return training * len(data.train) / number + evaluation, model
-
-
-@contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    """Let torch compute with so many threads in here, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def make_model(spec: ModelSpec, seed: int) -> nn.Module:

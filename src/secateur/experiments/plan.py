@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, SecateurError, StepError
 from secateur.experiments.fields import EXACT, Real
 from secateur.experiments.steps.base import Action, Step
 from secateur.factories import from_places
+from secateur.text import first_line
 from secateur.training.settings import Training
 
 Point = dict[str, Any]
@@ -52,7 +53,21 @@ class PlanStep:
         if ":" not in self.kind:
             return actions
         places = [os.getcwd(), *sys.path]
-        return [replace(action, run=from_places(action.run, places)) for action in actions]
+        return [replace(action, run=from_places(self._named(action.run), places)) for action in actions]
+
+    def _named(self, run: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a function whose errors name the step; a machine's are no fault of the step's."""
+
+        def named(work: Any) -> None:
+            try:
+                run(work)
+            except (SecateurError, OSError, MemoryError):
+                raise
+            except Exception as error:
+                why = f"{type(error).__name__}: {first_line(error)}"
+                raise StepError(f"step {self.id!r} ({self.kind}) failed: {why}") from error
+
+        return named
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -161,13 +162,10 @@ def search(
     while True:
         release_dead(study, unsigned)
         trials = study.get_trials(deepcopy=False)
-        complete, running = (
-            sum(trial.state == state for trial in trials)
-            for state in (TrialState.COMPLETE, TrialState.RUNNING)
-        )
-        if complete >= number:
+        states = Counter(trial.state for trial in trials)
+        if states[TrialState.COMPLETE] >= number:
             return
-        if complete + running >= number:
+        if states[TrialState.COMPLETE] + states[TrialState.RUNNING] >= number:
             time.sleep(0.5)  # others are at the last ones; should they die, somebody has to go on
             continue
         # A sampler of its own for each trial, seeded by how many there were: resumed or not, the same.
@@ -200,9 +198,8 @@ def count_finished(study: Study) -> int:
 def entries_by_id(study: Study, void: Collection[int] = ()) -> dict[str, list[FrozenTrial]]:
     entries: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        if trial.number in void:
-            continue
-        entries.setdefault(str(trial.user_attrs.get("id", "")), []).append(trial)
+        if trial.number not in void:
+            entries.setdefault(str(trial.user_attrs.get("id", "")), []).append(trial)
     return entries
 
 
@@ -278,13 +275,10 @@ def _objective(
 
 def _values(rows: list[Row]) -> tuple[float, float]:
     """What a search compares: mean accuracy on validation, mean non-zeros; the worst for a failure."""
-    accuracies, sizes = [], []
-    for row in rows:
-        metrics = row["metrics"]
-        last = metrics.get("accuracy_retrained_validation")
-        last = metrics.get("accuracy_pruned_validation") if last is None else last
-        accuracies.append(metrics.get("accuracy_dense_validation", 0.0) if last is None else last)
-        sizes.append(metrics.get("nonzero", 1e18))
+    metrics = [row["metrics"] for row in rows]
+    names = [f"accuracy_{network}_validation" for network in ("retrained", "pruned", "dense")]
+    accuracies = [next((of[name] for name in names if of.get(name) is not None), 0.0) for of in metrics]
+    sizes = [of.get("nonzero", 1e18) for of in metrics]
     return sum(accuracies) / len(rows), sum(sizes) / len(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ from secateur.experiments.specs import RecipeSpec, Sweep
 from secateur.experiments.steps.reading import check_order, read_step
 from secateur.experiments.steps.settings import Base
 from secateur.experiments.validation import told_at, validated
-from secateur.experiments.yaml_lines import Located, copied, plain_copy, read_yaml
+from secateur.experiments.yaml_lines import Located, plain_copy, read_yaml
 from secateur.text import nearest, shown
 
 POINTS = 10_000
@@ -31,19 +32,34 @@ _OF_THE_STUDY = [key for key in _SETTABLE if key not in ("data", "model", "train
 
 
 @dataclass(frozen=True)
-class Recipe:
+class _Document:
+    """A recipe as it is written: its ``spec``, the ``raw`` document with the settings, and its lines."""
+
+    spec: RecipeSpec
+    raw: dict[str, Any]
+    located: Located
+
+    @property
+    def methods(self) -> list[_Method]:
+        spec = self.spec
+        if spec.methods is None:
+            return [_Method(spec.name, self.raw["steps"], spec.sweep)]
+        return [
+            _Method(name, self.raw["methods"][name]["steps"], method.sweep, method.seeds, ("methods", name))
+            for name, method in spec.methods.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Recipe(_Document):
     """A validated recipe: its plans in the order of the sweep, and what stands around them.
 
     ``path`` and ``settings`` are what it was loaded from, ``raw`` the document with the settings.
     """
 
-    spec: RecipeSpec
     plans: tuple[Plan, ...]
-    text: str
     path: str
     settings: dict[str, Any]
-    raw: dict[str, Any]
-    located: Located
 
     @property
     def name(self) -> str:
@@ -66,8 +82,8 @@ class Recipe:
 
     def plan_at(self, point: Point) -> Plan:
         """Return the validated plan at a point that a sampler chose."""
-        (method,) = _methods(self.raw, self.spec)
-        return _plan_at(method, point, tuple(self.seeds), self.raw, self.spec, self.located)
+        (method,) = self.methods
+        return _plan_at(self, method, point, tuple(self.seeds))
 
 
 @functools.cache
@@ -96,7 +112,7 @@ def load_recipe(
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping with name, data, model and steps")
-    raw, over = copied(located.value), plain_copy(settings or {}, "--set")
+    raw, over = copy.deepcopy(located.value), plain_copy(settings or {}, "--set")
     for key, value in over.items():
         set_value(raw, key, value, f"--set {shown(key)}", _SETTABLE)
     if seeds is not None:
@@ -106,18 +122,18 @@ def load_recipe(
         raise RecipeError(f"{path.name}: give either steps or methods")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise RecipeError(f"{located.where(('seeds',))}: a seed stands twice in {shown(spec.seeds)}")
-    methods = _methods(raw, spec)
-    _check_sweep(spec, methods, over, located)
+    document = _Document(spec, raw, located)
+    _check_sweep(document, over)
     with told_at(located.where(("device",))):
         pick_device(spec.device)
-    _check_size(spec, methods, located)
-    plans = tuple(_plans(methods, raw, spec, located))
+    _check_size(document)
+    plans = tuple(_plans(document))
     if not any(plan.seeds for plan in plans):
         raise RecipeError(
             f"{path.name}: nothing runs with the seeds {shown(spec.seeds)}: "
             "every method has others of its own"
         )
-    return Recipe(spec, plans, located.text, str(path), over, raw, located)
+    return Recipe(spec, raw, located, plans, str(path), over)
 
 
 @dataclass(frozen=True)
@@ -140,19 +156,9 @@ class _Method:
         return [(dict(grid), (*place, index)) for index, grid in enumerate(self.sweep)]
 
 
-def _methods(raw: dict[str, Any], spec: RecipeSpec) -> list[_Method]:
-    if spec.methods is None:
-        return [_Method(spec.name, raw["steps"], spec.sweep)]
-    return [
-        _Method(name, raw["methods"][name]["steps"], method.sweep, method.seeds, ("methods", name))
-        for name, method in spec.methods.items()
-    ]
-
-
-def _check_sweep(
-    spec: RecipeSpec, methods: Sequence[_Method], over: Mapping[str, Any], located: Located
-) -> None:
+def _check_sweep(document: _Document, over: Mapping[str, Any]) -> None:
     """Refuse a sweep that its sampler cannot run, and the settings put ``over`` that it leaves no effect."""
+    spec, located = document.spec, document.located
     if spec.sampler == "tpe" and (spec.steps is None or not isinstance(spec.sweep, dict) or not spec.sweep):
         raise RecipeError(f"{located.name}: sampler tpe searches one grid: give steps and one sweep")
     if spec.sampler == "tpe" and "seeds" in spec.sweep:
@@ -162,16 +168,16 @@ def _check_sweep(
         )
     if spec.sampler == "grid" and "trials" in over:
         raise RecipeError("trials: a grid runs every point of its sweep; trials go with sampler tpe")
-    grids = [grid for method in methods for grid, _ in method.grids]
+    grids = [grid for method in document.methods for grid, _ in method.grids]
     swept = [key for key in over if grids and all(key in grid for grid in grids)]
     if swept:
         raise RecipeError(f"--set {shown(swept[0])}: every point of the sweep sets it; set the sweep instead")
 
 
-def _check_size(spec: RecipeSpec, methods: Sequence[_Method], located: Located) -> None:
+def _check_size(document: _Document) -> None:
     """Refuse a study that is too large before its points are laid out."""
-    points = 0
-    for method in methods:
+    spec, located, points = document.spec, document.located, 0
+    for method in document.methods:
         for grid, _ in method.grids:
             points += math.prod(len(values) for key, values in grid.items() if key != "seeds")
         if points > POINTS:
@@ -185,11 +191,10 @@ def _check_size(spec: RecipeSpec, methods: Sequence[_Method], located: Located) 
         )
 
 
-def _plans(
-    methods: Sequence[_Method], raw: dict[str, Any], spec: RecipeSpec, located: Located
-) -> Iterable[Plan]:
-    for method in methods:
-        seeds = _narrowed(tuple(spec.seeds), method.seeds, located.where((*method.place, "seeds")))
+def _plans(document: _Document) -> Iterable[Plan]:
+    located = document.located
+    for method in document.methods:
+        seeds = _narrowed(tuple(document.spec.seeds), method.seeds, located.where((*method.place, "seeds")))
         sweep = located.where((*method.place, "sweep"))
         points: set[str] = set()
         for grid, where in method.grids:
@@ -200,7 +205,7 @@ def _plans(
                 if key in points:
                     raise RecipeError(f"{sweep}: the point {shown(point, 200)} stands twice")
                 points.add(key)
-                yield _plan_at(method, point, of_grid, raw, spec, located)
+                yield _plan_at(document, method, point, of_grid)
         if not points:
             raise RecipeError(f"{sweep}: the sweep of {method.name} has no point")
 
@@ -216,17 +221,10 @@ def _narrowed(seeds: tuple[int, ...], own: list[Any] | None, where: str) -> tupl
     return tuple(seed for seed in seeds if seed in own)
 
 
-def _plan_at(
-    method: _Method,
-    point: Point,
-    seeds: tuple[int, ...],
-    raw: dict[str, Any],
-    spec: RecipeSpec,
-    located: Located,
-) -> Plan:
-    place = method.place
-    config = {key: copied(raw.get(key)) for key in ("data", "model", "train")}
-    config["steps"] = copied(method.steps)
+def _plan_at(document: _Document, method: _Method, point: Point, seeds: tuple[int, ...]) -> Plan:
+    raw, spec, located, place = document.raw, document.spec, document.located, method.place
+    config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
+    config["steps"] = copy.deepcopy(method.steps)
     for key, value in point.items():
         where = located.where((*place, "sweep", key)) + f": sweep {shown(key)}"
         if key.partition(".")[0] in _OF_THE_STUDY:

@@ -32,7 +32,7 @@ def write_results(recipe: Recipe, rows: list[dict[str, Any]], out: Path) -> dict
         "recipe": recipe.name,
         "description": recipe.spec.description,
         "source": recipe.spec.source,
-        "text": recipe.text,
+        "text": recipe.located.text,
         "settings": recipe.settings,
         "environment": environment(recipe),
         "trials": rows,

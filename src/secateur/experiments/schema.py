@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -64,9 +65,7 @@ def _plain(value: Any, depth: int = _DEPTH) -> Any:
         case str() if len(value) <= _WORD:
             return value
         case list() | dict() if depth and len(value) <= _LENGTH:
-            for part in value:
-                _plain(part, depth - 1)
-            for part in value.values() if isinstance(value, dict) else ():
+            for part in (*value, *(value.values() if isinstance(value, dict) else ())):
                 _plain(part, depth - 1)
             return value
     raise ValueError(f"plain data are right, of at most {_DEPTH} levels and {_WORD} characters a text")
@@ -118,9 +117,8 @@ Finite = Annotated[Any, AfterValidator(_finite)]
 Real = Annotated[Any, AfterValidator(_number((int, float), -1e18, 1e18))]
 Positive = Annotated[Any, AfterValidator(_positive)]
 Share = Annotated[Any, AfterValidator(_number((int, float), 0, 1))]
-Left = Annotated[
-    Any, AfterValidator(_number((int, float), -1e18, 1))
-]  # a wider control's sparsity is below 0
+# A wider control's sparsity is below 0.
+Left = Annotated[Any, AfterValidator(_number((int, float), -1e18, 1))]
 Count = Annotated[Any, AfterValidator(_number((int,), 0, 2**63))]
 Seed = Annotated[Any, AfterValidator(_number((int,), -(2**64), 2**64))]
 Text = Annotated[Any, AfterValidator(_text)]
@@ -297,11 +295,9 @@ def validated_results(value: Any, where: str) -> dict[str, Any]:
     _check_schema(value, where)
     results = _validated(_Results, value, where)
     rows = [validated_row(row, f"{where}: trials.{i}") for i, row in enumerate(results["trials"])]
-    known: set[str] = set()
-    for row in rows:
-        if row["id"] in known:
-            raise StorageError(f"{where}: the trial {row['id']} stands there twice; once is right")
-        known.add(row["id"])
+    for name, number in Counter(row["id"] for row in rows).items():
+        if number > 1:
+            raise StorageError(f"{where}: the trial {name} stands there twice; once is right")
     usual = {"description": "", "source": "", "text": "", "settings": {}, "environment": {}, "reference": []}
     return {"schema": SCHEMA} | usual | results | {"trials": rows}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -52,28 +53,28 @@ class TrialState:
     bytes_packed: int | None = None
 
 
-_IN_FILES = ("model", "masks", "pruned", "annealed", "packed")  # what a saved state has files for
+# What a saved state has files for, besides the packed one, and what writes them.
+_WRITTEN: dict[str, Callable[[Any, Path], None]] = {
+    "model": save,
+    "pruned": save,
+    "masks": Masks.save,
+    "annealed": lambda tensors, path: save_tensors(path, tensors),
+}
 _PLAIN: Any = {
-    name: (kind, ...) for name, kind in get_type_hints(TrialState).items() if name not in _IN_FILES
+    name: (kind, ...)
+    for name, kind in get_type_hints(TrialState).items()
+    if name not in (*_WRITTEN, "packed")
 }
 _Values = create_model("_Values", **_PLAIN)
 
 
 def save_state(state: TrialState, claim: Claim) -> None:
     """Write the state; a kill at any moment leaves this one or the one before."""
-    files = {"model": claim.part("state-model")}
-    save(state.model, files["model"])
-    if state.pruned is not None:
-        files["pruned"] = claim.part("state-pruned")
-        save(state.pruned, files["pruned"])
-    if state.masks is not None:
-        files["masks"] = claim.part("state-masks")
-        state.masks.save(files["masks"])
-    if state.annealed is not None:
-        files["annealed"] = claim.part("state-annealed")
-        save_tensors(files["annealed"], state.annealed)
-    if state.packed is not None:
-        files["packed"] = state.packed
+    files = {} if state.packed is None else {"packed": state.packed}
+    for name, write in _WRITTEN.items():
+        if getattr(state, name) is not None:
+            files[name] = claim.part(f"state-{name}")
+            write(getattr(state, name), files[name])
     values = {name: getattr(state, name) for name in _Values.model_fields}
     write_snapshot(claim, "state", values, files, ends=("training",))
 

@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import NonFiniteError, RecipeError, SecateurError, StorageError, WriteError
+from secateur.errors import NonFiniteError, RecipeError, SecateurError, StepError, StorageError, WriteError
 from secateur.experiments import queue
 from secateur.experiments.claim import RESULT, Claim, whole_result
 from secateur.experiments.dense import hash_of, seconds_an_epoch
@@ -37,6 +38,18 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 _NO_FOLDER = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 _GOES_ON = "once it can be written, the same command goes on where this one stopped"
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """A study's folder, the URL of its queue where that is not in there, and the folder of studies beside."""
+
+    out: Path
+    storage: str | None
+    shared: Path | None
+
+    def open_queue(self, recipe: Recipe) -> queue.Study:
+        return queue.open_study(study_name(recipe), self.storage, self.out)
 
 
 def run_study(
@@ -74,13 +87,12 @@ def run_study(
             raise RecipeError(f"--out {out}: no folder can be there: {error.strerror}") from error
         _belongs(recipe.name, out)
         sweep(out)
-        study = queue.open_study(study_name(recipe), storage, out)
-        total = count_trials(recipe)
+        places, total = _Places(out, storage, shared), count_trials(recipe)
+        study = places.open_queue(recipe)
         if workers == 1:
-            _work(recipe, out, shared, study, on_trial, on_epoch)
+            _work(recipe, places, study, on_trial, on_epoch)
         else:
-            arguments = (out, storage, shared)
-            _run_processes(recipe, workers, arguments, lambda done, label: on_trial(done, total, label))
+            _run_processes(recipe, workers, places, lambda done, label: on_trial(done, total, label))
         on_trial(total, total, "done")
         rows = _ordered(recipe, queue.finished_rows(study))
         others = {path.name for path in (out / "trials").glob("*")} - {row["id"] for row in rows}
@@ -156,11 +168,8 @@ def count_trials(recipe: Recipe) -> int:
 def describe(recipe: Recipe, out: Path) -> str:
     """Return what a run would do: its trials, the epochs they train, the time and the disk they take."""
     check_factories(recipe)
-    lines = (
-        []
-        if recipe.spec.sampler != "grid"
-        else [label_of(plan.method, plan.point, seed) for plan, seed in recipe.jobs]
-    )
+    listed = recipe.jobs if recipe.spec.sampler == "grid" else []
+    lines = [label_of(plan.method, plan.point, seed) for plan, seed in listed]
     idle = [label_of(plan.method, plan.point) for plan in recipe.plans if not plan.seeds]
     lines += [f"{point}: no trial, none of the seeds {recipe.seeds} is one of its own" for point in idle]
     share = count_trials(recipe) / len(recipe.jobs)
@@ -186,16 +195,9 @@ def describe(recipe: Recipe, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _work(
-    recipe: Recipe,
-    out: Path,
-    shared: Path | None,
-    study: queue.Study,
-    on_trial: OnTrial,
-    on_epoch: OnEpoch,
-) -> None:
+def _work(recipe: Recipe, places: _Places, study: queue.Study, on_trial: OnTrial, on_epoch: OnEpoch) -> None:
     """Take trials from the queue until all of the recipe's are finished."""
-    total, lease = count_trials(recipe), queue.Lease(study)
+    out, total, lease = places.out, count_trials(recipe), queue.Lease(study)
 
     def heard(text: str) -> None:
         lease.check()
@@ -203,7 +205,7 @@ def _work(
 
     def run_one(plan: Plan, seed: int) -> Row:
         on_trial(queue.count_finished(study), total, label_of(plan.method, plan.point, seed))
-        return finished_or_run(plan, seed, out, shared, heard)
+        return finished_or_run(plan, seed, out, places.shared, heard)
 
     if recipe.spec.sampler == "grid":
         jobs = {trial_id(plan, seed): (plan, seed) for plan, seed in recipe.jobs}
@@ -242,7 +244,7 @@ def finished_or_run(
             return row
         try:
             return run_claimed(plan, seed, claim, (shared or out) / "dense", say)
-        except NonFiniteError as error:
+        except (NonFiniteError, StepError) as error:
             row = failed_row(plan, seed, str(error))
             claim.finish(row, {})
             return row
@@ -296,20 +298,15 @@ def _ordered(recipe: Recipe, rows: list[Row]) -> list[Row]:
 
 
 def _run_processes(
-    recipe: Recipe,
-    workers: int,
-    places: tuple[Path, str | None, Path | None],
-    on_done: Callable[[int, str], None],
+    recipe: Recipe, workers: int, places: _Places, on_done: Callable[[int, str], None]
 ) -> None:
-    out, storage, _ = places
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
-    arguments = (recipe.path, recipe.settings, list(recipe.seeds), *places, os.getpid(), errors)
+    arguments = (recipe.path, recipe.settings, list(recipe.seeds), places, os.getpid(), errors)
     processes = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
-    study = queue.open_study(study_name(recipe), storage, out)
-    done = -1
+    study, done = places.open_queue(recipe), -1
     try:
         while any(process.is_alive() for process in processes):
             if not errors.empty():
@@ -329,21 +326,14 @@ def _run_processes(
 
 
 def _worker(
-    path: str,
-    settings: dict[str, Any],
-    seeds: list[int],
-    out: Path,
-    storage: str | None,
-    shared: Path | None,
-    parent: int,
-    errors: Any,
+    path: str, settings: dict[str, Any], seeds: list[int], places: _Places, parent: int, errors: Any
 ) -> None:
     _die_with(parent)
     try:
         with _retold():
             recipe = load_recipe(path, settings, seeds)
-            study = queue.open_study(study_name(recipe), storage, out)
-            _work(recipe, out, shared, study, lambda index, total, label: None, lambda text: None)
+            study = places.open_queue(recipe)
+            _work(recipe, places, study, lambda index, total, label: None, lambda text: None)
     except SecateurError as error:
         errors.put(str(error))
     except Exception as error:

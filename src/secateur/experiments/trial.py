@@ -18,7 +18,6 @@ from secateur.data.dataset import Dataset
 from secateur.experiments.claim import MASKS, MODEL, PACKED, Claim
 from secateur.experiments.dense import (
     OnEpoch,
-    computing_with,
     dataset_of,
     dense_name,
     dense_network,
@@ -33,6 +32,7 @@ from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
 from secateur.measure.memory import measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
+from secateur.pruning.selection import on_threads
 from secateur.pruning.targets import find_targets, sparsity
 from secateur.storage import sha256_of
 from secateur.structure.saved import save
@@ -70,7 +70,7 @@ def run_trial(plan: Plan, seed: int, folder: Path, dense_folder: Path, on_epoch:
 
 def run_claimed(plan: Plan, seed: int, claim: Claim, dense_folder: Path, on_epoch: OnEpoch) -> dict[str, Any]:
     """Do what ``run_trial`` does, in a folder that this process has claimed."""
-    with computing_with(plan.threads):
+    with on_threads(plan.threads):
         data = dataset_of(plan)
         dense, info = dense_network(plan, seed, data, dense_folder, on_epoch)
         begun: dict[str, Any] = {"curves": {"dense": info["curve"]}, "seconds": {"train": info["seconds"]}}
@@ -144,10 +144,9 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
     if state.bytes_packed is not None:
         rate = bytes_dense(dense) / state.bytes_packed
         packed = {"bytes_packed": state.bytes_packed, "compression_packed": rate}
+    masks = None if state.structured else state.masks
     return {
-        "sparsity": sparsity(state.model, dense)
-        if state.masks is None or state.structured
-        else state.masks.sparsity,
+        "sparsity": sparsity(state.model, dense) if masks is None else masks.sparsity,
         "compression_rate": count_parameters(dense) / max(1, nonzero),
         "parameters": parameters,
         "nonzero": nonzero,

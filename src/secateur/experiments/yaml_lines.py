@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
@@ -230,7 +231,7 @@ class _Builder:
         if node is None:
             self.refuse(f"the alias *{shown(anchor)} stands within its own anchor")
         self._make_room(node)
-        self._put(replace(node, value=copied(node.value)))
+        self._put(replace(node, value=copy.deepcopy(node.value)))
 
     def _make_room(self, node: _Node) -> None:
         self.count += node.size
@@ -269,7 +270,7 @@ class _Builder:
         if tag not in _MADE:
             return text
         try:
-            value = _MADE[tag](SafeConstructor(), yaml.ScalarNode(tag, text))
+            value = SafeConstructor().construct_object(yaml.ScalarNode(tag, text))
         except ValueError:  # 0x_ looks like a number
             self.refuse(f"{shown(text)} is no number; put it in quotes if it is text")
         return self.check(value)
@@ -279,16 +280,4 @@ _REFUSED = {
     "tag:yaml.org,2002:timestamp": "a date; put it in quotes",
     "tag:yaml.org,2002:merge": "a merge key, which is not read; write the keys out",
 }
-_MADE = {
-    "tag:yaml.org,2002:null": SafeConstructor.construct_yaml_null,
-    "tag:yaml.org,2002:bool": SafeConstructor.construct_yaml_bool,
-    "tag:yaml.org,2002:int": SafeConstructor.construct_yaml_int,
-    "tag:yaml.org,2002:float": SafeConstructor.construct_yaml_float,
-}
-
-
-def copied(value: Any) -> Any:
-    """Return a copy of plain values."""
-    if isinstance(value, list):
-        return [copied(part) for part in value]
-    return {key: copied(part) for key, part in value.items()} if isinstance(value, dict) else value
+_MADE = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}

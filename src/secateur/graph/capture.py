@@ -100,9 +100,8 @@ def capture(
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
     given = {parameter.data_ptr() for parameter in model.parameters() if parameter.numel()}
-    if any(
-        tensor.numel() and tensor.data_ptr() in given for tensor in constants.values() if not tensor.is_meta
-    ):
+    written = [tensor for tensor in constants.values() if not tensor.is_meta and tensor.numel()]
+    if any(tensor.data_ptr() in given for tensor in written):
         raise ModelError(
             f"{type(model).__name__}: its forward reads the network by another way than self (a global name, "
             "say), so that no copy of it could be cut; write the forward as a method"

@@ -10,16 +10,29 @@ from torch.utils import _pytree
 
 
 def as_dtype(value: Any, dtype: torch.dtype) -> Any:
-    """Return nested arguments with their floating-point tensors in ``dtype``."""
-    return _pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, value)
+    """Return nested arguments with their floating-point tensors in ``dtype``, complex ones in its like."""
+    return _pytree.tree_map_only(Tensor, lambda t: _cast(t, dtype), value)
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return ``model``, changed in place, with its parameters and buffers as ``as_dtype`` would have them."""
+    return model._apply(lambda t: _cast(t, dtype))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def redrawn(value: Any, generator: torch.Generator) -> Any:
     """Return nested arguments with other numbers: of the same scale, or integers in the same range."""
 
     def new(leaf: Tensor) -> Tensor:
-        if not leaf.numel() or leaf.dtype == torch.bool or leaf.is_complex():
+        if not leaf.numel() or leaf.dtype == torch.bool:
             return leaf
+        if leaf.is_complex():
+            return torch.view_as_complex(new(torch.view_as_real(leaf.resolve_conj())))
         if not leaf.is_floating_point():
             low, high = min(0, int(leaf.min())), int(leaf.max()) + 1
             return torch.randint(low, high, leaf.shape, generator=generator).to(leaf)
@@ -72,7 +85,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     positive ones, in place: zeros stay zeros, and nothing else stays what it was."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() or parameter.is_complex():
             factor = torch.rand(parameter.shape, generator=generator) + 0.5
             sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
             if parameter.dim() < 2:

@@ -8,11 +8,14 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from secateur.copying import check_network
+
 _WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside DDP, AveragedModel and torch.compile."""
+    check_network(model)
     while (inner := _inside(model)) is not None:
         model = inner
     return model
@@ -30,6 +33,7 @@ def canonical_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (canonical name, module), each module once; DDP, AveragedModel, torch.compile and PEFT's
     wrappers leave no trace. A layer under PEFT's adapters has the name it had; they have names below it.
     """
+    check_network(model)
     seen: set[nn.Module] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

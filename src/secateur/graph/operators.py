@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -149,8 +149,11 @@ def register_operator(
             ``"mylib::scaled_relu"``.
         like: an operator of torch with arguments of the same names that does the same to channels, as in
             ``torch.ops.aten.linear``: its rules serve.
-        kind: "pointwise", "same" or "moves", as rows of ``secateur.graph.operators.Operator`` are; "affine"
-            or "norm" with the names of the arguments ``weight`` and ``bias``.
+        kind: "pointwise" makes each entry from those at its place; "same" gives its operand back; "moves"
+            puts its entries elsewhere; "affine" multiplies by the argument ``weight`` and adds ``bias``;
+            "norm" normalises, then scales and shifts by them; "pools" looks at the last dims; "reduces" and
+            "runs along" work over or along a dim; "joins" puts tensors beside each other; "other" is none of
+            these.
         weight: name of the argument that holds an affine operator's matrix (outputs, inputs), or a norm's
             scale.
         bias: name of the argument that is added.
@@ -159,7 +162,7 @@ def register_operator(
             ``secateur.structure.rules`` do.
 
     Raises:
-        ModelError: for what is no operator, or a row that says nothing.
+        ModelError: for what is no operator, or a row that says nothing or what cannot be.
 
     Example:
         >>> import torch, secateur as sc
@@ -185,6 +188,10 @@ def register_operator(
     found = _packet(operator)
     if like is kind is rule is None:
         raise ModelError(f"register_operator({found}): give like=, kind= or rule=")
+    if kind is not None and kind not in get_args(Kind):
+        raise ModelError(f"register_operator({found}): kind is {kind!r}; one of {', '.join(get_args(Kind))}")
+    if rule is not None and not callable(rule):
+        raise ModelError(f"register_operator({found}): rule is {rule!r}; it is a function")
     if kind in ("affine", "norm") and weight is None:
         raise ModelError(f"register_operator({found}): kind {kind!r} needs weight=, an argument's name")
     known = {
@@ -195,6 +202,8 @@ def register_operator(
     for name in (weight, bias):
         if name is not None and name not in known:
             raise ModelError(f"{found} has no argument {name!r}; it has {', '.join(sorted(known))}")
+    if like is not None:
+        _check_alike(found, _packet(like), known)
     base = UNKNOWN if like is None else operator_at(_packet(like))
     _REGISTERED[found] = Operator(
         kind or base.kind,
@@ -227,10 +236,32 @@ def forget_operator(operator: Any) -> None:
     _REGISTERED.pop(_packet(operator), None)
 
 
+def _check_alike(found: Any, like: Any, known: set[str]) -> None:
+    """Raise ModelError where an operator lacks tensors that the one it is to be like cannot do without."""
+    missing = [
+        [a.name for a in schema.arguments if _must_be_tensor(a) and a.name not in known]
+        for schema in (getattr(like, overload)._schema for overload in like.overloads())
+    ]
+    if all(missing):
+        raise ModelError(
+            f"{found} has no argument {' and '.join(map(repr, missing[0]))}, which {like} has; it has "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _must_be_tensor(argument: Any) -> bool:
+    return str(argument.type) in ("Tensor", "List[Tensor]") and not argument.has_default_value()
+
+
 def _packet(operator: Any) -> Any:
     if isinstance(operator, str) and "::" in operator:
         namespace, _, name = operator.partition("::")
-        operator = getattr(getattr(torch.ops, namespace), name, None)
+        named, operator = operator, getattr(getattr(torch.ops, namespace), name, None)
+        if operator is None:
+            raise ModelError(f"no operator {named} is defined; define it before it is registered")
+    if isinstance(operator, torch.library.CustomOpDef):
+        name = operator._qualname.replace("::", ".")
+        raise ModelError(f"operator is what torch.library.custom_op returned; pass torch.ops.{name}")
     if isinstance(operator, torch._ops.OpOverload):
         operator = operator.overloadpacket
     if not isinstance(operator, torch._ops.OpOverloadPacket):
@@ -240,12 +271,9 @@ def _packet(operator: Any) -> Any:
     return operator
 
 
-def _named() -> dict[Any, Operator]:
-    aten = torch.ops.aten
-    return {getattr(aten, name): row for name, row in ROWS if hasattr(aten, name)}
-
-
-OPERATORS: dict[Any, Operator] = _named()
+OPERATORS: dict[Any, Operator] = {
+    getattr(torch.ops.aten, name): row for name, row in ROWS if hasattr(torch.ops.aten, name)
+}
 
 
 def plain(packet: Any) -> Any:

@@ -118,12 +118,12 @@ class Ablation:
         return self.graphs[1].values(*example, need) if need else {}
 
     def _shared(self, name: str, before: Values) -> Values:
-        """What all stacks read of the values before: those of the inputs repeated for each unit."""
-        batched = self.graphs[1].of_inputs
-        return {
-            index: _repeated(before[index], self.stacks[name]) if index in batched else before[index]
-            for index in self.ways[name].shared
-        }
+        """What all stacks read of the values before: those of the inputs repeated for each unit, the others
+        (a first state of zeros, say) as a stack has them."""
+        batched, stack = self.graphs[1].of_inputs, self.stacks[name]
+        graph, shared = self.graphs[stack], self.ways[name].shared
+        own = graph.values(graph.captured.args, graph.captured.kwargs, shared - batched)
+        return own | {index: _repeated(before[index], stack) for index in shared & batched}
 
     def _stacked(self, name: str, units: Array, before: Values, shared: Values) -> Any:
         way, values = self.ways[name], dict(shared)
@@ -133,14 +133,12 @@ class Ablation:
             rows = _like(whole, number).unflatten(0, (number, -1))
             rows[len(units) :] = whole
             for row, unit in zip(rows, units, strict=False):
-                torch.sub(
-                    whole, self._delta(index, before[operand], self._entries(name, read, unit)), out=row
-                )
+                delta = self._delta(index, before[operand], self._entries(name, read, unit))
+                torch.sub(whole, delta, out=row)
             values[index] = rows.flatten(0, 1)
         for index in way.affected:
-            instead = {
-                at: self._without(name, units, values[at], read) for at, read in way.later.get(index, ())
-            }
+            later = way.later.get(index, ())
+            instead = {at: self._without(name, units, values[at], read) for at, read in later}
             values[index] = graph.run(index, values, instead)
             for read in way.last.get(index, ()):
                 values.pop(read, None)

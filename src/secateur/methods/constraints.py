@@ -93,9 +93,8 @@ def prune_to(
         masked = copied(model)
         structure = trace(masked, example_inputs, kwargs=kwargs)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", SecateurWarning
-            )  # the constraint is met, whatever rounding gives back
+            # The constraint is met, whatever rounding gives back.
+            warnings.simplefilter("ignore", SecateurWarning)
             prune(
                 masked, scored, Global(share), structure=structure, data=data, loss=loss, include=include,
                 exclude=exclude, round_to=round_to, min_kept=min_kept,

@@ -198,6 +198,10 @@ def prune_greedily(
         (384, 192)
     """
     model, dense, method = unwrapped(model), unwrapped(dense or model), method or Greedy()
+    if not isinstance(method, Greedy):
+        raise BudgetError(f"method is {method!r}; it is a Greedy, like Greedy(every=4)")
+    if fine_tune is not None and not callable(fine_tune):
+        raise BudgetError(f"fine_tune is {fine_tune!r}; it is a function that trains the network it is given")
     goal = goal_of(
         dense, example_inputs, kwargs, _GOALS, sparsity=sparsity, parameters=parameters, macs=macs,
         latency_ms=latency_ms, score=score,

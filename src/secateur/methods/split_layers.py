@@ -57,20 +57,15 @@ class SplitNorm(nn.Module):
             self.bias = nn.Parameter(norm.bias.detach().clone())
         for name, extra in (("running_mean", 0.0), ("running_var", 1.0)):
             old = getattr(norm, name)
-            self.register_buffer(
-                name, None if old is None else torch.cat([old, old.new_full((width,), extra)])
-            )
+            wide = None if old is None else torch.cat([old, old.new_full((width,), extra)])
+            self.register_buffer(name, wide)
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.frozen and self.training):
             return self._part(x, slice(None), self.training)
-        return torch.cat(
-            [
-                self._part(x[:, : self.own], slice(self.own), False),
-                self._part(x[:, self.own :], slice(self.own, None), True),
-            ],
-            1,
-        )
+        own = self._part(x[:, : self.own], slice(self.own), False)
+        branch = self._part(x[:, self.own :], slice(self.own, None), True)
+        return torch.cat([own, branch], 1)
 
     def _part(self, x: Tensor, part: slice, training: bool) -> Tensor:
         mean, var, weight, bias = (

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 from secateur.copying import copied
 from secateur.errors import BudgetError, ModelError, TargetError
 from secateur.graph.compare import difference
-from secateur.graph.draws import as_dtype, redrawn
+from secateur.graph.draws import as_dtype, in_dtype, redrawn
 from secateur.measure.macs import count_macs
 from secateur.methods.scaling import Scaled, Site, columns, folded, proximal_step
 from secateur.pruning.budgets import check_value
@@ -364,7 +364,10 @@ class StructureSelection:
 def _apart(first: nn.Module, second: nn.Module, draw: Any) -> float:
     """Return the relative difference of two networks' outputs, in float64 where they run in it."""
     try:
-        outputs = [call(copied(net).double(), *as_dtype(draw, torch.float64)) for net in (first, second)]
+        outputs = [
+            call(in_dtype(copied(net), torch.float64), *as_dtype(draw, torch.float64))
+            for net in (first, second)
+        ]
     except (RuntimeError, TypeError, ValueError):
         outputs = [call(net, *draw) for net in (first, second)]
     return difference(*outputs)

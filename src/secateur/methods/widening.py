@@ -139,9 +139,9 @@ class Widened(nn.Module):
             ]
             part = next((part for part in parts if part is not None), None)
             if part is not None and isinstance(module, _NORMS):
-                _put(work, path, SplitNorm(module, self.widths[part.group]))
+                work.set_submodule(path, SplitNorm(module, self.widths[part.group]))
             elif self._split(path, module):
-                _put(work, path, SplitConv(module))
+                work.set_submodule(path, SplitConv(module))
             elif part is not None and part.role == OWN and _convolves(module):
                 conv: Any = module
                 conv.groups = conv.in_channels = conv.out_channels = conv.groups + self.widths[part.group]
@@ -279,9 +279,9 @@ class Widened(nn.Module):
         work = copied(self.wide)
         for path, module in list(work.named_modules()):
             if isinstance(module, SplitNorm):
-                _put(work, path, module.joined(self.model.get_submodule(path)))
+                work.set_submodule(path, module.joined(self.model.get_submodule(path)))
             elif isinstance(module, SplitConv):
-                _put(work, path, module.conv)
+                work.set_submodule(path, module.conv)
         made: dict[str, nn.Parameter] = {}
         for name, tensor in tensors.items():
             first = self.names[name]
@@ -316,8 +316,3 @@ def _eye(size: int, like: Tensor) -> Tensor:
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

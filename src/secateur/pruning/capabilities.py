@@ -40,7 +40,7 @@ import dataclasses
 import warnings
 from typing import Any
 
-from secateur.errors import SecateurWarning
+from secateur.errors import BudgetError, SecateurWarning
 
 _DEFAULTS: dict[str, Any] = {
     "counts_units": None,
@@ -82,6 +82,8 @@ def name_of(thing: Any) -> str:
 def amount_of(budget: Any) -> Any:
     """Return the amount of a budget that schedules raise, a number or one by pattern; None without one."""
     name = says(budget, "amount")
+    if name is not None and not (isinstance(name, str) and hasattr(budget, name)):
+        raise BudgetError(f"{name_of(budget)}: amount is {name!r}; it names a field, like 'sparsity'")
     return None if name is None else getattr(budget, name)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CriterionError
+from secateur.pruning.budgets import is_whole
 from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradients
 from secateur.pruning.capabilities import name_of, says
 from secateur.pruning.selection import Scores
@@ -70,6 +71,9 @@ class Random:
     Args:
         seed: of the generator; the same seed gives the same scores.
 
+    Raises:
+        CriterionError: for a seed that is no whole number.
+
     Example:
         >>> import torch, secateur as sc
         >>> layer = torch.nn.Linear(100, 10)
@@ -82,6 +86,10 @@ class Random:
 
     seed: int = 0
     reads_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.seed):
+            raise CriterionError(f"seed is {self.seed!r}; it is a whole number")
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)

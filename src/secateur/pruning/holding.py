@@ -175,12 +175,8 @@ def _hooks_called(optimizer: Any) -> bool:
 def _hooked(optimizer: Any, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
     """Inside the block call torch's two kinds of hook around each step, torch's own way where it has one."""
     if _hooks_called(optimizer):
-        handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-        try:
+        with optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         return
     step, earlier = optimizer.step, vars(optimizer).get("step")
     within = True

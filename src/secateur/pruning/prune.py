@@ -10,15 +10,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning, TargetError
-from secateur.pruning.budgets import Budget
+from secateur.copying import check_network
+from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning
+from secateur.pruning.budgets import Budget, is_whole
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
 from secateur.pruning.criteria import Criterion, Rows, check_telling
+from secateur.pruning.given import check_cuts, check_scores, put_back, scores_given, zeroed_by
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
-from secateur.pruning.selection import Cut, PatternCut, Scores, one_thread
+from secateur.pruning.selection import Cut, PatternCut, Scores, on_threads
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import UnitBudget, prune_units
 from secateur.pruning.targets import Target, Targets, check_computed_weights, find_targets
@@ -55,25 +57,24 @@ class Block:
     width: int
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width) < 1:
-            raise BudgetError(f"Block({self.height}, {self.width}): both sides count from 1")
+        if not all(is_whole(side) and side >= 1 for side in (self.height, self.width)):
+            raise BudgetError(f"Block({self.height!r}, {self.width!r}): both sides count from 1")
 
     def gather(self, scores: Scores) -> Scores:
         """Return the scores of the blocks, from the scores of their entries."""
         height, width = scores.shape[0], scores.numel // scores.shape[0]
+        size = self.height, self.width
 
         def rows(blocks: slice) -> Tensor:
             inside = slice(blocks.start * self.height, min(blocks.stop * self.height, height))
             matrix = scores.rows(inside).reshape(-1, width)
-            return torch.nn.functional.avg_pool2d(
-                matrix[None].float(), (self.height, self.width), ceil_mode=True
-            )[0]
+            return torch.nn.functional.avg_pool2d(matrix[None].float(), size, ceil_mode=True)[0]
 
         shape = (-(-height // self.height), -(-width // self.width))
         masked = None
         if scores.masked is not None:
             alive = (~scores.masked).reshape(1, height, width).float()
-            masked = torch.nn.functional.max_pool2d(alive, (self.height, self.width), ceil_mode=True)[0] == 0
+            masked = torch.nn.functional.max_pool2d(alive, size, ceil_mode=True)[0] == 0
         return Scores(scores.name, shape, rows, masked)
 
     def spread(self, pruned: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -147,8 +148,7 @@ def prune(
         >>> sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure).units
         {'0 -> 2': (8, 16)}
     """
-    if not isinstance(model, nn.Module):
-        raise TargetError(f"model is {model!r}; it is a network, an instance of torch.nn.Module")
+    check_network(model)
     check(
         criterion, budget, shrinkage=shrinkage, granularity=granularity, units=structure is not None,
         round_to=round_to, min_kept=min_kept,
@@ -167,9 +167,9 @@ def prune(
         scores = _scored(cast(Criterion, criterion), targets, data, loss, earlier)
         check_telling(criterion, list(scores.values()), data, loss)
         entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
-        cuts = cast(Budget, budget)(entries, {name: t.weight for name, t in targets.items()})
-        _try_on_scrap(shrinkage, cuts)
-        with one_thread():
+        weights: dict[str, Tensor] = {name: t.weight for name, t in targets.items()}
+        cuts = check_cuts(budget, cast(Budget, budget)(entries, weights), targets)
+        with on_threads(1):
             pruned = {name: _pruned(t, cuts[name], entries[name], granularity) for name, t in targets.items()}
         for name, masked in earlier.items():
             _check_room(name, pruned[name], masked, cuts[name])
@@ -177,11 +177,12 @@ def prune(
         peers.compare(pruned)
 
     kept: dict[str, Tensor] = {}
-    with one_thread():
+    with on_threads(1), put_back({} if shrinkage == Hard() else weights):
         for name, target in targets.items():
             if name in earlier:
                 target.weight.masked_fill_(earlier[name], 0)
-            kept[name] = shrinkage(target.weight, pruned.pop(name), cuts[name]).logical_not_()
+            zeroed = zeroed_by(shrinkage, name, target.weight, pruned.pop(name), cuts[name])
+            kept[name] = zeroed.logical_not_()
             if name in earlier:
                 kept[name] &= ~earlier[name]
         if masks is not None:
@@ -274,8 +275,8 @@ def _check_units(budget: Any, shrinkage: Any, granularity: Any, round_to: int, m
         )
     if granularity is not None or shrinkage not in (None, Hard()):
         raise BudgetError("whole units are masked: they go with neither a shrinkage nor a block")
-    if round_to < 1 or min_kept < 1:
-        raise BudgetError(f"round_to is {round_to} and min_kept {min_kept}; both count units, from 1")
+    if not all(is_whole(number) and number >= 1 for number in (round_to, min_kept)):
+        raise BudgetError(f"round_to is {round_to!r} and min_kept {min_kept!r}; both count units, from 1")
 
 
 def _check_weights(criterion: Any, budget: Any, granularity: Any) -> None:
@@ -324,27 +325,22 @@ def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> 
 def _scored(
     criterion: Criterion, targets: Targets, data: Any, loss: Any, earlier: dict[str, Tensor]
 ) -> dict[str, Scores]:
-    raw = criterion(targets, data, loss)
+    weights = {name: target.weight for name, target in targets.items()}
+    raw = scores_given(criterion, criterion, weights, targets, data, loss)
     missing = [name for name in targets if name not in raw]
     if missing:
         raise CriterionError(
             f"{name_of(criterion)} gave no scores for {missing[0]!r}{nearest(missing[0], raw)}"
         )
+    for name, weight in weights.items():
+        check_scores(criterion, name, raw[name], tuple(weight.shape))
     return {name: _scores(name, t, raw[name], earlier.get(name)) for name, t in targets.items()}
 
 
 def _scores(name: str, target: Target, raw: Tensor | Rows, masked: Tensor | None) -> Scores:
     shape = tuple(target.weight.shape)
     rows = raw.__getitem__ if isinstance(raw, Tensor) else raw
-    if isinstance(raw, Tensor) and tuple(raw.shape) != shape:
-        raise CriterionError(f"{name}: the scores have shape {tuple(raw.shape)}, the weight {shape}")
     return Scores(name, shape, rows, masked, target.input_dim)
-
-
-def _try_on_scrap(shrinkage: Shrinkage, cuts: Any) -> None:
-    """Let the shrinkage refuse the cuts on a scrap of memory, before any weight has changed."""
-    for cut in cuts.values():
-        shrinkage(torch.zeros(1), torch.ones(1, dtype=torch.bool), cut)
 
 
 def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCut) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, Protocol
 
 from secateur.errors import BudgetError
-from secateur.pruning.capabilities import amount_of, changed, says
+from secateur.pruning.budgets import is_real, is_whole
+from secateur.pruning.capabilities import amount_of, changed, name_of, says
+from secateur.text import shown
 
 
 class Schedule(Protocol):
@@ -45,9 +48,9 @@ class _Stepwise:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if not (is_whole(self.steps) and self.steps >= 1):
             raise BudgetError(f"{self}: steps count from 1")
-        if not 0 <= self.initial < 1:
+        if not (is_real(self.initial) and 0 <= self.initial < 1):
             raise BudgetError(f"{self}: initial is the sparsity to begin from, from 0 to under 1")
 
     def _check(self, final: float) -> None:
@@ -116,15 +119,26 @@ class Cubic(_Stepwise):
 
 def budgets_along(budget: Any, schedule: Schedule) -> list[Any]:
     """Return the budget at each step of the schedule; the last is ``budget`` itself."""
+    if isinstance(schedule, type) or not callable(schedule):
+        raise BudgetError(f"schedule is {schedule!r}; it is an instance, like Cubic(4)")
     final = amount_of(budget)
     if final is None:
         if says(schedule, "one_shot"):
             return [budget]
         raise BudgetError(f"{budget} has no amount that a schedule could raise; use OneShot()")
     if isinstance(final, Mapping):
-        ways = {name: schedule(share) for name, share in final.items()}
+        ways = {name: _way(schedule, share) for name, share in final.items()}
         steps = len(next(iter(ways.values()), []))
         levels: list[Any] = [{n: way[i] for n, way in ways.items()} for i in range(steps)]
     else:
-        levels = list(schedule(final))
+        levels = _way(schedule, final)
     return [changed(budget, **{budget.amount: level}) for level in levels]
+
+
+def _way(schedule: Schedule, final: float) -> list[float]:
+    way: Any = schedule(final)
+    if not isinstance(way, Iterable) or not (way := list(way)) or not all(isinstance(a, Real) for a in way):
+        raise BudgetError(
+            f"{name_of(schedule)} gave {shown(way)}; a schedule gives a list of amounts that ends in {final}"
+        )
+    return way

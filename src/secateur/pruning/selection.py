@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -29,15 +30,18 @@ _INTEGERS = {
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run many small operations on the CPU on one thread: to wait for others at the end of each gains
-    next to nothing, and on a busy machine costs up to a hundred times the work itself."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def on_threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads in here, and with as many as before afterwards.
+
+    Many small operations on the CPU want one: to wait for others at the end of each gains next to nothing,
+    and on a busy machine costs up to a hundred times the work itself.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,11 @@ class Cut:
     tied: int = 0
     requested: float | None = None
 
-    @one_thread()
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, (Real, Tensor)) or self.value != self.value:
+            raise BudgetError(f"Cut({self.value!r}): value is a score, a number that is no NaN")
+
+    @on_threads(1)
     def pruned(self, scores: Scores) -> Tensor:
         """Return the bool tensor of what is pruned. Ties fall by a fixed hash of their position."""
         out: Tensor | None = None
@@ -173,7 +181,7 @@ class _Kth(NamedTuple):
     tied: int
 
 
-@one_thread()
+@on_threads(1)
 def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
     """Return the cuts that take exactly the ``count`` lowest scores of all the tensors together.
 
@@ -232,7 +240,7 @@ def apportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
-@one_thread()
+@on_threads(1)
 def count_below(scores: Scores, cut: Cut) -> int:
     """Return how many entries ``cut`` takes from ``scores``."""
     below = sum(int(torch.count_nonzero(_comparable(s) < cut.value)) for _, s in scores.chunks())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, MaskError
+from secateur.errors import BudgetError, MaskError, TargetError
 from secateur.pruning.holding import (
     Level,
     Optimizers,
@@ -205,6 +205,8 @@ def share_weights(
     if masks is not None:
         masks.bind(model).check()
     for name, target in targets.items():
+        if target.weight.is_complex():
+            raise TargetError(f"{name}: its weights are complex, and shared values are real; exclude it")
         require_finite(name, target.weight, _FINITE)
     clusters: dict[str, Tensor] = {}
     for name, target in targets.items():
@@ -265,9 +267,8 @@ def clustered(values: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         near = ordered[edges[index] : edges[index + 1]]
         codebook[index] = near[np.abs(near).argmin()]
     codebook = codebook[used]
-    used, members = np.unique(
-        np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values), return_inverse=True
-    )
+    nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values)
+    used, members = np.unique(nearest, return_inverse=True)
     return codebook[used], members
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,12 @@ from secateur.pruning.budgets import Share, cut_keeping
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import amount_of, changed, name_of, requested_share, says
 from secateur.pruning.criteria import check_telling
+from secateur.pruning.given import check_cuts
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
 from secateur.pruning.selection import Cut, PatternCut, Scores
-from secateur.pruning.targets import matches
+from secateur.pruning.targets import as_patterns, matches
 from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
 from secateur.structure.proof import untraced
@@ -71,25 +73,17 @@ class ParameterShare(Share):
     counted: ClassVar[str] = "the network's parameters"
 
     def __call__(self, scores: Mapping[str, Scores], structure: Structure, min_kept: int) -> dict[str, Cut]:
-        def tried(count: int) -> tuple[dict[str, Cut], float]:
-            cuts = cut_keeping(scores, count, min_kept)
-            return cuts, self.share(structure, _taken(cuts, scores))
+        def share(count: int) -> float:
+            return self.share(structure, _taken(cut_keeping(scores, count, min_kept), scores))
 
-        low, high = -1, sum(max(0, s.numel - min_kept) for s in scores.values())
-        best, most = tried(high)
-        if most < self.sparsity:
+        every = sum(max(0, s.numel - min_kept) for s in scores.values())
+        if (most := share(every)) < self.sparsity:
             raise BudgetError(
                 f"ParameterShare({self.sparsity}) cannot be met: with {min_kept} units left in each group "
                 f"{most:.4f} of the network's parameters go"
             )
-        while high - low > 1:
-            middle = (low + high) // 2
-            cuts, share = tried(middle)
-            if share >= self.sparsity:
-                best, high = cuts, middle
-            else:
-                low = middle
-        return best
+        least = bisect.bisect_left(range(every), self.sparsity, key=share)
+        return cut_keeping(scores, least, min_kept)
 
     def share(self, structure: Structure, pruned: Mapping[str, Array]) -> float:
         """Return the share of the network's parameters that leave it with some units."""
@@ -122,7 +116,7 @@ def prune_units(
     earlier = already_pruned(part, masks)
     scores = {name: _scores(name, raw.get(name), group, earlier[name]) for name, group in chosen.items()}
     check_telling(criterion, list(scores.values()), data, loss)
-    cuts = _cuts(part, budget, scores, min_kept)
+    cuts = check_cuts(budget, _cuts(part, budget, scores, min_kept), scores)
     wanted = _taken(cuts, scores)
     pruned = {n: _rounded(w, raw[n], earlier[n], round_to, min_kept) for n, w in wanted.items()}
     with together(model) as peers:
@@ -198,7 +192,7 @@ def select_groups(
         if which == "include" and not patterns:
             raise TargetError("include is empty, so it names no group; leave it out to prune all of them")
         hit: set[str] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for pattern in as_patterns(which, patterns):
             found = {
                 name
                 for name, group in structure.groups.items()
@@ -211,11 +205,8 @@ def select_groups(
             hit |= found
         chosen = {n: g for n, g in chosen.items() if (n in hit) == (which == "include")}
     if not chosen:
-        why = (
-            " that the include and exclude patterns leave"
-            if include or exclude
-            else "; print(structure) says why"
-        )
+        left = " that the include and exclude patterns leave"
+        why = left if include or exclude else "; print(structure) says why"
         raise TargetError(f"{type(structure.model).__name__} has no group of units to prune{why}")
     return chosen
 
@@ -246,8 +237,10 @@ def _made(group: Group) -> list[Any]:
 
 
 def _scores(name: str, raw: Tensor | None, group: Group, earlier: Array) -> Scores:
-    if raw is None or tuple(raw.shape) != (len(group),):
-        raise CriterionError(f"{name}: the criterion gave no score for each of its {len(group)} units")
+    if not isinstance(raw, Tensor) or tuple(raw.shape) != (len(group),) or not raw.is_floating_point():
+        raise CriterionError(
+            f"{name}: the criterion gave no score for each of its {len(group)} units, as floats"
+        )
     return Scores(name, (len(group),), raw.__getitem__, torch.from_numpy(earlier) if earlier.any() else None)
 
 

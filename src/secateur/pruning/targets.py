@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from secateur.errors import BudgetError, TargetError
 from secateur.graph.names import adapter_parameters, canonical_modules, canonical_parameters
 from secateur.structure.computed import stays_finite
 from secateur.structure.layers import layer_view, stored_weights
-from secateur.text import nearest
+from secateur.text import nearest, shown
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _matching(
         raise TargetError("include is empty, so it names no tensor; leave it out for the default")
     names = _all_names(model, parameters)
     matched: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in as_patterns(which, patterns):
         hits = {n for n in parameters if any(matches(alias, pattern) for alias in names[n])}
         if not hits:
             known = [*parameters, *(n for n, _ in canonical_modules(model) if n)]
@@ -262,6 +262,14 @@ def _meant(pattern: str, hits: set[str], weights: Mapping[str, _Owner]) -> set[s
     if weights:
         return {name for name, owner in weights.items() if not owner.refused}
     return {n for n in hits if "weight" in n.rpartition(".")[2]} or hits
+
+
+def as_patterns(which: str, patterns: Any) -> list[str]:
+    """Return patterns as a list; raises TargetError for what are none."""
+    found = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
+    if not all(isinstance(one, str) for one in found):
+        raise TargetError(f"{which} is {shown(patterns)}; it is a pattern of names, or a list of them")
+    return found
 
 
 def matches(name: str, pattern: str) -> bool:

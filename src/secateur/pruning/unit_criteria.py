@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CriterionError
-from secateur.graph.capture import module_of, tensor_of
+from secateur.graph.capture import module_of, parameters_of, tensor_of
 from secateur.pruning.calibration import Batches, Loss, operand_rms
 from secateur.pruning.capabilities import says
+from secateur.pruning.given import check_scores, scores_given
 from secateur.pruning.targets import find_targets
 from secateur.structure.layers import multiplied
 from secateur.structure.units import Group, Slice, Structure
@@ -167,18 +168,21 @@ def unit_scores(
     """Return the scores of a criterion on units, or the sums of one on single weights."""
     on_units = criterion if says(criterion, "counts_units") else says(criterion, "score_units")
     if on_units is not None:
-        return dict(on_units(structure, data, loss))
+        weights = dict(parameters_of(structure.model))
+        return dict(scores_given(criterion, on_units, weights, structure, data, loss))
     least = 1 if says(criterion, "scores_vectors") else 2  # dims
     parts = [part for group in structure.groups.values() for part in group.slices if part.masked]
     names = {part.name for part in parts if tensor_of(structure.model, part.name).dim() >= least}
     targets = find_targets(structure.model, include=sorted(names))
-    scores = criterion(targets, data, loss)
+    weights = {name: target.weight for name, target in targets.items()}
+    scores = scores_given(criterion, criterion, weights, targets, data, loss)
     found: dict[str, Tensor] = {}
     for name, group in structure.groups.items():
         total = torch.zeros(len(group), dtype=torch.float64)
         for part in group.slices:
             if part.name in scores:
                 raw = scores[part.name]
+                check_scores(criterion, part.name, raw, tuple(tensor_of(structure.model, part.name).shape))
                 whole = raw if isinstance(raw, Tensor) else raw(slice(None))
                 total += _gathered(whole.double().cpu(), part)
         found[name] = total

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+Column = tuple[str, Callable[["Group"], str]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Group:
     @property
     def settings(self) -> str:
         """The settings that the sweep changes, short: "budget global, sparsity 0.9"."""
-        return ", ".join(f"{short(key)} {value_text(value)}" for key, value in self.point.items())
+        return settings_text(self.point)
 
     @property
     def label(self) -> str:
@@ -62,8 +65,7 @@ class Group:
     @property
     def final(self) -> str:
         """The metric of the network handed back: retrained where it was, else pruned."""
-        retrained = self.figure("accuracy_retrained")
-        return "accuracy_retrained" if retrained else "accuracy_pruned"
+        return "accuracy_retrained" if self.figure("accuracy_retrained") else "accuracy_pruned"
 
 
 def figure_of(values: Iterable[float | None]) -> Figure | None:
@@ -117,7 +119,7 @@ def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
     for group in groups:
         plotted = amount_of(group.point)
         rest = {} if alone[group.study, group.method] else group.point
-        words = [f"{short(k)} {value_text(v)}" for k, v in rest.items() if k != plotted]
+        words = [settings_text({k: v}) for k, v in rest.items() if k != plotted]
         name = ", ".join(dict.fromkeys([group.method, *words]))
         if several and group.method != group.study:
             name = f"{group.study}: {name}"
@@ -168,6 +170,11 @@ def short(key: str) -> str:
     return parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
 
 
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Return "budget global, sparsity 0.9" for the settings of a point."""
+    return ", ".join(f"{short(key)} {value_text(value)}" for key, value in settings.items())
+
+
 def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
@@ -190,48 +197,54 @@ def percent(figure: Figure | None) -> str:
 
 def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows) of the result table: one row a point, accuracies in percent."""
-    keys = list(dict.fromkeys(key for group in groups for key in group.point))
-    methods = len({group.method for group in groups}) > 1
-    studies = len({group.study for group in groups}) > 1
-    header = [
-        *(["study"] if studies else []),
-        *(["method"] if methods else []),
-        *(short(key) for key in keys),
+    keys = dict.fromkeys(key for group in groups for key in group.point)
+    packed = [
+        _mean("file bytes", "bytes_packed", "{:,.0f}"),
+        _mean("dense / file", "compression_packed", "{:.2f}x"),
     ]
-    header += ["sparsity %", "requested %", "compression", "dense %", "pruned %", "retrained %", "epochs"]
-    packed = any(group.figure("bytes_packed") for group in groups)
-    header += ["change", "non-zero", *(["file bytes", "dense / file"] if packed else []), "seeds"]
-    rows: list[list[str]] = []
-    for group in groups:
-        cells = [*([group.study] if studies else []), *([group.method] if methods else [])]
-        cells += [value_text(group.point[key]) if key in group.point else "" for key in keys]
-        *figures, seeds = _figures(group)
-        rows.append([*cells, *figures, *(_file_of(group) if packed else []), seeds])
-    return header, rows
-
-
-def _file_of(group: Group) -> list[str]:
-    """The bytes of the packed file, and how many times as many the dense network has."""
-    size, rate = group.figure("bytes_packed"), group.figure("compression_packed")
-    return [f"{size.mean:,.0f}" if size else "", f"{rate.mean:.2f}x" if rate else ""]
-
-
-def _figures(group: Group) -> list[str]:
-    sparsity, rate = group.figure("sparsity"), group.figure("compression_rate")
-    dense, last, nonzero = group.figure("accuracy_dense"), group.figure(group.final), group.figure("nonzero")
-    change = f"{100 * (last.mean - dense.mean):+.2f}" if last and dense else ""
-    first = group.trials[0]
-    requested = first.get("requested", {}).get("sparsity")
-    epochs = first.get("epochs", {}).get("retrain")
-    return [
-        f"{100 * sparsity.mean:.2f}" if sparsity else "",
-        f"{100 * requested:.2f}" if requested is not None else "",
-        f"{rate.mean:.2f}x" if rate else "",
-        percent(dense),
-        percent(group.figure("accuracy_pruned")),
-        percent(group.figure("accuracy_retrained")),
-        str(epochs) if epochs else "",
-        change,
-        f"{nonzero.mean:,.0f}" if nonzero else "",
-        str(dense.number if dense else 0),
+    columns: list[Column] = [
+        *which_of(groups, "study"),
+        *which_of(groups, "method"),
+        *((short(key), partial(_setting, key)) for key in keys),
+        _mean("sparsity %", "sparsity", "{:.2f}", 100),
+        ("requested %", _requested),
+        _mean("compression", "compression_rate", "{:.2f}x"),
+        ("dense %", lambda group: percent(group.figure("accuracy_dense"))),
+        ("pruned %", lambda group: percent(group.figure("accuracy_pruned"))),
+        ("retrained %", lambda group: percent(group.figure("accuracy_retrained"))),
+        ("epochs", lambda group: str(group.trials[0].get("epochs", {}).get("retrain") or "")),
+        ("change", _change),
+        _mean("non-zero", "nonzero", "{:,.0f}"),
+        *(packed if any(group.figure("bytes_packed") for group in groups) else []),
+        ("seeds", lambda group: str(dense.number if (dense := group.figure("accuracy_dense")) else 0)),
     ]
+    return filled(columns, groups)
+
+
+def filled(columns: Sequence[Column], groups: Iterable[Group]) -> tuple[list[str], list[list[str]]]:
+    """Return (header, rows) of a table with a row a group."""
+    return [title for title, _ in columns], [[cell(group) for _, cell in columns] for group in groups]
+
+
+def which_of(groups: Sequence[Group], name: str) -> list[Column]:
+    """Return the column that tells groups of several studies (or methods) apart; none where there is one."""
+    several = len({getattr(group, name) for group in groups}) > 1
+    return [(name, lambda group: getattr(group, name))] if several else []
+
+
+def _mean(title: str, metric: str, form: str, scale: float = 1) -> Column:
+    return title, lambda group: form.format(scale * of.mean) if (of := group.figure(metric)) else ""
+
+
+def _setting(key: str, group: Group) -> str:
+    return value_text(group.point.get(key, ""))
+
+
+def _requested(group: Group) -> str:
+    share = group.trials[0].get("requested", {}).get("sparsity")
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _change(group: Group) -> str:
+    dense, last = group.figure("accuracy_dense"), group.figure(group.final)
+    return f"{100 * (last.mean - dense.mean):+.2f}" if last and dense else ""

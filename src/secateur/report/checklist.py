@@ -13,6 +13,7 @@ from typing import Any
 
 from secateur.report.aggregate import Group, front, is_number
 
+_BEFORE_PRUNING = ("train", "data", "model")
 Study = Mapping[str, Any]
 Answer = tuple[bool | None, str]
 
@@ -64,9 +65,7 @@ def _same_start(trials: Sequence[Mapping[str, Any]]) -> Answer:
     """One dense accuracy for each seed and data set tells that all began from one network."""
     found: dict[str, set[float | None]] = {}
     for trial in trials:
-        changed = {
-            k: v for k, v in trial["point"].items() if k.partition(".")[0] in ("train", "data", "model")
-        }
+        changed = {k: v for k, v in trial["point"].items() if k.partition(".")[0] in _BEFORE_PRUNING}
         found.setdefault(f"{trial['seed']} {changed}", set()).add(trial["metrics"].get("accuracy_dense"))
     differing = sum(len(values) > 1 for values in found.values())
     return bool(found) and not differing, f"{len(found)} dense networks, {differing} differ between methods"
@@ -154,9 +153,8 @@ def _top(trials: Sequence[Mapping[str, Any]]) -> Answer:
 def _environment(studies: Sequence[Study], trials: Sequence[Mapping[str, Any]]) -> Answer:
     wanted = ("torch", "machine", "commit")
     missing = sorted({key for s in studies for key in wanted if not s["environment"].get(key)})
-    return not missing and all(t.get("id") for t in trials), (
-        f"missing: {', '.join(missing)}" if missing else "all there; a trial's name is the hash"
-    )
+    seen = f"missing: {', '.join(missing)}" if missing else "all there; a trial's name is the hash"
+    return not missing and all(t.get("id") for t in trials), seen
 
 
 def _front(groups: Sequence[Group]) -> Answer:
@@ -171,6 +169,5 @@ def _quoted(studies: Sequence[Study]) -> Answer:
     if not quoting:
         return None, "nothing is quoted"
     figures = sum(is_number(v) for s in quoting for entry in s["reference"] for v in entry.values())
-    return all(
-        study.get("source") for study in quoting
-    ), f"{figures} quoted figures, each study's source named"
+    named = all(study.get("source") for study in quoting)
+    return named, f"{figures} quoted figures, each study's source named"

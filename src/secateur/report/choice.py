@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from secateur.storage import load_tensors, replacing
 
 Metrics = Mapping[str, Any]
 _DENSE = "accuracy_dense_validation"
+_LATENCY, _DENSE_LATENCY = "measured latency, batch of one, ms", "latency_dense_ms"
 _ROUNDING = 1e-9  # percentage points: what a mean's last digits may be off
 
 
@@ -54,14 +56,8 @@ QUANTITIES = {
     quantity.name: quantity
     for quantity in (
         Quantity("bytes", "bytes_sparse", "bytes in a sparse form, indices counted", _dense_bytes),
-        Quantity(
-            "latency",
-            "latency_ms",
-            "measured latency, batch of one, ms",
-            lambda metrics: metrics.get("latency_dense_ms"),
-            over="latency_dense_ms",
-        ),
-        Quantity("macs", "macs", "multiply-adds, zeros counted", lambda metrics: metrics.get("macs_dense")),
+        Quantity("latency", "latency_ms", _LATENCY, methodcaller("get", _DENSE_LATENCY), over=_DENSE_LATENCY),
+        Quantity("macs", "macs", "multiply-adds, zeros counted", methodcaller("get", "macs_dense")),
         Quantity("parameters", "parameters", "parameters, zeros counted", _dense_parameters),
     )
 }
@@ -217,10 +213,8 @@ def write_choice(choice: Choice, out: Path) -> Files:
     Each file is replaced as a whole. Raises StorageError where the network is missing, damaged, or not the
     trial's.
     """
-    place = ("trials", choice.trial["id"])
-    model, masks = (
-        inside(choice.chosen.folder, *place, f"{name}.safetensors") for name in ("model", "masks")
-    )
+    place = (choice.chosen.folder, "trials", choice.trial["id"])
+    model, masks = (inside(*place, f"{name}.safetensors") for name in ("model", "masks"))
     if not model.is_file():
         raise StorageError(f"{model}: no such file; the chosen trial's network is not beside its results")
     if (model.parent / RESULT).exists():  # else nothing says what the files were

@@ -85,12 +85,13 @@ def _memory(memory: Mapping[str, Any] | None) -> list[str]:
 
 def deployment_lines(deployment: Deployment) -> list[str]:
     """Return the lines below the table: the best by each measure, what was not made and why, what the
-    figures are."""
+    figures are, the machine and the versions."""
     made = [row for row in deployment["formats"] if row["reason"] is None]
     lines = [_best(made)] if made else []
     lines += [f"{row['name']}: not made: {row['reason']}" for row in deployment["formats"] if row["reason"]]
     lines += [f"{row['name']}: {row['note']}" for row in made if row.get("note")]
-    return [*lines, *deployment["notes"], *_WHAT]
+    known = [f"{key} {value}" for key, value in deployment["environment"].items() if value is not None]
+    return [*lines, *deployment["notes"], *_WHAT, ", ".join(known)]
 
 
 def _best(made: Sequence[Mapping[str, Any]]) -> str:
@@ -106,9 +107,3 @@ def _best(made: Sequence[Mapping[str, Any]]) -> str:
         f"at batch 64: {least(lambda row: row['latency']['64']['median'])}; "
         f"smallest file: {smallest['file']} ({smallest['bytes']:,} bytes)."
     )
-
-
-def environment_line(deployment: Deployment) -> str:
-    """Return the machine and the versions in one line."""
-    known = {key: value for key, value in deployment["environment"].items() if value is not None}
-    return ", ".join(f"{key} {value}" for key, value in known.items())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from secateur.report.aggregate import Figure, Group
 
 Plot = dict[str, Any]
-COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
+T = TypeVar("T")
+_COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fb0", "#b8324f", "#5b6b7a", "#a58a1e", "#1f8a96")
 QUOTED = "#777777"
 
 
@@ -52,6 +54,11 @@ def dense_levels(groups: Sequence[Group]) -> dict[str, float]:
     if len(levels) == 1:
         return {"dense": next(iter(levels))}
     return {f"dense, {' and '.join(names)}": level for level, names in levels.items()}
+
+
+def coloured(parts: Iterable[T]) -> Iterator[tuple[str, T]]:
+    """Give each part of a figure a colour, in turn."""
+    return zip(itertools.cycle(_COLOURS), parts, strict=False)
 
 
 def line_of(name: str, xs: Sequence[float], ys: list[float], colour: str) -> Plot:

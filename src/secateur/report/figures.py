@@ -7,30 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report.aggregate import (
-    Figure,
-    Group,
-    figure_of,
-    is_number,
-    percent,
-    series_of,
-    short,
-    value_text,
-)
-from secateur.report.drawing import (
-    COLOURS,
-    QUOTED,
-    Plot,
-    add_dense,
-    axes_of,
-    dense_levels,
-    line_of,
-    marks_of,
-    means_of,
-)
+from secateur.report.aggregate import Figure, Group, figure_of, is_number, percent, series_of, settings_text
+from secateur.report.drawing import QUOTED, Plot, add_dense, axes_of, coloured, line_of, marks_of, means_of
 from secateur.report.pareto import Front, Spot, fronts_of
 
 _JOINED = "lines+markers"
+_SCALES = {"sparsity": 100}
 _AXES = {
     "sparsity": "sparsity, %",
     "compression_rate": "compression rate, log scale",
@@ -60,8 +42,7 @@ def accuracy_plot(
     seeds, the dense network's as a line, quoted figures as crosses. Against the size of a file, the
     accuracy of the network that it holds alone."""
     traces: list[Plot] = []
-    for index, (name, members) in enumerate(series_of(groups).items()):
-        colour = COLOURS[index % len(COLOURS)]
+    for colour, (name, members) in coloured(series_of(groups).items()):
         for metric, dash in (("accuracy_retrained", "solid"), ("accuracy_pruned", "dot")):
             words = "retrained" if dash == "solid" else "pruned"
             shown = [g for g in members if against != "compression_packed" or g.final == metric]
@@ -69,7 +50,7 @@ def accuracy_plot(
     if not traces and against == "compression_packed":
         return None
     traces += _quoted(groups, reference, against)
-    if not traces or not dense_levels(groups):
+    if not traces or not any(group.figure("accuracy_dense") for group in groups):
         return None
     layout = axes_of(_AXES[against], "test accuracy, %")
     if against != "sparsity":
@@ -81,14 +62,11 @@ def accuracy_plot(
 def _curve(
     members: Sequence[Group], against: str, metric: str, name: str, colour: str, dash: str
 ) -> list[Plot]:
-    points = [
-        (_scaled(x, against), y, g) for g in members if (x := g.figure(against)) and (y := g.figure(metric))
-    ]
+    points = _along(members, against, metric)
     if not points:
         return []
-    points.sort(key=lambda point: point[0])
-    trace = means_of(name, [x for x, _, _ in points], [y for _, y, _ in points], mode=_JOINED)
-    texts = [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, y, g in points]
+    trace = means_of(name, [x for x, _, _ in points], [y for _, _, y in points], mode=_JOINED)
+    texts = [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, g, y in points]
     line = {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5}
     return [trace | {"text": texts, "hoverinfo": "text", "line": line, "marker": {"size": 6}}]
 
@@ -96,49 +74,44 @@ def _curve(
 def counts_plot(groups: Sequence[Group]) -> Plot | None:
     """Parameters and non-zeros left against sparsity: zeros alone leave the parameters as many."""
     traces: list[Plot] = []
-    for index, (name, members) in enumerate(series_of(groups).items()):
-        points = [
-            (100 * s.mean, p, n)
-            for g in members
-            if (s := g.figure("sparsity")) and (p := g.figure("parameters")) and (n := g.figure("nonzero"))
-        ]
-        points.sort(key=lambda point: point[0])
-        colour = COLOURS[index % len(COLOURS)]
-        xs = [x for x, _, _ in points]
-        traces += [
-            _count_line(f"{name}, non-zero", xs, [n for _, _, n in points], colour, "solid"),
-            _count_line(f"{name}, parameters", xs, [p for _, p, _ in points], colour, "dot"),
-        ]
-    traces = [trace for trace in traces if trace["x"]]
+    for colour, (name, members) in coloured(series_of(groups).items()):
+        points = _along(members, "sparsity", "nonzero", "parameters")
+        if points:
+            xs, _, nonzero, parameters = zip(*points, strict=True)
+            traces.append(_count_line(f"{name}, non-zero", xs, nonzero, colour, "solid"))
+            traces.append(_count_line(f"{name}, parameters", xs, parameters, colour, "dot"))
     return {"data": traces, "layout": axes_of("sparsity, %", "count")} if traces else None
 
 
-def _count_line(name: str, xs: list[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
+def _count_line(name: str, xs: Sequence[float], counts: Sequence[Figure], colour: str, dash: str) -> Plot:
     line = {"color": colour, "dash": dash, "width": 1.5}
     return means_of(name, xs, counts, 1, mode=_JOINED) | {"line": line, "marker": {"size": 5}}
 
 
-def _scaled(figure: Figure, against: str) -> float:
-    return 100 * figure.mean if against == "sparsity" else figure.mean
+def _along(members: Sequence[Group], against: str, *metrics: str) -> list[tuple[Any, ...]]:
+    """The groups that have all these figures, along the axis: (place, group, figure of each metric)."""
+    scale = _SCALES.get(against, 1)
+    found = [(group, [group.figure(metric) for metric in (against, *metrics)]) for group in members]
+    points = [(scale * x.mean, group, *ys) for group, (x, *ys) in found if x and all(ys)]
+    return sorted(points, key=lambda point: point[0])
 
 
 def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str) -> list[Plot]:
     """Quoted figures, where their point is one of ours (its sparsity is then ours)."""
+    scale = _SCALES.get(against, 1)
     traces: list[Plot] = []
     for metric, symbol in (("accuracy_retrained", "x"), ("accuracy_pruned", "x-open")):
-        xs: list[float] = []
-        ys: list[float] = []
-        texts: list[str] = []
+        points: list[tuple[float, float, str]] = []
         for entry in reference:
             group = match(groups, entry)
             x = group.figure(against) if group else None
             given: Any = entry.get(against)
             value = float(given) if is_number(given) else x.mean if x else None
             if is_number(entry.get(metric)) and value is not None:
-                xs.append(100 * value if against == "sparsity" else value)
-                ys.append(100 * entry[metric])
-                texts.append(f"quoted: {describe_point(entry)}, {100 * entry[metric]:.2f} %")
-        if xs:
+                y = 100 * entry[metric]
+                points.append((scale * value, y, f"quoted: {describe_point(entry)}, {y:.2f} %"))
+        if points:
+            xs, ys, texts = map(list, zip(*points, strict=True))
             marker = {"symbol": symbol, "size": 9, "color": QUOTED}
             traces.append(marks_of(f"quoted, {metric.removeprefix('accuracy_')}", xs, ys, texts, marker))
     return traces
@@ -164,7 +137,7 @@ def _equal(mine: Any, quoted: Any) -> bool:
 
 
 def describe_point(entry: Mapping[str, Any]) -> str:
-    return ", ".join(f"{short(key)} {value_text(value)}" for key, value in entry.items() if "." in key)
+    return settings_text({key: value for key, value in entry.items() if "." in key})
 
 
 def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
@@ -178,9 +151,9 @@ def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
     traces = [joined | {"line": {"color": "#444444", "width": 1, "shape": step}, "hoverinfo": "skip"}]
     best = {id(spot.group) for spot in front.best}
     spot_of = {id(spot.group): spot for spot in front.spots}
-    for index, (name, members) in enumerate(series_of(groups).items()):
+    for colour, (name, members) in coloured(series_of(groups).items()):
         spots = [spot_of[id(group)] for group in members if id(group) in spot_of]
-        marker = {"size": 8, "color": COLOURS[index % len(COLOURS)]}
+        marker = {"size": 8, "color": colour}
         on_front = [spot for spot in spots if id(spot.group) in best]
         dominated = [spot for spot in spots if id(spot.group) not in best]
         traces += [_spots(name, front, on_front, marker)] if on_front else []
@@ -211,11 +184,8 @@ def layers_plot(groups: Sequence[Group]) -> Plot | None:
     shown = [group for group in groups if group.trials[0].get("layers")]
     if not shown:
         return None
-    names = list(dict.fromkeys(row["name"] for g in shown for row in g.trials[0]["layers"]))
-    grid = []
-    for group in shown:
-        by_name = {row["name"]: 100 * row["sparsity"] for row in group.trials[0]["layers"]}
-        grid.append([by_name.get(name) for name in names])
+    rows = [{row["name"]: 100 * row["sparsity"] for row in g.trials[0]["layers"]} for g in shown]
+    names = list(dict.fromkeys(name for row in rows for name in row))
     layout = axes_of("", "")
     layout["height"] = 160 + 22 * len(shown)
     layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "type": "category", "title": None}
@@ -224,7 +194,7 @@ def layers_plot(groups: Sequence[Group]) -> Plot | None:
         "type": "heatmap",
         "x": names,
         "y": [group.label for group in shown],
-        "z": grid,
+        "z": [[row.get(name) for name in names] for row in rows],
         "zmin": 0,
         "zmax": 100,
         "colorscale": [[0, "#f3f6fa"], [0.5, "#8fb4d9"], [1, "#123a63"]],
@@ -240,7 +210,7 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
     dense = _mean_curve([t["curves"].get("dense", []) for g in groups for t in g.trials])
     if dense:
         traces.append(line_of("dense", range(1, len(dense) + 1), dense, "#444444"))
-    for index, group in enumerate(groups):
+    for colour, group in coloured(groups):
         rows = [
             [row for step, part in trial["curves"].items() if step != "dense" for row in part]
             for trial in group.trials
@@ -248,7 +218,6 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
         curve = _mean_curve(rows)
         if curve:
             start = len(dense) + 1
-            colour = COLOURS[index % len(COLOURS)]
             traces.append(line_of(group.label, range(start, start + len(curve)), curve, colour))
     layout = axes_of("epoch, retraining after the dense training", "validation accuracy, %")
     return {"data": traces, "layout": layout} if traces else None
@@ -270,12 +239,11 @@ def alpha_plot(groups: Sequence[Group]) -> Plot | None:
     least = min((alpha for line in lines.values() for alpha in line if alpha > 0), default=1.0)
     end = 0.3 - math.log10(least)  # where 0 stands
     traces: list[Plot] = []
-    for index, ((_, name), line) in enumerate(lines.items()):
+    for colour, ((_, name), line) in coloured(lines.items()):
         xs = [-math.log10(alpha) if alpha > 0 else end for alpha in line]
         figures = [figure for figure in map(figure_of, line.values()) if figure]
         texts = [f"{name}<br>alpha {a:g}: {percent(f)} %" for a, f in zip(line, figures, strict=True)]
-        more = {"text": texts, "hoverinfo": "text"}
-        more["line"] = {"color": COLOURS[index % len(COLOURS)], "width": 1.5}
+        more = {"text": texts, "hoverinfo": "text", "line": {"color": colour, "width": 1.5}}
         traces.append(means_of(name, xs, figures, mode=_JOINED) | more)
     layout = axes_of("alpha, log scale and 0", "validation accuracy, %")
     marks = [m for e in range(9) for m in (10.0**-e, 0.5 * 10.0**-e, 0.2 * 10.0**-e) if m >= least]

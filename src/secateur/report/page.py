@@ -10,23 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.report.aggregate import (
-    Figure,
-    Group,
-    all_groups,
-    is_number,
-    percent,
-    references_of,
-    table_of,
-)
+from secateur.report.aggregate import Figure, Group, all_groups, is_number, percent, references_of, table_of
 from secateur.report.checklist import Point, checklist
-from secateur.report.deployed import (
-    Deployment,
-    deployment_lines,
-    deployment_table,
-    deployments_of,
-    environment_line,
-)
+from secateur.report.deployed import Deployment, deployment_lines, deployment_table, deployments_of
 from secateur.report.drawing import with_texts
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
@@ -177,8 +163,7 @@ def _costs(groups: Sequence[Group]) -> str:
 
 
 def _deployed(label: str, deployment: Deployment) -> str:
-    lines = [*deployment_lines(deployment), environment_line(deployment)]
-    below = "".join(f"<p class=source>{_text(line)}</p>" for line in lines)
+    below = "".join(f"<p class=source>{_text(line)}</p>" for line in deployment_lines(deployment))
     return f"<p>{_text(label)}</p>" + _table(*deployment_table(deployment)) + below
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur.report.aggregate import Figure, Group, front, percent
+from secateur.report.aggregate import Column, Figure, Group, filled, front, percent, which_of
 
 
 @dataclass(frozen=True)
@@ -129,18 +129,17 @@ def front_table(fronts: Mapping[str, Front]) -> tuple[list[str], list[list[str]]
     """Return (header, rows) of the points on any front, the most accurate first."""
     groups = {id(spot.group): spot.group for found in fronts.values() for spot in found.best}
     shown = sorted(groups.values(), key=lambda group: (group.data, -_accuracy(group).mean))
-    several = len({group.study for group in shown}) > 1
     axes = {found.axis.column: found.axis for found in fronts.values()}
-    header = [*(["study"] if several else []), "method", "setting", *axes]
-    rows: list[list[str]] = []
-    for group in shown:
-        cells = [*([group.study] if several else []), group.method, group.settings]
-        cells += [axis.text(group) for axis in axes.values()]
-        front_of_group = [f for f in fronts.values() if any(s.group is group for s in f.best)]
-        knee_of_group = [f for f in front_of_group if f.knee is not None and f.knee.group is group]
-        cells += [percent(_accuracy(group)), _names(front_of_group), _names(knee_of_group)]
-        rows.append(cells)
-    return [*header, "test accuracy %", "on the front by", "knee of"], rows
+    columns: list[Column] = [
+        *which_of(shown, "study"),
+        ("method", lambda group: group.method),
+        ("setting", lambda group: group.settings),
+        *((column, axis.text) for column, axis in axes.items()),
+        ("test accuracy %", lambda group: percent(_accuracy(group))),
+        ("on the front by", lambda group: _names(fronts, lambda front: front.best, group)),
+        ("knee of", lambda group: _names(fronts, lambda front: [front.knee] if front.knee else [], group)),
+    ]
+    return filled(columns, shown)
 
 
 def _accuracy(group: Group) -> Figure:
@@ -149,5 +148,5 @@ def _accuracy(group: Group) -> Figure:
     return figure
 
 
-def _names(fronts: Sequence[Front]) -> str:
-    return ", ".join(found.axis.name for found in fronts)
+def _names(fronts: Mapping[str, Front], spots: Callable[[Front], Sequence[Spot]], group: Group) -> str:
+    return ", ".join(f.axis.name for f in fronts.values() if any(s.group is group for s in spots(f)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,24 +14,20 @@ from rich.text import Text
 
 from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
 from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
-from secateur.report.deployed import (
-    Deployment,
-    deployment_label,
-    deployment_lines,
-    deployment_table,
-    environment_line,
-)
+from secateur.report.deployed import Deployment, deployment_label, deployment_lines, deployment_table
 from secateur.text import printable
 
 _SHOWN = 10  # points of a choice
 
 
-class Reporter(Protocol):
-    """Hears of every trial that starts and every epoch that ends."""
+class Reporter:
+    """Hears of every trial that starts and every epoch that ends; this one keeps it to itself."""
 
-    def trial(self, index: int, total: int, label: str) -> None: ...
+    def trial(self, index: int, total: int, label: str) -> None:
+        pass
 
-    def epoch(self, text: str) -> None: ...
+    def epoch(self, text: str) -> None:
+        pass
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
@@ -82,7 +78,7 @@ def print_deployment(deployment: Deployment, console: Console) -> None:
     """Print one row a format, what is best by each measure, and what the figures are."""
     title = f"{deployment_label(deployment['trial'])}: {deployment['test']:,} test examples"
     _print_rows(title, *deployment_table(deployment), console)
-    for line in [*deployment_lines(deployment), environment_line(deployment)]:
+    for line in deployment_lines(deployment):
         _say(line, console)
 
 
@@ -133,30 +129,18 @@ def _print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def progress(console: Console, quiet: bool) -> Iterator[Reporter]:
     """Yield what shows progress: bars on a terminal, a line a trial elsewhere, nothing if ``quiet``."""
     if quiet:
-        yield _Silent()
+        yield Reporter()
     elif not console.is_terminal:
         yield _Lines(console)
     else:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[epoch]}", style="dim", markup=False),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
+        label = TextColumn("{task.description}", markup=False)
+        done = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        epoch = TextColumn("{task.fields[epoch]}", style="dim", markup=False)
+        with Progress(label, *done, epoch, console=console, transient=True) as bar:
             yield _Bars(bar)
 
 
-class _Silent:
-    def trial(self, index: int, total: int, label: str) -> None:
-        pass
-
-    def epoch(self, text: str) -> None:
-        pass
-
-
-class _Lines:
+class _Lines(Reporter):
     def __init__(self, console: Console) -> None:
         self.console = console
 
@@ -164,11 +148,8 @@ class _Lines:
         if index < total:
             self.console.print(Text(printable(f"trial {index + 1}/{total}: {label}")))
 
-    def epoch(self, text: str) -> None:
-        pass
 
-
-class _Bars:
+class _Bars(Reporter):
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
         self.task = bar.add_task("trials", total=None, epoch="")

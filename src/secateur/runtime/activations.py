@@ -31,10 +31,6 @@ class Activation:
     bounds: Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
 
 
-def _relu(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
-    return np.maximum(x, 0, out=out)
-
-
 def _clamp(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
     if node["low"] is not None:
         x = out = np.maximum(x, node["low"], out=out)
@@ -54,10 +50,6 @@ def _elu(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.n
 def _sigmoid(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
     with np.errstate(over="ignore"):  # 1 / (1 + inf) is the right 0
         return np.reciprocal(1 + np.exp(-x), out=out)
-
-
-def _tanh(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
-    return np.tanh(x, out=out)
 
 
 def _silu(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
@@ -85,11 +77,7 @@ def _hardswish(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -
 def _softplus(x: np.ndarray, node: Mapping[str, Any], out: np.ndarray | None) -> np.ndarray:
     scaled = x * node["beta"]
     soft = np.log1p(np.exp(np.minimum(scaled, node["threshold"]))) / node["beta"]
-    result = np.where(scaled > node["threshold"], x, soft)
-    if out is None:
-        return result
-    out[...] = result
-    return out
+    return np.positive(np.where(scaled > node["threshold"], x, soft), out=out)
 
 
 # erf(x) = x P(x²) / Q(x²) on [-4, 4], a least-squares fit refined to an equal ripple: off by 1.6e-9 at most.
@@ -146,10 +134,6 @@ def _sigmoid_of_one(v: Any, _: Any, __: Any) -> Any:
     return _ONE / (_ONE + np.exp(-v))
 
 
-def _tanh_of_one(v: Any, _: Any, __: Any) -> Any:
-    return np.tanh(v)
-
-
 def _silu_of_one(v: Any, _: Any, __: Any) -> Any:
     return v / (_ONE + np.exp(-v))
 
@@ -180,7 +164,7 @@ def _bounds(node: Mapping[str, Any]) -> tuple[float, float]:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(_relu, bounds=lambda node: (0.0, math.inf)),
+    "relu": Activation(lambda x, node, out: np.maximum(x, 0, out=out), bounds=lambda node: (0.0, math.inf)),
     "clamp": Activation(_clamp, ("low", "high"), bounds=_bounds),  # each a number or None
     "leaky_relu": Activation(_leaky_relu, ("slope",), _leaky_relu_of_one),
     "elu": Activation(_elu, ("alpha",), _elu_of_one),
@@ -188,7 +172,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": Activation(_gelu_tanh, (), _gelu_tanh_of_one),
     "silu": Activation(_silu, (), _silu_of_one),
     "sigmoid": Activation(_sigmoid, (), _sigmoid_of_one),
-    "tanh": Activation(_tanh, (), _tanh_of_one),
+    "tanh": Activation(lambda x, node, out: np.tanh(x, out=out), (), lambda v, _, __: np.tanh(v)),
     "hardswish": Activation(_hardswish, (), _hardswish_of_one),
     "hardsigmoid": Activation(_hardsigmoid, (), _hardsigmoid_of_one),
     "softplus": Activation(_softplus, ("beta", "threshold"), _softplus_of_one),

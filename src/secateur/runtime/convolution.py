@@ -125,6 +125,6 @@ def _phases(
             (-(-(source.height - y) // stride[0]), stride[0] * source.row, out.row),
             (-(-(source.width - x) // stride[1]), stride[1], 1),
         ]
-        start = source.offset + y * source.row + x
-        space.block(dims, start, out.offset + i * source.channels * out.plane)
+        first = replace(source, offset=source.offset + y * source.row + x)
+        space.block(dims, first, replace(out, offset=out.offset + i * source.channels * out.plane))
     return out

@@ -110,9 +110,8 @@ def _with_number(space: Workspace, node: Operator, source: Place, weights: Weigh
     if number is None:
         tensor = weights[node["tensor"]]
         dims = len(node["shape"])
-        per_channel = (
-            tensor.reshape((1,) * (dims + 1 - tensor.ndim) + tensor.shape)[0] if tensor.ndim else tensor
-        )
+        shape = (*(1,) * (dims + 1 - tensor.ndim), *tensor.shape)
+        per_channel = tensor.reshape(shape)[0] if tensor.ndim else tensor
         if per_channel.size not in (1, source.channels) or per_channel.shape[1:] != (1,) * (dims - 1):
             raise UnsupportedError(f"{kind} with a tensor of shape {tensor.shape}")
         number = per_channel.reshape(-1)
@@ -155,9 +154,8 @@ def _plan_softmax(space: Workspace, node: Operator, given: Sequence[Place], weig
     if node["dim"] not in (1, -1) or not source.flat:
         raise UnsupportedError(f"{node['op']} over dim {node['dim']}")
     out = space.new(node["shape"])
-    logarithm = int(node["op"] == "log_softmax")
-    row = [SOFTMAX, source.offset, out.offset, source.channels, source.plane, logarithm]
-    space.table.append(row)
+    row = [SOFTMAX, source.offset, out.offset, source.channels, source.plane]
+    space.table.append([*row, int(node["op"] == "log_softmax")])
     return out
 
 
@@ -180,7 +178,7 @@ def _plan_reshape(space: Workspace, node: Operator, given: Sequence[Place], weig
         dims.append((size, own, step * features.plane))
     if source.flat:
         dims = [(size, there, here) for size, here, there in dims]
-    space.block(dims, source.offset, out.offset, source.callers)
+    space.block(dims, source, out)
     return out
 
 
@@ -189,10 +187,10 @@ def _plan_slice(space: Workspace, node: Operator, given: Sequence[Place], weight
     steps = [source.plane, source.row, 1]
     axis = _axes(node)[node["dim"] - 1]
     start, _, step = slice(node["start"], node["stop"], node["step"]).indices(sizes(source.shape)[axis])
-    offset = source.offset + start * steps[axis]
+    first = replace(source, offset=source.offset + start * steps[axis])
     steps[axis] *= step
     dims = zip((out.channels, out.height, out.width), steps, (out.plane, out.row, 1), strict=True)
-    space.block([*dims, (space.batch, source.image, out.image)], offset, out.offset)
+    space.block([*dims, (space.batch, source.image, out.image)], first, out)
     return out
 
 

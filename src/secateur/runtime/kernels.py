@@ -16,27 +16,12 @@ from typing import Any
 import numba
 import numpy as np
 
+from . import codes
 from .activations import ACTIVATIONS
-from .codes import (
-    ACTIVATE,
-    ADD,
-    COLUMNS,
-    COMBINE,
-    COPY,
-    MULTIPLY,
-    POOL,
-    ROWS,
-    SCALE,
-    SOFTMAX,
-    SUBTRACT,
-    VECTOR,
-    WIDTH,
-    ZERO,
-)
 from .row_kernel import column_kernel, row_kernel, transpose_kernel
 
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-_row_64, _row_32, _row_16 = row_kernel(64), row_kernel(32), row_kernel(WIDTH)
+_row_64, _row_32, _row_16 = row_kernel(64), row_kernel(32), row_kernel(codes.WIDTH)
 _transpose, _add_column = transpose_kernel(), column_kernel()
 
 
@@ -96,25 +81,25 @@ def run_table(
     for i in range(len(table)):
         op = table[i]
         code = op[0]
-        if code == ROWS:
+        if code == codes.ROWS:
             _run_rows(op, values, addresses, pointers, constants, masks, arena)
-        elif code == VECTOR:
+        elif code == codes.VECTOR:
             _run_vector(op, pointers, constants, masks, arena)
-        elif code == COLUMNS:
+        elif code == codes.COLUMNS:
             _run_columns(op, constants, arena)
-        elif code == COPY:
+        elif code == codes.COPY:
             _run_copy(op, x if op[1] == 1 else arena, y if op[2] == 1 else arena)
-        elif code == ZERO:
+        elif code == codes.ZERO:
             arena[op[1] : op[1] + op[2]] = 0
-        elif code == POOL:
+        elif code == codes.POOL:
             _run_pool(op, arena)
-        elif code == COMBINE:
+        elif code == codes.COMBINE:
             _run_combine(op, constants, masks, arena)
-        elif code == SCALE:
+        elif code == codes.SCALE:
             _run_scale(op, constants, masks, arena)
-        elif code == ACTIVATE:
+        elif code == codes.ACTIVATE:
             _run_activate(op, constants, masks, arena)
-        elif code == SOFTMAX:
+        elif code == codes.SOFTMAX:
             _run_softmax(op, arena)
 
 
@@ -122,17 +107,15 @@ def run_table(
 def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
     """Copy a block of four dims, each with its stride on either side."""
     start, to = op[3], op[4]
-    transposed = op[11] == 1 and op[12] != 1 and op[16] == 1 and min(op[7], op[8]) >= WIDTH
+    transposed = op[11] == 1 and op[12] != 1 and op[16] == 1 and min(op[7], op[8]) >= codes.WIDTH
     for a in range(op[5]):
         for b in range(op[6]):
+            here, there = start + a * op[9] + b * op[10], to + a * op[13] + b * op[14]
             if transposed:
-                _run_transposition(
-                    op, start + a * op[9] + b * op[10], to + a * op[13] + b * op[14], source, target
-                )
+                _run_transposition(op, here, there, source, target)
                 continue
             for c in range(op[7]):
-                s = start + a * op[9] + b * op[10] + c * op[11]
-                t = to + a * op[13] + b * op[14] + c * op[15]
+                s, t = here + c * op[11], there + c * op[15]
                 if op[12] == 1 and op[16] == 1:
                     for d in range(op[8]):
                         target[t + d] = source[s + d]
@@ -148,10 +131,10 @@ def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
 def _run_transposition(op: np.ndarray, start: int, to: int, source: np.ndarray, target: np.ndarray) -> None:
     """Copy the last two dims of a block, of which one is dense here and the other there, by tiles."""
     rows, columns, down, up = op[7], op[8], op[12], op[15]
-    whole_rows, whole_columns = rows // WIDTH * WIDTH, columns // WIDTH * WIDTH
+    whole_rows, whole_columns = rows // codes.WIDTH * codes.WIDTH, columns // codes.WIDTH * codes.WIDTH
     source_at, target_at = source.ctypes.data, target.ctypes.data
-    for c in range(0, whole_rows, WIDTH):
-        for d in range(0, whole_columns, WIDTH):
+    for c in range(0, whole_rows, codes.WIDTH):
+        for d in range(0, whole_columns, codes.WIDTH):
             from_, there = source_at + 4 * (start + c + d * down), target_at + 4 * (to + c * up + d)
             _transpose(from_, 4 * down, there, 4 * up)
     for c in range(rows):
@@ -181,7 +164,7 @@ def _run_rows(
     column = 0
     while column < length:
         left = length - column
-        width = 64 if left >= 64 else (32 if left >= 32 else WIDTH)
+        width = 64 if left >= 64 else (32 if left >= 32 else codes.WIDTH)
         for o in range(rows):
             start, stop = pointers[first + o], pointers[first + o + 1]
             offset = o * stride + column
@@ -273,12 +256,9 @@ def _run_pool(op: np.ndarray, arena: np.ndarray) -> None:
                 for y in range(out_height):
                     top, at = start + 2 * y * row, out + c * out_plane + n * out_image + y * out_row
                     for x in range(out_width):
-                        best = arena[top + 2 * x]
-                        for v in (
-                            arena[top + 2 * x + 1],
-                            arena[top + row + 2 * x],
-                            arena[top + row + 2 * x + 1],
-                        ):
+                        first = top + 2 * x
+                        best = arena[first]
+                        for v in (arena[first + 1], arena[first + row], arena[first + row + 1]):
                             best = v if v > best or v != v else best
                         arena[at + x] = best
                 continue
@@ -314,11 +294,11 @@ def _run_combine(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena
             if mask >= 0 and masks[mask + k] == 0:
                 arena[out + j] = 0
                 continue
-            if kind == ADD:
+            if kind == codes.ADD:
                 v = arena[a + j] + arena[b + j]
-            elif kind == SUBTRACT:
+            elif kind == codes.SUBTRACT:
                 v = arena[a + j] - arena[b + j]
-            elif kind == MULTIPLY:
+            elif kind == codes.MULTIPLY:
                 v = arena[a + j] * arena[b + j]
             else:
                 v = arena[a + j] / arena[b + j]

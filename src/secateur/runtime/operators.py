@@ -170,14 +170,8 @@ def _avg_pool(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     if node["divisor"] is not None:
         total /= node["divisor"]
         return total
-    spatial = zip(
-        x.shape[-len(kernel) :],
-        total.shape[-len(kernel) :],
-        kernel,
-        node["stride"],
-        node["padding"],
-        strict=True,
-    )
+    sizes, outputs = x.shape[-len(kernel) :], total.shape[-len(kernel) :]
+    spatial = zip(sizes, outputs, kernel, node["stride"], node["padding"], strict=True)
     for axis, (size, out, reach, step, pad) in enumerate(spatial, start=x.ndim - len(kernel)):
         start = np.arange(out) * step - pad
         low, high = (-pad, size + pad) if node["count_padding"] else (0, size)
@@ -207,25 +201,25 @@ def _standardised(x: Array, axis: tuple[int, ...], eps: float) -> Array:
     return x
 
 
+def _affine(x: Array, node: Node, tensors: Tensors, shape: Sequence[int]) -> Array:
+    """Multiply by the weight and add the bias, each in this shape, where there are any."""
+    if node["weight"] is not None:
+        x *= tensors[node["weight"]].reshape(shape)
+    if node["bias"] is not None:
+        x += tensors[node["bias"]].reshape(shape)
+    return x
+
+
 def _layer_norm(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     x = _standardised(inputs[0], tuple(range(-node["dims"], 0)), node["eps"])
-    if node["weight"] is not None:
-        x *= tensors[node["weight"]]
-    if node["bias"] is not None:
-        x += tensors[node["bias"]]
-    return x
+    return _affine(x, node, tensors, x.shape[-node["dims"] :])
 
 
 def _group_norm(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     x = inputs[0]
     split = x.reshape(len(x), node["groups"], -1 if len(x) else 1)
     y = _standardised(split, (2,), node["eps"]).reshape(x.shape)
-    column = (-1, *(1 for _ in x.shape[2:]))
-    if node["weight"] is not None:
-        y *= tensors[node["weight"]].reshape(column)
-    if node["bias"] is not None:
-        y += tensors[node["bias"]].reshape(column)
-    return y
+    return _affine(y, node, tensors, (-1, *(1 for _ in x.shape[2:])))
 
 
 def _softmax(node: Node, inputs: Inputs, tensors: Tensors) -> Array:

@@ -150,18 +150,8 @@ def plan(graph: Mapping[str, Any], tensors: Weights, batch: int) -> Plan:
     table = np.zeros((len(space.table), max(len(row) for row in space.table)), np.int64)
     for i, row in enumerate(space.table):
         table[i, : len(row)] = row
-    joined = [
-        np.ascontiguousarray(np.concatenate([np.zeros(0), *parts]).astype(dtype))
-        for parts, dtype in (
-            (space.values, np.float32),
-            (space.addresses, np.uint32),
-            (space.pointers, np.uint64),
-            (space.constants, np.float32),
-            (space.masks, np.uint8),
-        )
-    ]
     outputs = tuple((batch, *shapes[name]) for name in graph["outputs"])
-    return Plan(batch, space.size + _reach(nodes, shapes, batch), outputs, table, tuple(joined))
+    return Plan(batch, space.size + _reach(nodes, shapes, batch), outputs, table, space.numbers())
 
 
 def _reads(node: Operator) -> list[str]:
@@ -226,11 +216,8 @@ def _fused(
                 swallow(node, sum_, {"residual": other})
         clamp = after(node, *_CLAMPS)
         if clamp is not None and node["op"] in ("conv", "linear", "add", "sub", "mul", "div", "scale"):
-            swallow(
-                node,
-                clamp,
-                {**{n: clamp[n] for n in ACTIVATIONS[clamp["op"]].settings}, "activation": clamp["op"]},
-            )
+            settings = {name: clamp[name] for name in ACTIVATIONS[clamp["op"]].settings}
+            swallow(node, clamp, {**settings, "activation": clamp["op"]})
     left = [node for i, node in enumerate(nodes) if i not in gone]
     for node in left:
         follow = [other for other in left if node["output"] in _reads(other)]
@@ -240,10 +227,9 @@ def _fused(
 
 def _takes_any_rows(node: Operator) -> bool:
     """Whether an operator reads its input wherever the rows are, without zeros between them."""
-    plain = ("max_pool", "avg_pool", "mean", "sum", "amax", "reshape", "slice", "pad", "cat")
-    return node["op"] in plain or (
-        node["op"] == "conv" and "residual" not in node and not any(node["padding"])
-    )
+    if node["op"] == "conv":
+        return "residual" not in node and not any(node["padding"])
+    return node["op"] in ("max_pool", "avg_pool", "mean", "sum", "amax", "reshape", "slice", "pad", "cat")
 
 
 def _writes_in_place(node: Operator, shapes: Mapping[str, tuple[int, ...]], batch: int) -> bool:

@@ -19,14 +19,13 @@ def row_kernel(width: int) -> Any:
 
     single, integer, byte = ir.FloatType(), ir.IntType(64), ir.IntType(8)
     vector = ir.VectorType(single, width)
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
     contract = ["contract"]
 
     def splat(builder: Any, scalar: Any) -> Any:
         undefined = ir.Constant(vector, ir.Undefined)
         first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-        )
+        return builder.shuffle_vector(first, undefined, everywhere)
 
     def load(builder: Any, address: Any, kind: Any, align: int) -> Any:
         return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
@@ -91,10 +90,8 @@ def transpose_kernel() -> Any:
     size = 16
     vector, index = ir.VectorType(ir.FloatType(), size), ir.VectorType(ir.IntType(32), size)
     integer = ir.IntType(64)
-    halves = [
-        ir.Constant(index, [(i // 2 + start) + (i % 2) * size for i in range(size)])
-        for start in (0, size // 2)
-    ]
+    woven = [i // 2 + i % 2 * size for i in range(size)]
+    halves = [ir.Constant(index, [i + start for i in woven]) for start in (0, size // 2)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, down, target, up = args
@@ -156,10 +153,8 @@ def column_kernel(unroll: int = 4) -> Any:
                 places.append(builder.gep(out_at, [at]))
                 weight = builder.load(builder.gep(value_at, [index]))
                 products.append(builder.fmul(weight, x, flags=contract))
-            sums = [
-                builder.fadd(builder.load(place), product, flags=contract)
-                for place, product in zip(places, products, strict=True)
-            ]
+            pairs = zip(places, products, strict=True)
+            sums = [builder.fadd(builder.load(place), product, flags=contract) for place, product in pairs]
             for place, total in zip(places, sums, strict=True):
                 builder.store(total, place)
             here.add_incoming(after, body)

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,13 @@ class Network:
         self.metadata: Mapping[str, Any] = metadata
         self.engine = engine
         self.calls = 0
-        self._tensors: Mapping[str, Any] | None = tensors
+        self._to_compile = tensors if engine == "auto" else None
         self._after = after
         if engine == "compiled":
-            self._become(_compiled(graph, _all_dense(tensors)))
-        elif engine == "scipy":
-            self._become(interpreter(graph, sparse_weights(graph, tensors)))
+            self._runner = _compiled(graph, tensors)
         else:
-            self._runner = interpreter(graph, numpy_weights(graph, tensors))
-            if engine == "numpy":
-                self._tensors = None
+            weights = sparse_weights if engine == "scipy" else numpy_weights
+            self._runner = interpreter(graph, weights(graph, tensors))
 
     def run(self, *inputs: np.ndarray) -> Any:
         """Return the output for a batch: one array, or a tuple of them where the network has several.
@@ -86,16 +84,12 @@ class Network:
         """
         check_inputs(self.graph, inputs)
         self.calls += 1
-        if self.engine == "auto" and self.calls > self._after and self._tensors is not None:
-            try:
-                self._become(_compiled(self.graph, _all_dense(self._tensors)))
-            except (ImportError, ValueError):  # numpy goes on
-                self._tensors = None
+        if self._to_compile is not None and self.calls > self._after:
+            with suppress(ImportError, ValueError):  # numpy goes on
+                self._runner = _compiled(self.graph, self._to_compile)
+            self._to_compile = None
         outputs = self._runner(inputs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    def _become(self, runner: Runner) -> None:
-        self._runner, self._tensors = runner, None
 
 
 def execute(
@@ -136,9 +130,8 @@ def _step(
     except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise ProgramError(f"{node['output']} ({node['op']}) cannot be computed: {error}") from error
     if list(result.shape[1:]) != list(node["shape"]):
-        raise ProgramError(
-            f"{node['output']} ({node['op']}) is {result.shape[1:]}, not {tuple(node['shape'])}"
-        )
+        shape = tuple(node["shape"])
+        raise ProgramError(f"{node['output']} ({node['op']}) is {result.shape[1:]}, not {shape}")
     return result
 
 
@@ -171,11 +164,8 @@ def check_inputs(graph: Mapping[str, Any], inputs: Sequence[np.ndarray]) -> None
         raise ProgramError(f"{len(inputs)} inputs given; the network reads {len(wanted)}: {described(graph)}")
     for spec, array in zip(wanted, inputs, strict=True):
         shape, kind = getattr(array, "shape", None), str(getattr(array, "dtype", type(array).__name__))
-        if (
-            not isinstance(array, np.ndarray)
-            or kind != spec["dtype"]
-            or not _fits(array.shape, spec["shape"])
-        ):
+        of_kind = isinstance(array, np.ndarray) and kind == spec["dtype"]
+        if not (of_kind and _fits(array.shape, spec["shape"])):
             got = kind if shape is None else f"{shape} of {kind}"
             raise ProgramError(f"input {spec['name']!r} is {got}; the network reads {described(graph)}")
     if len({len(array) for array in inputs}) > 1:
@@ -237,10 +227,6 @@ def dense(tensor: Any) -> np.ndarray:
     return flat.reshape(tensor.shape)
 
 
-def _all_dense(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: dense(tensor) for name, tensor in tensors.items()}
-
-
 def _products(graph: Mapping[str, Any], kinds: tuple[str, ...]) -> set[str]:
     """Return the weights that only ungrouped layers of these kinds read."""
     fit: dict[str, bool] = {}
@@ -259,7 +245,7 @@ def _compiled(graph: Mapping[str, Any], tensors: Mapping[str, Any]) -> Runner:
     try:
         from .planning import Compiled
 
-        return Compiled(graph, tensors)
+        return Compiled(graph, {name: dense(tensor) for name, tensor in tensors.items()})
     except ImportError as error:
         raise ProgramError(f"the compiled engine needs numba (pip install numba): {error}") from error
     except ValueError as error:
@@ -358,9 +344,8 @@ def _check(network: Network, folder: str) -> int:
     passed = error <= CHECK_TOLERANCE
     moved = network.metadata.get("deviation")
     note = "" if moved is None else f" (packing moved the network's outputs by {moved:.1e})"
-    print(
-        f"max relative error {error:.1e} on a batch of {len(inputs[0])}{note}: {'OK' if passed else 'FAILED'}"
-    )
+    verdict = "OK" if passed else "FAILED"
+    print(f"max relative error {error:.1e} on a batch of {len(inputs[0])}{note}: {verdict}")
     return 0 if passed else 1
 
 

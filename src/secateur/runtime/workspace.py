@@ -15,6 +15,13 @@ import numpy as np
 
 from .codes import COPY, WIDTH, ZERO
 
+_DTYPES = {  # of the numbers, in the order in which the kernels take them
+    "values": np.float32,
+    "addresses": np.uint32,
+    "pointers": np.uint64,
+    "constants": np.float32,
+    "masks": np.uint8,
+}
 _WIDEST = 255  # what a byte holds
 
 
@@ -55,11 +62,7 @@ class Workspace:
     def __init__(self, batch: int, border: tuple[int, int]) -> None:
         self.batch, self.border = batch, border
         self.table: list[list[int]] = []
-        self.values: list[np.ndarray] = []
-        self.addresses: list[np.ndarray] = []
-        self.pointers: list[np.ndarray] = []
-        self.constants: list[np.ndarray] = []
-        self.masks: list[np.ndarray] = []
+        self._numbers: dict[str, list[np.ndarray]] = {name: [] for name in _DTYPES}
         self.size = 0
         self._known: dict[Any, int] = {}
         self._free: list[tuple[int, int]] = []
@@ -116,22 +119,35 @@ class Workspace:
 
     # -- numbers ------------------------------------------------------------------------------------------
 
+    def numbers(self) -> tuple[np.ndarray, ...]:
+        """Return the values, addresses, pointers, constants and masks, each joined to one array."""
+        joined = (
+            np.concatenate([np.zeros(0), *self._numbers[name]]).astype(_DTYPES[name]) for name in _DTYPES
+        )
+        return tuple(map(np.ascontiguousarray, joined))
+
+    def _add(self, name: str, part: np.ndarray) -> int:
+        """Keep some numbers more; return where they will begin."""
+        start = sum(map(len, self._numbers[name]))
+        self._numbers[name].append(part)
+        return start
+
     def constant(self, *numbers: float) -> int:
         """Return where these numbers stand one after the other."""
         if numbers not in self._known:
-            self._known[numbers] = add(self.constants, np.array(numbers, np.float32))
+            self._known[numbers] = self._add("constants", np.array(numbers, np.float32))
         return self._known[numbers]
 
     def vector(self, tensor: np.ndarray | None) -> int:
         """Return where a tensor's entries stand, -1 for none."""
-        return -1 if tensor is None else add(self.constants, tensor.reshape(-1))
+        return -1 if tensor is None else self._add("constants", tensor.reshape(-1))
 
     def rows(self, numbers: np.ndarray, rows: np.ndarray, count: int, addresses: np.ndarray) -> int:
         """Store the non-zeros of ``count`` rows, given in order; return where their pointers begin."""
         ends = np.cumsum(np.bincount(rows, minlength=count))
-        start = add(self.values, numbers)
-        add(self.addresses, addresses, start)
-        return add(self.pointers, start + np.concatenate([[0], ends]))
+        start = self._add("values", numbers)
+        self._add("addresses", addresses)
+        return self._add("pointers", start + np.concatenate([[0], ends]))
 
     def columns(
         self, numbers: np.ndarray, columns: np.ndarray, count: int, rows: np.ndarray
@@ -145,10 +161,10 @@ class Workspace:
         ends = np.cumsum(zeros + 1)
         filled, wide = np.zeros(int((zeros + 1).sum()), np.float32), np.full(int((zeros + 1).sum()), _WIDEST)
         filled[ends - 1], wide[ends - 1] = numbers, gaps
-        start = add(self.constants, filled)
-        shift = add(self.masks, wide.astype(np.uint8)) - start
+        start = self._add("constants", filled)
+        shift = self._add("masks", wide.astype(np.uint8)) - start
         stops = np.cumsum(np.bincount(columns, zeros + 1, minlength=count)).astype(np.int64)
-        return add(self.pointers, start + np.concatenate([[0], stops])), shift
+        return self._add("pointers", start + np.concatenate([[0], stops])), shift
 
     def mask(self, place: Place) -> int:
         """Return where the bytes are that say which columns of a plane belong to an image; -1: all."""
@@ -159,7 +175,9 @@ class Workspace:
             columns = np.arange(place.plane)
             inside = columns % place.image
             mask = (columns < self.batch * place.image) & (inside // place.row < place.height)
-            self._known[key] = add(self.masks, (mask & (inside % place.row < place.width)).astype(np.uint8))
+            self._known[key] = self._add(
+                "masks", (mask & (inside % place.row < place.width)).astype(np.uint8)
+            )
         return self._known[key]
 
     # -- copies -------------------------------------------------------------------------------------------
@@ -172,25 +190,19 @@ class Workspace:
             (min(source.height, to.height), source.row, to.row),
             (min(source.width, to.width), 1, 1),
         ]
-        self.block(dims, source.offset, to.offset, source.callers, to.callers)
+        self.block(dims, source, to)
 
-    def block(
-        self,
-        dims: Sequence[tuple[int, int, int]],
-        source: int,
-        to: int,
-        from_caller: bool = False,
-        to_caller: bool = False,
-    ) -> None:
-        """Copy up to four dims of (size, stride, stride there), the longest strides there outermost, from and
-        to the arena or the caller's arrays."""
+    def block(self, dims: Sequence[tuple[int, int, int]], source: Place, to: Place) -> None:
+        """Copy up to four dims of (size, stride, stride there), the longest strides there outermost, from
+        where one place begins to where another does."""
         joined: list[tuple[int, int, int]] = []
         for size, down, up in sorted((dim for dim in dims if dim[0] != 1), key=lambda dim: -dim[2]):
             if joined and joined[-1][1:] == (size * down, size * up):  # two dims, one after the other as one
                 size *= joined.pop()[0]
             joined.append((size, down, up))
         lengths, downs, ups = zip(*([(1, 1, 1)] * (4 - len(joined)) + joined), strict=True)
-        self.table.append([COPY, int(from_caller), int(to_caller), source, to, *lengths, *downs, *ups])
+        row = [COPY, int(source.callers), int(to.callers), source.offset, to.offset]
+        self.table.append([*row, *lengths, *downs, *ups])
 
     def clear(self, place: Place) -> Place:
         """Fill a place with zeros."""
@@ -209,11 +221,3 @@ def sizes(shape: Sequence[int]) -> tuple[int, int, int]:
 def rounded(floats: int) -> int:
     """Return the next multiple of what the narrowest kernel writes."""
     return -(-floats // WIDTH) * WIDTH
-
-
-def add(parts: list[np.ndarray], part: np.ndarray, at: int | None = None) -> int:
-    """Append an array to a list that will be joined; return where it will begin."""
-    start = sum(len(p) for p in parts)
-    assert at is None or at == start
-    parts.append(part)
-    return start

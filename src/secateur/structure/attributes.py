@@ -11,12 +11,13 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure.labels import Array
@@ -60,14 +61,14 @@ class Change:
 Choice = tuple[Change, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Attempt:
     """How far a forward came: operators run, the modules it failed in, the error; or its outputs."""
 
-    finished: int = 0
-    stack: list[str] = field(default_factory=list)
-    error: Exception | None = None
-    outputs: Any = None
+    finished: int
+    stack: list[str]
+    error: Exception | None
+    outputs: Any
 
 
 def changed_sizes(structure: Structure, removed: Removed) -> dict[str, Sizes]:
@@ -158,11 +159,12 @@ def _sets(options: list[Choice]) -> Iterator[tuple[Choice, ...]]:
                 yield extra
 
 
+@torch.no_grad()
 def tried(model: nn.Module, run: Callable[[], Any]) -> Attempt:
     """Run a forward and say how far it came."""
-    attempt = Attempt()
     paths = {module: path for path, module in model.named_modules()}
     stack: list[str] = []
+    outputs = failed = None
 
     def before(module: nn.Module, args: Any) -> None:
         stack.append(paths.get(module, ""))
@@ -171,22 +173,13 @@ def tried(model: nn.Module, run: Callable[[], Any]) -> Attempt:
         if stack:
             stack.pop()
 
-    handles = [
-        torch.nn.modules.module.register_module_forward_pre_hook(before),
-        torch.nn.modules.module.register_module_forward_hook(after),
-    ]
     counter = _Counter()
     try:
-        with torch.no_grad(), counter:
-            attempt.outputs = run()
+        with register_module_forward_pre_hook(before), register_module_forward_hook(after), counter:
+            outputs = run()
     except Exception as error:  # whatever somebody's forward raises on sizes it did not expect
-        attempt.error = error
-        attempt.stack = list(stack)
-    finally:
-        for handle in handles:
-            handle.remove()
-        attempt.finished = counter.number
-    return attempt
+        failed = error
+    return Attempt(counter.number, stack if failed else [], failed, outputs)
 
 
 class _Counter(TorchDispatchMode):

@@ -237,15 +237,9 @@ def _watched(module: nn.Module) -> Iterator[list[bool]]:
         same = value is not None and isinstance(output, Tensor) and output.dtype == value.dtype
         calls.append(same and torch.equal(output, value))  # type: ignore[arg-type]
 
-    handles = (
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True),
-    )
-    try:
+    register: Any = module.register_forward_hook
+    with module.register_forward_pre_hook(before, with_kwargs=True), register(after, with_kwargs=True):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _replace(states: list[nn.Module], path: str, draws: list[Any]) -> bool:

@@ -15,7 +15,7 @@ from secateur.copying import copied
 from secateur.errors import ModelError, NonFiniteError
 from secateur.graph.capture import all_tensors, module_of
 from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
-from secateur.graph.draws import randomise, rescale
+from secateur.graph.draws import in_dtype, randomise, rescale
 from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
@@ -245,13 +245,13 @@ class _Trial:
     def _widest(self, run: Run) -> torch.dtype:
         """float64 where the model runs in it, else float32."""
         try:
-            run.as_dtype(torch.float64).on(copied(self.model).double())
+            run.as_dtype(torch.float64).on(in_dtype(copied(self.model), torch.float64))
         except (RuntimeError, TypeError, ValueError):
             return torch.float32
         return torch.float64
 
     def _expected(self, run: Run) -> Any:
-        wide = copied(self.model).to(self.dtype)
+        wide = in_dtype(copied(self.model), self.dtype)
         with Seen(wide) as seen:
             outputs = self._call(wide, run)
         self.read |= seen.read
@@ -317,7 +317,7 @@ class _Trial:
         """Cut a copy, adjust its attributes, and compare all calls, or ``only`` one."""
         removed = removed_by(self.structure, pruned)
         small = self.base(pruned)
-        wide = copied(small).to(self.dtype)
+        wide = in_dtype(copied(small), self.dtype)
         try:
             cut(small, removed)
         except ModelError as error:
@@ -349,14 +349,14 @@ class _Trial:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
         if not self.structure.walk.streams:
             return error
-        return max(error, difference(self.wanted, self._calls(copied(small).to(self.dtype))))
+        return max(error, difference(self.wanted, self._calls(in_dtype(copied(small), self.dtype))))
 
     def prove_randomised(self, pruned: Mapping[str, Array], changes: list[Change]) -> float:
         """Compare again with the surviving weights randomised under the same masks, and of a size at
         which what they compute reaches the outputs."""
         worst = float("nan")
         for seed in range(_SEEDS):
-            masked = self.base(pruned).to(self.dtype)
+            masked = in_dtype(self.base(pruned), self.dtype)
             randomise(masked, seed)
             if seed < _SEEDS // 2:
                 rescale(masked)
@@ -385,13 +385,9 @@ class _Trial:
 
     def _blamed(self, current: Mapping[str, Array], stack: list[str]) -> list[str]:
         """The groups with a tensor in the module that failed, innermost first."""
-        for path in reversed(stack):
-            prefix = f"{path}." if path else ""
-            inside = [
-                name
-                for name in current
-                if path and any(part.name.startswith(prefix) for part in self.structure.groups[name].slices)
-            ]
+        for path in filter(None, reversed(stack)):
+            slices = {name: self.structure.groups[name].slices for name in current}
+            inside = [n for n, parts in slices.items() if any(p.name.startswith(f"{path}.") for p in parts)]
             if inside:
                 return inside
         return []

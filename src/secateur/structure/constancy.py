@@ -119,9 +119,8 @@ def _even_pool(call: Call) -> bool:
     """Whether an average pool takes the mean of what it sees, without zeros of padding."""
     padding = call.arguments["padding"]
     padded = any(padding) if isinstance(padding, Iterable) else bool(padding)
-    return call.arguments.get("divisor_override") is None and not (
-        padded and call.arguments["count_include_pad"]
-    )
+    counted = padded and call.arguments["count_include_pad"]
+    return call.arguments.get("divisor_override") is None and not counted
 
 
 def _changed(call: Call) -> bool:

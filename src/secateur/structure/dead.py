@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.copying import copied
 from secateur.graph.capture import tensor_of
-from secateur.graph.draws import as_dtype, randomise, redrawn
+from secateur.graph.draws import as_dtype, in_dtype, randomise, redrawn
 from secateur.graph.run import Bound
 from secateur.structure.constancy import Constancy
 from secateur.structure.labels import Array
@@ -108,11 +108,9 @@ def readers_of(structure: Structure) -> dict[str, list[Read]]:
     readers: dict[str, list[Read]] = {}
     for name, group in structure.groups.items():
         parts = [part for part in group.slices if part.reads]
-        known = all((part.name, part.dim) in by_place for part in parts)
-        if known and parts and not elsewhere[name]:
-            readers[name] = [read for part in parts for read in by_place[(part.name, part.dim)]]
-        else:
-            readers[name] = []
+        places = [(part.name, part.dim) for part in parts if not elsewhere[name]]
+        known = by_place.keys() >= set(places)
+        readers[name] = [read for place in places for read in by_place[place]] if known else []
     return readers
 
 
@@ -194,7 +192,9 @@ def _observed(
     """Look at the operands of ``reads`` in float64, where the graph runs in it."""
     example = structure.captured.args, structure.captured.kwargs
     try:
-        return _watched(copied(work).double(), structure, reads, as_dtype(example, torch.float64))
+        return _watched(
+            in_dtype(copied(work), torch.float64), structure, reads, as_dtype(example, torch.float64)
+        )
     except (RuntimeError, TypeError, ValueError):
         return _watched(work, structure, reads, example)
 

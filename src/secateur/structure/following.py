@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,7 +41,9 @@ class Trainers:
         Raises ModelError for an optimizer with parameters that are not the model's, and for a scheduler of
         another optimizer.
         """
-        new_of = dict(_pairs(self.model, small))
+        after = {name: p for name, p in all_tensors(small) if isinstance(p, nn.Parameter)}
+        own = [(name, p) for name, p in all_tensors(self.model) if isinstance(p, nn.Parameter)]
+        new_of = {id(parameter): (name, after[name]) for name, parameter in own if name in after}
         given, schedulers = as_list(self.optimizer), as_list(self.scheduler)
         moved: dict[int, Optimizer] = {}
         for one in given:
@@ -67,14 +69,6 @@ def as_list(value: Any) -> list[Any]:
 def _as(given: Any, values: list[Any]) -> Any:
     """Return values as they were given: a list, one alone, or None."""
     return values if isinstance(given, (list, tuple)) else next(iter(values), None)
-
-
-def _pairs(model: nn.Module, small: nn.Module) -> Iterator[tuple[int, tuple[str, nn.Parameter]]]:
-    """Yield by a parameter's identity its name and its successor."""
-    after = dict(all_tensors(small))
-    for name, tensor in all_tensors(model):
-        if isinstance(tensor, nn.Parameter) and isinstance(after.get(name), nn.Parameter):
-            yield id(tensor), (name, after[name])  # type: ignore[misc]
 
 
 def inside(optimizer: Any) -> list[Any]:

@@ -212,12 +212,9 @@ class _Solver:
 
 
 def _padded(cells: tuple[list[Array], list[Array]], group: int, width: int) -> Array:
-    left, right = cells
-    number = len(left[0])
-    rows = np.full((number, 2 * width + 1), _NONE, dtype=np.int64)
+    rows = np.full((len(cells[0][0]), 2 * width + 1), _NONE, dtype=np.int64)
     rows[:, 0] = group
-    for column, labels in enumerate(left):
-        rows[:, 1 + column] = labels
-    for column, labels in enumerate(right):
-        rows[:, 1 + width + column] = labels
+    for start, family in zip((1, 1 + width), cells, strict=True):
+        for column, labels in enumerate(family, start):
+            rows[:, column] = labels
     return rows

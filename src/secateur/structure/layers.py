@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from secateur.copying import copied
 from secateur.errors import ModelError
@@ -79,14 +80,8 @@ def _convolutions() -> Iterator[LayerView]:
     for kernel, (conv, transposed) in enumerate(zip(plain, turned, strict=True), 1):
         row = LayerView(conv, kernel=kernel, channels=-1 - kernel, product="windows")
         yield replace(row, sizes={"out_channels": 0, "in_channels": 1})
-        yield replace(
-            row,
-            cls=transposed,
-            output_dim=1,
-            input_dim=0,
-            product=None,
-            sizes={"in_channels": 0, "out_channels": 1},
-        )
+        row = replace(row, cls=transposed, output_dim=1, input_dim=0, product=None)
+        yield replace(row, sizes={"out_channels": 1, "in_channels": 0})
 
 
 _RECURRENT: dict[str, Size] = {
@@ -215,7 +210,7 @@ def layer_view(module: nn.Module) -> LayerView | None:
         plain=type(module).forward is row.cls.forward,
     )
     if view.registered:
-        _check_registered(module, view)
+        _check_registered(module, view, row.bias)
     return view
 
 
@@ -225,13 +220,26 @@ def _row(kind: type) -> LayerView | None:
     return _REGISTERED.get(kind) or LAYERS.get(kind)
 
 
-def _check_registered(module: nn.Module, view: LayerView) -> None:
+def _check_registered(module: nn.Module, view: LayerView, bias: str | None) -> None:
     weight, here = view.weights[0], [name for name, _ in module.named_parameters(recurse=False)]
     if weight not in here and not stores(module, weight):
         raise ModelError(
             f"{view.cls.__name__} is registered with weight={weight!r}, and a module of it has no such "
             f"parameter{nearest(weight, here)}"
         )
+    if bias not in (None, "bias") and not hasattr(module, bias):  # the default names one that there may be
+        raise ModelError(
+            f"{view.cls.__name__} is registered with bias={bias!r}, and a module of it has no such "
+            f"parameter{nearest(bias, here)}"
+        )
+    shape = None if any(map(is_lazy, module.parameters(recurse=False))) else _shape(module, weight)
+    own_dims = {"output_dim": view.output_dim, "input_dim": view.input_dim, **view.sizes}
+    for name, dim in own_dims.items():
+        if shape is not None and isinstance(dim, int) and dim >= len(shape):
+            raise ModelError(
+                f"{view.cls.__name__} is registered with {name} {dim}, and {weight} of a module of it has "
+                f"{len(shape)} dims, {tuple(shape)}"
+            )
     own = [name for name, value in vars(module).items() if type(value) is int]
     for attribute in view.sizes:
         if not hasattr(module, attribute):

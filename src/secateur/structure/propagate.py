@@ -192,14 +192,10 @@ class Walk:
                 self._fold(node)
                 self.values[node] = self.rule(self, Call(node))
             elif node.op == "output":
-                return self._output(node, graph)
+                for used in node.all_input_nodes if graph is self.captured.graph else ():
+                    self.freeze_all(values_in(self.values.get(used)), OUTPUT)
+                return node.args[0]
         return None
-
-    def _output(self, node: fx.Node, graph: fx.Graph) -> Any:
-        if graph is self.captured.graph:
-            for used in node.all_input_nodes:
-                self.freeze_all(values_in(self.values.get(used)), OUTPUT)
-        return node.args[0]
 
     def _parameter(self, name: str, tensor: Tensor) -> Labelled:
         if name not in self.parameters:
@@ -215,10 +211,8 @@ class Walk:
         out = node.meta.get("val")
         if not isinstance(out, Tensor) or out.is_floating_point() or out.numel() > 10_000_000:
             return
-        used = node.all_input_nodes
-        if any(
-            n not in self.constants and isinstance(self.values.get(n), (Labelled, list, tuple)) for n in used
-        ):
+        others = [self.values.get(n) for n in node.all_input_nodes if n not in self.constants]
+        if any(isinstance(value, (Labelled, list, tuple)) for value in others):
             return
         try:
             with torch.no_grad():

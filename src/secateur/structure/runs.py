@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
 from secateur.running import arguments
-from secateur.text import first_line, nearest
+from secateur.text import first_line, nearest, shown
 
 Methods = Sequence[str] | Mapping[str, Any]
 _FORWARD = "forward"
@@ -99,6 +99,8 @@ def runs_of(
     calls += [(f"examples[{index}]", *arguments(example, None)) for index, example in enumerate(examples)]
     runs = [Run(args, named, label=label) for label, args, named in calls]
     own = methods if isinstance(methods, Mapping) else {}
+    if not isinstance(methods, Iterable) or not all(isinstance(name, str) for name in methods):
+        raise ModelError(f"methods is {shown(methods)}; it is names of methods, or a dict of inputs by name")
     for method in [methods] if isinstance(methods, str) else methods:
         if not callable(getattr(model, method, None)):
             known = [name for name in dir(type(model)) if not name.startswith("_")]

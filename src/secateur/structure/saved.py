@@ -89,9 +89,12 @@ def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What the metadata of a file say of a model, of the right types throughout: the name of its class, the
-    other names of tied tensors, class and sizes of every module, and the classes of removed blocks."""
+    """The tensors of a file, by its ``path``, and what its metadata say of a model, of the right types
+    throughout: the name of its class, the other names of tied tensors, class and sizes of every module, and
+    the classes of removed blocks."""
 
+    path: str | Path
+    tensors: Mapping[str, Tensor]
     kind: str
     tied: dict[str, str]
     modules: dict[str, list[Any]]
@@ -149,16 +152,16 @@ def restore(
 ) -> nn.Module:
     """Do what ``load`` does with what ``describe`` returned; ``path`` is for the errors."""
     saved = _typed(tensors, metadata, path)
-    removed = _removed(model, saved, path)
-    _check_modules(model, saved, removed, path)
-    _check_names(model, tensors, saved.tied, removed, path)
+    removed = _removed(model, saved)
+    _check_modules(model, saved, removed)
+    _check_names(model, saved, removed)
     if not allow_nonfinite:
         check_finite(dict(all_tensors(model)), tensors, path, ALLOW)
     with _whole_or_not_at_all(model):
         for place in removed:
             parent, _, leaf = place.rpartition(".")
             model.get_submodule(parent)._modules[leaf] = identity_for(model.get_submodule(place))
-        _fill(model, tensors, saved.tied)
+        _fill(model, saved)
         for place, module in list(model.named_modules()):
             kind, sizes = saved.modules[place]
             if kind == _class_of(PrunedAttention) and not isinstance(module, PrunedAttention):
@@ -247,16 +250,10 @@ def _check_fits(module: nn.Module, place: str, path: str | Path) -> None:
 def _set_sizes(module: nn.Module, sizes: Mapping[str, Any]) -> None:
     now = _sizes(module)
     for name, value in sizes.items():
-        if (
-            name not in now
-            or now[name] == value
-            or list(now[name] if _many(now[name]) else [now[name]]) == value
-        ):
-            continue
-        inner, _, attribute = name.rpartition(".")
-        holder = vars(module)[inner] if inner else module
-        kind = type(now[name])
-        vars(holder)[attribute] = kind(value) if _many(value) else value
+        new = type(now[name])(value) if name in now and _many(value) else value
+        if name in now and now[name] != new:
+            inner, _, attribute = name.rpartition(".")
+            vars(vars(module)[inner] if inner else module)[attribute] = new
 
 
 def _many(value: Any) -> bool:
@@ -274,15 +271,10 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 def _typed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str | Path) -> _Saved:
     """Check the metadata of a file as far as that goes without the model."""
-    kind, tied, modules = metadata.get("class"), metadata.get("tied"), metadata.get("modules")
-    removed = metadata.get("removed", {})
-    if not (
-        isinstance(kind, str)
-        and isinstance(tied, dict)
-        and isinstance(modules, dict)
-        and isinstance(removed, dict)
-    ):
+    kinds, said = {"class": str, "tied": dict, "modules": dict, "removed": dict}, {"removed": {}, **metadata}
+    if not all(isinstance(said.get(name), kind) for name, kind in kinds.items()):
         raise StorageError(f"{path}: what it says of the model's modules is damaged")
+    kind, tied, modules, removed = (said[name] for name in kinds)
     for place, described in modules.items():
         if not (isinstance(described, list) and [type(part) for part in described] == [str, dict]):
             raise StorageError(f"{path}: what it says of the model's modules is damaged: {place!r}")
@@ -293,10 +285,10 @@ def _typed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str
     for place, lost in removed.items():
         if not place or not isinstance(lost, str) or modules.get(place) != identity:
             raise StorageError(f"{path}: {place!r} cannot be a block that was removed")
-    return _Saved(kind, tied, modules, removed)
+    return _Saved(path, tensors, kind, tied, modules, removed)
 
 
-def _removed(model: nn.Module, saved: _Saved, path: str | Path) -> set[str]:
+def _removed(model: nn.Module, saved: _Saved) -> set[str]:
     """Return the places where the saved model has an ``nn.Identity`` for a block that it lost, and this
     one still has the block: of the class that is written in the file."""
     own = dict(model.named_modules())
@@ -307,7 +299,7 @@ def _removed(model: nn.Module, saved: _Saved, path: str | Path) -> set[str]:
         stands = replaced_class(own[place])
         if not _alike(stands or _class_of(type(own[place])), kind):
             raise ModelError(
-                f"{path}: module {place!r} was a {kind} before it was removed and is a "
+                f"{saved.path}: module {place!r} was a {kind} before it was removed and is a "
                 f"{_class_of(type(own[place]))} here; load it into a fresh {saved.kind}"
             )
         if stands is None:
@@ -324,8 +316,8 @@ def _below(name: str, removed: Collection[str]) -> bool:
     return any(name.startswith(f"{place}.") for place in removed)
 
 
-def _check_modules(model: nn.Module, saved: _Saved, removed: Collection[str], path: str | Path) -> None:
-    modules = dict(model.named_modules()) | {place: nn.Identity() for place in removed}
+def _check_modules(model: nn.Module, saved: _Saved, removed: Collection[str]) -> None:
+    path, modules = saved.path, dict(model.named_modules()) | {place: nn.Identity() for place in removed}
     own = {place: _class_of(type(module)) for place, module in modules.items() if not _below(place, removed)}
     for place in sorted(saved.modules.keys() ^ own.keys()):
         here, there = ("the file", "the model") if place in saved.modules else ("the model", "the file")
@@ -368,21 +360,15 @@ def _class_of(kind: type) -> str:
     return _NAMED.get(kind) or f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _check_names(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    tied: Mapping[str, str],
-    removed: Collection[str],
-    path: str | Path,
-) -> None:
+def _check_names(model: nn.Module, saved: _Saved, removed: Collection[str]) -> None:
     own = {name: tensor for name, tensor in all_tensors(model) if not _below(name, removed)}
-    saved = {*tensors, *tied}
-    for name in sorted(saved - own.keys()):
+    path, there = saved.path, {*saved.tensors, *saved.tied}
+    for name in sorted(there - own.keys()):
         raise ModelError(f"{path}: holds a tensor {name!r} that the model has not{nearest(name, own)}")
-    for name in sorted(own.keys() - saved):
-        raise ModelError(f"{path}: has no tensor {name!r}, which the model needs{nearest(name, saved)}")
-    _check_ties(own, first_names(model), tied, path)
-    for name, tensor in tensors.items():
+    for name in sorted(own.keys() - there):
+        raise ModelError(f"{path}: has no tensor {name!r}, which the model needs{nearest(name, there)}")
+    _check_ties(own, first_names(model), saved)
+    for name, tensor in saved.tensors.items():
         if tensor.dtype != own[name].dtype:
             raise ModelError(
                 f"{path}: {name} is {tensor.dtype} there and {own[name].dtype} in the model; "
@@ -399,10 +385,9 @@ def _check_names(
             )
 
 
-def _check_ties(
-    own: Mapping[str, Tensor], firsts: Mapping[str, str], tied: Mapping[str, str], path: str | Path
-) -> None:
+def _check_ties(own: Mapping[str, Tensor], firsts: Mapping[str, str], saved: _Saved) -> None:
     """One tensor under two names must be one in the file too, and the other way round."""
+    tied, path = saved.tied, saved.path
     same: dict[int, str] = {}
     for name, tensor in own.items():
         first = same.setdefault(id(tensor), name)
@@ -413,16 +398,16 @@ def _check_ties(
             raise ModelError(f"{path}: {name} and {there} are one tensor there and two in the model")
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+def _fill(model: nn.Module, saved: _Saved) -> None:
     made: dict[str, Tensor] = {}
     for place, module in model.named_modules(remove_duplicate=False):
         for leaf, old in [*module._parameters.items(), *module._buffers.items()]:
             if old is None:
                 continue
             name = f"{place}.{leaf}" if place else leaf
-            first = tied.get(name, name)
+            first = saved.tied.get(name, name)
             if first not in made:
-                new = tensors[first].to(old.device)
+                new = saved.tensors[first].to(old.device)
                 if isinstance(old, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=old.requires_grad)
                 made[first] = new

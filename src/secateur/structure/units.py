@@ -188,6 +188,8 @@ def trace(
     """
     if heads not in ("whole", "dims"):
         raise ModelError(f"heads is {heads!r}; it is 'whole' or 'dims'")
+    if not isinstance(streams, bool):
+        raise ModelError(f"streams is {streams!r}; it is True or False")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
     walk = Walk(captured, apply, streams=streams)
     walk.run()

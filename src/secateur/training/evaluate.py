@@ -31,10 +31,9 @@ def evaluate_on(model: nn.Module, split: Split, batch_size: int = 1000) -> Evalu
     device = device_of(model)
     channels_last = prefers_channels_last(model)
     right, loss = 0, 0.0
+    batches = zip(split.inputs.split(batch_size), split.labels.split(batch_size), strict=True)
     with evaluating(model), denormals_flushed(), torch.inference_mode():
-        for inputs, labels in zip(
-            split.inputs.split(batch_size), split.labels.split(batch_size), strict=True
-        ):
+        for inputs, labels in batches:
             inputs, labels = inputs.to(device), labels.to(device)
             if channels_last and inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)

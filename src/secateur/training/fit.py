@@ -89,7 +89,7 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         best, (history, best_score) = load_run(checkpoint, model, optimizer, _progress_of)
         first = len(history.epochs) + 1
-    loop = _Loop(model, optimizer, settings, device, count_batches(train, settings), masks, teacher)
+    loop = _Loop(model, optimizer, settings, count_batches(train, settings), masks, teacher)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
     devices = [device] if device.type == "cuda" else []
     around = contextlib.nullcontext() if holding is None else holding(optimizer)
@@ -131,31 +131,27 @@ def _progress_of(saved: Any) -> tuple[History, tuple[float, float]]:
     return history, (accuracy, loss)
 
 
+@dataclass
 class _Loop:
     """What the epochs of one run share: the optimizer, the scaler, and how far it has come."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        settings: Training,
-        device: torch.device,
-        batches: int,
-        masks: Masks | None,
-        teacher: nn.Module | None,
-    ) -> None:
-        self.model, self.optimizer, self.settings, self.device = model, optimizer, settings, device
-        self.batches = batches
-        self.masks = masks
-        self.teacher = teacher if settings.distill else None
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    settings: Training
+    batches: int
+    masks: Masks | None
+    teacher: nn.Module | None
+
+    def __post_init__(self) -> None:
+        model, settings, self.device = self.model, self.settings, device_of(self.model)
         self.lr = settings.lr
         self.channels_last = prefers_channels_last(model)
         self.shrunk = [t.weight for t in find_targets(model).values()] if settings.l1 else []
         low = torch.bfloat16
-        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
             low = torch.float16
-        self.autocast = torch.autocast(device.type, low, enabled=settings.amp)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp and low == torch.float16)
+        self.autocast = torch.autocast(self.device.type, low, enabled=settings.amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp and low == torch.float16)
 
     def epoch(self, epoch: int, batches: Any) -> float:
         """Train one epoch and return its mean loss over the examples."""
@@ -184,7 +180,7 @@ class _Loop:
         with self.autocast:
             outputs = self.model(inputs)
             loss = cross_entropy(outputs, labels, self.settings.label_smoothing)
-            if self.teacher is not None:
+            if self.teacher is not None and self.settings.distill:
                 with evaluating(self.teacher), torch.no_grad():
                     wanted = self.teacher(inputs)
                 share = self.settings.distill

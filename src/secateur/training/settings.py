@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import torch
-from torch import nn
+from torch import nn, optim
 
 from secateur.errors import RecipeError
 from secateur.pruning.budgets import is_real, is_whole
@@ -100,15 +99,12 @@ class Training:
     def with_epochs(self, epochs: int) -> Training:
         return replace(self, epochs=epochs)
 
-    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def make_optimizer(self, model: nn.Module) -> optim.Optimizer:
         """Return a fresh optimizer over the model's trainable parameters."""
         parameters = [p for p in model.parameters() if p.requires_grad]
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, foreach=True
-            )
-        make = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return make(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
+        make = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}[self.optimizer]
+        momentum = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
+        return make(parameters, self.lr, weight_decay=self.weight_decay, foreach=True, **momentum)
 
     def lr_at(self, progress: float) -> float:
         """Return the learning rate when the share ``progress`` of the run's steps has been taken."""

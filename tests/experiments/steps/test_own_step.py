@@ -64,6 +64,11 @@ class Plain:
     pass
 class Idle(Step):
     pass
+class Failing(Step):
+    factor: float
+    def run(self, work, id):
+        if self.factor == 0.25:
+            raise KeyError('fc1')
 """
 RECIPE = """\
 name: own
@@ -126,6 +131,14 @@ def test_they_run_in_a_study_with_its_sweep_and_are_found_again(write, tmp_path)
     assert load_pruned(read_trial(tmp_path / "out" / "trials" / rows[0]["id"])) is not None
     assert how_to_load(*chosen(tmp_path / "out"))
     assert own not in sys.modules, "what reads results imports nothing"
+
+
+def test_one_that_raises_is_a_failed_trial_and_the_study_goes_on(write, tmp_path):
+    path = write(("NAME:Shrink", "NAME:Failing"), ("Shrink.factor", "Failing.factor"))
+    good, failed = run_study(load_recipe(path), tmp_path / "out")["trials"]
+    assert (good["state"], failed["state"]) == ("finished", "failed")
+    assert "step 'Failing' (own_" in failed["notes"][0]
+    assert failed["notes"][0].endswith(":Failing) failed: KeyError: 'fc1'")
 
 
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(write, tmp_path, monkeypatch):

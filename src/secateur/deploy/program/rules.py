@@ -32,20 +32,22 @@ def _each(value: Any, spatial: int) -> list[int]:
     return values * spatial if len(values) == 1 else values
 
 
+def _affine(made: Lowering, a: Arguments) -> Arguments:
+    return {name: made.tensor(a[name]) for name in ("weight", "bias")}
+
+
 # -- layers --------------------------------------------------------------------------------------------
 
 
 def _linear(made: Lowering, a: Arguments, call: Call) -> Any:
     if not is_constant(a["weight"]) or a["weight"].tensor.dim() != 2:
         raise Refused("has a weight that is computed from the input, or is no matrix")
-    weight, bias = made.tensor(a["weight"]), made.tensor(a["bias"])
-    return made.emit("linear", [a["input"]], call.shape, weight=weight, bias=bias)
+    return made.emit("linear", [a["input"]], call.shape, **_affine(made, a))
 
 
 def _conv(made: Lowering, a: Arguments, call: Call) -> Any:
     x = a["input"]
     spatial = len(x.shape) - 2
-    weight, bias = made.tensor(a["weight"]), made.tensor(a["bias"])
     kernel = list(a["weight"].tensor.shape[2:])
     stride, dilation = _each(a["stride"], spatial), _each(a["dilation"], spatial)
     padding = a["padding"]
@@ -59,7 +61,7 @@ def _conv(made: Lowering, a: Arguments, call: Call) -> Any:
             padding = [0] * spatial
     padding = [0] * spatial if padding == "valid" else _each(padding, spatial)
     windows = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return made.emit("conv", [x], call.shape, weight=weight, bias=bias, **windows, groups=a["groups"])
+    return made.emit("conv", [x], call.shape, **_affine(made, a), **windows, groups=a["groups"])
 
 
 def _embedding(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -159,14 +161,11 @@ def _layer_norm(made: Lowering, a: Arguments, call: Call) -> Any:
     dims = len(a["normalized_shape"])
     if dims >= len(a["input"].shape):
         raise Refused("works along the batch")
-    weight, bias = made.tensor(a["weight"]), made.tensor(a["bias"])
-    settings = {"dims": dims, "weight": weight, "bias": bias, "eps": a["eps"]}
-    return made.emit("layer_norm", [a["input"]], call.shape, **settings)
+    return made.emit("layer_norm", [a["input"]], call.shape, dims=dims, **_affine(made, a), eps=a["eps"])
 
 
 def _group_norm(made: Lowering, a: Arguments, call: Call) -> Any:
-    weight, bias = made.tensor(a["weight"]), made.tensor(a["bias"])
-    settings = {"groups": a["num_groups"], "weight": weight, "bias": bias, "eps": a["eps"]}
+    settings = {"groups": a["num_groups"], **_affine(made, a), "eps": a["eps"]}
     return made.emit("group_norm", [a["input"]], call.shape, **settings)
 
 
@@ -253,12 +252,8 @@ def _times(made: Lowering, value: Any, factor: float) -> Any:
     return made.emit("mul", [value], value.shape, scalar=float(factor), reversed=False)
 
 
-def _reciprocal(made: Lowering, a: Arguments, call: Call) -> Any:
-    return made.emit("div", [a["self"]], call.shape, scalar=1.0, reversed=True)
-
-
-def _negated(made: Lowering, a: Arguments, call: Call) -> Any:
-    return made.emit("mul", [a["self"]], call.shape, scalar=-1.0, reversed=False)
+def _with_scalar(op: str, number: float, reversed: bool) -> Rule:
+    return lambda made, a, call: made.emit(op, [a["self"]], call.shape, scalar=number, reversed=reversed)
 
 
 _ATEN = torch.ops.aten
@@ -296,6 +291,6 @@ RULES: dict[Any, Rule] = {
     _ATEN.gelu: _gelu,
     **{op: _arithmetic(op.__name__) for op in (_ATEN.add, _ATEN.sub, _ATEN.mul, _ATEN.div)},
     _ATEN.rsub: _arithmetic("sub", swapped=True),
-    _ATEN.reciprocal: _reciprocal,
-    _ATEN.neg: _negated,
+    _ATEN.reciprocal: _with_scalar("div", 1.0, reversed=True),
+    _ATEN.neg: _with_scalar("mul", -1.0, reversed=False),
 }

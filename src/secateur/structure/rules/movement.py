@@ -25,21 +25,20 @@ def move(walk: Walk, call: Call, source: Labelled, source_node: fx.Node) -> Any:
     say so; 0 is padding.
     """
     example = call.node.meta["val"]
-    outputs = list(example) if isinstance(example, (list, tuple)) else [example]
-    results = [plain_of(out) for out in outputs]
+    several = isinstance(example, (list, tuple))
+    results = [plain_of(out) for out in (example if several else [example])]
     labelled = source.labelled()
-    if math.prod(source.shape) * max(1, len(labelled)) > _MOST or not all(
-        isinstance(r, Labelled) for r in results
-    ):
+    size = math.prod(source.shape) * max(1, len(labelled))
+    if size > _MOST or not all(isinstance(r, Labelled) for r in results):
         walk.freeze(source, labelled, "too large to follow")
-        return results if isinstance(example, (list, tuple)) else results[0]
+        return results if several else results[0]
     tags = {dim: _tagged(walk, call, source, source_node, dim) for dim in labelled}
     for index, result in enumerate(results):
         _place(walk, source, result, {d: t[index] for d, t in tags.items() if t is not None})
     for dim in (d for d, t in tags.items() if t is None):
         walk.freeze(source, [dim], f"{call.node.target} does not run on tags")
     _tie_parts(walk, source_node, source, tags)
-    return results if isinstance(example, (list, tuple)) else results[0]
+    return results if several else results[0]
 
 
 def _tagged(walk: Walk, call: Call, source: Labelled, source_node: fx.Node, dim: int) -> list[Array] | None:

@@ -115,9 +115,8 @@ def _squared(node: Any) -> bool:
         return _squared(first)
     if operator is aten.mul:
         return first is rest[0]
-    return operator is aten.square or (
-        operator is aten.pow and isinstance(rest[0], (int, float)) and rest[0] == 2
-    )
+    two = bool(rest) and isinstance(rest[0], (int, float)) and rest[0] == 2
+    return operator is aten.square or (operator is aten.pow and two)
 
 
 def _group_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled:

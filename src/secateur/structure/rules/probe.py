@@ -59,11 +59,7 @@ def carries(walk: Walk, call: Call, source: Labelled, dim: int) -> bool | None:
             return walk.constants[n]
         if n not in others:
             drawn = torch.randn(value.shape, generator=generator)
-            others[n] = (
-                drawn.to(value.dtype)
-                if value.dtype.is_floating_point
-                else torch.zeros(value.shape).to(value.dtype)
-            )
+            others[n] = (drawn if value.dtype.is_floating_point else torch.zeros_like(drawn)).to(value.dtype)
         return others[n]
 
     def run(x: Tensor) -> Tensor:
