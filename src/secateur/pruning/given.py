@@ -13,6 +13,7 @@ from torch import Tensor
 from secateur.errors import BudgetError, CriterionError, SecateurError
 from secateur.pruning.capabilities import name_of
 from secateur.pruning.selection import Cut, PatternCut
+from secateur.pruning.shrinkage import Hard
 from secateur.text import first_line, nearest, shown
 
 
@@ -90,6 +91,8 @@ def zeroed_by(shrinkage: Any, name: str, weight: Tensor, pruned: Tensor, cut: Cu
     Raises BudgetError where it raises anything but a SecateurError, does not say what it zeroed, or leaves
     there or elsewhere what cannot be.
     """
+    if type(shrinkage) is Hard:  # nothing to look for, and looking would take as long as pruning
+        return shrinkage(weight, pruned, cut)
     who, shape = f"{name}: {name_of(shrinkage)}", weight.shape
     try:
         zeroed = shrinkage(weight, pruned, cut)
