@@ -170,8 +170,9 @@ class Ablation:
 class _Way:
     """What follows the removal of a unit, as positions in the graph: (node, operand, read) of the
     reads whose delta is subtracted (``first``), by node the (operand, read) of those that come
-    ``later``, the nodes ``affected`` after the first ones, what these take of before (``shared``, and
-    ``need`` with the first ones), and by node what nobody reads after it (``last``)."""
+    ``later``, the nodes ``affected`` after the first ones, what these take of before (``shared``), what
+    has to be run before (``need``: of that what depends on the inputs, and what the first ones take), and
+    by node what nobody reads after it (``last``)."""
 
     first: tuple[tuple[int, int, Read], ...]
     later: Mapping[int, list[tuple[int, Read]]]
@@ -201,7 +202,7 @@ def _way(graph: Bound, reads: Sequence[Read]) -> _Way:
     for read_at, by in {at: index for index in affected for at in graph.inputs_of(index)}.items():
         last.setdefault(by, []).append(read_at)
     shared = {at for index in affected for at in graph.inputs_of(index)} - touched - graph.fixed.keys()
-    need = shared | {at for index, operand, _ in first.values() for at in (index, operand)}
+    need = shared & graph.of_inputs | {at for index, operand, _ in first.values() for at in (index, operand)}
     return _Way(tuple(first.values()), later, tuple(affected), frozenset(shared), frozenset(need), last)
 
 
