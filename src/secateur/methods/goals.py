@@ -14,7 +14,7 @@ from secateur.graph.capture import all_tensors
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import Macs, count_macs
 from secateur.measure.size import count_parameters
-from secateur.pruning.budgets import is_real
+from secateur.numeric import is_real
 from secateur.pruning.targets import sparsity as sparsity_of
 from secateur.structure.labels import Array
 from secateur.structure.surgery import entries_left, parameters_left, removed_by

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.errors import ModelError
-from secateur.pruning.budgets import is_real, is_whole
+from secateur.numeric import is_real, is_whole
 
 _MOST_UNITS = 100_000
 

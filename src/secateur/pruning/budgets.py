@@ -7,26 +7,33 @@ what is strictly under a value.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from secateur.errors import BudgetError, NonFiniteError
+from secateur.numeric import is_real, is_whole
+from secateur.pruning.allocation import (
+    AllScores,
+    cut_as_many,
+    cut_count,
+    cut_keeping,
+    cut_share,
+    lamp_scores,
+    share_out,
+)
 from secateur.pruning.selection import (
     CHUNK,
     Cut,
     PatternCut,
     Scores,
-    count_below,
     cut_globally,
 )
 from secateur.pruning.targets import matches
 
-AllScores = Mapping[str, Scores]
 Weights = Mapping[str, Tensor]
 
 
@@ -91,7 +98,7 @@ class Uniform(Share):
     """
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        return {name: _cut_share(s, self.sparsity) for name, s in scores.items()}
+        return {name: cut_share(s, self.sparsity) for name, s in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ class PerLayer:
         shares = {
             name: next((s for p, s in self.sparsity.items() if matches(name, p)), 0.0) for name in scores
         }
-        return {name: _cut_share(s, shares[name]) for name, s in scores.items()}
+        return {name: cut_share(s, shares[name]) for name, s in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -271,9 +278,9 @@ class ERK(Share):
                 f"ERK({self.sparsity}) cannot be met: {number} entries should stay, and only "
                 f"{sum(room.values())} are not masked yet"
             )
-        kept = _share_out(number, {name: float(sum(weights[name].shape)) for name in scores}, room)
+        kept = share_out(number, {name: float(sum(weights[name].shape)) for name in scores}, room)
         return {
-            name: _cut_count(s, s.numel - kept[name], (s.numel - kept[name]) / s.numel)
+            name: cut_count(s, s.numel - kept[name], (s.numel - kept[name]) / s.numel)
             for name, s in scores.items()
         }
 
@@ -306,9 +313,9 @@ class LAMP(_KeepingShare):
     """
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        lamp = {name: _lamp(s) for name, s in scores.items()}
+        lamp = {name: lamp_scores(s) for name, s in scores.items()}
         ranked = {n: Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()}
-        return _counted(scores, ranked.values(), self._taken(ranked))
+        return cut_as_many(scores, ranked.values(), self._taken(ranked))
 
 
 @dataclass(frozen=True)
@@ -345,7 +352,7 @@ class MagnitudeRatios(Share):
             for name, w in weights.items()
         ]
         count = round(self.sparsity * sum(s.numel for s in sizes))
-        return _counted(scores, sizes, cut_globally(sizes, count))
+        return cut_as_many(scores, sizes, cut_globally(sizes, count))
 
 
 @dataclass(frozen=True)
@@ -394,26 +401,6 @@ class NM:
         return {n: PatternCut(self.keep, self.of, s.input_dim, share) for n, s in scores.items()}
 
 
-def cut_keeping(scores: AllScores, count: int, min_kept: int) -> dict[str, Cut]:
-    """Return the cuts that take the ``count`` lowest scores of all tensors together and leave each
-    ``min_kept`` entries (all, where it has no more): what one may not give is taken elsewhere."""
-    room = {name: max(0, s.numel - min_kept) for name, s in scores.items()}
-    if count > sum(room.values()):
-        raise BudgetError(
-            f"{count} entries should go, and min_kept={min_kept} leaves only {sum(room.values())} that may"
-        )
-    fixed: dict[str, Cut] = {}
-    while True:
-        free = [s for name, s in scores.items() if name not in fixed]
-        left = count - sum(room[name] for name in fixed)
-        cuts = cut_globally(free, left) if free else {}
-        over = [s for s in free if count_below(s, cuts[s.name]) > room[s.name]] if min_kept else []
-        if not over:
-            return {name: (fixed | cuts)[name] for name in scores}
-        for s in over:
-            fixed |= cut_globally([s], room[s.name])
-
-
 def check_share(what: str, share: float) -> None:
     if not (is_real(share) and 0 <= share <= 1):
         raise BudgetError(f"{what} is {share!r}; it is a share between 0 and 1")
@@ -422,64 +409,6 @@ def check_share(what: str, share: float) -> None:
 def check_value(what: str, value: float) -> None:
     if not (is_real(value) and value >= 0):
         raise BudgetError(f"{what} is {value!r}; it is a finite number from 0")
-
-
-def is_real(value: Any) -> bool:
-    """Whether a value is a finite number; a bool is none."""
-    try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer that no float holds
-        return False
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is an integer; a bool is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _counted(scores: AllScores, others: Iterable[Scores], cuts: Mapping[str, Cut]) -> dict[str, Cut]:
-    """Return the cuts that take from each tensor as many entries as ``cuts`` take by other scores."""
-    return {s.name: _cut_count(scores[s.name], count_below(s, cuts[s.name])) for s in others}
-
-
-def _cut_share(scores: Scores, share: float) -> Cut:
-    return _cut_count(scores, round(share * scores.numel), share)
-
-
-def _cut_count(scores: Scores, count: int, share: float | None = None) -> Cut:
-    cut = cut_globally([scores], count)[scores.name]
-    return replace(cut, requested=share)
-
-
-def _share_out(number: int, weights: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Share ``number`` out in proportion to ``weights``, none over its size, to the last one."""
-    full: dict[str, int] = {}
-    while True:
-        open_weights = {n: w for n, w in weights.items() if n not in full}
-        left = number - sum(full.values())
-        scale = left / sum(open_weights.values()) if open_weights else 0.0
-        over = {n: sizes[n] for n, w in open_weights.items() if w * scale > sizes[n]}
-        if not over:
-            break
-        full |= over
-    exact = {n: w * scale for n, w in open_weights.items()}
-    shares = {n: math.floor(e) for n, e in exact.items()}
-    missing = left - sum(shares.values())
-    for name in sorted(exact, key=lambda n: shares[n] - exact[n])[:missing]:
-        shares[name] += 1
-    return full | shares
-
-
-def _lamp(scores: Scores) -> Tensor:
-    flat = scores.whole().reshape(-1).float()
-    if not torch.isfinite(flat[flat != -torch.inf]).all():
-        raise NonFiniteError(f"{scores.name}: its weights or scores hold a NaN or an infinity")
-    values, order = flat.sort(stable=True)
-    squares = values.clamp(min=0).double().square()
-    at_least = squares.flip(0).cumsum(0).flip(0)
-    lamp = torch.where(at_least > 0, squares / at_least.clamp(min=1e-300), 0).float()
-    lamp[values == -torch.inf] = -1.0
-    return torch.empty_like(lamp).scatter_(0, order, lamp)
 
 
 def _std(name: str, weight: Tensor, kept_only: bool) -> float:

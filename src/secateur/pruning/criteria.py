@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import CriterionError
-from secateur.pruning.budgets import is_whole
+from secateur.numeric import is_whole
 from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradients
 from secateur.pruning.capabilities import name_of, says
 from secateur.pruning.selection import Scores

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import MaskError, StorageError
 from secateur.graph.names import canonical_parameters
-from secateur.pruning.budgets import is_real, is_whole
+from secateur.numeric import is_real, is_whole
 from secateur.storage import pack_bits, unpack_bits
 from secateur.text import nearest, shown
 

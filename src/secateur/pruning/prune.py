@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from secateur.copying import check_network
 from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning
-from secateur.pruning.budgets import Budget, is_whole
+from secateur.numeric import is_whole
+from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
 from secateur.pruning.criteria import Criterion, Rows, check_telling

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any, ClassVar, Protocol
 
 from secateur.errors import BudgetError
-from secateur.pruning.budgets import is_real, is_whole
+from secateur.numeric import is_real, is_whole
 from secateur.pruning.capabilities import amount_of, changed, name_of, says
 from secateur.text import shown
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import BudgetError
-from secateur.pruning.budgets import is_real
+from secateur.numeric import is_real
 from secateur.pruning.selection import Cut, PatternCut, Scores, cut_globally
 
 

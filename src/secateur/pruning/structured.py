@@ -16,7 +16,8 @@ from secateur.errors import BudgetError, CriterionError, SecateurWarning, Target
 from secateur.graph.capture import parameters_of
 from secateur.graph.names import canonical_names, canonical_parameters, unwrapped
 from secateur.measure.size import count_parameters
-from secateur.pruning.budgets import Share, cut_keeping
+from secateur.pruning.allocation import cut_keeping
+from secateur.pruning.budgets import Share
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import amount_of, changed, name_of, requested_share, says
 from secateur.pruning.criteria import check_telling

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from torch import nn, optim
 
 from secateur.errors import RecipeError
-from secateur.pruning.budgets import is_real, is_whole
+from secateur.numeric import is_real, is_whole
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 LRSchedule = Literal["constant", "linear", "cosine", "onecycle", "step"]
