@@ -202,9 +202,10 @@ def register_operator(
     for name in (weight, bias):
         if name is not None and name not in known:
             raise ModelError(f"{found} has no argument {name!r}; it has {', '.join(sorted(known))}")
-    if like is not None:
-        _check_alike(found, _packet(like), known)
-    base = UNKNOWN if like is None else operator_at(_packet(like))
+    model = None if like is None else _packet(like)
+    if model is not None:
+        _check_alike(found, model, known)
+    base = UNKNOWN if model is None else operator_at(model)
     _REGISTERED[found] = Operator(
         kind or base.kind,
         weight or base.weight,
@@ -212,7 +213,7 @@ def register_operator(
         base.spatial,
         base.keeps_constants or kind in ("pointwise", "same", "moves"),
         transposed or base.transposed,
-        None if like is None else _packet(like),
+        model,
         rule,
     )
 

@@ -85,13 +85,18 @@ def check_cuts(budget: Any, cuts: Any, names: Iterable[str]) -> Mapping[str, Cut
     return cuts
 
 
+def cannot_spoil(shrinkage: Any) -> bool:
+    """Whether nothing that a shrinkage does is worth a look, which would take as long as pruning."""
+    return type(shrinkage) is Hard
+
+
 def zeroed_by(shrinkage: Any, name: str, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
     """Let a shrinkage change a weight and return the bool tensor of what it zeroed.
 
     Raises BudgetError where it raises anything but a SecateurError, does not say what it zeroed, or leaves
     there or elsewhere what cannot be.
     """
-    if type(shrinkage) is Hard:  # nothing to look for, and looking would take as long as pruning
+    if cannot_spoil(shrinkage):
         return shrinkage(weight, pruned, cut)
     who, shape = f"{name}: {name_of(shrinkage)}", weight.shape
     try:

@@ -17,7 +17,7 @@ from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
 from secateur.pruning.criteria import Criterion, Rows, check_telling
-from secateur.pruning.given import check_cuts, check_scores, put_back, scores_given, zeroed_by
+from secateur.pruning.given import cannot_spoil, check_cuts, check_scores, put_back, scores_given, zeroed_by
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
@@ -178,7 +178,7 @@ def prune(
         peers.compare(pruned)
 
     kept: dict[str, Tensor] = {}
-    with on_threads(1), put_back({} if shrinkage == Hard() else weights):
+    with on_threads(1), put_back({} if cannot_spoil(shrinkage) else weights):
         for name, target in targets.items():
             if name in earlier:
                 target.weight.masked_fill_(earlier[name], 0)
