@@ -1,0 +1,145 @@
+"""The page of every figure that the five sources quote, beside ours; docs/results.py writes it.
+
+A recipe's ``reference`` holds what its source quotes, and ``note`` there what was tried where ours is less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.report.aggregate import Figure, Group, all_groups, percent, settings_text
+from secateur.report.figures import match
+
+SOURCES = {  # how a recipe's ``source`` begins, and the heading of its figures
+    "Cao": "S1: Cao, pruning by standard deviation, percentile, soft and trimmed thresholds",
+    "Gschossmann": "S2: Gschossmann, branch annealing",
+    "ECE 595": "S3: ECE 595 project B, magnitude sweep",
+    "Fathollahi": "S4: Fathollahi, weights against neurons",
+    "Rast & Lee": "S5: Rast & Lee, greedy filters, structure selection, hybrid",
+}
+_T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 10: 2.26, 15: 2.14}  # Student's t, two-sided, by number of seeds
+HEAD = """\
+# Every quoted figure, beside ours
+
+Test accuracies in percent, ours as mean ± standard deviation over n seeds, from the results in
+`docs/results` (`python docs/results.py` writes this page). *Ours, as there* is at the source's own setting.
+*Best of ours* is the best on validation of all that was measured on the same data and network and is at
+least as small; for a figure without retraining, of networks that were not retrained either. *Beaten*: the
+mean lies above the quoted figure by more than its 95 % interval; *equal within noise*: by less, either way.
+Nothing was chosen on test images.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quoted figure, ours at its own setting, and the best of ours."""
+
+    what: str
+    quoted: float
+    metric: str
+    own: Group | None
+    best: Group | None
+    note: str
+
+    def cells(self) -> list[str]:
+        own, best = (group.figure(self.metric) if group else None for group in (self.own, self.best))
+        better = (
+            "" if self.best is None or self.best is self.own else f"{self._text(best)} (`{self._name()}`)"
+        )
+        return [
+            self.what,
+            self._text(Figure(self.quoted, 0, 1)),
+            self._text(own),
+            better,
+            self._verdict(best or own),
+        ]
+
+    def _name(self) -> str:
+        assert self.best is not None
+        label = "" if self.best.method == self.best.study else f" {self.best.method}"
+        return f"{self.best.study}{label}, {self.best.settings}"
+
+    def _text(self, figure: Figure | None) -> str:
+        if figure is None:
+            return "not run"
+        text = percent(figure) if self.metric.startswith("accuracy") else f"{figure.mean:.2f}x"
+        return f"{text}, n={figure.number}" if figure.number > 1 else text
+
+    def _verdict(self, ours: Figure | None) -> str:
+        if ours is None:
+            return f"not run{self._why()}"
+        if not self.metric.startswith("accuracy"):
+            return "equal" if round(ours.mean, 2) >= self.quoted else f"not reached{self._why()}"
+        more = 100 * (ours.mean - self.quoted)
+        noise = (
+            100 * _T95.get(ours.number, 2.0) * ours.std / math.sqrt(ours.number) if ours.number > 1 else 0.0
+        )
+        if more > noise:
+            return f"beaten, by {more:.2f}"
+        if more >= -max(noise, 0.005):
+            return f"equal within noise ({more:+.2f} ± {noise:.2f})"
+        return f"not reached, by {-more:.2f}{self._why()}"
+
+    def _why(self) -> str:
+        return f": {self.note}" if self.note else ""
+
+
+def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Row]]:
+    """Yield each quoted figure under its source's heading."""
+    groups = [group for study in found.values() for group in all_groups([study])]
+    for name, study in found.items():
+        heading = next((title for start, title in SOURCES.items() if start in study["source"]), None)
+        if heading is None or "question" in study["source"]:
+            continue
+        mine = [group for group in groups if group.study == name]
+        for entry in study["reference"]:
+            own = match(mine, {"study": name, **entry})
+            for metric, value in entry.items():
+                if metric in ("accuracy_dense", "accuracy_pruned", "accuracy_retrained", "compression_rate"):
+                    shown = {key: part for key, part in entry.items() if "." in key}
+                    words = metric.removeprefix("accuracy_").replace("_", " ")
+                    what = f"`{name}` {settings_text(shown)}, {words}"
+                    best = own if metric == "compression_rate" else _best(groups, own, metric)
+                    yield heading, Row(what, float(value), metric, own, best, str(entry.get("note", "")))
+
+
+def _best(groups: Sequence[Group], own: Group | None, metric: str) -> Group | None:
+    """Return the best on validation of what is at least as small as ours at the source's own setting."""
+    if own is None or (size := own.figure("compression_rate")) is None:
+        return own
+    fits = [
+        group
+        for group in groups
+        if (group.data, group.network) == (own.data, own.network)
+        and (figure := group.figure("compression_rate")) is not None
+        and figure.mean >= 0.995 * size.mean
+        and group.figure(metric) is not None
+        and (metric != "accuracy_pruned" or group.study == own.study or not _retrained(group))
+    ]
+    return max(fits, key=lambda group: _mean(group, f"{metric}_validation"), default=own)
+
+
+def _retrained(group: Group) -> bool:
+    return any(trial["epochs"].get("retrain", 0) for trial in group.trials)
+
+
+def _mean(group: Group, metric: str) -> float:
+    figure = group.figure(metric)
+    return -math.inf if figure is None else figure.mean
+
+
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the whole page."""
+    parts: dict[str, list[Row]] = {title: [] for title in SOURCES.values()}
+    for heading, row in rows_of(found):
+        parts[heading].append(row)
+    text = HEAD
+    for heading, rows in parts.items():
+        lines = [["quoted for", "quoted", "ours, as there", "best of ours", "verdict"], ["---"] * 5]
+        lines += [row.cells() for row in rows]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        text += f"\n## {heading}\n\n{table if rows else 'Not run yet here.'}\n"
+    return text
