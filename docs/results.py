@@ -10,7 +10,6 @@ A kept folder is a study's like any other: ``secateur report docs/results/NAME``
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import sys
@@ -114,21 +113,12 @@ def figure(group: Group, column: str) -> Figure | None:
     """Return what a column shows of a point."""
     final = group.final
     if column == "score":
-        pairs = [(t["metrics"].get(final), t["metrics"].get("sparsity")) for t in group.trials]
-        return _joined([(a + s) / 2 for a, s in pairs if a is not None and s is not None])
+        return sources.figure(group, f"score_{final.removeprefix('accuracy_')}")
     if column == "seeds":
         return group.figure("accuracy_dense")
     place = {"validation": f"{final}_validation", "error": final, "latency": "latency_ms", "macs": "macs"}
     place |= {"memory": "peak_memory_mb"} | _PLACES
     return group.figure(place[column], _OVER.get(place[column]))
-
-
-def _joined(values: Sequence[float]) -> Figure | None:
-    if not values:
-        return None
-    mean = math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
-    return Figure(mean, spread, len(values))
 
 
 def table(words: str, found: Mapping[str, Mapping[str, Any]]) -> str:

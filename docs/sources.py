@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, all_groups, percent, settings_text
+from secateur.report.aggregate import Figure, Group, all_groups, figure_of, percent, settings_text
 from secateur.report.figures import match
 
 SOURCES = {  # how a recipe's ``source`` begins, and the heading of its figures
@@ -19,6 +19,15 @@ SOURCES = {  # how a recipe's ``source`` begins, and the heading of its figures
     "ECE 595": "S3: ECE 595 project B, magnitude sweep",
     "Fathollahi": "S4: Fathollahi, weights against neurons",
     "Rast & Lee": "S5: Rast & Lee, greedy filters, structure selection, hybrid",
+}
+METRICS = {  # what a reference may quote
+    "accuracy_dense": "dense",
+    "accuracy_pruned": "pruned",
+    "accuracy_retrained": "retrained",
+    "compression_rate": "compression",
+    "change_pruned": "pruned, less dense",
+    "change_retrained": "retrained, less dense",
+    "score_retrained": "(retrained + sparsity) / 2",
 }
 _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 10: 2.26, 15: 2.14}  # Student's t, two-sided, by number of seeds
 HEAD = """\
@@ -45,7 +54,7 @@ class Row:
     note: str
 
     def cells(self) -> list[str]:
-        own, best = (group.figure(self.metric) if group else None for group in (self.own, self.best))
+        own, best = (figure(group, self.metric) for group in (self.own, self.best))
         better = (
             "" if self.best is None or self.best is self.own else f"{self._text(best)} (`{self._name()}`)"
         )
@@ -62,16 +71,16 @@ class Row:
         label = "" if self.best.method == self.best.study else f" {self.best.method}"
         return f"{self.best.study}{label}, {self.best.settings}"
 
-    def _text(self, figure: Figure | None) -> str:
-        if figure is None:
+    def _text(self, shown: Figure | None) -> str:
+        if shown is None:
             return "not run"
-        text = percent(figure) if self.metric.startswith("accuracy") else f"{figure.mean:.2f}x"
-        return f"{text}, n={figure.number}" if figure.number > 1 else text
+        text = f"{shown.mean:.2f}x" if self.metric == "compression_rate" else percent(shown)
+        return f"{text}, n={shown.number}" if shown.number > 1 else text
 
     def _verdict(self, ours: Figure | None) -> str:
         if ours is None:
             return f"not run{self._why()}"
-        if not self.metric.startswith("accuracy"):
+        if self.metric == "compression_rate":
             return "equal" if round(ours.mean, 2) >= self.quoted else f"not reached{self._why()}"
         more = 100 * (ours.mean - self.quoted)
         noise = (
@@ -98,10 +107,9 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Row]]
         for entry in study["reference"]:
             own = match(mine, {"study": name, **entry})
             for metric, value in entry.items():
-                if metric in ("accuracy_dense", "accuracy_pruned", "accuracy_retrained", "compression_rate"):
+                if metric in METRICS:
                     shown = {key: part for key, part in entry.items() if "." in key}
-                    words = metric.removeprefix("accuracy_").replace("_", " ")
-                    what = f"`{name}` {settings_text(shown)}, {words}"
+                    what = f"`{name}` {settings_text(shown)}, {METRICS[metric]}"
                     best = own if metric == "compression_rate" else _best(groups, own, metric)
                     yield heading, Row(what, float(value), metric, own, best, str(entry.get("note", "")))
 
@@ -114,21 +122,33 @@ def _best(groups: Sequence[Group], own: Group | None, metric: str) -> Group | No
         group
         for group in groups
         if (group.data, group.network) == (own.data, own.network)
-        and (figure := group.figure("compression_rate")) is not None
-        and figure.mean >= 0.995 * size.mean
-        and group.figure(metric) is not None
-        and (metric != "accuracy_pruned" or group.study == own.study or not _retrained(group))
+        and (shown := group.figure("compression_rate")) is not None
+        and (metric.startswith("score") or shown.mean >= 0.995 * size.mean)
+        and figure(group, metric) is not None
+        and (not metric.endswith("_pruned") or group.study == own.study or not _retrained(group))
     ]
-    return max(fits, key=lambda group: _mean(group, f"{metric}_validation"), default=own)
+    return max(fits, key=lambda group: _mean(figure(group, metric, "_validation")), default=own)
 
 
 def _retrained(group: Group) -> bool:
     return any(trial["epochs"].get("retrain", 0) for trial in group.trials)
 
 
-def _mean(group: Group, metric: str) -> float:
-    figure = group.figure(metric)
-    return -math.inf if figure is None else figure.mean
+def figure(group: Group | None, metric: str, split: str = "") -> Figure | None:
+    """Return what a metric is at a point: one that trials have, or made of two of theirs."""
+    if group is None:
+        return None
+    kind, _, which = metric.partition("_")
+    if kind not in ("change", "score"):
+        return group.figure(metric + split)
+    other = f"accuracy_dense{split}" if kind == "change" else "sparsity"
+    found = [(t["metrics"].get(f"accuracy_{which}{split}"), t["metrics"].get(other)) for t in group.trials]
+    pairs = [(mine, its) for mine, its in found if mine is not None and its is not None]
+    return figure_of(mine - its if kind == "change" else (mine + its) / 2 for mine, its in pairs)
+
+
+def _mean(shown: Figure | None) -> float:
+    return -math.inf if shown is None else shown.mean
 
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
