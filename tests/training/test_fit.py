@@ -314,3 +314,76 @@ def test_clipping_does_not_count_the_gradients_of_dead_weights():
     settings = Training(epochs=1, optimizer="sgd", momentum=0.0, lr=1.0, clip=0.01, batch_size=None)
     fit(model, data, data, settings, masks=masks)
     assert float((model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+AVERAGED = Training(epochs=4, lr=1e-2, batch_size=100, average=0.5, keep="last")
+
+
+def test_weights_are_averaged_over_the_last_epochs_and_norms_see_the_data_again(digits):
+    model, seen = normed(), []
+    masks = sc.prune(model, sc.Magnitude(), sc.Global(0.5))
+    fit(
+        model,
+        digits.train,
+        digits.validation,
+        AVERAGED,
+        masks=masks,
+        on_epoch=lambda row: seen.append(weights_of(model)),
+    )
+    for name in ("1.weight", "1.bias", "4.weight", "2.weight"):
+        torch.testing.assert_close(model.state_dict()[name], (seen[2][name] + seen[3][name]) / 2)
+    masks.check()
+    inputs = model[1](digits.train.inputs.flatten(1))
+    torch.testing.assert_close(model[2].running_mean, inputs.mean(0), rtol=0.02, atol=0.02)
+    assert not torch.allclose(model[2].running_mean, seen[3]["2.running_mean"])
+
+
+def test_the_best_on_validation_may_be_the_average_or_an_epoch(digits):
+    found = {}
+    for keep in ("last", "best"):
+        for lr in (1e-2, 0.0):
+            model = normed()
+            history = fit(
+                model, digits.train, digits.validation, Training(epochs=4, lr=lr, keep=keep, average=0.5)
+            )
+            found[keep, lr] = evaluate_on(model, digits.validation).score
+            best = max(row.validation_accuracy for row in history.epochs)
+            assert keep == "last" or found[keep, lr][0] >= best
+    assert found["best", 1e-2] >= found["last", 1e-2]
+
+
+def test_a_killed_run_averages_the_same_epochs(digits, tmp_path):
+    whole = normed()
+    fit(whole, digits.train, digits.validation, AVERAGED, seed=1)
+    for stop_after in (1, 2, 3, 4):
+        path = tmp_path / f"{stop_after}.safetensors"
+
+        def on_epoch(row, stop_after=stop_after):
+            if row.epoch == stop_after:
+                raise Stop
+
+        with pytest.raises(Stop):
+            fit(
+                normed(),
+                digits.train,
+                digits.validation,
+                AVERAGED,
+                seed=1,
+                checkpoint=path,
+                on_epoch=on_epoch,
+            )
+        model = normed()
+        fit(model, digits.train, digits.validation, AVERAGED, seed=1, checkpoint=path)
+        assert same(weights_of(whole), weights_of(model))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "first"), [(10, 0.0, 11), (10, 0.3, 8), (10, 1.0, 1), (3, 0.5, 2), (1, 0.1, 1)]
+)
+def test_the_first_epoch_that_is_averaged(epochs, share, first):
+    assert Training(epochs=epochs, average=share).averaged_from == first

@@ -64,11 +64,17 @@ def _check_state(model: nn.Module, tensors: State, where: str) -> None:
 
 
 def save_run(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: State, progress: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: State,
+    progress: dict[str, Any],
+    average: nn.Module | None = None,
 ) -> None:
     """Write all that a run needs to go on as if it had never stopped."""
-    tensors = {f"model/{n}": t for n, t in model.state_dict().items()}
-    tensors |= {f"best/{n}": t for n, t in best.items()}
+    states = {"model": model.state_dict(), "best": best}
+    states |= {} if average is None else {"average": average.state_dict()}
+    tensors = {f"{kind}/{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
     plain: dict[str, dict[str, Any]] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -80,9 +86,13 @@ def save_run(
 
 
 def load_run(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress_of: Callable[[Any], T]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress_of: Callable[[Any], T],
+    average: nn.Module | None = None,
 ) -> tuple[State, T]:
-    """Undo ``save_run``: load model and optimizer, return (best weights, progress).
+    """Undo ``save_run``: load model, optimizer and average, return (best weights, progress).
 
     ``progress_of`` makes the progress of what was saved. A ValueError, TypeError or KeyError of its means
     a damaged file, as everything does that does not fit: a StorageError, and nothing has been changed.
@@ -90,13 +100,13 @@ def load_run(
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") != "training 1":
         raise StorageError(f"{path}: not a training checkpoint")
-    groups: dict[str, State] = {"model": {}, "best": {}, "optimizer": {}}
+    groups: dict[str, State] = {"model": {}, "best": {}, "optimizer": {}, "average": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind not in groups:
             raise StorageError(f"{path}: {name!r} is no part of a training checkpoint")
         groups[kind][rest] = tensor
-    for part in ("model", "best"):
+    for part in ("model", "best", *([] if average is None else ["average"])):
         _check_state(model, groups[part], str(path))
     try:
         progress = progress_of(metadata["progress"])
@@ -104,6 +114,8 @@ def load_run(
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StorageError(f"{path}: its progress or its optimizer's state is damaged: {error}") from error
     model.load_state_dict(groups["model"])
+    if average is not None:
+        average.load_state_dict(groups["average"])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return groups["best"], progress
 

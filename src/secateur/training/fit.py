@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from secateur.data.dataset import Split
 from secateur.errors import ModelError, NonFiniteError, RecipeError
@@ -86,9 +87,13 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = settings.make_optimizer(model)
     history, best, best_score, first = History(), _copy(model), (-1.0, 0.0), 1
+    average = AveragedModel(model) if settings.average else None
+    mean = None if average is None else average.module
     if checkpoint is not None and checkpoint.exists():
-        best, (history, best_score) = load_run(checkpoint, model, optimizer, _progress_of)
+        best, (history, best_score) = load_run(checkpoint, model, optimizer, _progress_of, mean)
         first = len(history.epochs) + 1
+    if average is not None:
+        average.n_averaged.fill_(max(0, first - settings.averaged_from))
     loop = _Loop(model, optimizer, settings, count_batches(train, settings), masks, teacher)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
     devices = [device] if device.type == "cuda" else []
@@ -103,19 +108,29 @@ def fit(
             train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
             result = evaluate_on(model, validation)
             seconds = time.perf_counter() - start
+            if average is not None and epoch >= settings.averaged_from:
+                average.update_parameters(model)
             row = Epoch(epoch, loop.lr, train_loss, result.accuracy, result.loss, seconds)
             history.epochs.append(row)
             if result.score > best_score:
                 best, best_score, history.best_epoch = _copy(model), result.score, epoch
             if checkpoint is not None:
                 progress = {"best_epoch": history.best_epoch, "best_score": best_score}
-                save_run(checkpoint, model, optimizer, best, {"epochs": history.as_dicts(), **progress})
+                save_run(checkpoint, model, optimizer, best, {"epochs": history.as_dicts(), **progress}, mean)
             if on_epoch is not None:
                 on_epoch(row)
+        last = len(history.epochs)
+        if average is not None and average.n_averaged > 0:
+            torch.manual_seed(seed_of(seed, "dropout", last + 1))
+            update_bn(training_batches(train, settings, seed, last + 1, device), average.module)
+            model.load_state_dict(average.module.state_dict())
+            result = evaluate_on(model, validation)
+            if result.score > best_score:
+                best, history.best_epoch = _copy(model), last
     if settings.keep == "best":
         model.load_state_dict(best)
     else:
-        history.best_epoch = len(history.epochs)
+        history.best_epoch = last
     return history
 
 

@@ -56,6 +56,7 @@ _RULES: dict[str, _Rule] = {
     "distill": _number("a share of the loss, from 0 to 1", lambda value: 0 <= value <= 1),
     "temperature": _number("a positive number", lambda value: value > 0),
     "slimming": _FROM_0,
+    "average": _number("a share of the epochs, from 0 to 1", lambda value: 0 <= value <= 1),
 }
 
 
@@ -70,6 +71,9 @@ class Training:
     validation accuracy before it stops. ``clip``: the gradients' largest L2 norm. ``distill``: the share of
     the loss that is the divergence from a teacher's outputs at ``temperature`` (Hinton et al. 2015).
     ``slimming`` times the sum of |scale| of all BatchNorm layers is added to the loss.
+    ``average``: over the last epochs, this share of all, the weights after each are averaged (Izmailov et al.
+    2018), and the statistics of norms are taken anew on the training data; ``keep`` "last" hands that network
+    back, "best" whichever is better on validation.
     """
 
     epochs: int = 10
@@ -90,6 +94,7 @@ class Training:
     distill: float = 0.0
     temperature: float = 4.0
     slimming: float = 0.0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (fits, right) in _RULES.items():
@@ -98,6 +103,11 @@ class Training:
 
     def with_epochs(self, epochs: int) -> Training:
         return replace(self, epochs=epochs)
+
+    @property
+    def averaged_from(self) -> int:
+        """The first epoch, from 1, whose weights are averaged; one after the last where none is."""
+        return self.epochs + 1 - math.ceil(self.average * self.epochs - 1e-9)
 
     def make_optimizer(self, model: nn.Module) -> optim.Optimizer:
         """Return a fresh optimizer over the model's trainable parameters."""
