@@ -27,6 +27,7 @@ from secateur.pruning.unit_criteria import L1Norm as L1Norm
 from secateur.pruning.unit_criteria import L2Norm as L2Norm
 from secateur.pruning.unit_criteria import BNScale as BNScale
 from secateur.pruning.unit_criteria import ActivationNorm as ActivationNorm
+from secateur.methods.elimination import Reconstruction as Reconstruction
 
 # Budgets: how much goes, and from where
 from secateur.pruning.budgets import Uniform as Uniform

@@ -258,3 +258,18 @@ def test_a_group_that_a_forward_keeps_is_not_tried_for_ever():
     assert small.a.out_features == 6
     assert "kept a -> b" in repr(run)
     assert small.train()(x)[1].shape == (30, 3)
+
+
+def test_by_reconstruction_repeated_units_go_and_the_readers_are_refitted():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        net[0].weight[4:], net[0].bias[4:] = 2 * net[0].weight[:4], 2 * net[0].bias[:4]
+    x = torch.randn(128, 8)
+    method = sc.Greedy(criterion="reconstruction", every=2)
+    small, run = sc.prune_greedily(net, x[:2], [x], parameters=0.6, method=method)
+    assert sorted(one.unit % 4 for one in run.removals) == [0, 1, 2, 3]
+    torch.testing.assert_close(small(x), net(x), rtol=0, atol=0.02)
+    by_change = sc.Greedy(criterion="output", every=2)
+    other, _ = sc.prune_greedily(net, x[:2], [x], parameters=0.6, method=by_change)
+    assert (small(x) - net(x)).square().sum() < 0.01 * (other(x) - net(x)).square().sum()

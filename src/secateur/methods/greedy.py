@@ -16,7 +16,9 @@ from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
 from secateur.methods.ablation import Ablation
+from secateur.methods.elimination import Reconstruction
 from secateur.methods.goals import Goal, goal_of
+from secateur.methods.reconstruction import reconstruct
 from secateur.methods.tries import Judge, Tries, tries_of
 from secateur.pruning.calibration import Batches
 from secateur.pruning.criteria import Criterion
@@ -30,6 +32,7 @@ from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure, trace
 from secateur.task import judged
 
+_CRITERIA = ("score", "output", "reconstruction")
 _GOALS = ("sparsity", "parameters", "macs", "latency_ms", "score")
 
 
@@ -41,7 +44,9 @@ class Greedy:
         criterion: "score" removes the unit without which the score (a classifier's accuracy) is largest, ties
             by the smaller loss, then by the order of groups and units; "output" the one with which what its
             readers put out changes least, with all that went since the last compaction, in closed form,
-            without labels. Any other criterion (``sc.L2Norm()``) removes the unit of lowest score, each time.
+            without labels; "reconstruction" the one with which it changes least once these layers are
+            refitted, and refits them where the network is compacted. Any other criterion (``sc.L2Norm()``)
+            removes the unit of lowest score, each time.
         scope: "layer", units compete within their group, and the group with the largest share of its units
             left is next, so that layers shrink evenly; "network", all units compete.
         every: after so many removals the network is compacted and, where a training is given, fine-tuned.
@@ -54,7 +59,7 @@ class Greedy:
         BudgetError: for a setting that is not one of these.
 
     Source:
-        "output": Luo et al., "ThiNet" (ICCV 2017).
+        "output": Luo et al., "ThiNet" (ICCV 2017). "reconstruction": ``secateur.Reconstruction``.
 
     Example:
         >>> import torch, secateur as sc
@@ -65,7 +70,7 @@ class Greedy:
         [4, 8, 9]
     """
 
-    criterion: Literal["score", "output"] | Criterion | UnitCriterion = "score"
+    criterion: Literal["score", "output", "reconstruction"] | Criterion | UnitCriterion = "score"
     scope: Literal["layer", "network"] = "layer"
     every: int = 16
     at_once: int = 1
@@ -74,7 +79,7 @@ class Greedy:
     memory: int = 2**25
 
     def __post_init__(self) -> None:
-        for name, known in (("criterion", ("score", "output")), ("scope", ("layer", "network"))):
+        for name, known in (("criterion", _CRITERIA), ("scope", ("layer", "network"))):
             own = name == "criterion" and callable(self.criterion) and not isinstance(self.criterion, type)
             if not own and getattr(self, name) not in known:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}; it is {' or '.join(map(repr, known))}")
@@ -251,6 +256,8 @@ class _Search:
             if goal.name == "score":
                 return False
             raise goal.missed(self.method.min_kept, goal.cost(self.small))
+        if self.method.criterion == "reconstruction":
+            reconstruct(work, self.small, structure, self.tries.pairs)
         small, proof = compact(work, goal.example_inputs, kwargs=goal.kwargs, structure=structure)
         if stuck := {one.group for one in taken} - proof.pruned.keys():
             # What stays would be tried for ever: the stage again, without it.
@@ -330,7 +337,7 @@ class _Stage:
         names = [name for name, number in spare.items() if number > 0 and name in possible]
         if self.method.scope == "layer" and names:
             names = [max(names, key=lambda n: (spare[n] + self.method.min_kept) / self.sizes.get(n, 1))]
-        way = {"score": self._scored, "output": self._changed}
+        way = {"score": self._scored, "output": self._changed, "reconstruction": self._refitted}
         criterion = self.method.criterion
         tried = way[criterion](names) if isinstance(criterion, str) else self._ranked(names)
         tried.sort(key=lambda one: (-(one.score or 0.0), one.loss))  # stable: ties go by their order
@@ -372,6 +379,19 @@ class _Stage:
             more = products.diagonal() + 2 * products[:, pruned].sum(1)
             found += [Removal(name, int(u), None, float(now + more[u])) for u in np.flatnonzero(~pruned)]
         return found
+
+    def _refitted(self, names: Sequence[str]) -> list[Removal]:
+        """Every unit that is left, with the error that its group's readers keep once it has gone too."""
+        new = [name for name in names if name not in self.changes]
+        if new:
+            part = replace(self.structure, groups={name: self.structure.groups[name] for name in new})
+            scores = Reconstruction()(part, self.tries.pairs)
+            self.changes |= {name: score.numpy() for name, score in scores.items()}
+        return [
+            Removal(name, int(unit), None, float(self.changes[name][unit]))
+            for name in names
+            for unit in np.flatnonzero(~self.pruned[name])
+        ]
 
     def _ranked(self, names: Sequence[str]) -> list[Removal]:
         """Every unit that is left, with its score by a criterion as the loss of removing it."""

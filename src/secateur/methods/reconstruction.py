@@ -120,7 +120,7 @@ def reconstruct(
     layers, skipped = _readers(structure, work, reference, {} if masks is None else masks.bind(model).kept)
     found: dict[str, tuple[float, float]] = {}
     with as_written():
-        calls = _calls(work, layers, data) if layers else {}
+        calls = calls_of(work, layers, data) if layers else {}
         for name, number in calls.items():
             layer = layers.pop(name)  # its sums are large
             pairs = batches(data, "reconstruct (which reads data several times)", model)
@@ -138,7 +138,7 @@ def reconstruct(
 
 def _readers(
     structure: Structure, model: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor]
-) -> tuple[dict[str, _Layer], dict[str, str]]:
+) -> tuple[dict[str, FittedLayer], dict[str, str]]:
     """Return the layers that read units lost since ``dense``, and why others that do are skipped."""
     both = [{n: f"{[*p.shape]} on {p.device}" for n, p in m.named_parameters()} for m in (model, dense)]
     for name in both[0] | both[1]:
@@ -149,27 +149,37 @@ def _readers(
     lost = [name for name, units in pruned.items() if (units & ~before[name]).any()]
     if not lost and any(units.any() for units in pruned.values()):
         raise ModelError("dense= lacks the same units as the model; give a copy taken before it was pruned")
-    uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
-    layers: dict[str, _Layer] = {}
+    layers: dict[str, FittedLayer] = {}
     skipped: dict[str, str] = {}
     parts = [part for group in lost for part in structure.groups[group].slices]
     for name in sorted({part.name for part in parts if part.reads or _columns(model, part)}):
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        view = layer_view(module)
-        if view is None or not (view.plain and view.weights == (leaf,) and view.multiplies):
-            skipped[name] = f"a parameter of {type(module).__name__}, not of a plain Linear or Conv layer"
-        elif view.groups > 1:
-            skipped[path] = f"a convolution in {view.groups} groups"
-        elif _used_elsewhere(structure, name, path, view) or any(uses[p] > 1 for p in module.parameters()):
-            skipped[path] = "its parameters are used elsewhere too"
-        elif (layer := _Layer(module, dense.get_submodule(path), view)).thinned(masks, path):
+        path, found = fitted_layer(structure, name, model, dense)
+        if isinstance(found, str):
+            skipped[path] = found
+        elif found.thinned(masks, path):
             skipped[path] = "masks zero single weights too in its rows and columns that are kept"
-        elif not len(layer.rows):
-            skipped[path] = "nothing of its weight is left"
         else:
-            layers[path] = layer
+            layers[path] = found
     return layers, skipped
+
+
+def fitted_layer(
+    structure: Structure, name: str, model: nn.Module, dense: nn.Module
+) -> tuple[str, FittedLayer | str]:
+    """Return the layer in ``model`` that a weight of the structure belongs to, its outputs to be those in
+    ``dense``, with its path; or with why it cannot be fitted, and the parameter's or the layer's name."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    view = layer_view(module)
+    uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
+    if view is None or not (view.plain and view.weights == (leaf,) and view.multiplies):
+        return name, f"a parameter of {type(module).__name__}, not of a plain Linear or Conv layer"
+    if view.groups > 1:
+        return path, f"a convolution in {view.groups} groups"
+    if _used_elsewhere(structure, name, path, view) or any(uses[p] > 1 for p in module.parameters()):
+        return path, "its parameters are used elsewhere too"
+    layer = FittedLayer(module, dense.get_submodule(path), view)
+    return path, layer if len(layer.rows) else "nothing of its weight is left"
 
 
 def _pruned(structure: Structure, model: nn.Module) -> dict[str, Array]:
@@ -204,7 +214,7 @@ class _Enough(BaseException):
     """Ends a forward that has shown what was wanted; no ``except Exception`` in it is in the way."""
 
 
-def _calls(model: nn.Module, layers: Mapping[str, _Layer], data: Batches) -> Mapping[str, int]:
+def calls_of(model: nn.Module, layers: Mapping[str, FittedLayer], data: Batches) -> Mapping[str, int]:
     """Return how often each layer runs in a forward, in the order in which they run."""
     most: Counter[str] = Counter()
     now: Counter[str] = Counter()
@@ -238,7 +248,7 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
     return seen
 
 
-class _Layer:
+class FittedLayer:
     """A layer as a matrix (outputs, flattened inputs) of which some rows and columns live; a bias is
     one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for the x and y kept."""
 
@@ -304,14 +314,14 @@ class _Layer:
         """Write the best weights and bias; return the relative error before and after."""
         if not (self.xx.isfinite().all() and self.xy.isfinite().all()):
             raise NonFiniteError(f"{name}: what it reads or puts out holds a NaN or an infinity")
-        old = self._kept()
+        old = self.kept()
         rest = self.xy - self.xx @ old
         if self.bias is None:
             change = _solved(self.xx, rest, ridge)
         else:  # the best bias for any weights, put in: that centres x and y
             number = self.xx[-1, -1].clamp_min(1)
             mean = self.xx[:-1, -1:] / number
-            change = _solved(self.xx[:-1, :-1] - mean * self.xx[-1, :-1], rest[:-1] - mean * rest[-1], ridge)
+            change = _solved(self.centred()[0], rest[:-1] - mean * rest[-1], ridge)
             change = torch.cat([change, rest[-1] / number - mean.T @ change])
         new = (old + change).to(self.weight.dtype)
         matrix = self.view.matrix(self.weight).clone()
@@ -319,9 +329,17 @@ class _Layer:
         self.weight.copy_(self.view.unmatrix(matrix, self.weight))
         if self.bias is not None:
             self.bias[self.rows] = new[-1].to(self.bias.dtype)
-        return self._error(old), self._error(self._kept())
+        return self._error(old), self._error(self.kept())
 
-    def _kept(self) -> Tensor:
+    def centred(self) -> tuple[Tensor, float]:
+        """Return the sums of x xᵀ and y² about their means where the layer has a bias, as they are else."""
+        if self.bias is None:
+            return self.xx, float(self.yy)
+        number = self.xx[-1, -1].clamp_min(1)
+        mean = self.xx[:-1, -1:] / number
+        return self.xx[:-1, :-1] - mean * self.xx[-1, :-1], float(self.yy - (self.xy[-1] ** 2).sum() / number)
+
+    def kept(self) -> Tensor:
         """Return the part kept, turned: (columns, rows)."""
         weight = self.view.matrix(self.weight)[self.rows][:, self.columns].T
         bias = () if self.bias is None else (self.bias[None, self.rows],)

@@ -37,8 +37,10 @@ class GreedyPruning(Step):
     accuracy_drop: Real | None = Field(
         None, description="Percentage points of validation accuracy that may be lost."
     )
-    criterion: Literal["score", "output"] = Field(
-        "score", description="What missing a unit means: for the score, or for the outputs of its readers."
+    criterion: Literal["score", "output", "reconstruction"] = Field(
+        "score",
+        description="What missing a unit means: for the score, for the outputs of its readers, or for these "
+        "once they are refitted (on as many training examples).",
     )
     scope: Literal["layer", "network"] = Field("layer", description="Among which units each one competes.")
     every: Count = Field(16, description="After so many removals the network is compacted and retrained.")
@@ -60,7 +62,9 @@ class GreedyPruning(Step):
 
     def run(self, work: Work, id: str) -> None:
         state = work.state
-        chosen_on = work.data.validation.drawn(self.examples, seed_of(work.seed, id))
+        fits = self.criterion == "reconstruction"  # what is fitted is fitted on training examples
+        split = work.data.train if fits else work.data.validation
+        chosen_on = split.drawn(self.examples, seed_of(work.seed, id))
         floor = None
         if self.accuracy_drop is not None:
             floor = evaluate_on(work.dense, chosen_on).accuracy - self.accuracy_drop / 100
