@@ -230,3 +230,83 @@ def test_rates_that_a_training_does_not_take_are_refused():
 def test_an_evaluation_that_is_no_score_is_one_error(found):
     with pytest.raises(CriterionError, match=r"a score, or a pair of numbers \(score, loss\), is right"):
         sc.anneal_branches(branches(), lambda network, rate: None, lambda network: found)
+
+
+def reads(annealing: sc.BranchAnnealing, path: str, x: torch.Tensor) -> torch.Tensor:
+    """What the layer at a path reads of both paths together: alpha B + (1 - alpha) U P."""
+    seen = []
+    module = annealing.network.wide.get_submodule(path)
+    with module.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        annealing.network(x)
+    (alpha,) = set(annealing.network.alphas.values())
+    (up,) = annealing.network.up.values()
+    own, branch = seen[0][:, : len(up)], seen[0][:, len(up) :]
+    return alpha * own + (1 - alpha) * branch @ up.T
+
+
+def mlp() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double(), torch.randn(64, 8).double()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.5), (0.5, 0.1), (0.1, 0.0), (0.3, 0.3)])
+def test_a_refit_is_the_least_squares_towards_what_was_read(before, after):
+    model, x = mlp()
+    annealing = sc.BranchAnnealing(model, x[:2], start="random", data=[x])
+    annealing.alpha = before
+    wanted = reads(annealing, "2", x)
+    annealing.refit(after)
+    assert annealing.alpha == after
+    found = reads(annealing, "2", x)
+    hidden = model[1](model[0](x))
+    branch = torch.relu(model[0](x) @ annealing.network.down["0"].T)  # no norm between
+    best = torch.linalg.lstsq(branch, wanted - after * hidden).solution
+    torch.testing.assert_close(found, after * hidden + branch @ best, rtol=1e-3, atol=1e-3)
+    if before == after:
+        torch.testing.assert_close(found, wanted)
+
+
+def test_backwards_the_layers_nearest_the_outputs_go_first():
+    method = sc.Annealing(order="backwards")
+    names = ["first", "second", "third"]
+    assert method.by_group(1.0, names) == {"first": 1, "second": 1, "third": 1}
+    assert method.by_group(0.75, names) == {"first": 1, "second": 1, "third": 0.25}
+    assert method.by_group(0.5, names) == {"first": 1, "second": 0.5, "third": 0}
+    assert method.by_group(0.0, names) == {"first": 0, "second": 0, "third": 0}
+    assert sc.Annealing().by_group(0.4, names) == dict.fromkeys(names, 0.4)
+    with pytest.raises(BudgetError, match="order is 'sideways'"):
+        sc.Annealing(order="sideways")
+
+
+def test_with_refits_a_network_of_repeated_channels_arrives_as_it_was():
+    model, x = mlp()
+    with torch.no_grad():
+        model[0].weight[3:], model[0].bias[3:] = model[0].weight[:3], model[0].bias[:3]
+    losses = {}
+    for refit in (True, False):
+        annealing = sc.BranchAnnealing(model, x[:2], start="random", data=[x])
+        annealing.network.down["0"].data = torch.eye(6).double()[:3]
+        method = sc.Annealing(sc.Descent(step=0.25), order="backwards", refit=refit, statistics=True)
+        sc.anneal_branches(annealing, lambda network: None, lambda network: 0.9, method)
+        small, _ = annealing.fold()
+        losses[refit] = float((small(x) - model(x)).abs().max())
+    assert losses[True] < 1e-4 < losses[False]
+
+
+def test_statistics_are_those_of_the_data_and_the_models_own_stay_where_it_is_frozen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(64, 8)
+    for frozen in (False, True):
+        annealing = sc.BranchAnnealing(model, x[:2], start="random", data=[x[:32], x[32:]])
+        annealing.network.freeze(frozen)
+        annealing.learn_statistics()
+        norm = annealing.network.wide.get_submodule("1")
+        branch = model[0](x) @ annealing.network.down["0"].T
+        torch.testing.assert_close(norm.running_mean[6:], branch.mean(0))
+        own = torch.zeros(6) if frozen else model[0](x).mean(0)
+        torch.testing.assert_close(norm.running_mean[:6], own)
+        assert annealing.network.frozen == frozen
+        assert norm.momentum == 0.1
+    with pytest.raises(CriterionError, match="given no data="):
+        sc.BranchAnnealing(model, x[:2], start="random").learn_statistics()

@@ -18,7 +18,8 @@ from networks.plain import Plain
 from networks.residual import Strided
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
 from secateur.graph.compare import difference
-from secateur.methods.branch_annealing import BranchAnnealing, Descent, _pivots
+from secateur.methods.branch_annealing import BranchAnnealing, Descent
+from secateur.methods.branch_fitting import pivots
 from secateur.models import build_model
 from secateur.running import call
 
@@ -169,12 +170,12 @@ def test_pivots_by_hand():
     gram = torch.tensor([[4.0, 4.0, 0.0], [4.0, 4.01, 0.1], [0.0, 0.1, 1.0]], dtype=torch.float64)
     ones = torch.ones(3, dtype=torch.float64)
     # b first (4.01); then a has 4 - 16 / 4.01 = 0.00998 left, c has 1 - 0.01 / 4.01 = 0.9975.
-    assert _pivots(gram, ones, 1).tolist() == [1]
-    assert _pivots(gram, ones, 2).tolist() == [1, 2]
+    assert pivots(gram, ones, 1).tolist() == [1]
+    assert pivots(gram, ones, 2).tolist() == [1, 2]
     # Weighted: c times 3 has an energy of 9 and comes first, then b has 4 left as a has, 4.0 (0.01 c went)
-    weighted = _pivots(gram, torch.tensor([1.0, 1.0, 3.0], dtype=torch.float64), 1)
+    weighted = pivots(gram, torch.tensor([1.0, 1.0, 3.0], dtype=torch.float64), 1)
     assert weighted.tolist() == [2]
-    assert _pivots(torch.zeros(3, 3, dtype=torch.float64), ones, 2).tolist() == [0, 1]  # nothing to tell
+    assert pivots(torch.zeros(3, 3, dtype=torch.float64), ones, 2).tolist() == [0, 1]  # nothing to tell
 
 
 def test_channels_that_are_mixtures_of_others_are_predicted_without_error():

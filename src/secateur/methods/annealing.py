@@ -47,6 +47,10 @@ class Annealing:
             score is undone.
         update: the pretrained weights are trained from the "start", "never" (nor do their norms learn
             statistics), or from this alpha on.
+        order: all layers "together", or "backwards": those nearest to the outputs go to 0 first, one after
+            the other, and alpha is the mean of theirs.
+        refit: each time alpha falls, ``up`` is fitted anew (``BranchAnnealing.refit``), before the training.
+        statistics: after each training the norms' statistics are taken anew from the branches' data.
 
     Raises:
         BudgetError: for a setting that is not one of these.
@@ -67,6 +71,9 @@ class Annealing:
     tolerance: float = 0.01
     rates: tuple[float, ...] = (1.0,)
     update: Literal["start", "never"] | float = "start"
+    order: Literal["together", "backwards"] = "together"
+    refit: bool = False
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
@@ -76,10 +83,19 @@ class Annealing:
         named = self.update in ("start", "never")
         if not named and (isinstance(self.update, str) or not 0 <= self.update <= 1):
             raise BudgetError(f"update is {self.update!r}; it is 'start', 'never' or an alpha from 0 to 1")
+        if self.order not in ("together", "backwards"):
+            raise BudgetError(f"order is {self.order!r}; it is 'together' or 'backwards'")
 
     def freezes(self, alpha: float) -> bool:
         """Whether the pretrained weights stay as they are at this alpha."""
         return self.update == "never" or (not isinstance(self.update, str) and alpha > self.update)
+
+    def by_group(self, alpha: float, names: Sequence[str]) -> dict[str, float]:
+        """Return the alpha of each group, in the order in which they run, where their mean is ``alpha``."""
+        if self.order == "together":
+            return dict.fromkeys(names, alpha)
+        left = alpha * len(names)
+        return {name: min(1.0, max(0.0, left - place)) for place, name in enumerate(names)}
 
     def after(self, stages: Sequence[Stage]) -> tuple[float, float] | None:
         """Return (alpha, rate) of the training that comes after these stages; None after the last."""
@@ -133,7 +149,8 @@ def anneal_branches(
     Raises:
         NonFiniteError: where the first training at an alpha diverges; a later one is undone.
         BudgetError: for rates that ``fine_tune`` does not take.
-        CriterionError: for an evaluation that gives no score.
+        CriterionError: for an evaluation that gives no score, and where something is to be fitted and the
+            branches have no data.
 
     Example:
         >>> import secateur as sc, torch
@@ -158,10 +175,15 @@ def anneal_branches(
         so_far = next((s for s in reversed(done) if s.kept and s.alpha == alpha), None)
         before = network.state_dict() if so_far is not None else {}
         before = {name: tensor.detach().clone() for name, tensor in before.items()}
-        branches.alpha = alpha
+        alphas = method.by_group(alpha, list(network.alphas))
+        if method.refit:
+            branches.refit(alphas)
+        branches.alpha = alphas
         network.freeze(method.freezes(alpha))
         try:
             train(network, rate)
+            if method.statistics:
+                branches.learn_statistics()
             stage = Stage(alpha, rate, *_evaluated(evaluate(network)))
         except NonFiniteError:
             if so_far is None:

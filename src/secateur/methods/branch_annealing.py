@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,18 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from secateur.errors import BudgetError, CriterionError, NonFiniteError, TargetError
-from secateur.graph.capture import tensor_of
+from secateur.errors import BudgetError, CriterionError, TargetError
 from secateur.measure.macs import count_macs
-from secateur.methods.widening import OWN, PRODUCER, READER, Part, Widened, key, parts_of
+from secateur.methods.branch_fitting import Start, learn_statistics, refit, start_near, start_random
+from secateur.methods.widening import Widened, key, parts_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.structured import select_groups
-from secateur.running import arguments, call_model, evaluating
+from secateur.running import arguments
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
-from secateur.structure.units import Structure, trace
-
-Start = Literal["least squares", "svd", "random"]
+from secateur.structure.units import trace
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,8 @@ class BranchAnnealing:
             ``up`` is that prediction; "svd", ``down`` are the left singular vectors of each layer's weight,
             the branch's norms take their statistics from ``data``, and ``up`` is fitted as before; "random",
             as in the source.
-        data: batches of inputs, or of inputs and labels, of the training split; not for a random start.
+        data: batches of inputs, or of inputs and labels, of the training split: for any start but a random
+            one, and for what is fitted later.
         kwargs: arguments by name beside ``example_inputs``.
         include: name patterns of groups, as in ``secateur.prune``.
         exclude: name patterns of those left out.
@@ -171,11 +169,14 @@ class BranchAnnealing:
                 f"{type(structure.model).__name__} has no group that can have a branch ({reasons})"
             )
         self.network = Widened(structure, parts, widths)
-        _start_random(self.network, parts, torch.Generator().manual_seed(seed))
+        self._parts = parts
+        self._given = None
+        if data is not None:
+            self._given = [inputs for inputs, _ in batches(data, "branch annealing", model)]
+        start_random(self.network, parts, torch.Generator().manual_seed(seed))
         self.network.settle(structure)
         if start != "random":
-            pairs = [inputs for inputs, _ in batches(data, "branch annealing", model)]
-            _start_near(self.network, structure, parts, pairs, start)
+            start_near(self.network, structure, parts, self._inputs(), start)
 
     def __repr__(self) -> str:
         network = self.network
@@ -193,13 +194,66 @@ class BranchAnnealing:
 
     @alpha.setter
     def alpha(self, value: float | Mapping[str, float]) -> None:
-        given = dict.fromkeys(self.network.alphas, value) if isinstance(value, (int, float)) else dict(value)
+        self.network.alphas.update(self._checked(value))
+
+    def _checked(self, value: float | Mapping[str, float]) -> dict[str, float]:
+        """Return the alpha of every group."""
+        known = self.network.alphas
+        given = dict.fromkeys(known, value) if isinstance(value, (int, float)) else dict(value)
         for name, alpha in given.items():
-            if name not in self.network.alphas:
-                raise TargetError(f"no group {name!r} has a branch; {', '.join(self.network.alphas)} have")
+            if name not in known:
+                raise TargetError(f"no group {name!r} has a branch; {', '.join(known)} have")
             if not 0 <= alpha <= 1:
                 raise BudgetError(f"alpha is {alpha!r}; it goes from 1 to 0")
-        self.network.alphas.update(given)
+        return known | given
+
+    def refit(self, alpha: float | Mapping[str, float]) -> None:
+        """Set ``alpha``, and every ``up`` anew: by least squares on ``data``, so that the next layers read
+        with it, as nearly as can be, what they read now.
+
+        Args:
+            alpha: the share of the original path, one number or one a group.
+
+        Raises:
+            TargetError, BudgetError: for an alpha that cannot be.
+            CriterionError: where no ``data`` were given.
+
+        Example:
+            >>> import secateur as sc, torch
+            >>> first, x = torch.nn.Linear(8, 4, bias=False), torch.randn(64, 8)
+            >>> first.weight.data[2:] = first.weight.data[:2]  # two channels are copies of the others
+            >>> model = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Linear(4, 2))
+            >>> branches = sc.BranchAnnealing(model, x[:2], start="random", data=[x])
+            >>> branches.network.down["0"].data = torch.eye(4)[:2]  # the branch holds the two
+            >>> branches.refit(0.0)
+            >>> torch.allclose(branches.network(x), model(x), atol=1e-4)
+            True
+        """
+        refit(self.network, self._parts, self._inputs(), self._checked(alpha))
+
+    def learn_statistics(self) -> None:
+        """Take the statistics of the norms anew, as the means over ``data``; of the branches' norms alone
+        where the pretrained weights are frozen.
+
+        Raises:
+            CriterionError: where no ``data`` were given.
+
+        Example:
+            >>> import secateur as sc, torch
+            >>> first, last, x = torch.nn.Linear(8, 4), torch.nn.Linear(4, 2), torch.randn(64, 8)
+            >>> model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(4), torch.nn.ReLU(), last)
+            >>> branches = sc.BranchAnnealing(model, x[:2], start="random", data=[x])
+            >>> branches.learn_statistics()
+            >>> mean = branches.network.wide.get_submodule("1").running_mean[:4]
+            >>> torch.allclose(mean, model[0](x).mean(0), atol=1e-6)
+            True
+        """
+        learn_statistics(self.network, self._inputs(), own=not self.network.frozen)
+
+    def _inputs(self) -> list[Any]:
+        if self._given is None:
+            raise CriterionError("the branches were given no data= to be fitted on; pass batches")
+        return self._given
 
     @torch.no_grad()
     def fold(self) -> tuple[nn.Module, Proof]:
@@ -224,146 +278,3 @@ class BranchAnnealing:
         dense = sum(p.numel() for p in self._dense.parameters())
         macs = (count_macs(self._dense, *self._example).dense, proof.macs[1])
         return small, replace(proof, parameters=(dense, proof.parameters[1]), macs=macs)
-
-
-@torch.no_grad()
-def _start_random(network: Widened, parts: Mapping[str, Sequence[Part]], generator: torch.Generator) -> None:
-    """As torch starts a convolution or a linear layer: uniform within 1 / sqrt(inputs)."""
-    for matrix in (*network.down.values(), *network.up.values()):
-        bound = 1 / math.sqrt(matrix.shape[1])
-        matrix.copy_((torch.rand(matrix.shape, generator=generator) * 2 - 1) * bound)
-    _own_as(network, parts, None)
-
-
-@torch.no_grad()
-def _own_as(
-    network: Widened, parts: Mapping[str, Sequence[Part]], chosen: Mapping[str, Tensor] | None
-) -> None:
-    """Give the branches norms of their own: those of the ``chosen`` channels, or fresh ones."""
-    for group_name, group in parts.items():
-        width = network.widths[group_name]
-        for part in group:
-            if part.role != OWN:
-                continue
-            old = tensor_of(network.model, part.tensor)
-            path, _, leaf = part.tensor.rpartition(".")
-            if chosen is not None:
-                new = old.unflatten(0, (-1, part.entries))[chosen[group_name]].flatten(0, 1)
-            elif isinstance(network.wide.get_submodule(path), (nn.modules.conv._ConvNd, nn.PReLU)):
-                new = old.unflatten(0, (-1, part.entries))[:width].flatten(0, 1)
-            else:
-                new = torch.full((width * part.entries,), 0.0 if leaf in ("bias", "running_mean") else 1.0)
-            name = key(part.tensor)
-            place = (
-                network.own[name] if name in network.own else tensor_of(network.wide, part.tensor)[len(old) :]
-            )
-            place.copy_(new)
-
-
-@torch.no_grad()
-def _start_near(
-    network: Widened,
-    structure: Structure,
-    parts: Mapping[str, Sequence[Part]],
-    data: Sequence[Any],
-    start: Start,
-) -> None:
-    """Start the branches near the layers that they are beside: see ``BranchAnnealing``."""
-    if start == "least squares":
-        chosen: dict[str, Tensor] = {}
-        grams = _grams(network, parts, data)
-        for name, group in parts.items():
-            units = len(structure.groups[name])
-            size = torch.zeros(units, dtype=torch.float64)
-            for part in group:
-                if part.role == READER:
-                    weight = tensor_of(network.model, part.tensor).unflatten(1, (-1, part.entries))
-                    size += weight.double().square().movedim(1, 0).flatten(1).sum(1).cpu()
-            chosen[name] = _pivots(grams[name][:units, :units], size.sqrt(), network.widths[name])
-            for part in group:
-                if part.role == PRODUCER:
-                    down = network.down[key(part.tensor.rpartition(".")[0])]
-                    down.copy_(torch.eye(units)[chosen[name]])
-        _own_as(network, parts, chosen)
-    else:
-        for name, group in parts.items():
-            for part in group:
-                if part.role == PRODUCER and part.tensor.endswith("weight"):
-                    weight = tensor_of(network.model, part.tensor).unflatten(0, (-1, part.entries))
-                    left = torch.linalg.svd(weight.double().flatten(1), full_matrices=True)[0]
-                    down = network.down[key(part.tensor.rpartition(".")[0])]
-                    down.copy_(left[:, : network.widths[name]].T)
-        _own_as(network, parts, None)
-        _learn_statistics(network, data)
-    grams = _grams(network, parts, data)
-    for name in parts:
-        units = len(structure.groups[name])
-        xx, xy = grams[name][units:, units:], grams[name][units:, :units]
-        pull = 1e-6 * xx.diagonal().mean() + 1e-12
-        up = torch.linalg.solve(xx + pull * torch.eye(len(xx), dtype=xx.dtype), xy)
-        network.up[key(name)].copy_(up.T)
-
-
-def _pivots(gram: Tensor, size: Tensor, number: int) -> Tensor:
-    """Return the channels of largest energy that the ones before do not predict (pivoted Cholesky)."""
-    left = gram * size[:, None] * size
-    least = 1e-12 * float(left.diagonal().max())  # less is rounding
-    picked: list[int] = []
-    for _ in range(number):
-        energy = left.diagonal().clone()
-        energy[picked] = -math.inf
-        best = int(energy.argmax())
-        picked.append(best)
-        if energy[best] > least:
-            column = left[:, best].clone()
-            left = left - column[:, None] * column / energy[best]
-    return torch.tensor(sorted(picked))
-
-
-def _grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence[Any]) -> dict[str, Tensor]:
-    """Return by group the sums of x xT over what its readers read on the data, both paths (C + C')."""
-    sums: dict[str, Tensor] = {}
-
-    def watch(part: Part, module: nn.Module) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            dim = args[0].dim() - 1 if isinstance(module, nn.Linear) else 1
-            x = args[0].detach().unflatten(dim, (-1, part.entries)).movedim(dim, -1).flatten(0, -2).double()
-            sums[part.group] = sums.get(part.group, 0.0) + (x.T @ x).cpu()
-
-        return module.register_forward_pre_hook(hook)
-
-    with ExitStack() as hooks, evaluating(network):
-        for group in parts.values():
-            for part in group:
-                if part.role == READER:
-                    module = network.wide.get_submodule(part.tensor.rpartition(".")[0])
-                    hooks.enter_context(watch(part, module))
-        for inputs in data:
-            call_model(network, inputs)
-    missing = [name for name in parts if name not in sums]
-    if missing:
-        raise CriterionError(f"{missing[0]}: the layers that read it never ran on the data given; exclude it")
-    for name, gram in sums.items():
-        if not gram.isfinite().all():
-            raise NonFiniteError(f"{name}: a NaN or an infinity in what its next layers read on the data")
-    return sums
-
-
-def _learn_statistics(network: Widened, data: Sequence[Any]) -> None:
-    """Give the branches' norms the mean statistics of the data; the model's own stay."""
-    norms = network.norms()
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(network):
-        network.freeze(True)
-        try:
-            for number, inputs in enumerate(data, 1):
-                for norm in norms:
-                    norm.train()
-                    norm.momentum = 1 / number
-                call_model(network, inputs)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            network.freeze(False)

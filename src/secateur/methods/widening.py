@@ -31,7 +31,7 @@ from secateur.structure.units import Group, Slice, Structure
 from secateur.text import first_line
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_LEARNING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+LEARNING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 PRODUCER, READER, OWN = "producer", "reader", "own"
 
 
@@ -164,7 +164,7 @@ class Widened(nn.Module):
         super().train(mode)
         if self.frozen:  # statistics of the model's own norms stay, those of branches are learnt
             for module in self.wide.modules():
-                if isinstance(module, _LEARNING):
+                if isinstance(module, LEARNING):
                     module.eval()
         return self
 

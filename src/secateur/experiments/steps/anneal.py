@@ -52,9 +52,14 @@ class Anneal(Step):
     rates: Annotated[list[Real], Field(max_length=100)] = Field(
         [1.0], description="Factors of the learning rate, a training each, while accuracy is not held."
     )
+    order: Literal["together", "backwards"] = Field(
+        "together", description="All layers at once, or one after the other from the output."
+    )
+    refit: bool = Field(False, description="`up` is fitted by least squares each time alpha falls.")
+    statistics: bool = Field(False, description="The norms' statistics are taken anew after each training.")
     include: Include = None
     exclude: Exclude = None
-    calibration: Count = Field(1024, description="Training examples that the start reads.")
+    calibration: Count = Field(1024, description="Training examples that the start and the fits read.")
     train: Trained = Field(AS_TRAINED, description="The training at each alpha, put over `train`.")
 
     @model_validator(mode="after")
@@ -70,7 +75,16 @@ class Anneal(Step):
         """The way down; raises BudgetError for one that is none."""
         settings = self.schedule.model_dump()
         descent = Descent(settings.pop("name"), **settings)
-        return Annealing(descent, self.adaptive, self.tolerance / 100, tuple(self.rates), self.update)
+        return Annealing(
+            descent,
+            self.adaptive,
+            self.tolerance / 100,
+            tuple(self.rates),
+            self.update,
+            self.order,
+            self.refit,
+            self.statistics,
+        )
 
     @property
     def trainings(self) -> Sequence[Training]:
