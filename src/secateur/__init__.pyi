@@ -13,6 +13,7 @@ from secateur.pruning.targets import find_targets as find_targets
 from secateur.pruning.targets import sparsity as sparsity
 from secateur.methods.layer_sensitivity import sensitivity as sensitivity
 from secateur.pruning.masks import Masks as Masks
+from secateur.pruning.regrowth import regrow as regrow
 from secateur.pruning.prune import Block as Block
 
 # Criteria: what is important, weight by weight
@@ -21,10 +22,13 @@ from secateur.pruning.criteria import Random as Random
 from secateur.pruning.criteria import Wanda as Wanda
 from secateur.pruning.criteria import Taylor as Taylor
 from secateur.pruning.criteria import Fisher as Fisher
+from secateur.pruning.saliency import SynFlow as SynFlow
+from secateur.pruning.saliency import Movement as Movement
 
 # Criteria: what is important, unit by unit
 from secateur.pruning.unit_criteria import L1Norm as L1Norm
 from secateur.pruning.unit_criteria import L2Norm as L2Norm
+from secateur.pruning.unit_criteria import FPGM as FPGM
 from secateur.pruning.unit_criteria import BNScale as BNScale
 from secateur.pruning.unit_criteria import ActivationNorm as ActivationNorm
 from secateur.methods.elimination import Reconstruction as Reconstruction
@@ -71,6 +75,8 @@ from secateur.methods.greedy import GreedyRun as GreedyRun
 from secateur.methods.structure_selection import StructureSelection as StructureSelection
 from secateur.methods.structure_selection import Selected as Selected
 from secateur.methods.network_slimming import slimming as slimming
+from secateur.methods.unit_penalties import group_lasso as group_lasso
+from secateur.methods.unit_penalties import growing_penalty as growing_penalty
 from secateur.methods.branch_annealing import BranchAnnealing as BranchAnnealing
 from secateur.methods.branch_annealing import Descent as Descent
 from secateur.methods.annealing import anneal_branches as anneal_branches

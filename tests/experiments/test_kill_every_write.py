@@ -51,6 +51,14 @@ STEPS = {
     "retrain": ZEROS + "  - retrain: {epochs: 2}\n",
     "scratch": "  - scratch: {model: {hidden: 4}, train: {epochs: 1}}\n",
     "share": ZEROS + "  - share: {values: 4, train: {epochs: 1}}\n",
+    "group_lasso": "  - group_lasso: {penalty: 0.5, train: {epochs: 1, optimizer: sgd, lr: 0.05}}\n",
+    "grow_penalty": UNITS.replace("prune", "grow_penalty").replace("}}", "}, stages: 2, train: {epochs: 1}}"),
+    "regrow": "  - regrow: {budget: {name: erk, sparsity: 0.5}, stages: 2, calibration: 100,"
+    " train: {epochs: 1}}\n",
+    "rewind": ZEROS + "  - rewind: {epochs: 1}\n",
+    "anneal, refitted": "  - anneal: {ratio: 0.5, schedule: {step: 0.5}, order: backwards, refit: true,"
+    " statistics: true, calibration: 50, train: {epochs: 1}}\n",
+    "averaged": ZEROS + "  - retrain: {epochs: 2, average: 1.0, keep: last}\n",
     "pack": ZEROS + "  - pack: {values: float16}\n",
 }
 EVENTS = (

@@ -15,7 +15,7 @@ from secateur.factories import find_factory
 from secateur.text import nearest
 
 MODULES = {
-    "criterion": ("pruning.criteria", "pruning.unit_criteria", "methods.elimination"),
+    "criterion": ("pruning.criteria", "pruning.saliency", "pruning.unit_criteria", "methods.elimination"),
     "budget": ("pruning.budgets", "pruning.structured"),
     "shrinkage": ("pruning.shrinkage",),
     "schedule": ("pruning.schedules",),

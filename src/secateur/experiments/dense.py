@@ -10,6 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -158,6 +159,24 @@ def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
 
 def make_model(spec: ModelSpec, seed: int) -> nn.Module:
     return build_model(spec.name, seed=seed_of(seed, "init"), **(spec.model_extra or {}))
+
+
+def early_network(plan: Plan, seed: int, data: Dataset, epochs: int) -> nn.Module:
+    """Return the plan's dense network as it was after so many epochs of its training; 0: before it."""
+
+    def stop(row: Epoch) -> None:
+        if row.epoch == epochs:
+            raise _Enough
+
+    model = make_model(plan.model, seed).to(pick_device(plan.device))
+    if epochs:
+        with suppress(_Enough):
+            fit(model, data.train, data.validation, plan.train, seed=seed_of(seed, "dense"), on_epoch=stop)
+    return model
+
+
+class _Enough(Exception):
+    """Ends a training that has come as far as was wanted."""
 
 
 def scratch_model(plan: Plan, options: dict[str, Any], seed: int) -> nn.Module:

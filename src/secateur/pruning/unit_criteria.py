@@ -7,7 +7,7 @@ entries outranks one with few; a criterion on units that is normalised by group 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -92,6 +92,40 @@ class L2Norm:
 
     def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
         return _by_group(structure, lambda g: _incoming(structure, g, 2).sqrt(), self.normalise)
+
+
+@dataclass(frozen=True)
+class FPGM:
+    """How far a unit's incoming weights are from the geometric median of its group's: the sum of the
+    distances to all of them.
+
+    A unit in the midst of the others is the one that they can replace, whatever its size. Needs no data.
+
+    Args:
+        normalise: divide by the mean over the group, so that layers of different scale compare.
+
+    Source:
+        He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration"
+        (CVPR 2019).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> net[0].weight.data = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+        >>> sc.FPGM()(sc.trace(net, torch.ones(1, 2)))  # the second lies between the others
+        {'0 -> 2': tensor([15., 10., 15.], dtype=torch.float64)}
+    """
+
+    normalise: bool = False
+    counts_units: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
+
+    def __call__(self, structure: Structure, data: Any = None, loss: Any = None) -> UnitScores:
+        def score(group: Group) -> Tensor:
+            rows = torch.cat([_rows(structure, part) for part in _makers(structure, group)], 1)
+            return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+        return _by_group(structure, score, self.normalise)
 
 
 @dataclass(frozen=True)
@@ -199,12 +233,23 @@ def _by_group(structure: Structure, score: Any, normalise: bool) -> UnitScores:
 
 
 def _incoming(structure: Structure, group: Group, power: int) -> Tensor:
-    made = [part for part in group.slices if not part.reads and part.masked]
-    matrices = [part for part in made if tensor_of(structure.model, part.name).dim() > 1]
     total = torch.zeros(len(group), dtype=torch.float64)
-    for part in matrices or made or group.slices:
+    for part in _makers(structure, group):
         total += _squares(structure, part, power)
     return total
+
+
+def _makers(structure: Structure, group: Group) -> Sequence[Slice]:
+    """Return the parts that a unit's size is read from: the matrices that make it, where there are any."""
+    made = [part for part in group.slices if not part.reads and part.masked]
+    matrices = [part for part in made if tensor_of(structure.model, part.name).dim() > 1]
+    return matrices or made or group.slices
+
+
+def _rows(structure: Structure, part: Slice) -> Tensor:
+    """Return all entries of a part, a row a unit."""
+    weight = tensor_of(structure.model, part.name).detach().double().cpu().movedim(part.dim, 0)
+    return weight[torch.from_numpy(part.indices)].flatten(1)
 
 
 def _squares(structure: Structure, part: Slice, power: int) -> Tensor:

@@ -32,6 +32,7 @@ from secateur.experiments.work import Work
 from secateur.pruning.budgets import Global
 from secateur.pruning.capabilities import amount_of, says
 from secateur.pruning.criteria import Magnitude
+from secateur.pruning.masks import Masks
 from secateur.pruning.prune import Block, prune
 from secateur.pruning.prune import check as check_choices
 from secateur.pruning.schedules import OneShot, budgets_along
@@ -143,10 +144,20 @@ class Prune(Step):
         state, asked, notes = work.state, getattr(budget, "sparsity", None), []
         if self.relative_to == "dense":
             budget, notes = self._of_dense(budget, work)
+        state.masks = self.pruned(work, state.model, budget)
+        of_all = self.relative_to == "dense" or not (self.units or state.structured)
+        state.requested = asked if of_all and isinstance(asked, float) else None
+        state.structured = state.structured or self.units
+        units = [f"{name}: {kept} of {of} units left" for name, (kept, of) in state.masks.units.items()]
+        state.notes[id] = [*state.masks.notes, *units, *notes]
+        work.cut(copy.deepcopy(state.model))
+
+    def pruned(self, work: Work, model: nn.Module, budget: Any) -> Masks:
+        """Prune a network like the trial's, in place, on top of the trial's masks."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SecateurWarning)  # the masks' notes say the same in the report
-            state.masks = prune(
-                state.model,
+            return prune(
+                model,
                 self.criterion,
                 budget,
                 shrinkage=None if self.units else self.shrinkage,
@@ -154,17 +165,11 @@ class Prune(Step):
                 data=work.calibration(self.calibration),
                 include=self.include,
                 exclude=self.exclude,
-                masks=state.masks,
-                structure=trace(state.model, work.example()) if self.units else None,
+                masks=work.state.masks,
+                structure=trace(model, work.example()) if self.units else None,
                 round_to=self.round_to,
                 min_kept=self.min_kept,
             )
-        of_all = self.relative_to == "dense" or not (self.units or state.structured)
-        state.requested = asked if of_all and isinstance(asked, float) else None
-        state.structured = state.structured or self.units
-        units = [f"{name}: {kept} of {of} units left" for name, (kept, of) in state.masks.units.items()]
-        state.notes[id] = [*state.masks.notes, *units, *notes]
-        work.cut(copy.deepcopy(state.model))
 
     def _of_dense(self, budget: Global, work: Work) -> tuple[Global, list[str]]:
         """Return the budget that leaves as many weights as one over the dense network would."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
 from secateur.experiments.fields import Real
 from secateur.experiments.steps.base import Step
-from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, own_training
+from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, TrainedToTheLast
 from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.methods.structure_selection import StructureSelection
-from secateur.training.settings import Training
-
-# The factors shrink from epoch to epoch: the best epoch on validation would be the first.
-_Last = Annotated[Training, PlainValidator(partial(own_training, keep="last")), Field(validate_default=True)]
 
 
 class Selection(Step):
@@ -36,7 +31,9 @@ class Selection(Step):
     units: bool = Field(True, description="Units have factors.")
     include: Include = None
     exclude: Exclude = None
-    train: _Last = Field(AS_TRAINED, description="The training, put over `train`, with `keep: last`.")
+    train: TrainedToTheLast = Field(
+        AS_TRAINED, description="The training, put over `train`, with `keep: last`."
+    )
 
     @model_validator(mode="after")
     def check(self) -> Self:

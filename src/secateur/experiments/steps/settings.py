@@ -62,6 +62,10 @@ def _budget(raw: Any) -> Any:
 
 Base = Annotated[Training, PlainValidator(lambda raw, info: training_over(raw, _base(info)))]
 Trained = Annotated[Training, PlainValidator(own_training), Field(validate_default=True)]
+# Where weights shrink from epoch to epoch the best epoch on validation would be the first.
+TrainedToTheLast = Annotated[
+    Training, PlainValidator(partial(own_training, keep="last")), Field(validate_default=True)
+]
 Criterion = Annotated[Any, _chosen("criterion")]
 Budget = Annotated[Any, PlainValidator(_budget)]
 Shrinkage = Annotated[Any, _chosen("shrinkage")]
