@@ -20,6 +20,14 @@ STEPS = {
       {units: true, criterion: fpgm, budget: {name: uniform, sparsity: 0.5}, stages: 3, growth: 2.0,
        train: {epochs: 3, optimizer: sgd, lr: 0.1}}
 """,
+    "low_rank": "  - low_rank: {share: 0.5}\n  - retrain: {epochs: 2}\n",
+    "low_rank and units": """
+  - low_rank: {energy: 0.8}
+  - prune: {units: true, criterion: l2_norm, budget: {name: uniform, sparsity: 0.5}}
+  - compact:
+  - retrain: {epochs: 1}
+  - pack:
+""",
     "regrow": "  - regrow: {budget: {name: erk, sparsity: 0.7}, stages: 3, train: {epochs: 1}}\n",
     "set": """
   - regrow: {budget: {name: uniform, sparsity: 0.7}, by: random, stages: 3, train: {epochs: 1}}

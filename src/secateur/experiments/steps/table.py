@@ -12,6 +12,7 @@ STEPS = {
     "prune_to": f"{_HERE}.prune_to:PruneTo",
     "greedy": f"{_HERE}.greedy:GreedyPruning",
     "structure_selection": f"{_HERE}.selection:Selection",
+    "low_rank": f"{_HERE}.low_rank:LowRankLayers",
     "group_lasso": f"{_HERE}.group_lasso:GroupLasso",
     "grow_penalty": f"{_HERE}.grow_penalty:GrowPenalty",
     "regrow": f"{_HERE}.regrow:Regrow",
