@@ -64,7 +64,7 @@ def start_near(
     """Start the branches near the layers that they are beside: see ``secateur.BranchAnnealing``."""
     if start == "least squares":
         chosen: dict[str, Tensor] = {}
-        grams = _grams(network, parts, data)
+        seen = grams(network, parts, data)
         for name, group in parts.items():
             units = len(structure.groups[name])
             size = torch.zeros(units, dtype=torch.float64)
@@ -72,7 +72,7 @@ def start_near(
                 if part.role == READER:
                     weight = tensor_of(network.model, part.tensor).unflatten(1, (-1, part.entries))
                     size += weight.double().square().movedim(1, 0).flatten(1).sum(1).cpu()
-            chosen[name] = pivots(grams[name][:units, :units], size.sqrt(), network.widths[name])
+            chosen[name] = pivots(seen[name][:units, :units], size.sqrt(), network.widths[name])
             for part in group:
                 if part.role == PRODUCER:
                     down = network.down[key(part.tensor.rpartition(".")[0])]
@@ -88,9 +88,7 @@ def start_near(
                     down.copy_(left[:, : network.widths[name]].T)
         _own_as(network, parts, None)
         learn_statistics(network, data, own=False)
-    _fit_up(
-        network, parts, _grams(network, parts, data), dict.fromkeys(parts, 1.0), dict.fromkeys(parts, 0.0)
-    )
+    _fit_up(network, parts, grams(network, parts, data), dict.fromkeys(parts, 1.0), dict.fromkeys(parts, 0.0))
 
 
 @torch.no_grad()
@@ -102,14 +100,14 @@ def refit(
     before = dict(network.alphas)
     changed = {name: part for name, part in parts.items() if alphas[name] != before[name]}
     if changed:
-        _fit_up(network, changed, _grams(network, changed, data), before, alphas)
+        _fit_up(network, changed, grams(network, changed, data), before, alphas)
     network.alphas.update(alphas)
 
 
 def _fit_up(
     network: Widened,
     parts: Mapping[str, Sequence[Part]],
-    grams: Mapping[str, Tensor],
+    sums: Mapping[str, Tensor],
     before: Mapping[str, float],
     after: Mapping[str, float],
 ) -> None:
@@ -123,7 +121,7 @@ def _fit_up(
             continue
         up = network.up[key(name)]
         units = len(up)
-        xx, xy = grams[name][units:, units:], grams[name][units:, :units]
+        xx, xy = sums[name][units:, units:], sums[name][units:, :units]
         pull = 1e-6 * xx.diagonal().mean() + 1e-12
         predicted = torch.linalg.solve(xx + pull * torch.eye(len(xx), dtype=xx.dtype), xy).T
         up.copy_(((old - new) * predicted + (1 - old) * up.double().cpu()) / (1 - new))
@@ -145,7 +143,7 @@ def pivots(gram: Tensor, size: Tensor, number: int) -> Tensor:
     return torch.tensor(sorted(picked))
 
 
-def _grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence[Any]) -> dict[str, Tensor]:
+def grams(network: Widened, parts: Mapping[str, Sequence[Part]], data: Sequence[Any]) -> dict[str, Tensor]:
     """Return by group the sums of x xT over what its readers read on the data, both paths (C + C')."""
     sums: dict[str, Tensor] = {}
 
