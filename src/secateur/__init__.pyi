@@ -77,6 +77,8 @@ from secateur.methods.greedy import GreedyRun as GreedyRun
 from secateur.methods.structure_selection import StructureSelection as StructureSelection
 from secateur.methods.structure_selection import Selected as Selected
 from secateur.methods.network_slimming import slimming as slimming
+from secateur.methods.l0_gates import L0Gates as L0Gates
+from secateur.methods.variational_dropout import VariationalDropout as VariationalDropout
 from secateur.methods.unit_penalties import group_lasso as group_lasso
 from secateur.methods.unit_penalties import growing_penalty as growing_penalty
 from secateur.methods.branch_annealing import BranchAnnealing as BranchAnnealing

@@ -51,6 +51,9 @@ STEPS = {
     "retrain": ZEROS + "  - retrain: {epochs: 2}\n",
     "scratch": "  - scratch: {model: {hidden: 4}, train: {epochs: 1}}\n",
     "share": ZEROS + "  - share: {values: 4, train: {epochs: 1}}\n",
+    "l0": "  - l0: {penalty: 0.1, train: {epochs: 1}}\n",
+    "variational_dropout": "  - variational_dropout: {start: -4, train: {epochs: 1}}\n",
+    "low_rank": "  - low_rank: {share: 0.5}\n",
     "group_lasso": "  - group_lasso: {penalty: 0.5, train: {epochs: 1, optimizer: sgd, lr: 0.05}}\n",
     "grow_penalty": UNITS.replace("prune", "grow_penalty").replace("}}", "}, stages: 2, train: {epochs: 1}}"),
     "regrow": "  - regrow: {budget: {name: erk, sparsity: 0.5}, stages: 2, calibration: 100,"

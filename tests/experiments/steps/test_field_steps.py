@@ -28,6 +28,11 @@ STEPS = {
   - retrain: {epochs: 1}
   - pack:
 """,
+    "l0": "  - l0: {penalty: 0.01, train: {epochs: 3, lr: 0.02}}\n",
+    "variational_dropout": """
+  - variational_dropout: {start: -5, train: {epochs: 3, lr: 0.02}}
+  - retrain: {epochs: 1}
+""",
     "regrow": "  - regrow: {budget: {name: erk, sparsity: 0.7}, stages: 3, train: {epochs: 1}}\n",
     "set": """
   - regrow: {budget: {name: uniform, sparsity: 0.7}, by: random, stages: 3, train: {epochs: 1}}
@@ -60,7 +65,9 @@ def test_what_is_left(tmp_path):
     metrics = {kind: row["metrics"] for kind, row in rows.items()}
     for kind in ("regrow", "set", "rewind", "synflow"):
         assert metrics[kind]["sparsity"] == pytest.approx(0.7, abs=2e-3), kind
-    assert metrics["group_lasso"]["parameters"] < 64 * 16 + 16 + 16 * 10 + 10
+    assert metrics["variational_dropout"]["sparsity"] > 0.2
+    assert metrics["l0"]["parameters"] < metrics["rewind"]["parameters"]
+    assert metrics["group_lasso"]["parameters"] < metrics["rewind"]["parameters"]
     assert any("8 of 16 units left" in note for note in rows["grow_penalty"]["notes"])
     assert rows["regrow"]["epochs"]["retrain"] == rows["set"]["epochs"]["retrain"] == 3
     assert rows["grow_penalty"]["metrics"]["accuracy_pruned"] > 0.5  # nothing is lost at the cut

@@ -13,6 +13,8 @@ STEPS = {
     "greedy": f"{_HERE}.greedy:GreedyPruning",
     "structure_selection": f"{_HERE}.selection:Selection",
     "low_rank": f"{_HERE}.low_rank:LowRankLayers",
+    "l0": f"{_HERE}.l0:L0",
+    "variational_dropout": f"{_HERE}.variational_dropout:SparseVD",
     "group_lasso": f"{_HERE}.group_lasso:GroupLasso",
     "grow_penalty": f"{_HERE}.grow_penalty:GrowPenalty",
     "regrow": f"{_HERE}.regrow:Regrow",
