@@ -15,20 +15,18 @@ from secateur.errors import BudgetError
 from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
-from secateur.methods.ablation import Ablation
-from secateur.methods.elimination import Reconstruction
 from secateur.methods.goals import Goal, goal_of
 from secateur.methods.reconstruction import reconstruct
+from secateur.methods.removals import Removal, Stage
 from secateur.methods.tries import Judge, Tries, tries_of
 from secateur.pruning.calibration import Batches
 from secateur.pruning.criteria import Criterion
 from secateur.pruning.structured import select_groups
-from secateur.pruning.unit_criteria import UnitCriterion, unit_scores
-from secateur.running import denormals_flushed, run_once
+from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.running import run_once
 from secateur.structure.compact import compact
 from secateur.structure.labels import Array
 from secateur.structure.proof import Proof
-from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure, trace
 from secateur.task import judged
 
@@ -86,17 +84,6 @@ class Greedy:
         for name in ("every", "at_once", "min_kept", "batch_size", "memory"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise BudgetError(f"{name} is {getattr(self, name)!r}; it counts from 1")
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A unit that went: ``unit`` is its number in ``group`` in the network given. ``score`` and
-    ``loss``: on the data without it; for the output criterion, the change and no score."""
-
-    group: str
-    unit: int
-    score: float | None
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -251,7 +238,7 @@ class _Search:
         structure = trace(work, goal.example_inputs, kwargs=goal.kwargs)
         # A group that is down to one unit is none any more.
         chosen = replace(structure, groups={n: g for n, g in structure.groups.items() if n in self.sizes})
-        taken = self._masked(_Stage(work, chosen, self.method, self.tries, self.sizes))
+        taken = self._masked(Stage(work, chosen, self.method, self.tries, self.sizes))
         if not taken:
             if goal.name == "score":
                 return False
@@ -274,7 +261,7 @@ class _Search:
         self.stages.append((len(self.removals), score, loss))
         return True
 
-    def _masked(self, stage: _Stage) -> list[Removal]:
+    def _masked(self, stage: Stage) -> list[Removal]:
         """Mask units one after the other, until there are enough of them or the goal is met."""
         goal = self.goal
         for name, group in stage.structure.groups.items():
@@ -310,107 +297,3 @@ class _Search:
             (count_parameters(dense), count_parameters(self.small)),
             (macs[0], macs[1]),
         )
-
-
-@dataclass
-class _Stage:
-    """The removals between two compactions: masks ``model`` as it goes; ``pruned`` says what is gone."""
-
-    model: nn.Module
-    structure: Structure
-    method: Greedy
-    tries: Tries
-    sizes: Mapping[str, int]
-    changes: dict[str, Array] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        groups = self.structure.groups.items()
-        self.pruned = {name: np.zeros(len(group), dtype=bool) for name, group in groups}
-        example = self.tries.chunks[0].example
-        self.ablation = Ablation(self.model, self.structure, example, self.method.memory)
-
-    def next(self) -> list[Removal]:
-        """Return the units that go next; none where every group is down to what it keeps."""
-        spare = {name: int((~units).sum()) - self.method.min_kept for name, units in self.pruned.items()}
-        shortcut = self.method.criterion == "output"  # which tries nothing in any other way
-        possible = self.ablation.ways if shortcut else spare
-        names = [name for name, number in spare.items() if number > 0 and name in possible]
-        if self.method.scope == "layer" and names:
-            names = [max(names, key=lambda n: (spare[n] + self.method.min_kept) / self.sizes.get(n, 1))]
-        way = {"score": self._scored, "output": self._changed, "reconstruction": self._refitted}
-        criterion = self.method.criterion
-        tried = way[criterion](names) if isinstance(criterion, str) else self._ranked(names)
-        tried.sort(key=lambda one: (-(one.score or 0.0), one.loss))  # stable: ties go by their order
-        taken: list[Removal] = []
-        for one in tried:
-            if len(taken) < self.method.at_once and spare[one.group] > 0:
-                spare[one.group] -= 1
-                taken.append(one)
-        return taken
-
-    def remove(self, units: Sequence[Removal]) -> None:
-        for one in units:
-            self.pruned[one.group][one.unit] = True
-        mask_units(self.model, self.structure, self.pruned)
-
-    def _scored(self, names: Sequence[str]) -> list[Removal]:
-        """Every unit that is left, with the score and the loss of the network without it."""
-        left = {name: np.flatnonzero(~self.pruned[name]) for name in names}
-        sums = {name: np.zeros((2, len(self.pruned[name]))) for name in names}
-        for chunk in self.tries.chunks:
-            with denormals_flushed():
-                for name, units, outputs in self.ablation.outputs(chunk.example, left):
-                    sums[name][:, units] += chunk.judged(outputs, len(units), self.tries.judge)
-        number = self.tries.number
-        return [
-            Removal(name, int(u), sums[name][0, u] / number, sums[name][1, u] / number)
-            for name, units in left.items()
-            for u in units
-        ]
-
-    def _changed(self, names: Sequence[str]) -> list[Removal]:
-        """Every unit that is left, with the change of what reads its group once it has gone too."""
-        found = []
-        for name in names:
-            if name not in self.changes:
-                self.changes[name] = self._products(name)
-            products, pruned = self.changes[name], self.pruned[name]
-            now = products[pruned][:, pruned].sum()
-            more = products.diagonal() + 2 * products[:, pruned].sum(1)
-            found += [Removal(name, int(u), None, float(now + more[u])) for u in np.flatnonzero(~pruned)]
-        return found
-
-    def _refitted(self, names: Sequence[str]) -> list[Removal]:
-        """Every unit that is left, with the error that its group's readers keep once it has gone too."""
-        new = [name for name in names if name not in self.changes]
-        if new:
-            part = replace(self.structure, groups={name: self.structure.groups[name] for name in new})
-            scores = Reconstruction()(part, self.tries.pairs)
-            self.changes |= {name: score.numpy() for name, score in scores.items()}
-        return [
-            Removal(name, int(unit), None, float(self.changes[name][unit]))
-            for name in names
-            for unit in np.flatnonzero(~self.pruned[name])
-        ]
-
-    def _ranked(self, names: Sequence[str]) -> list[Removal]:
-        """Every unit that is left, with its score by a criterion as the loss of removing it."""
-        part = replace(self.structure, groups={name: self.structure.groups[name] for name in names})
-        scores = unit_scores(part, self.method.criterion, self.tries.pairs, None) if names else {}
-        return [
-            Removal(name, int(unit), None, float(scores[name][unit]))
-            for name in names
-            for unit in np.flatnonzero(~self.pruned[name])
-        ]
-
-    def _products(self, name: str) -> Array:
-        """Inner products of what any two units of a group make of the outputs that read it, relative
-        to the squares of these outputs and summed over the layers that read first."""
-        units = np.arange(len(self.pruned[name]))
-        products: dict[int, Array] = {}
-        squares: dict[int, float] = {}
-        for chunk in self.tries.chunks:
-            for reader, outputs, parts in self.ablation.changes(chunk.example, name, units):
-                products[reader] = products.get(reader, 0.0) + (parts @ parts.T).double().cpu().numpy()
-                squares[reader] = squares.get(reader, 0.0) + float(outputs.double().square().sum())
-        return sum(products[reader] / max(squares[reader], 1e-300) for reader in products)  # type: ignore[return-value]

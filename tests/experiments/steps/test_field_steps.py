@@ -28,7 +28,7 @@ STEPS = {
   - retrain: {epochs: 1}
   - pack:
 """,
-    "l0": "  - l0: {penalty: 0.01, train: {epochs: 3, lr: 0.02}}\n",
+    "l0": "  - l0: {penalty: 0.3, train: {epochs: 4, lr: 0.1}}\n",
     "variational_dropout": """
   - variational_dropout: {start: -5, train: {epochs: 3, lr: 0.02}}
   - retrain: {epochs: 1}
