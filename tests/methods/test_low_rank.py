@@ -108,3 +108,23 @@ def test_what_is_not_factored_says_why():
     _, done = sc.low_rank(net, torch.ones(1, 16, 3, 3), energy=0.999999)
     assert "in 4 groups" in done.kept["0"]
     assert "no fewer multiply-adds" in done.kept["4"]
+
+
+def test_what_is_saved_is_loaded_into_a_fresh_network(tmp_path):
+    net, x = convolutions()
+    small, done = sc.low_rank(net, x, share=0.4)
+    structure = sc.trace(small, x)
+    sc.prune(small, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    smaller, _ = sc.compact(small, x, structure=structure)
+    for index, saved in enumerate((small, smaller)):
+        sc.save(saved, tmp_path / f"{index}.safetensors")
+        loaded = sc.load(convolutions()[0], tmp_path / f"{index}.safetensors")
+        assert torch.equal(loaded(x), saved(x))
+        sc.pack(saved, tmp_path / f"{index}.secateur")
+        assert torch.equal(sc.unpack(convolutions()[0], tmp_path / f"{index}.secateur")(x), saved(x))
+    other = nn.Sequential(*[nn.Conv2d(3, 16, 3), *list(net)[1:]])
+    del other[2]
+    with pytest.raises(ModelError):
+        sc.load(other, tmp_path / "0.safetensors")
+    assert not any(type(module).__name__ == "TwoLayers" for module in other.modules())
+    assert done.ranks

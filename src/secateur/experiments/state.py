@@ -16,7 +16,6 @@ from secateur.errors import SecateurError, StorageError
 from secateur.experiments.claim import Claim, Snapshot, newest_snapshots, write_snapshot
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.plan import Plan
-from secateur.methods.low_rank import with_ranks
 from secateur.pruning.masks import Masks
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import load, save
@@ -31,9 +30,9 @@ class TrialState:
     ``pruned``: the network after its last pruning, before what was trained since; ``retrained``: whether
     anything was. ``requested``: the sparsity of the dense network that was asked for last. ``structured``:
     whole units are gone, in masks or (``compacted``) for real. ``options``: those of a network from
-    scratch; ``ranks``: of layers that became two. ``notes``: by step. ``stages``: those of an annealing,
-    by step, and ``annealed`` the tensors of the network with branches that is under way. ``packed``: the
-    file that holds the network, and ``bytes_packed`` its size.
+    scratch. ``notes``: by step. ``stages``: those of an annealing, by step, and ``annealed`` the tensors
+    of the network with branches that is under way. ``packed``: the file that holds the network, and
+    ``bytes_packed`` its size.
     """
 
     model: nn.Module
@@ -50,7 +49,6 @@ class TrialState:
     structured: bool = False
     compacted: bool = False
     options: dict[str, Any] | None = None
-    ranks: dict[str, int] | None = None
     packed: Path | None = None
     bytes_packed: int | None = None
 
@@ -81,11 +79,10 @@ def save_state(state: TrialState, claim: Claim) -> None:
     write_snapshot(claim, "state", values, files, ends=("training",))
 
 
-def fresh_network(plan: Plan, seed: int, dense: nn.Module, state: Any) -> nn.Module:
-    """Return a network at its full size, to take the shapes and values of one saved with the ``state``'s
-    options and ranks."""
-    made = scratch_model(plan, state.options, seed) if state.options else copy.deepcopy(dense)
-    return with_ranks(made, state.ranks) if state.ranks else made
+def fresh_network(plan: Plan, seed: int, dense: nn.Module, options: dict[str, Any] | None) -> nn.Module:
+    """Return a network at its full size, to take the shapes and values of a saved one; ``options``: those
+    of one from scratch."""
+    return scratch_model(plan, options, seed) if options else copy.deepcopy(dense)
 
 
 def load_state(plan: Plan, seed: int, dense: nn.Module, folder: Path) -> TrialState | None:
@@ -108,7 +105,7 @@ def _restored(snapshot: Snapshot, plan: Plan, seed: int, dense: nn.Module) -> Tr
         raise StorageError("a state without its network")
 
     def network(file: str) -> nn.Module:
-        return load(fresh_network(plan, seed, dense, values), files[file])
+        return load(fresh_network(plan, seed, dense, values.options), files[file])
 
     model = network("model")
     return TrialState(

@@ -18,9 +18,8 @@ from secateur.pruning.budgets import check_value
 from secateur.pruning.targets import find_targets
 from secateur.running import run_once
 from secateur.structure.layers import LayerView, layer_view
+from secateur.structure.replaced.two_layers import TwoLayers, can_be_two, two_layers
 from secateur.text import first_line
-
-_FACTORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class LowRank:
     """What ``low_rank`` replaced; printed it is a line a layer.
 
     Attributes:
-        ranks: by the name of a layer that became two, its rank: ``low_rank(fresh, x, ranks=...)`` gives a
-            fresh network these shapes, to load a state dict into.
+        ranks: by the name of a layer that became two, its rank. ``secateur.save`` and ``load`` know of them;
+            ``low_rank(fresh, x, ranks=...)`` gives a fresh network these shapes, to load a state dict into.
         errors: by the same name, the part of the weight's squares that is lost, from 0 to 1.
         kept: the layers that stayed one, and why.
         parameters: before and after.
@@ -122,11 +121,6 @@ def low_rank(
     return small, done
 
 
-def with_ranks(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """Return a copy of the network with the layers of these ranks, untried."""
-    return _factored(model, None, None, ranks, None, None)[0]
-
-
 @torch.no_grad()
 def _factored(
     model: nn.Module,
@@ -152,7 +146,7 @@ def _factored(
             if ranks is None and rank * sum(matrix.shape) >= matrix.numel():
                 kept[name] = f"rank {rank} of {len(values)} has no fewer multiply-adds"
                 continue
-            small.set_submodule(name, _two(module, view, left[:, :rank], values[:rank], right[:rank]))
+            small.set_submodule(name, _two(module, left[:, :rank], values[:rank], right[:rank]))
             total = float(values.square().sum())
             chosen[name], errors[name] = rank, float(values[rank:].square().sum()) / total if total else 0.0
     sizes = [sum(p.numel() for p in network.parameters()) for network in (model, small)]
@@ -171,14 +165,10 @@ def _layers(
         if module not in targets:
             continue
         view = layer_view(module)
-        if (
-            view is None
-            or not (view.plain and type(module) in _FACTORED)
-            or view.weights[0] not in module._parameters
-        ):
-            kept[name] = f"a {type(module).__name__} is not factored"
-        elif view.groups > 1:
+        if view is not None and view.groups > 1:
             kept[name] = f"a convolution in {view.groups} groups"
+        elif view is None or not (view.plain and can_be_two(module)):
+            kept[name] = f"a {type(module).__name__} is not factored"
         elif uses[module._parameters["weight"]] > 1:
             kept[name] = "its weight is used elsewhere too"
         elif not name:
@@ -196,24 +186,12 @@ def _rank(values: Tensor, matrix: Tensor, energy: float | None, share: float | N
     return int((sums < energy * sums[-1] * (1 - 1e-12)).sum()) + 1
 
 
-def _two(module: Any, view: LayerView, left: Tensor, values: Tensor, right: Tensor) -> nn.Sequential:
+def _two(module: Any, left: Tensor, values: Tensor, right: Tensor) -> TwoLayers:
     """Return the two layers, the singular values shared out evenly among them."""
-    weight, rank, bias = module.weight, len(values), module.bias is not None
-    like = {"device": weight.device, "dtype": weight.dtype}
-    if view.kernel:
-        kind, reads, makes = type(module), module.in_channels, module.out_channels
-        settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-        first = kind(reads, rank, module.kernel_size, bias=False, **settings, **like)
-        last = kind(rank, makes, 1, bias=bias, **like)
-    else:
-        first = nn.Linear(module.in_features, rank, bias=False, **like)
-        last = nn.Linear(rank, module.out_features, bias=bias, **like)
+    made: Any = two_layers(module, len(values))
+    first, last = made
     first.weight.copy_((values.sqrt()[:, None] * right).reshape(first.weight.shape))
     last.weight.copy_((left * values.sqrt()).reshape(last.weight.shape))
-    if bias:
+    if module.bias is not None:
         last.bias.copy_(module.bias)
-    for made in (first, last):
-        made.train(module.training)
-        for parameter in made.parameters():
-            parameter.requires_grad_(weight.requires_grad)
-    return nn.Sequential(first, last).train(module.training)
+    return made

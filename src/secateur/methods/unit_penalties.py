@@ -12,7 +12,15 @@ from secateur.errors import BudgetError, TargetError
 from secateur.graph.capture import tensor_of
 from secateur.numeric import is_whole
 from secateur.pruning.budgets import check_value
-from secateur.pruning.holding import Level, Optimizers, around_steps, check_updates, innermost, updated_by
+from secateur.pruning.holding import (
+    Level,
+    Optimizers,
+    around_steps,
+    check_updates,
+    innermost,
+    owned,
+    updated_by,
+)
 from secateur.pruning.masks import Masks
 from secateur.pruning.structured import select_groups
 from secateur.structure.proof import untraced
@@ -67,14 +75,14 @@ def group_lasso(
         raise TargetError(f"structure= {untraced(structure)}")
     levels = innermost(optimizer)
     groups = [_Units(structure.model, group) for group in select_groups(structure, include, exclude).values()]
-    trained = updated_by(levels)
-    if not any(id(tensor) in trained for units in groups for tensor, *_ in units.parts):
+    mine = owned(levels, groups, lambda units: units.parts[0][0])
+    if not any(mine.values()):
         raise TargetError("the optimizer trains nothing of the units of this structure")
 
     def shrink(level: Level) -> None:
-        rates = [group["lr"] for group in level.optimizer.param_groups]
-        for units in groups:
-            units.shrink(penalty * float(max(rates)))
+        rate = max(float(group["lr"]) for group in level.optimizer.param_groups)
+        for units in mine[level]:
+            units.shrink(penalty * rate)
 
     with around_steps(levels, after=shrink):
         yield

@@ -28,6 +28,7 @@ from secateur.structure.blocks import identity_for, replaced_class
 from secateur.structure.replaced import attention, norms
 from secateur.structure.replaced.attention import PrunedAttention
 from secateur.structure.replaced.norms import PrunedLayerNorm, eps_name, is_eps
+from secateur.structure.replaced.two_layers import as_two, ranks_of
 from secateur.structure.surgery import set_attributes
 from secateur.text import nearest
 
@@ -84,6 +85,8 @@ def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     removed = {path: replaced_class(module) for path, module in model.named_modules()}
     if any(removed.values()):
         described["removed"] = {path: kind for path, kind in removed.items() if kind}
+    if ranks := ranks_of(model):
+        described["ranks"] = ranks
     return tensors, described
 
 
@@ -152,11 +155,16 @@ def restore(
 ) -> nn.Module:
     """Do what ``load`` does with what ``describe`` returned; ``path`` is for the errors."""
     saved = _typed(tensors, metadata, path)
-    removed = _removed(model, saved)
+    with as_two(model, metadata.get("ranks", {}), path):
+        return _restore(model, saved, allow_nonfinite)
+
+
+def _restore(model: nn.Module, saved: _Saved, allow_nonfinite: bool) -> nn.Module:
+    path, removed = saved.path, _removed(model, saved)
     _check_modules(model, saved, removed)
     _check_names(model, saved, removed)
     if not allow_nonfinite:
-        check_finite(dict(all_tensors(model)), tensors, path, ALLOW)
+        check_finite(dict(all_tensors(model)), saved.tensors, path, ALLOW)
     with _whole_or_not_at_all(model):
         for place in removed:
             parent, _, leaf = place.rpartition(".")

@@ -45,5 +45,5 @@ class LowRankLayers(Step):
             include=self.include,
             exclude=self.exclude,
         )
-        state.masks, state.requested, state.ranks = None, None, dict(done.ranks)
+        state.masks, state.requested = None, None
         work.replace(small, id, done)

@@ -79,7 +79,7 @@ class Pack(Step):
 
 
 def _unpacked(path: Path, work: Work) -> nn.Module:
-    fresh = fresh_network(work.plan, work.seed, work.dense, work.state)
+    fresh = fresh_network(work.plan, work.seed, work.dense, work.state.options)
     return unpack(fresh, path).to(next(work.state.model.parameters()).device)
 
 
