@@ -82,7 +82,7 @@ def keep(folder: Path) -> Path:
     rows = []
     for trial in results["trials"]:
         config = trial["config"]
-        short = {"data": config["data"], "model": config["model"], "steps": []}
+        short = {key: config[key] for key in ("data", "model", "steps")}
         metrics = {name: _short(value) for name, value in trial["metrics"].items()}
         rows.append(trial | usual | {"config": short, "metrics": metrics})
     head = {key: value for key, value in results.items() if key != "trials"}

@@ -125,13 +125,15 @@ def _best(groups: Sequence[Group], own: Group | None, metric: str) -> Group | No
         and (shown := group.figure("compression_rate")) is not None
         and (metric.startswith("score") or shown.mean >= 0.995 * size.mean)
         and figure(group, metric) is not None
-        and (not metric.endswith("_pruned") or group.study == own.study or not _retrained(group))
+        and (not metric.endswith("_pruned") or _cut_once(group))
     ]
     return max(fits, key=lambda group: _mean(figure(group, metric, "_validation")), default=own)
 
 
-def _retrained(group: Group) -> bool:
-    return any(trial["epochs"].get("retrain", 0) for trial in group.trials)
+def _cut_once(group: Group) -> bool:
+    """Whether nothing was trained between the dense network and what counts as pruned."""
+    first = (group.trials[0]["config"]["steps"] or [{}])[0].get("prune")
+    return isinstance(first, dict) and "schedule" not in first
 
 
 def figure(group: Group | None, metric: str, split: str = "") -> Figure | None:

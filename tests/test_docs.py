@@ -37,13 +37,18 @@ def test_the_page_of_quoted_figures_is_that_of_the_results(script, kept):
     )
 
 
-def trial(seed: int, s: float, retrained: float, validation: float, method: str = "std", left: int = 100):
-    metrics = {"accuracy_dense": 0.98, "accuracy_retrained": retrained, "compression_rate": 1000 / left}
-    metrics |= {"accuracy_retrained_validation": validation}
-    config = {"data": {"name": "mnist"}, "model": {"name": "lenet-300-100"}}
+def trial(seed: int, s: float, after: float, validation: float, left: int = 100, steps=None):
+    metrics = {"accuracy_dense": 0.98, "compression_rate": 1000 / left}
+    for name in ("accuracy_retrained", "accuracy_pruned"):
+        metrics |= {name: after, f"{name}_validation": validation}
+    config = {
+        "data": {"name": "mnist"},
+        "model": {"name": "lenet-300-100"},
+        "steps": steps or [{"prune": {}}],
+    }
     point = {"prune.budget.sensitivity": s}
     return {
-        "method": method, "point": point, "seed": seed, "metrics": metrics, "config": config, "epochs": {}
+        "method": "std", "point": point, "seed": seed, "metrics": metrics, "config": config, "epochs": {}
     }  # fmt: skip
 
 
@@ -86,3 +91,10 @@ def test_what_was_not_run_says_so(script):
         "not run",
     ]
     assert script.table("nowhere | sparsity", {}).startswith("Not run yet here: `secateur run nowhere")
+
+
+def test_what_was_trained_between_cuts_is_no_answer_to_what_was_only_cut(script):
+    gradual = [{"prune": {"schedule": {"name": "cubic"}}}]
+    trials = [trial(0, 1.0, 0.90, 0.90), trial(0, 2.0, 0.99, 0.99, left=90, steps=gradual)]
+    assert verdict(script, trials, accuracy_pruned=0.95)[3:] == ["", "not reached, by 5.00"]
+    assert verdict(script, trials, accuracy_retrained=0.95)[4] == "beaten, by 4.00"
