@@ -2,6 +2,7 @@
 
 secateur run NAME                  # trains and measures, into runs/NAME
 python docs/results.py runs/NAME   # keeps what the pages need of it, in docs/results/NAME
+python docs/results.py NAME=runs/A,runs/B  # the same of studies that each ran some methods of the recipe NAME
 python docs/results.py             # writes the tables, the pictures and the page of all quoted figures
 
 A kept folder is a study's like any other: ``secateur report docs/results/NAME`` draws its page.
@@ -75,9 +76,14 @@ _OVER = {"macs": "macs_dense", "latency_ms": "latency_dense_ms", "peak_memory_mb
 _TABLE = re.compile(r"<!-- table ([^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def keep(folder: Path) -> Path:
+def keep(what: str) -> Path:
     """Keep the figures of a study's trials in docs/results, without curves and layers; return where."""
-    results = read_results(folder)
+    name, _, folders = what.rpartition("=")
+    parts = [read_results(Path(folder)) for folder in folders.split(",")]
+    results = parts[0] | {"trials": [trial for part in parts for trial in part["trials"]]}
+    if name:
+        text = packaged_recipes()[name].read_text(encoding="utf-8")
+        results |= {"recipe": name, "text": text, "description": yaml.safe_load(text)["description"]}
     usual = {"layers": [], "curves": {}, "seconds": {}}
     rows = []
     for trial in results["trials"]:
@@ -179,7 +185,7 @@ def draw(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(folders: Sequence[str]) -> None:
     for folder in folders:
-        print(keep(Path(folder)))
+        print(keep(folder))
     found = studies()
     for path in PAGES:
         path.write_text(with_tables(path.read_text(encoding="utf-8"), found), encoding="utf-8")
