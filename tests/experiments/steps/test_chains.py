@@ -143,7 +143,7 @@ def test_criteria_with_a_loss_know_a_single_logit(plan, tmp_path):
         ("\n  - greedy: {accuracy_drop: -1}\n", "percentage points"),
         ("\n  - greedy: {sparsity: 0.5, scope: all}\n", "scope"),
         ("\n  - structure_selection: {units: false, blocks: false}\n", "nothing is left to select"),
-        ("\n  - structure_selection: {train: {epochs: 0}}\n", "factors need epochs"),
+        ("\n  - structure_selection: {train: {epochs: 0}}\n", "needs epochs"),
         ("\n  - structure_selection: {train: {keep: best}}\n", "keep: last"),
         ("\n  - prune: {budget: {name: uniform, sparsity: 0.5}, relative_to: dense}\n", "a global budget"),
         ("\n  - retrain: {distill: 2}\n", "share of the loss"),

@@ -93,7 +93,7 @@ def test_rewinding_gives_the_weights_of_that_epoch(tmp_path):
     [
         ("  - rewind: {epochs: 3}\n", "3 is after the dense training, which has 2"),
         ("  - prune_to: {parameters: 0.5}\n  - rewind: {epochs: 1}\n", "needs the dense network's shapes"),
-        ("  - group_lasso: {train: {epochs: 0}}\n", "units need epochs"),
+        ("  - group_lasso: {train: {epochs: 0}}\n", "needs epochs"),
         ("  - grow_penalty: {budget: {name: global, sparsity: 0.5}, train: {keep: best}}\n", "keep: last"),
         ("  - regrow: {budget: {name: trimmed}}\n", "unknown name 'trimmed'"),
         ("  - regrow: {budget: {name: erk, sparsity: 0.5}, by: hand}\n", "'gradient' or 'random'"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from secateur.experiments.fields import Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, TrainedToTheLast
-from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.methods.unit_penalties import group_lasso
 from secateur.structure.compact import compact
@@ -30,13 +29,6 @@ class GroupLasso(Step):
     train: TrainedToTheLast = Field(
         AS_TRAINED, description="The training, put over `train`, with `keep: last`."
     )
-
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        """Refuse a training in which nothing shrinks, or which takes back what did."""
-        if self.train.epochs == 0 or self.train.keep != "last":
-            raise wrong("units need epochs to shrink in, and keep: last", "train")
-        return self
 
     def run(self, work: Work, id: str) -> None:
         state = work.state

@@ -20,7 +20,6 @@ from secateur.experiments.steps.settings import (
     Include,
     TrainedToTheLast,
 )
-from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.pruning.criteria import Random
 from secateur.pruning.prune import check as check_choices
@@ -48,10 +47,8 @@ class Regrow(Step):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse a budget that random scores do not go with, and stages without a training."""
+        """Refuse a budget that random scores do not go with."""
         check_choices(Random(), self.budget)
-        if self.train.epochs == 0:
-            raise wrong("each stage needs epochs", "train")
         return self
 
     @property

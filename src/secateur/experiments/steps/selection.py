@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from secateur.experiments.fields import Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, TrainedToTheLast
-from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.methods.structure_selection import StructureSelection
 
@@ -37,13 +36,11 @@ class Selection(Step):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse settings that select nothing, and a training that does not move the factors."""
+        """Refuse settings that select nothing."""
         if not (self.units or self.blocks):
             raise ValueError("units and blocks are both false: nothing is left to select")
         if not self.units and (self.include or self.exclude):
             raise ValueError("include and exclude choose units, and units is false")
-        if self.train.epochs == 0 or self.train.keep != "last":
-            raise wrong("factors need epochs, and keep: last", "train")
         return self
 
     def run(self, work: Work, id: str) -> None:

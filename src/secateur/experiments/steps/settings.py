@@ -60,12 +60,19 @@ def _budget(raw: Any) -> Any:
     return make("budget", raw)
 
 
+def _to_the_last(raw: Any, info: ValidationInfo) -> Training:
+    """Return a training in which something shrinks from epoch to epoch: the best one would be the first."""
+    training = own_training(raw, info, keep="last")
+    if training.epochs == 0:
+        raise wrong("what is trained here needs epochs", "epochs")
+    if training.keep != "last":
+        raise wrong("what has shrunk would come back from an earlier epoch; keep: last is right", "keep")
+    return training
+
+
 Base = Annotated[Training, PlainValidator(lambda raw, info: training_over(raw, _base(info)))]
 Trained = Annotated[Training, PlainValidator(own_training), Field(validate_default=True)]
-# Where weights shrink from epoch to epoch the best epoch on validation would be the first.
-TrainedToTheLast = Annotated[
-    Training, PlainValidator(partial(own_training, keep="last")), Field(validate_default=True)
-]
+TrainedToTheLast = Annotated[Training, PlainValidator(_to_the_last), Field(validate_default=True)]
 Criterion = Annotated[Any, _chosen("criterion")]
 Budget = Annotated[Any, PlainValidator(_budget)]
 Shrinkage = Annotated[Any, _chosen("shrinkage")]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from secateur.experiments.fields import Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, TrainedToTheLast
-from secateur.experiments.validation import wrong
 from secateur.experiments.work import Work
 from secateur.methods.variational_dropout import VariationalDropout
 
@@ -28,13 +27,6 @@ class SparseVD(Step):
     train: TrainedToTheLast = Field(
         AS_TRAINED, description="The training, put over `train`, with `keep: last`."
     )
-
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        """Refuse a training in which no noise moves, or which takes back what did."""
-        if self.train.epochs == 0 or self.train.keep != "last":
-            raise wrong("noise needs epochs, and keep: last", "train")
-        return self
 
     def run(self, work: Work, id: str) -> None:
         state = work.state
