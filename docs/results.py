@@ -72,6 +72,7 @@ _PLACES = {
     "pruned": "accuracy_pruned",
     "retrained": "accuracy_retrained",
 }
+_NEEDED = ("point", "seed", "epochs", "classes")  # of a trial, empty or not
 _OVER = {"macs": "macs_dense", "latency_ms": "latency_dense_ms", "peak_memory_mb": "peak_memory_dense_mb"}
 _TABLE = re.compile(r"<!-- table ([^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -88,9 +89,10 @@ def keep(what: str) -> Path:
     rows = []
     for trial in results["trials"]:
         config = trial["config"]
-        short = {key: config[key] for key in ("data", "model", "steps")}
-        metrics = {name: _short(value) for name, value in trial["metrics"].items()}
-        rows.append(trial | usual | {"config": short, "metrics": metrics})
+        short = {"data": config["data"], "model": config["model"], "steps": config["steps"][:1]}
+        metrics = {name: _short(value) for name, value in trial["metrics"].items() if value is not None}
+        own = {name: part for name, part in trial.items() if part or name in _NEEDED}
+        rows.append(own | usual | {"config": short, "metrics": metrics})
     head = {key: value for key, value in results.items() if key != "trials"}
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
     path = KEPT / results["recipe"] / "results.json"
