@@ -23,7 +23,7 @@ from secateur.pruning.criteria import Wanda as Wanda
 from secateur.pruning.criteria import Taylor as Taylor
 from secateur.pruning.criteria import Fisher as Fisher
 from secateur.pruning.saliency import SynFlow as SynFlow
-from secateur.pruning.saliency import Movement as Movement
+from secateur.pruning.movement import Movement as Movement
 
 # Criteria: what is important, unit by unit
 from secateur.pruning.unit_criteria import L1Norm as L1Norm

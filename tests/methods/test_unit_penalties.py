@@ -71,3 +71,42 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(error, match=message), context():
             pass
+
+
+def test_each_tensor_shrinks_at_its_own_rate_and_what_is_not_trained_not_at_all():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+    net[1].weight.requires_grad_(False)
+    groups = [
+        {"params": [net[0].weight], "lr": 0.1},
+        {"params": [net[0].bias], "lr": 0.0},
+        {"params": [net[1].weight]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    before = {name: tensor.clone() for name, tensor in net.named_parameters()}
+    with sc.group_lasso(optimizer, sc.trace(net, torch.ones(2, 4)), penalty=0.5):
+        (0 * net(torch.randn(4, 4))).sum().backward()
+        optimizer.step()
+    norms = (before["0.weight"].square().sum(1) + before["0.bias"].square()).sqrt()
+    factor = (1 - 0.5 * 0.1 * 5**0.5 / norms).clamp_min(0)
+    torch.testing.assert_close(net[0].weight, before["0.weight"] * factor[:, None])
+    for name in ("0.bias", "1.weight", "1.bias", "3.weight"):
+        assert torch.equal(net.get_parameter(name), before[name]), name
+
+
+def test_groups_that_no_parameter_makes_are_passed_over():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(10, 2)
+
+        def forward(self, x):
+            return self.b(torch.cat([self.a(x).relu(), x], -1))
+
+    net = Net()
+    structure = sc.trace(net, torch.ones(1, 4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with sc.group_lasso(optimizer, structure, penalty=100.0):
+        net(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+    assert not net.a.weight.any()

@@ -98,3 +98,30 @@ def test_snip_is_taylor_before_training():
     x, y = torch.tensor([[1.0, 1.0, 4.0]]), torch.tensor([[0.0]])  # the output is 1, the gradient 2 x
     scores = sc.Taylor()(sc.find_targets(net), data=[(x, y)], loss=nn.functional.mse_loss)
     assert scores["weight"](slice(None)).tolist() == [[2.0, 4.0, 4.0]]
+
+
+def test_a_mask_among_the_buffers_is_no_number():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    net.register_buffer("mask", torch.ones(3, 3).tril().bool())
+    scores = sc.SynFlow()(sc.find_targets(net), data=[torch.randn(2, 3)])
+    assert scores["0.weight"].shape == (3, 3)
+
+
+def test_movement_leaves_out_the_steps_that_a_scaler_leaves_out():
+    layer, movement = nn.Linear(2, 1, bias=False), sc.Movement()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
+    with movement.watching(optimizer, layer):
+        layer.weight.grad = torch.full_like(layer.weight, torch.inf)
+        optimizer.grad_scale, optimizer.found_inf = (
+            torch.tensor(2.0),
+            torch.tensor(1.0),
+        )  # as a scaler marks it
+        optimizer.step()
+    assert movement.sums == {}
+
+
+def test_a_recipe_does_not_know_movement(tmp_path):
+    from secateur.experiments.choices import choices
+
+    assert "syn_flow" in choices("criterion")
+    assert "movement" not in choices("criterion")

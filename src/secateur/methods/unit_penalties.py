@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from secateur.pruning.holding import (
     around_steps,
     check_updates,
     innermost,
-    owned,
+    left_out,
     updated_by,
 )
 from secateur.pruning.masks import Masks
@@ -74,36 +74,40 @@ def group_lasso(
     if not isinstance(structure, Structure):
         raise TargetError(f"structure= {untraced(structure)}")
     levels = innermost(optimizer)
-    groups = [_Units(structure.model, group) for group in select_groups(structure, include, exclude).values()]
-    mine = owned(levels, groups, lambda units: units.parts[0][0])
-    if not any(mine.values()):
+    groups = list(select_groups(structure, include, exclude).values())
+    mine = {
+        level: [_Units(structure.model, group, updated_by([level])) for group in groups] for level in levels
+    }
+    if not any(units.parts for each in mine.values() for units in each):
         raise TargetError("the optimizer trains nothing of the units of this structure")
 
     def shrink(level: Level) -> None:
-        rate = max(float(group["lr"]) for group in level.optimizer.param_groups)
-        for units in mine[level]:
-            units.shrink(penalty * rate)
+        groups = level.optimizer.param_groups
+        rates = {id(tensor): float(group["lr"]) for group in groups for tensor in group["params"]}
+        for units in [] if left_out(level) else mine[level]:
+            units.shrink(penalty, rates)
 
     with around_steps(levels, after=shrink):
         yield
 
 
 class _Units:
-    """The tensors that the units of a group consist of, with the entries of each along one dim."""
+    """The tensors, of those that are ``trained``, that a group's units consist of, each along one dim."""
 
-    def __init__(self, model: nn.Module, group: Group) -> None:
+    def __init__(self, model: nn.Module, group: Group, trained: Collection[int]) -> None:
         made = [part for part in group.slices if part.masked and not part.reads]
-        self.parts = [(tensor_of(model, p.name), p.dim, torch.from_numpy(p.indices)) for p in made]
+        found = [(tensor_of(model, p.name), p.dim, torch.from_numpy(p.indices)) for p in made]
+        self.parts = [part for part in found if id(part[0]) in trained and part[0].requires_grad]
         sizes = [tensor.numel() // tensor.shape[dim] * index.shape[1] for tensor, dim, index in self.parts]
         self.root = sum(sizes) ** 0.5
 
-    def shrink(self, amount: float) -> None:
-        """Take ``amount`` times the root of a unit's size off its norm."""
+    def shrink(self, penalty: float, rates: Mapping[int, float]) -> None:
+        """Take ``penalty`` times each tensor's learning rate and the root of a unit's size off its norm."""
         rows = [tensor.detach().movedim(dim, 0)[index.to(tensor.device)] for tensor, dim, index in self.parts]
         squares = [row.flatten(1).float().square().sum(1).cpu() for row in rows]
-        norms = torch.stack(squares).sum(0).sqrt()
-        factor = (1 - amount * self.root / norms.clamp_min(1e-30)).clamp_min(0)
+        norms = torch.stack(squares).sum(0).sqrt().clamp_min(1e-30) if squares else torch.ones(1)
         for (tensor, dim, index), row in zip(self.parts, rows, strict=True):
+            factor = (1 - penalty * rates[id(tensor)] * self.root / norms).clamp_min(0)
             scale = factor.to(device=tensor.device, dtype=tensor.dtype).reshape(-1, *[1] * (row.dim() - 1))
             tensor.detach().movedim(dim, 0)[index.to(tensor.device)] = row * scale
 

@@ -219,6 +219,12 @@ def scalers_shown(levels: Sequence[Level]) -> Iterator[None]:
             vars(optimizer).pop(_UNSCALES, None)
 
 
+def left_out(level: Level) -> bool:
+    """Whether a GradScaler lets a fused optimizer's step change nothing, since a gradient was no number."""
+    found = getattr(level.optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found > 0)
+
+
 def refuse_scaler(levels: Sequence[Level], why: str) -> None:
     """Raise ModelError, from within a step, where a GradScaler takes it; the scaler's marks go."""
     for level in levels:

@@ -29,7 +29,7 @@ def regrow(
     zero; change the masks and their model, in place, and return how many moved. Each tensor keeps its count.
 
     Call it every so many steps of a training in which the masks are held, with a share that falls to 0: that
-    is dynamic sparse training, and nothing dense is ever trained.
+    is dynamic sparse training, and nothing dense is ever trained. What has just died stays dead this time.
 
     Args:
         masks: the masks, held or not.
