@@ -59,6 +59,7 @@ METRICS = {  # what a table may show: its title, and how a figure is written
     "macs": ("multiply-adds left", lambda f: f"{100 * f.mean:.0f} %"),
     "latency": ("latency", lambda f: f"{100 * f.mean:.0f} %"),
     "memory": ("peak memory", lambda f: f"{100 * f.mean:.0f} %"),
+    "average": ("average memory", lambda f: f"{100 * f.mean:.0f} %"),
     "seeds": ("seeds", lambda f: str(f.number)),
 }
 _PLACES = {
@@ -77,6 +78,7 @@ _OVER = {
     "macs_effective": "macs_dense",
     "latency_ms": "latency_dense_ms",
     "peak_memory_mb": "peak_memory_dense_mb",
+    "average_memory_mb": "average_memory_dense_mb",
 }
 _TABLE = re.compile(r"<!-- table ([^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -134,7 +136,7 @@ def figure(group: Group, column: str) -> Figure | None:
         "latency": "latency_ms",
         "macs": "macs_effective",
     }
-    place |= {"memory": "peak_memory_mb"} | _PLACES
+    place |= {"memory": "peak_memory_mb", "average": "average_memory_mb"} | _PLACES
     return group.figure(place[column], _OVER.get(place[column]))
 
 

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from secateur.copying import copied
 from secateur.errors import ModelError
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
-from secateur.measure.memory import measure_peak_memory
+from secateur.measure.memory import measure_average_memory, measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, tensor_bytes_sparse
 from secateur.measure.summary import profile
 
@@ -104,6 +105,28 @@ def test_peak_memory_is_weights_plus_what_one_pass_adds():
     assert few <= weights + 1e6
 
 
+def test_average_memory_counts_tensors_for_as_long_as_they_live():
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(10))
+
+        def forward(self, x):
+            long = x + 1  # 4 MB, and as much again for the second half
+            _wait(0.1)
+            both = torch.cat([long.flatten(), self.weight])
+            _wait(0.1)
+            return both.sum() + long.view(-1)[0]  # a view takes no memory
+
+    def _wait(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    x = torch.zeros(1000, 1000)
+    assert measure_average_memory(Slow(), x) == pytest.approx(40 + 6e6, rel=0.15)
+
+
 def test_profile_rows_and_text():
     net = small_net()
     with torch.no_grad():
@@ -133,12 +156,18 @@ def test_a_lazy_network_is_told_to_run_first():
 def test_what_cannot_be_copied_is_one_clear_error():
     net = nn.Linear(4, 2)
     net.lock = threading.Lock()
-    for measure in (count_macs, profile, measure_peak_memory, lambda m, x: time_inference({"m": m}, x)):
+    for measure in (
+        count_macs,
+        profile,
+        measure_peak_memory,
+        measure_average_memory,
+        lambda m, x: time_inference({"m": m}, x),
+    ):
         with pytest.raises(ModelError, match=r"Linear cannot be copied: cannot pickle '_thread.lock'"):
             measure(net, torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize("measure", [count_macs, profile, measure_peak_memory])
+@pytest.mark.parametrize("measure", [count_macs, profile, measure_peak_memory, measure_average_memory])
 def test_inputs_that_a_forward_writes_into_stay(measure):
     x = -torch.ones(2, 4)
     measure(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), x)

@@ -59,8 +59,19 @@ def test_time_and_memory_stand_beside_the_dense_networks():
     results = compacted("small", sparsities=(0.5,))
     for trial in results["trials"]:
         trial["metrics"] |= {"peak_memory_mb": 3.0, "peak_memory_dense_mb": 4.0}
+        trial["metrics"] |= {"average_memory_mb": 1.0, "average_memory_dense_mb": 2.0}
     text = page([results])
     assert "<h2>Time and memory beside the dense network" in text
     row = re.search(r"<td>50,000</td><td>25,000</td>(.*?)</tr>", text).group(1)
-    assert re.findall(r"<td>(.*?)</td>", row) == ["2.50", "1.88", "0.75", "4.00", "3.00", "0.75"]
+    assert re.findall(r"<td>(.*?)</td>", row) == [
+        "2.50",
+        "1.88",
+        "0.75",
+        "4.00",
+        "3.00",
+        "0.75",
+        "2.00",
+        "1.00",
+        "0.50",
+    ]
     assert "Time and memory" not in page([study()])

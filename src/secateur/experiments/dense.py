@@ -9,7 +9,7 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -161,8 +161,22 @@ def make_model(spec: ModelSpec, seed: int) -> nn.Module:
     return build_model(spec.name, seed=seed_of(seed, "init"), **(spec.model_extra or {}))
 
 
-def early_network(plan: Plan, seed: int, data: Dataset, epochs: int) -> nn.Module:
-    """Return the plan's dense network as it was after so many epochs of its training; 0: before it."""
+def early_weights(plan: Plan, seed: int, data: Dataset, epochs: int) -> Mapping[str, torch.Tensor]:
+    """Return what the plan's dense network held after so many epochs of its training; 0: before it.
+
+    They are trained again, and the last ones asked for are remembered: a loop of rewinding asks often.
+    """
+    name = dense_name(plan, seed), epochs
+    if name not in _early:
+        _early.clear()
+        _early[name] = _early_network(plan, seed, data, epochs).state_dict()
+    return _early[name]
+
+
+_early: dict[tuple[str, int], Mapping[str, torch.Tensor]] = {}
+
+
+def _early_network(plan: Plan, seed: int, data: Dataset, epochs: int) -> nn.Module:
 
     def stop(row: Epoch) -> None:
         if row.epoch == epochs:

@@ -156,6 +156,8 @@ class _Metrics(_Model):
     latency_dense_ms: Positive | None = None
     peak_memory_mb: Positive | None = None
     peak_memory_dense_mb: Positive | None = None
+    average_memory_mb: Positive | None = None
+    average_memory_dense_mb: Positive | None = None
 
 
 class _Requested(_Model):

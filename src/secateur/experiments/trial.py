@@ -30,7 +30,7 @@ from secateur.experiments.state import TrialState, load_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
-from secateur.measure.memory import measure_peak_memory
+from secateur.measure.memory import measure_average_memory, measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
 from secateur.pruning.selection import on_threads
 from secateur.pruning.targets import find_targets, sparsity
@@ -181,9 +181,10 @@ def _costs(plan: Plan, data: Dataset, dense: nn.Module, model: nn.Module) -> dic
         costs["latency_ms"] = timings["model"].median * 1e3
         costs["latency_dense_ms"] = timings["dense"].median * 1e3
     if "memory" in plan.measure:
-        for name, network in (("peak_memory_mb", model), ("peak_memory_dense_mb", dense)):
+        for whose, network in (("", model), ("_dense", dense)):
             peak = measure_peak_memory(network, example)
-            costs[name] = None if peak is None else peak / 1e6
+            costs[f"peak_memory{whose}_mb"] = None if peak is None else peak / 1e6
+            costs[f"average_memory{whose}_mb"] = measure_average_memory(network, example) / 1e6
     return costs
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from secateur.copying import copied
 from secateur.measure.latency import time_inference
 from secateur.measure.macs import count_macs
-from secateur.measure.memory import measure_peak_memory
+from secateur.measure.memory import measure_average_memory, measure_peak_memory
 from secateur.measure.size import bytes_dense, bytes_sparse, count_nonzero, count_parameters
 from secateur.text import table
 
@@ -49,6 +49,7 @@ class Profile:
     latency_dense_ms: float | None
     threads: int
     peak_memory_mb: float | None
+    average_memory_mb: float
     layers: tuple[LayerProfile, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Profile:
             f"multiply-adds {self.macs:,}, effective {self.macs_effective:,}\n"
             f"bytes {self.bytes_dense:,} dense, {self.bytes_sparse:,} sparse with indices\n"
             f"latency {self.latency_ms:.3f} ms ({low:.3f} to {high:.3f}, {self.threads} threads){dense}\n"
-            f"peak memory {peak}"
+            f"peak memory {peak}, on average {self.average_memory_mb:.2f} MB"
         )
 
 
@@ -122,6 +123,7 @@ def profile(
         latency_dense_ms=timings["dense"].median * 1e3 if dense is not None else None,
         threads=mine.threads,
         peak_memory_mb=None if peak is None else peak / 1e6,
+        average_memory_mb=measure_average_memory(model, example_inputs) / 1e6,
         layers=layer_profiles(model, macs.weights),
     )
 

@@ -149,16 +149,19 @@ def _costs(groups: Sequence[Group]) -> str:
         if macs is None or dense is None or macs.mean >= dense.mean:
             continue
         row = [group.label, f"{dense.mean:,.0f}", f"{macs.mean:,.0f}"]
-        for name, whole in (("latency_ms", "latency_dense_ms"), ("peak_memory_mb", "peak_memory_dense_mb")):
+        for what, unit in (("latency", "ms"), ("peak_memory", "mb"), ("average_memory", "mb")):
+            name, whole = f"{what}_{unit}", f"{what}_dense_{unit}"
             figures = group.figure(whole), group.figure(name), group.figure(name, whole)
             row += [f"{figure.mean:.2f}" if figure else "" for figure in figures]
         rows.append(row)
     if not any(cell for row in rows for cell in row[3:]):
         return ""
-    header = ["", "MACs, dense", "pruned", "ms, dense", "pruned", "ratio", "MB, dense", "pruned", "ratio"]
+    header = ["", "MACs, dense", "pruned", "ms, dense", "pruned", "ratio"]
+    header += ["peak MB, dense", "pruned", "ratio", "average MB, dense", "pruned", "ratio"]
     return (
-        "<p>One example, one inference: the median time, both networks in turn, and the peak of weights and "
-        "activations. Means over seeds; the ratios are the trials' own.</p>" + _table(header, rows)
+        "<p>One example, one inference: the median time, both networks in turn, and the memory of weights "
+        "and activations, at its peak and on average over that time. Means over seeds; the ratios are the "
+        "trials' own.</p>" + _table(header, rows)
     )
 
 

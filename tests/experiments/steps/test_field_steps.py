@@ -8,7 +8,7 @@ from one_trial import plan_of, run, without_times
 from kills import killed_after_epochs
 from secateur.data import load_data
 from secateur.errors import RecipeError
-from secateur.experiments.dense import early_network
+from secateur.experiments.dense import early_weights, make_model
 from secateur.training.batches import seed_of
 from secateur.training.fit import fit
 
@@ -42,6 +42,13 @@ STEPS = {
   - rewind: {epochs: 1}
   - retrain: {epochs: 2}
 """,
+    "lottery tickets": """
+  - prune:
+      {budget: {name: global, sparsity: 0.7},
+       schedule: {name: iterative, steps: 3, rewind: 1, retrain: {epochs: 2}}}
+  - rewind: {epochs: 1}
+  - retrain: {epochs: 2}
+""",
     "synflow": """
   - prune:
       {criterion: syn_flow, budget: {name: global, sparsity: 0.7},
@@ -63,7 +70,7 @@ def test_a_killed_trial_goes_on_to_the_same_numbers(kind, tmp_path, monkeypatch)
 def test_what_is_left(tmp_path):
     rows = {kind: run(plan_of(tmp_path, HEAD + steps), tmp_path / kind) for kind, steps in STEPS.items()}
     metrics = {kind: row["metrics"] for kind, row in rows.items()}
-    for kind in ("regrow", "set", "rewind", "synflow"):
+    for kind in ("regrow", "set", "rewind", "lottery tickets", "synflow"):
         assert metrics[kind]["sparsity"] == pytest.approx(0.7, abs=2e-3), kind
     assert metrics["variational_dropout"]["sparsity"] > 0.2
     assert metrics["l0"]["parameters"] < metrics["rewind"]["parameters"]
@@ -77,15 +84,17 @@ def test_rewinding_gives_the_weights_of_that_epoch(tmp_path):
     plan = plan_of(tmp_path, HEAD + STEPS["rewind"])
     data = load_data("digits", validation=200)
     seen = {}
-    model = early_network(plan, 0, data, 0)
+    model = make_model(plan.model, 0)
     seen[0] = [p.clone() for p in model.parameters()]
     fit(
         model, data.train, data.validation, plan.train, seed=seed_of(0, "dense"),
         on_epoch=lambda row: seen.update({row.epoch: [p.detach().clone() for p in model.parameters()]}),
     )  # fmt: skip
     for epoch in (0, 1, 2):
-        early = early_network(plan, 0, data, epoch)
-        assert all(torch.equal(a, b) for a, b in zip(seen[epoch], early.parameters(), strict=True)), epoch
+        early = early_weights(plan, 0, data, epoch)
+        assert early.keys() == model.state_dict().keys()
+        named = dict(zip((name for name, _ in model.named_parameters()), seen[epoch], strict=True))
+        assert all(torch.equal(early[name], weight) for name, weight in named.items()), epoch
 
 
 @pytest.mark.parametrize(
@@ -93,6 +102,16 @@ def test_rewinding_gives_the_weights_of_that_epoch(tmp_path):
     [
         ("  - rewind: {epochs: 3}\n", "3 is after the dense training, which has 2"),
         ("  - prune_to: {parameters: 0.5}\n  - rewind: {epochs: 1}\n", "needs the dense network's shapes"),
+        (
+            "  - prune: {budget: {name: global, sparsity: 0.7},\n"
+            "            schedule: {name: cubic, steps: 3, rewind: 3, retrain: {}}}\n",
+            "3 is after the dense training, which has 2",
+        ),
+        (
+            "  - prune_to: {parameters: 0.5}\n  - prune: {budget: {name: global, sparsity: 0.7}, "
+            "schedule: {name: cubic, steps: 3, rewind: 1, retrain: {}}}\n",
+            "needs the dense network's shapes",
+        ),
         ("  - group_lasso: {train: {epochs: 0}}\n", "needs epochs"),
         ("  - grow_penalty: {budget: {name: global, sparsity: 0.5}, train: {keep: best}}\n", "keep: last"),
         ("  - regrow: {budget: {name: trimmed}}\n", "unknown name 'trimmed'"),

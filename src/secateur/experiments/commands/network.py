@@ -282,5 +282,6 @@ def _side_by_side(before: Profile, after: Profile) -> str:
         ("bytes", f"{before.bytes_dense:,}", f"{after.bytes_dense:,}"),
         ("latency, ms", f"{after.latency_dense_ms:.3f}", f"{after.latency_ms:.3f}"),
         ("peak memory, MB", peak(before), peak(after)),
+        ("average memory, MB", f"{before.average_memory_mb:.2f}", f"{after.average_memory_mb:.2f}"),
     ]
     return "\n".join(table(rows, words=1))

@@ -18,6 +18,7 @@ from secateur.errors import SecateurError, SecateurWarning
 from secateur.experiments.choices import make
 from secateur.experiments.fields import EXACT, Count
 from secateur.experiments.steps.base import Action, Step
+from secateur.experiments.steps.rewind import check_epoch, rewind
 from secateur.experiments.steps.settings import (
     Budget,
     Calibration,
@@ -53,6 +54,14 @@ class Gradually(BaseModel):
     name: str
     steps: Annotated[int, Field(ge=2, le=10_000)] | None = None
     retrain: Annotated[Training | None, PlainValidator(_between)]
+    rewind: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+    @model_validator(mode="after")
+    def check(self, info: ValidationInfo) -> Self:
+        """Refuse an epoch to go back to that the dense training does not have."""
+        if self.rewind is not None:
+            check_epoch(self.rewind, info, "rewind")
+        return self
 
     @property
     def schedule(self) -> Any:
@@ -68,7 +77,8 @@ class Prune(Step):
     shrinkage: Shrinkage = Field(Hard(), description="What becomes of a weight at the cut.")
     schedule: Gradually | None = Field(
         None,
-        description="The way to the budget in steps; `retrain`: the training after each but the last.",
+        description="The way to the budget in steps; `retrain`: the training after each but the last; "
+        "`rewind: k` sets the weights, before that training, to those after k epochs of the dense one.",
     )
     block: Annotated[tuple[Count, Count], pydantic.Strict(False)] | None = Field(
         None, description="Height and width of the blocks that go together."
@@ -128,13 +138,18 @@ class Prune(Step):
         return [*super().patterns, *(amount if isinstance(amount, Mapping) else ())]
 
     @property
+    def needs_shapes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it goes back to weights of the dense network."""
+        return self.schedule is not None and self.schedule.rewind is not None
+
+    @property
     def reads_norms(self) -> bool:
         return says(self.criterion, "reads_norms")
 
     def actions(self, id: str) -> Sequence[Action]:
         cuts = [Action(partial(self.cut, id=id, budget=budget), self.timed_as) for budget in self.levels]
         between = [
-            Action(partial(_retrain, id=f"{id}.{level}", training=training), "retrain")
+            Action(partial(self.train_between, id=f"{id}.{level}", training=training), "retrain")
             for level, training in enumerate(self.trainings)
         ]
         return [action for pair in zip_longest(cuts, between) for action in pair if action is not None]
@@ -185,6 +200,8 @@ class Prune(Step):
     def _weights(self, model: nn.Module) -> int:
         return sum(t.weight.numel() for t in find_targets(model, self.include, self.exclude).values())
 
-
-def _retrain(work: Work, id: str, training: Training) -> None:
-    work.train(work.state.model, id, training)
+    def train_between(self, work: Work, id: str, training: Training) -> None:
+        """Train after one cut and before the next, from weights of the dense training where it says so."""
+        if self.schedule is not None and self.schedule.rewind is not None:
+            rewind(work, id, self.schedule.rewind)
+        work.train(work.state.model, id, training)
