@@ -275,6 +275,7 @@ def _converted(captured: Captured, opset: int | None) -> tuple[_Feed, bytes]:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     name = type(captured.model).__name__
+    assert captured.program is not None  # a batch of any size is exported or refused
     try:
         with _quiet():
             program: Any = torch.onnx.export(

@@ -1,46 +1,85 @@
-"""The graph of a network: its ``forward`` as ``torch.export`` records it, before decomposition."""
+"""The graph of a network: its ``forward`` as ``torch.export`` records it, before decomposition, or as it
+ran for the example where an export is refused."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree
 
 from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.names import unwrapped
+from secateur.graph.recording import Recording, record
 from secateur.running import arguments, forward_once
+from secateur.text import first_line
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
+_EXPORTED, _RECORDED = "torch.export", "as it ran"
+_LOUD = ("torch._export", "torch.export", "torch.fx.experimental", "torch._dynamo", "torch._subclasses")
 
 
 @dataclass(frozen=True)
 class Captured:
-    """An exported graph of a copy of ``model``, and what its placeholders stand for.
+    """A graph of a copy of ``model``, and what its placeholders stand for.
 
     ``tensors``: parameter or buffer by placeholder name, under its first name in the model;
     ``constants``: the tensors written into the forward, and those that it keeps from its first run on;
-    ``inputs``: the placeholders of the caller.
+    ``inputs``: the placeholders of the caller; ``outputs``: the nodes of what it returns, in ``out_spec``.
+
+    ``program`` is what ``torch.export`` gave; None where the graph is what ran for the example, and then
+    ``refused`` says why, and ``left`` which nodes' numbers left it (read by Python or numpy) and in which
+    modules: they are the example's for good.
     """
 
     model: nn.Module
-    program: ExportedProgram
+    graph_module: fx.GraphModule
     tensors: dict[str, str]
     buffers: frozenset[str]
     constants: dict[str, Tensor]
     inputs: tuple[str, ...]
+    out_spec: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    program: ExportedProgram | None = None
+    refused: str = ""
+    left: Mapping[fx.Node, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
-        return self.program.graph_module.graph
+        return self.graph_module.graph
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the nodes that it returns."""
+        if self.program is not None:
+            return tuple(self.program.graph_signature.user_outputs)  # type: ignore[arg-type]
+        end = next(iter(self.graph.find_nodes(op="output")))
+        return tuple(node.name for node in end.args[0] if isinstance(node, fx.Node))  # type: ignore[union-attr]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the graph says of the example alone, in words."""
+        if not self.refused:
+            return ()
+        places = dict.fromkeys(
+            f"in {path!r}" if path else "in its own forward" for path in self.left.values()
+        )
+        numbers = f"; numbers are read from tensors {', '.join(places)}" if places else ""
+        return (
+            f"analysed as it ran on the example inputs, because torch.export refuses it ({self.refused})"
+            f"{numbers}; where other inputs take another path, give examples= that do",
+        )
 
     def tensor(self, name: str) -> Tensor:
         """Return the model's parameter or buffer ``name``."""
@@ -54,7 +93,8 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> Captured:
-    """Export a copy of ``model`` in eval mode on example inputs; raises ModelError where that fails.
+    """Capture a copy of ``model`` in eval mode on example inputs: exported, or as it runs on them where that
+    is refused. Raises ModelError where neither can be done.
 
     The copy has run once before: what a forward makes at its first run and keeps (a table of positions,
     an entry of a cache that all copies share) is made of real numbers, and not by the export.
@@ -62,23 +102,74 @@ def capture(
     model = unwrapped(model)
     args, named = arguments(example_inputs, kwargs)
     work = copied(model).eval()
-    if not any(tensor.is_meta for _, tensor in all_tensors(work)):
+    real = not any(tensor.is_meta for _, tensor in all_tensors(work))
+    if real:
         forward_once(work, args, kwargs=named)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet(), redirect_stderr(StringIO()):  # where torch prints the graph as far as it came
             program = torch.export.export(
                 work, fresh(args), fresh(named) or None, dynamic_shapes=dynamic_shapes, strict=False
             )
+        _check_sizes(program)
+        captured = _exported(model, work, program, args, named)
+    except ModelError:
+        raise
     except Exception as error:  # export raises anything that the forward does, and its own kinds
-        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-        raise ModelError(
-            f"{type(model).__name__} cannot be captured by torch.export on these example inputs: {lines[0]}"
-        ) from error
+        why, name = _reason(error), type(model).__name__
+        if not real or dynamic_shapes is not None:
+            raise ModelError(
+                f"{name} cannot be captured by torch.export on these example inputs: {why}"
+            ) from error
+        try:
+            with _quiet():
+                captured = _recorded(model, copied(model).eval(), args, named, why)
+        except Exception as second:
+            raise ModelError(
+                f"{name} cannot be captured on these example inputs, neither by torch.export ({why}) nor "
+                f"as it runs ({_reason(second)})"
+            ) from second
+    _check_own(captured)
+    return captured
+
+
+def _check_sizes(program: ExportedProgram) -> None:
+    """Raise ValueError for a size that depends on the values of the inputs: nothing can be cut beside it."""
+    for node in program.graph.nodes:
+        for value in _pytree.tree_leaves(node.meta.get("val")):
+            sizes = (
+                [n.node for n in value.shape if isinstance(n, torch.SymInt)]
+                if isinstance(value, Tensor)
+                else []
+            )
+            if any(size.hint is None for size in sizes):
+                raise ValueError(f"the size of {node.target} depends on the values of its operands")
+
+
+def _reason(error: Exception) -> str:
+    return first_line(error).partition(" (unhinted")[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the fused path of attention, which no graph shows, and without torch's own reports."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in _LOUD}
+    torch.backends.mha.set_fastpath_enabled(False)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+
+
+def _exported(
+    model: nn.Module, work: nn.Module, program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Captured:
     first, made = first_names(model), dict(all_tensors(work))
     tensors: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
@@ -87,10 +178,8 @@ def capture(
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
-            tensor = made[spec.target]
-            # A buffer that the run registered, or made anew for these inputs.
-            if spec.target not in first or tensor.shape != tensor_of(model, spec.target).shape:
-                constants[name] = tensor
+            if _grown(model, first, spec.target, made[spec.target]):
+                constants[name] = made[spec.target]
                 continue
             tensors[name] = first[spec.target]
             if spec.kind == InputKind.BUFFER:
@@ -99,14 +188,44 @@ def capture(
             constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
-    given = {parameter.data_ptr() for parameter in model.parameters() if parameter.numel()}
-    written = [tensor for tensor in constants.values() if not tensor.is_meta and tensor.numel()]
+    return Captured(
+        model, program.graph_module, tensors, frozenset(buffers), constants, tuple(inputs),
+        program.call_spec.out_spec, args, kwargs, program,
+    )  # fmt: skip
+
+
+def _recorded(
+    model: nn.Module, work: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], why: str
+) -> Captured:
+    forward_once(work, args, kwargs=kwargs)
+    first = first_names(model)
+    held = {
+        name: tensor
+        for name, tensor in all_tensors(work)
+        if first.get(name) == name and not _grown(model, first, name, tensor)
+    }
+    done: Recording = record(work, args, kwargs, held)
+    buffers = {name for name, tensor in held.items() if not isinstance(tensor, nn.Parameter)}
+    return Captured(
+        model, done.graph_module, done.tensors, frozenset(buffers), done.constants, done.inputs,
+        done.out_spec, args, kwargs, refused=why, left=done.left,
+    )  # fmt: skip
+
+
+def _grown(model: nn.Module, first: Mapping[str, str], name: str, tensor: Tensor) -> bool:
+    """Whether a run registered a buffer, or made it anew for its inputs."""
+    return name not in first or tensor.shape != tensor_of(model, name).shape
+
+
+def _check_own(captured: Captured) -> None:
+    """Refuse a forward that reads the given network itself: no copy of it could be cut."""
+    given = {parameter.data_ptr() for parameter in captured.model.parameters() if parameter.numel()}
+    written = [tensor for tensor in captured.constants.values() if not tensor.is_meta and tensor.numel()]
     if any(tensor.data_ptr() in given for tensor in written):
         raise ModelError(
-            f"{type(model).__name__}: its forward reads the network by another way than self (a global name, "
-            "say), so that no copy of it could be cut; write the forward as a method"
+            f"{type(captured.model).__name__}: its forward reads the network by another way than self (a "
+            "global name, say), so that no copy of it could be cut; write the forward as a method"
         )
-    return Captured(model, program, tensors, frozenset(buffers), constants, tuple(inputs), args, named)
 
 
 def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

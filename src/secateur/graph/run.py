@@ -78,11 +78,11 @@ class Bound:
             return replaced.get(at, values.get(at, self.fixed.get(at)))
 
         if node.op == "get_attr":
-            return getattr(self.captured.program.graph_module, str(node.target))
+            return getattr(self.captured.graph_module, str(node.target))
         if node.op == "output":
             return fx.map_arg(node.args[0], value)
         return None if Call(node).checks else Call(node).run(value)
 
     def rebuilt(self, flat: list[Any]) -> Any:
         """Return the outputs as the model gives them."""
-        return _pytree.tree_unflatten(flat, self.captured.program.call_spec.out_spec)  # type: ignore[arg-type]
+        return _pytree.tree_unflatten(flat, self.captured.out_spec)

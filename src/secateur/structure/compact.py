@@ -128,7 +128,7 @@ def compact(
         optimizer=trainers.optimizer,
         scheduler=trainers.scheduler,
         masks=None if masks is None else masks.follow(small, removed),
-        notes=(*trial.notes, *_compiled(model), *trainers.notes),
+        notes=(*structure.captured.notes, *trial.notes, *_compiled(model), *trainers.notes),
         unseen=trial.unseen(removed),
     )
     return small, proof

@@ -125,7 +125,7 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         some &= ~found.pruned[name]
         if some.any():
             candidates[name] = some
-    if not candidates:
+    if not candidates or structure.captured.refused:  # what ran once need not run on other numbers
         return False
     reads = {read for name in candidates for read in readers[name]}
     values, constant = _observed(work, structure, reads)

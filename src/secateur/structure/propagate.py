@@ -18,6 +18,7 @@ from secateur.structure.labels import Array, Labels
 from secateur.structure.replaced.norms import kind_of
 
 OUTPUT = "model output"
+LEFT = "its numbers are read by Python"
 UNUSED = "this forward does not use it"
 UNPRUNABLE = "combined with an unprunable tensor"
 
@@ -194,6 +195,8 @@ class Walk:
             elif node.op == "output":
                 for used in node.all_input_nodes if graph is self.captured.graph else ():
                     self.freeze_all(values_in(self.values.get(used)), OUTPUT)
+                for used in self.captured.left if graph is self.captured.graph else ():
+                    self.freeze_all(values_in(self.values.get(used)), LEFT)
                 return node.args[0]
         return None
 

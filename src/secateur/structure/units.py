@@ -139,6 +139,7 @@ class Structure:
             stay = [("", "dim", "stays", "because")]
             stay += [(p.name, str(p.dim), f"{p.kept} of {p.size}", p.reason) for p in self.protected]
             lines += table(stay, words=1)
+        lines += [f"note: {note}" for note in self.captured.notes]
         return "\n".join(lines)
 
 

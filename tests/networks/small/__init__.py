@@ -13,5 +13,6 @@ from .conv import CONV
 from .dense import DENSE
 from .joins import JOINS
 from .recurrent import RECURRENT
+from .values import VALUES
 
-SMALL: tuple[Network, ...] = (*CONV, *CHANNELS, *JOINS, *DENSE, *RECURRENT, *ATTENTION, *BLOCKS)
+SMALL: tuple[Network, ...] = (*CONV, *CHANNELS, *JOINS, *DENSE, *RECURRENT, *ATTENTION, *BLOCKS, *VALUES)

@@ -113,6 +113,8 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
         raise ModelError(
             f"{type(model).__name__} cannot be captured with any number of examples in a batch: {error}"
         ) from error
+    if captured.left:
+        raise ModelError(f"{type(model).__name__} cannot be a program: {captured.notes[0]}")
     lowered = lower(captured, batch)
     nodes = pruned(lowered.nodes, lowered.outputs)
     nodes, tensors = fold(nodes, lowered.tensors, lowered.outputs)

@@ -35,7 +35,7 @@ def lower(captured: Captured, batch: int) -> Lowering:
                 raise ModelError(_refusal(captured, Call(node), str(error))) from None
         elif node.op == "get_attr":
             made.values[node] = None
-    for name in captured.program.graph_signature.user_outputs:
+    for name in captured.outputs:
         value = next((made.values[n] for n in captured.graph.nodes if n.name == name), None)
         if not isinstance(value, Value):
             raise ModelError(f"{type(captured.model).__name__} puts out what does not depend on its input")

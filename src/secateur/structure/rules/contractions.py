@@ -226,11 +226,11 @@ def _recurrent(gates: int) -> Any:
         params: list[Labelled] = a["params"]
         directions = 2 if a["bidirectional"] else 1
         per = 4 if a["has_biases"] else 2
-        if "data" in a or len(params) != per * directions * a["num_layers"]:
-            reason = f"{call.node.target} with projections or packed input"
-            walk.freeze_all(values_in(list(a.values())), reason)
+        if len(params) != per * directions * a["num_layers"]:
+            walk.freeze_all(values_in(list(a.values())), f"{call.node.target} with projections")
             return results
-        x, weights, size = a["input"], call.arguments["params"], params[1].shape[1]
+        given = "data" if "data" in a else "input"  # packed sequences, or padded ones
+        x, weights, size = a[given], call.arguments["params"], params[1].shape[1]
         vectors = math.prod(x.shape[:-1])  # each weight is used once a step and sequence
         hidden = walk.fresh(size)
         state = Labelled((size,), [hidden], [True])
@@ -241,7 +241,7 @@ def _recurrent(gates: int) -> Any:
                 part = params[start : start + per]
                 walk.contract(value, axis, part[0], 1)
                 if layer == 0:
-                    walk.note(call.node, call.arguments["input"], axis, weights[start], 1, None, True)
+                    walk.note(call.node, call.arguments[given], axis, weights[start], 1, None, True)
                 walk.contract(state, 0, part[1], 1)
                 for weight, tensor in zip(weights[start : start + 2], part, strict=False):
                     walk.count(weight, vectors * math.prod(tensor.shape))

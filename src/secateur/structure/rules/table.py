@@ -118,7 +118,7 @@ def _other(walk: Walk, call: Call) -> Any:
         arguments = [a for a in node.args if isinstance(a, fx.Node)]
         inner = [a for a in arguments if a.op == "get_attr"]
         if len(inner) == 1:
-            module = getattr(walk.captured.program.graph_module, str(inner[0].target), None)
+            module = getattr(walk.captured.graph_module, str(inner[0].target), None)
             if isinstance(module, fx.GraphModule):
                 outside = arguments[arguments.index(inner[0]) + 1 :]
                 places = [n for n in module.graph.nodes if n.op == "placeholder"]
@@ -235,6 +235,20 @@ def _reduce(zero_safe: bool) -> Rule:
     return rule
 
 
+def _packed(walk: Walk, call: Call, a: Arguments) -> Any:
+    """Sequences packed beside each other, or padded again: what stands behind batch and time carries over."""
+    value = next(v for v in values_in(list(a.values())) if v.dtype.is_floating_point)
+    packed = len(value.shape) - len(plain_of(call.node.meta["val"])[0].shape)
+    first = 2 if packed > 0 else 1  # of a sequence padded, and packed
+    walk.freeze(value, range(first), "batch and time of sequences")
+    out = plain_of(call.node.meta["val"])
+    shift = len(out[0].shape) - len(value.shape)
+    for dim in range(first, len(value.shape)):
+        out[0].dims[dim + shift] = value.dims[dim]
+        out[0].zero[dim + shift] = value.zero[dim] and not a.get("padding_value")
+    return out
+
+
 def _along(walk: Walk, call: Call, a: Arguments) -> Any:
     """Softmax and its like: the dim they run along stays, the others carry over."""
     value: Labelled = a["self"]
@@ -319,5 +333,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys([aten.copy, aten.fill, aten.index_put, aten.slice_scatter], _write),
     **dict.fromkeys([aten.select_scatter, aten.scatter, aten.scatter_add, aten.masked_scatter], _write),
     **dict.fromkeys([aten.index_add, aten.index_copy, aten.gather], _write),
+    **dict.fromkeys([aten._pack_padded_sequence, aten._pad_packed_sequence], _packed),
+    **dict.fromkeys([aten.item, aten._local_scalar_dense, aten.is_nonzero], lambda walk, call, a: None),
     **dict.fromkeys([aten.size, aten.sym_size], lambda walk, call, a: plain_of(call.node.meta.get("val"))),
 }
