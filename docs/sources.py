@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
+from secateur.experiments.recipe import packaged_recipes
 from secateur.report.aggregate import Figure, Group, all_groups, figure_of, percent, settings_text
 from secateur.report.figures import match
 
@@ -99,7 +102,7 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Row]]
     """Yield each quoted figure under its source's heading."""
     groups = [group for study in found.values() for group in all_groups([study])]
     for name, study in found.items():
-        heading = next((title for start, title in SOURCES.items() if start in study["source"]), None)
+        heading = next((title for start, title in SOURCES.items() if study["source"].startswith(start)), None)
         if heading is None or "question" in study["source"]:
             continue
         mine = [group for group in groups if group.study == name]
@@ -112,6 +115,17 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Row]]
                     whole = metric in ("compression_rate", "accuracy_dense")  # what nothing else could better
                     best = own if whole else _best(groups, own, metric)
                     yield heading, Row(what, float(value), metric, own, best, str(entry.get("note", "")))
+
+
+def _unkept() -> dict[str, Mapping[str, Any]]:
+    """Return what the recipes quote, as studies without a trial."""
+    texts = {name: path.read_text(encoding="utf-8") for name, path in packaged_recipes().items()}
+    recipes = {name: yaml.safe_load(text) for name, text in texts.items()}
+    return {
+        name: {key: recipe[key] for key in ("source", "reference")} | {"recipe": name, "trials": []}
+        for name, recipe in recipes.items()
+        if "reference" in recipe
+    }
 
 
 def _best(groups: Sequence[Group], own: Group | None, metric: str) -> Group | None:
@@ -170,7 +184,7 @@ def figure(group: Group | None, metric: str, split: str = "") -> Figure | None:
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the whole page."""
     parts: dict[str, list[Row]] = {title: [] for title in SOURCES.values()}
-    for heading, row in rows_of(found):
+    for heading, row in rows_of({**_unkept(), **found}):
         parts[heading].append(row)
     text = HEAD
     for heading, rows in parts.items():

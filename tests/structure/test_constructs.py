@@ -10,6 +10,7 @@ from networks import judged
 from networks.comparing import snapshot, unchanged
 from networks.hf import HF
 from networks.small import SMALL
+from networks.small.indexing import INDEXING
 from networks.small.values import VALUES
 
 ZOO = {network.name: network for network in (*SMALL, *HF)}
@@ -52,7 +53,7 @@ FAMILIES = [
     "two_inputs_two_outputs",
     "dict_output",
     "keyword_film",
-    *(network.name for network in VALUES),
+    *(network.name for network in (*VALUES, *INDEXING)),
 ]
 TRANSFORMERS = ["hf_llama", "hf_gpt2", "hf_bert"]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ def _check_sizes(program: ExportedProgram) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return first_line(error).partition(" (unhinted")[0]
+    return shorten(first_line(error).partition(" (unhinted")[0], 120, placeholder=" ...")
 
 
 @contextmanager

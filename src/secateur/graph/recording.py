@@ -21,6 +21,7 @@ from torch.utils import _pytree
 from secateur.copying import fresh
 from secateur.graph.calls import Call
 from secateur.graph.compare import tensors_in
+from secateur.running import as_written
 
 _LEAVES = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)  # ways out that are no operators
 _NUMBERS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.item, torch.ops.aten.is_nonzero)
@@ -65,13 +66,15 @@ def record(
         structure.append(out_spec)
         return [*flat, *watch.left]
 
-    traced = make_fx(
+    recorder = make_fx(
         run,
         tracing_mode="real",
         pre_dispatch=True,
         _allow_non_fake_inputs=True,
         _error_on_data_dependent_ops=False,
-    )(list(names.values()), [leaves[index] for index in places])
+    )
+    with as_written(), torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+        traced = recorder(list(names.values()), [leaves[index] for index in places])
     return _tidied(traced, list(names), len(leaves), places, structure[0], len(watch.left))
 
 

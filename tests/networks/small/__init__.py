@@ -11,8 +11,19 @@ from .blocks import BLOCKS
 from .channels import CHANNELS
 from .conv import CONV
 from .dense import DENSE
+from .indexing import INDEXING
 from .joins import JOINS
 from .recurrent import RECURRENT
 from .values import VALUES
 
-SMALL: tuple[Network, ...] = (*CONV, *CHANNELS, *JOINS, *DENSE, *RECURRENT, *ATTENTION, *BLOCKS, *VALUES)
+SMALL: tuple[Network, ...] = (
+    *CONV,
+    *CHANNELS,
+    *JOINS,
+    *DENSE,
+    *RECURRENT,
+    *ATTENTION,
+    *BLOCKS,
+    *VALUES,
+    *INDEXING,
+)

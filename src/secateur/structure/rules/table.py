@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from secateur.graph.calls import Call
 from secateur.graph.operators import operator_of, plain
 from secateur.structure.propagate import UNPRUNABLE, Labelled, Walk, plain_of, result_of, values_in
-from secateur.structure.rules import contractions, norms
+from secateur.structure.rules import contractions, indexing, norms
 from secateur.structure.rules.movement import move
 from secateur.structure.rules.probe import carries, zeros_stay
 
@@ -48,6 +48,8 @@ def apply(walk: Walk, call: Call) -> Any:
 
 def pointwise(walk: Walk, call: Call, arguments: Arguments) -> Any:
     """Broadcast, and tie what meets."""
+    if not isinstance(call.node.meta.get("val"), Tensor):  # where(condition) gives indices
+        return _unknown(walk, call, arguments)
     operands = [v for v in values_in(list(arguments.values())) if v.shape]
     out = result_of(call.node)
     for dim in range(len(out.shape)):
@@ -80,12 +82,9 @@ def _moved(walk: Walk, call: Call, arguments: Arguments) -> Any:
     source = walk.values.get(source_node)
     if not isinstance(source, Labelled):
         return _unknown(walk, call, arguments)
-    if key is aten.index:
-        _freeze_indexed(walk, source, given["indices"])
-    elif key in (aten.index_select, aten.take_along_dim):
-        index = given["index"] if "index" in given else given["indices"]
-        if index not in walk.constants:
-            walk.freeze(source, [given["dim"]], "indexed by a tensor")
+    if key is aten.index_select:
+        if given["index"] not in walk.constants:
+            walk.freeze(source, [given["dim"]], indexing.INDEXED)
     elif key is aten.select:
         walk.freeze(source, [given["dim"]], "a fixed index is picked from it")
     elif key is aten.roll:
@@ -99,16 +98,6 @@ def _rolled(source: Labelled, arguments: Arguments) -> list[int]:
     dims = arguments["dims"]
     dims = [dims] if isinstance(dims, int) else dims
     return [d % len(source.shape) for d in dims] if dims else list(range(len(source.shape)))
-
-
-def _freeze_indexed(walk: Walk, source: Labelled, indices: Sequence[Any]) -> None:
-    """A dim indexed by a tensor keeps its labels only where the index is a known list."""
-    for dim, index in enumerate(indices):
-        if index is None:
-            continue
-        constant = walk.constants.get(index)
-        if constant is None or constant.dim() != 1 or constant.dtype == torch.bool:
-            walk.freeze(source, [dim], "indexed by a tensor")
 
 
 def _other(walk: Walk, call: Call) -> Any:
@@ -294,11 +283,6 @@ def _like(zero: bool) -> Rule:
     return rule
 
 
-def _write(walk: Walk, call: Call, a: Arguments) -> Any:
-    walk.freeze_all(values_in(list(a.values())), "written to in part")
-    return plain_of(call.node.meta.get("val"))
-
-
 def _prelu(walk: Walk, call: Call, a: Arguments) -> Labelled:
     value, slope = a["self"].copy(), a["weight"]
     if math.prod(slope.shape) > 1:
@@ -321,6 +305,7 @@ KINDS: dict[str, Rule] = {
 RULES: dict[Any, Rule] = {
     **contractions.RULES,
     **norms.RULES,
+    **indexing.RULES,
     aten.stack: _stack,
     aten.glu: _glu,
     aten.embedding: _embedding,
@@ -330,9 +315,6 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys([aten.ones, aten.full, aten.new_ones, aten.new_full], _factory(False)),
     aten.zeros_like: _like(True),
     **dict.fromkeys([aten.ones_like, aten.full_like], _like(False)),
-    **dict.fromkeys([aten.copy, aten.fill, aten.index_put, aten.slice_scatter], _write),
-    **dict.fromkeys([aten.select_scatter, aten.scatter, aten.scatter_add, aten.masked_scatter], _write),
-    **dict.fromkeys([aten.index_add, aten.index_copy, aten.gather], _write),
     **dict.fromkeys([aten._pack_padded_sequence, aten._pad_packed_sequence], _packed),
     **dict.fromkeys([aten.item, aten._local_scalar_dense, aten.is_nonzero], lambda walk, call, a: None),
     **dict.fromkeys([aten.size, aten.sym_size], lambda walk, call, a: plain_of(call.node.meta.get("val"))),
