@@ -13,7 +13,7 @@ import secateur as sc
 from networks.comparing import error
 from networks.drawn import randn
 from networks.refitted import combined, pair
-from secateur.methods import reconstruction
+from secateur.methods import fitted_layer
 from secateur.methods.reconstruction import reconstruct
 
 
@@ -112,8 +112,8 @@ CONVS = {
 @pytest.mark.parametrize("kind", CONVS)
 @pytest.mark.parametrize("positions", [7, 10_000])
 def test_twin_channels_of_convolutions(kind, bias, positions, monkeypatch):
-    monkeypatch.setattr(reconstruction, "POSITIONS", positions)
-    monkeypatch.setattr(reconstruction, "_CHUNK", 3000)  # several chunks
+    monkeypatch.setattr(fitted_layer, "POSITIONS", positions)
+    monkeypatch.setattr(fitted_layer, "_CHUNK", 3000)  # several chunks
     conv, shape, options = CONVS[kind]
     torch.manual_seed(0)
     model = Twins(conv(2, 4, 1, bias=bias), conv(4, 3, bias=bias, **options), bias)
@@ -129,7 +129,7 @@ def test_twin_channels_of_convolutions(kind, bias, positions, monkeypatch):
 
 
 def test_drawn_positions_are_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(reconstruction, "POSITIONS", 5)
+    monkeypatch.setattr(fitted_layer, "POSITIONS", 5)
     x = randn(6, 2, 9, 9)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))

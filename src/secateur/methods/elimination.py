@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError
 from secateur.graph.names import unwrapped
-from secateur.methods.reconstruction import FittedLayer, calls_of, fitted_layer
+from secateur.methods.fitted_layer import FittedLayer
+from secateur.methods.reconstruction import calls_of, fitted_layer, seen_of
 from secateur.pruning.calibration import Batches, batches
 from secateur.running import as_written
 from secateur.structure.units import Group, Structure
@@ -87,7 +88,7 @@ def _seen(structure: Structure, model: nn.Module, data: Batches) -> dict[str, Fi
         calls = calls_of(model, layers, data) if layers else {}
         for path, number in list(calls.items()):
             pairs = batches(data, "Reconstruction", model)
-            if any(layers[path].see(model, model, inputs, number) for inputs, _ in pairs):
+            if any(seen_of(layers[path], model, model, inputs, number) for inputs, _ in pairs):
                 del layers[path]
     return {path: layers[path] for path in calls if path in layers}
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from secateur.copying import copied, fresh
-from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
+from secateur.errors import BudgetError, CriterionError, ModelError, TargetError
 from secateur.graph.calls import Call
 from secateur.graph.capture import tensor_of
-from secateur.graph.compare import difference
 from secateur.graph.names import canonical_modules, unwrapped
 from secateur.graph.operators import operator_of
+from secateur.methods.fitted_layer import FittedLayer
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.running import as_written, call_model, failing
@@ -27,9 +26,6 @@ from secateur.structure.labels import Array
 from secateur.structure.layers import LayerView, layer_view
 from secateur.structure.proof import untraced
 from secateur.structure.units import Slice, Structure, all_zero
-
-POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
-_CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,8 @@ def reconstruct(
         for name, number in calls.items():
             layer = layers.pop(name)  # its sums are large
             pairs = batches(data, "reconstruct (which reads data several times)", model)
-            why = next((w for inputs, _ in pairs if (w := layer.see(work, reference, inputs, number))), "")
+            seen = (seen_of(layer, work, reference, inputs, number) for inputs, _ in pairs)
+            why = next(filter(None, seen), "")
             if why:
                 skipped[name] = why
             else:
@@ -210,6 +207,13 @@ def _multiplies(call: Call, weight: fx.Node, view: LayerView) -> bool:
     return affine and call.arguments.get(row.weight or "") is weight
 
 
+def seen_of(layer: FittedLayer, model: nn.Module, dense: nn.Module, batch: Any, number: int) -> str:
+    """Show a layer of ``model`` a batch, what it reads there and what it puts out in ``dense``; return why
+    not where that says nothing."""
+    inputs = _shown(model, layer.module, batch, number, outputs=False)
+    return layer.see(inputs, _shown(dense, layer.dense, batch, number, outputs=True))
+
+
 class _Enough(BaseException):
     """Ends a forward that has shown what was wanted; no ``except Exception`` in it is in the way."""
 
@@ -246,126 +250,3 @@ def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs
     with register(hook, with_kwargs=True), suppress(_Enough), failing(model, batch, "a batch of data="):
         call_model(model, fresh(batch))
     return seen
-
-
-class FittedLayer:
-    """A layer as a matrix (outputs, flattened inputs) of which some rows and columns live; a bias is
-    one more column, which reads 1. Sums over examples: of x xᵀ, x yᵀ and y² for the x and y kept."""
-
-    def __init__(self, module: nn.Module, dense: nn.Module, view: LayerView) -> None:
-        self.module, self.dense, self.view = module, dense, view
-        self.weight: Tensor = getattr(module, view.weights[0])
-        self.bias: Tensor | None = None if view.bias is None else getattr(module, view.bias)
-        alive = view.matrix(self.weight) != 0
-        self.rows, self.columns = (alive.any(dim).nonzero().flatten() for dim in (1, 0))
-        self.xx = self.xy = self.yy = torch.zeros((), dtype=torch.float64, device=self.weight.device)
-        self.draw = torch.Generator().manual_seed(0)
-
-    def thinned(self, masks: Mapping[str, Tensor], path: str) -> bool:
-        """Whether masks zero any entry of the rows and columns kept."""
-        names = (self.view.weights[0], self.view.bias or "")
-        weight, bias = (masks.get(f"{path}.{name}".lstrip(".")) for name in names)
-        inside = weight is None or self.view.matrix(weight)[self.rows][:, self.columns].all()
-        return not (inside and (bias is None or bias[self.rows].all()))
-
-    def see(self, model: nn.Module, dense: nn.Module, batch: Any, number: int) -> str:
-        """Add the inputs now and the dense outputs of a batch; return why not where that says nothing."""
-        inputs = _shown(model, self.module, batch, number, outputs=False)
-        targets = _shown(dense, self.dense, batch, number, outputs=True)
-        if self.view.registered and not all(map(self._computes, inputs)):
-            return "its output is not the product of its input and its weight"
-        if len(inputs) != len(targets) or not all(map(self._add, inputs, targets)):
-            return "it does not run on the same examples in both networks"
-        return ""
-
-    def _computes(self, x: Tensor) -> bool:
-        """Whether the layer's output is what a layer of its kind computes."""
-        product = F.linear(x.movedim(self.view.channels, -1), self.view.matrix(self.weight), self.bias)
-        rounding = 64 * torch.finfo(product.dtype).eps
-        return difference(self.module(x).movedim(self.view.channels, -1), product) <= rounding
-
-    def _add(self, x: Tensor, y: Tensor) -> bool:
-        if self.view.product == "windows":
-            batched = self.view.kernel + 2
-            x, y = (t if t.dim() == batched else t[None] for t in (x, y))
-            x, y = _windows(self.module, x), y.movedim(1, -1)
-        else:
-            x, y = (t.movedim(self.view.channels, -1) for t in (x, y))
-            x, y = (t.reshape(-1, t.shape[-1]) for t in (x, y))
-        spatial = y.shape[1:-1]
-        if x.shape[: y.dim() - 1] != y.shape[:-1]:
-            return False
-        width = x.shape[y.dim() - 1 :].numel()
-        step = max(1, _CHUNK // (width * min(POSITIONS, spatial.numel())))
-        for part, target in zip(x.split(step), y.split(step), strict=True):
-            if spatial.numel() > POSITIONS:
-                chosen = torch.randint(spatial.numel(), (len(part), POSITIONS), generator=self.draw)
-                at = torch.arange(len(part))[:, None], *torch.unravel_index(chosen, spatial)
-                part, target = part[at], target[at]
-            part = part.reshape(-1, width)[:, self.columns].double()
-            target = target.reshape(-1, y.shape[-1])[:, self.rows].double()
-            if self.bias is not None:
-                part = F.pad(part, (0, 1), value=1.0)
-            self.xx, self.xy = self.xx + part.T @ part, self.xy + part.T @ target
-            self.yy = self.yy + target.square().sum()
-        return True
-
-    def refit(self, name: str, ridge: float) -> tuple[float, float]:
-        """Write the best weights and bias; return the relative error before and after."""
-        if not (self.xx.isfinite().all() and self.xy.isfinite().all()):
-            raise NonFiniteError(f"{name}: what it reads or puts out holds a NaN or an infinity")
-        old = self.kept()
-        rest = self.xy - self.xx @ old
-        if self.bias is None:
-            change = _solved(self.xx, rest, ridge)
-        else:  # the best bias for any weights, put in: that centres x and y
-            number = self.xx[-1, -1].clamp_min(1)
-            mean = self.xx[:-1, -1:] / number
-            change = _solved(self.centred()[0], rest[:-1] - mean * rest[-1], ridge)
-            change = torch.cat([change, rest[-1] / number - mean.T @ change])
-        new = (old + change).to(self.weight.dtype)
-        matrix = self.view.matrix(self.weight).clone()
-        matrix[self.rows[:, None], self.columns] = new[: len(self.columns)].T
-        self.weight.copy_(self.view.unmatrix(matrix, self.weight))
-        if self.bias is not None:
-            self.bias[self.rows] = new[-1].to(self.bias.dtype)
-        return self._error(old), self._error(self.kept())
-
-    def centred(self) -> tuple[Tensor, float]:
-        """Return the sums of x xᵀ and y² about their means where the layer has a bias, as they are else."""
-        if self.bias is None:
-            return self.xx, float(self.yy)
-        number = self.xx[-1, -1].clamp_min(1)
-        mean = self.xx[:-1, -1:] / number
-        return self.xx[:-1, :-1] - mean * self.xx[-1, :-1], float(self.yy - (self.xy[-1] ** 2).sum() / number)
-
-    def kept(self) -> Tensor:
-        """Return the part kept, turned: (columns, rows)."""
-        weight = self.view.matrix(self.weight)[self.rows][:, self.columns].T
-        bias = () if self.bias is None else (self.bias[None, self.rows],)
-        return torch.cat([weight, *bias]).double()
-
-    def _error(self, kept: Tensor) -> float:
-        squares = self.yy + (kept * (self.xx @ kept - 2 * self.xy)).sum()
-        return max(0.0, float(squares / self.yy)) if self.yy else 0.0
-
-
-def _solved(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
-    """Return the smallest d that minimises dᵀ xx d - 2 dᵀ xy + ridge · mean(diag xx) · |d|²."""
-    pull = ridge * xx.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(xx + pull * torch.eye(len(xx)).to(xx))
-    if ridge and not failed:
-        return torch.cholesky_solve(xy, factor)
-    values, vectors = torch.linalg.eigh(xx)
-    some = values > values.max() * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, some] @ ((vectors[:, some].T @ xy) / (values[some, None] + pull))
-
-
-def _windows(conv: Any, x: Tensor) -> Tensor:
-    """Return a view (batch, *positions, channels, *kernel) of what a convolution reads."""
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
-    for dim, size in enumerate(conv.kernel_size):
-        apart = conv.dilation[dim]
-        x = x.unfold(dim + 2, apart * (size - 1) + 1, conv.stride[dim])[..., ::apart]
-    return x.movedim(1, len(conv.kernel_size) + 1)
