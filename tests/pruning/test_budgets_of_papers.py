@@ -141,13 +141,17 @@ def test_nm_keeps_the_best_along_the_input_dim(layer, dim):
     assert torch.equal(layer.weight, before * masks["weight"])
 
 
-def test_nm_needs_a_dim_that_divides():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
-    with pytest.raises(
-        BudgetError, match=r"0\.weight: shape \(8, 3, 3, 3\) has no input dim .* by 4; exclude"
-    ):
-        sc.prune(net, sc.Magnitude(), sc.NM(2, 4))
-    assert sc.prune(net, sc.Magnitude(), sc.NM(2, 4), exclude="0").sparsity == 0.5
+def test_nm_leaves_dense_what_does_not_divide_and_names_it():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1, groups=4))
+    before = [layer.weight.clone() for layer in net]
+    masks = sc.prune(net, sc.Magnitude(), sc.NM(2, 4))
+    assert masks.notes == ("not pruned: 0.weight, 2.weight (no input dim that divides by 4)",)
+    assert torch.equal(net[0].weight, before[0])
+    assert torch.equal(net[2].weight, before[2])
+    assert int((net[1].weight == 0).sum()) == before[1].numel() // 2
+    assert masks.requested == {"1.weight": 0.5}
+    with pytest.raises(BudgetError, match=r"0\.weight: shape \(8, 3, 3, 3\) .* by 4, nor has any other"):
+        sc.prune(net, sc.Magnitude(), sc.NM(2, 4), include="0")
     with pytest.raises(BudgetError, match=r"1\.bias: shape \(8,\) has no input dim"):
         sc.prune(net, sc.Magnitude(), sc.NM(2, 4), include="1.bias")
 

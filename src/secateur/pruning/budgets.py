@@ -360,14 +360,15 @@ class NM:
     """N:M: ``keep`` of every ``of`` weights along the input dim stay (2:4 is ``NM(2, 4)``).
 
     No CPU engine uses this pattern, and on a GPU only 2:4 in 16 bits does: expect no speed from it elsewhere.
-    For single weights, and no schedule raises it.
+    For single weights, and no schedule raises it. A tensor whose input dim does not divide by M stays dense,
+    and the masks' notes name it.
 
     Args:
         keep: how many stay.
-        of: of how many; the input dim of every target has to divide by it.
+        of: of how many.
 
     Raises:
-        BudgetError: for impossible numbers; when it is used, for a tensor that does not divide.
+        BudgetError: for impossible numbers; when it is used, where no tensor's input dim divides.
 
     Source:
         Mishra et al., "Accelerating Sparse Deep Neural Networks" (2021).
@@ -391,14 +392,22 @@ class NM:
         if not (is_whole(self.keep) and is_whole(self.of) and 0 < self.keep <= self.of):
             raise BudgetError(f"NM({self.keep}, {self.of}): keep 1 to {self.of} of every {self.of}")
 
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, PatternCut]:
-        for name, s in scores.items():
-            if len(s.shape) < 2 or s.shape[s.input_dim] % self.of:
-                raise BudgetError(
-                    f"{name}: shape {s.shape} has no input dim that divides by {self.of}; exclude it"
-                )
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut | PatternCut]:
         share = 1 - self.keep / self.of
-        return {n: PatternCut(self.keep, self.of, s.input_dim, share) for n, s in scores.items()}
+        stays = Cut(-math.inf, 0, note=f"no input dim that divides by {self.of}")
+        cuts: dict[str, Cut | PatternCut] = {
+            name: PatternCut(self.keep, self.of, s.input_dim, share) if self._fits(s) else stays
+            for name, s in scores.items()
+        }
+        if scores and stays in cuts.values() and len(set(map(type, cuts.values()))) == 1:
+            name, s = next(iter(scores.items()))
+            raise BudgetError(
+                f"{name}: shape {s.shape} has no input dim that divides by {self.of}, nor has any other target"
+            )
+        return cuts
+
+    def _fits(self, scores: Scores) -> bool:
+        return len(scores.shape) > 1 and scores.shape[scores.input_dim] % self.of == 0
 
 
 def check_share(what: str, share: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -188,7 +188,7 @@ def prune(
                 kept[name] &= ~earlier[name]
         if masks is not None:
             kept |= {name: mask for name, mask in masks.items() if name not in kept}
-        notes = _notes(kept, targets)
+        notes = _notes(kept, targets, cuts)
     return Masks(
         model,
         kept,
@@ -354,7 +354,9 @@ def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCu
         )
 
 
-def _notes(kept: dict[str, Tensor], targets: Targets) -> tuple[str, ...]:
+def _notes(
+    kept: dict[str, Tensor], targets: Targets, cuts: Mapping[str, Cut | PatternCut]
+) -> tuple[str, ...]:
     emptied = [n for n, mask in kept.items() if mask.numel() and not mask.count_nonzero()]  # any() is slow
     notes = [f"{name} is emptied: the layer puts out nothing but its bias" for name in emptied]
     for note in notes:
@@ -362,7 +364,8 @@ def _notes(kept: dict[str, Tensor], targets: Targets) -> tuple[str, ...]:
     frozen = [name for name, target in targets.items() if not target.weight.requires_grad]
     notes += [f"{name} is pruned though it is frozen: retraining cannot make up for it" for name in frozen]
     by_reason: dict[str, list[str]] = {}
-    for name, reason in targets.protected.items():
+    dense = {name: cut.note for name, cut in cuts.items() if isinstance(cut, Cut) and cut.note}
+    for name, reason in (targets.protected | dense).items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

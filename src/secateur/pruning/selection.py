@@ -99,6 +99,7 @@ class Cut:
             Threshold), where ties stay.
         tied: how many scores are equal to ``value``.
         requested: the share of this tensor that was asked for, where one was.
+        note: why nothing goes from this tensor, where the masks are to say so.
 
     Example:
         >>> import torch, secateur as sc
@@ -115,6 +116,7 @@ class Cut:
     ties: int | None = None
     tied: int = 0
     requested: float | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.value, (Real, Tensor)) or self.value != self.value:
