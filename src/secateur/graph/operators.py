@@ -62,7 +62,7 @@ ROWS: list[tuple[str, Operator]] = [
             rsub square softshrink hardshrink pow sub add mul div true_divide floor_divide remainder maximum
             minimum logical_and logical_or logical_not logical_xor __and__ __or__ eq ne lt gt le ge rrelu
             bitwise_and bitwise_or bitwise_not isnan isinf nan_to_num abs neg exp log sqrt rsqrt erf sin cos
-            prelu
+            prelu complex polar angle
             """,
         keeps_constants=True,
     ),
@@ -109,6 +109,8 @@ ROWS: list[tuple[str, Operator]] = [
             *_rows("pools", f"avg_pool{dims}d", spatial=dims),
         )
     ),
+    *_rows("pools", "max_unpool2d", spatial=2),
+    *_rows("pools", "max_unpool3d", spatial=3),
     *_rows("pools", "max_pool2d_with_indices _adaptive_avg_pool2d", spatial=2, keeps_constants=True),
     *_rows("pools", "upsample_bilinear2d upsample_bicubic2d", spatial=2, keeps_constants=True),
     *_rows("pools", "_upsample_bicubic2d_aa _upsample_bilinear2d_aa", spatial=2),
@@ -119,10 +121,10 @@ ROWS: list[tuple[str, Operator]] = [
         "reduces",
         """
             sum linalg_vector_norm norm max min var std var_mean std_mean prod argmax argmin any all logsumexp
-            median nansum aminmax topk count_nonzero argsort multinomial
+            median nanmedian nansum aminmax topk count_nonzero argsort multinomial kthvalue mode
             """,
     ),
-    *_rows("runs along", "softmax _softmax log_softmax _log_softmax cumsum cumprod sort"),
+    *_rows("runs along", "softmax _softmax log_softmax _log_softmax cumsum cumprod cummax cummin sort"),
     *_rows("joins", "cat concat concatenate stack", keeps_constants=True),
     *_rows("other", "glu", keeps_constants=True),
 ]

@@ -402,7 +402,7 @@ class NM:
         if scores and stays in cuts.values() and len(set(map(type, cuts.values()))) == 1:
             name, s = next(iter(scores.items()))
             raise BudgetError(
-                f"{name}: shape {s.shape} has no input dim that divides by {self.of}, nor has any other target"
+                f"{name}: shape {s.shape} has no input dim that divides by {self.of}, nor has any other"
             )
         return cuts
 

@@ -13,6 +13,7 @@ from .conv import CONV
 from .dense import DENSE
 from .indexing import INDEXING
 from .joins import JOINS
+from .operators import OPERATORS
 from .recurrent import RECURRENT
 from .values import VALUES
 
@@ -26,4 +27,5 @@ SMALL: tuple[Network, ...] = (
     *BLOCKS,
     *VALUES,
     *INDEXING,
+    *OPERATORS,
 )

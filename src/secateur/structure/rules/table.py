@@ -238,6 +238,14 @@ def _packed(walk: Walk, call: Call, a: Arguments) -> Any:
     return out
 
 
+def _as_real(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    """view_as_real puts a dim of two at the end, view_as_complex takes it away."""
+    out, value = result_of(call.node), a["self"]
+    for dim in range(min(len(out.shape), len(value.shape))):
+        out.dims[dim], out.zero[dim] = value.dims[dim], value.zero[dim]
+    return out
+
+
 def _along(walk: Walk, call: Call, a: Arguments) -> Any:
     """Softmax and its like: the dim they run along stays, the others carry over."""
     value: Labelled = a["self"]
@@ -315,6 +323,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys([aten.ones, aten.full, aten.new_ones, aten.new_full], _factory(False)),
     aten.zeros_like: _like(True),
     **dict.fromkeys([aten.ones_like, aten.full_like], _like(False)),
+    **dict.fromkeys([aten.view_as_real, aten.view_as_complex], _as_real),
     **dict.fromkeys([aten._pack_padded_sequence, aten._pad_packed_sequence], _packed),
     **dict.fromkeys([aten.item, aten._local_scalar_dense, aten.is_nonzero], lambda walk, call, a: None),
     **dict.fromkeys([aten.size, aten.sym_size], lambda walk, call, a: plain_of(call.node.meta.get("val"))),
