@@ -31,7 +31,23 @@ def arguments(
 def call_model(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Call ``model`` on a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
     args, named = arguments(inputs, kwargs)
-    return model(*args, **named)
+    with uncached(model):
+        return model(*args, **named)
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Let networks of transformers keep no keys and values of the past while they run: where nobody asks
+    for the cache by argument, it is no output, and its heads can go."""
+    configs = {id(own): own for module in model.modules() if (own := vars(module).get("config")) is not None}
+    cached = [own for own in configs.values() if getattr(own, "use_cache", None) is True]
+    for own in cached:
+        own.use_cache = False
+    try:
+        yield
+    finally:
+        for own in cached:
+            own.use_cache = True
 
 
 @contextmanager
@@ -124,4 +140,4 @@ def shapes(value: Any) -> str:
 def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Run a model in eval mode without gradients."""
     with evaluating(model), torch.no_grad():
-        return model(*args, **kwargs)
+        return call_model(model, args, kwargs)

@@ -22,7 +22,7 @@ from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.names import unwrapped
 from secateur.graph.recording import Recording, record
-from secateur.running import arguments, forward_once
+from secateur.running import arguments, forward_once, uncached
 from secateur.text import first_line
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
@@ -107,7 +107,11 @@ def capture(
     if real:
         forward_once(work, args, kwargs=named)
     try:
-        with _quiet(), redirect_stderr(StringIO()):  # where torch prints the graph as far as it came
+        with (
+            _quiet(),
+            uncached(work),
+            redirect_stderr(StringIO()),
+        ):  # where torch prints the graph as far as it came
             program = torch.export.export(
                 work, fresh(args), fresh(named) or None, dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -205,7 +209,8 @@ def _recorded(
         for name, tensor in all_tensors(work)
         if first.get(name) == name and not _grown(model, first, name, tensor)
     }
-    done: Recording = record(work, args, kwargs, held)
+    with uncached(work):
+        done: Recording = record(work, args, kwargs, held)
     buffers = {name for name, tensor in held.items() if not isinstance(tensor, nn.Parameter)}
     return Captured(
         model, done.graph_module, done.tensors, frozenset(buffers), done.constants, done.inputs,

@@ -19,7 +19,7 @@ from secateur.copying import fresh
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
-from secateur.running import arguments
+from secateur.running import arguments, uncached
 from secateur.text import first_line, nearest, shown
 
 Methods = Sequence[str] | Mapping[str, Any]
@@ -71,7 +71,8 @@ class Run:
         target = model if self.method == _FORWARD else getattr(model, self.method)
         before = [(buffer, buffer.clone()) for buffer in model.buffers()] if self.training else []
         try:
-            with same_random_state(), Undisturbed() if self.training else nullcontext():
+            plain = uncached(model) if self.method == _FORWARD else nullcontext()
+            with plain, same_random_state(), Undisturbed() if self.training else nullcontext():
                 return target(*fresh(self.args), **fresh(self.kwargs))
         finally:
             for buffer, value in before:  # a power iteration, a counter: the next call begins where this did

@@ -193,7 +193,7 @@ def _sdpa(walk: Walk, call: Call, a: Arguments) -> Labelled:
     out.dims[-1], out.zero[-1] = v.dims[-1], v.zero[-1]
     out.dims[-2] = q.dims[-2]
     for dim in range(rank - 2):
-        if q.shape[dim] != k.shape[dim]:  # grouped-query attention inside the operator
+        if 1 != k.shape[dim] != q.shape[dim]:  # grouped-query attention inside the operator
             out.dims[dim] = _repeated(walk, q, k, v, dim)
             continue
         meet = [(value, dim) for value in (q, k, v) if value.shape[dim] > 1]
