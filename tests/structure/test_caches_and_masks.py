@@ -4,22 +4,14 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import secateur as sc
 
-transformers = pytest.importorskip("transformers")
-
 SIZES = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA = SIZES | {"hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4}
-T5 = SIZES | {
-    "d_model": 24,
-    "d_kv": 6,
-    "d_ff": 36,
-    "num_layers": 2,
-    "num_heads": 4,
-    "decoder_start_token_id": 0,
-}
+T5 = SIZES | {"d_model": 24, "d_kv": 6, "d_ff": 36, "num_layers": 2, "num_heads": 4}
 
 
 def llama() -> nn.Module:
@@ -58,7 +50,9 @@ def test_a_cache_that_is_asked_for_is_an_output():
 
 def test_encoder_and_decoder():
     torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).eval()
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**T5, decoder_start_token_id=0)
+    ).eval()
     inputs = tokens() | {"decoder_input_ids": torch.randint(3, 61, (2, 5))}
     structure = sc.trace(model, inputs)
     heads = [name for name in structure.groups if "Attention" in name]
