@@ -107,11 +107,8 @@ def capture(
     if real:
         forward_once(work, args, kwargs=named)
     try:
-        with (
-            _quiet(),
-            uncached(work),
-            redirect_stderr(StringIO()),
-        ):  # where torch prints the graph as far as it came
+        # To stderr torch prints a graph as far as it came.
+        with _quiet(), uncached(work), redirect_stderr(StringIO()):
             program = torch.export.export(
                 work, fresh(args), fresh(named) or None, dynamic_shapes=dynamic_shapes, strict=False
             )
