@@ -98,6 +98,19 @@ def _addmm(walk: Walk, call: Call, a: Arguments) -> Labelled:
     return out
 
 
+def _grouped_mm(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    """Rows in groups, each multiplied by its expert's own matrix (group, inputs, outputs)."""
+    x, w, *_ = a.values()
+    out = result_of(call.node)
+    if (len(x.shape), len(w.shape)) != (2, 3):
+        walk.freeze_all([x, w], f"{call.node.target} of other shapes")
+        return out
+    walk.freeze(w, [0], "experts that a router chooses from")
+    walk.contract(x, 1, w, 1)
+    out.dims[1], out.zero[1] = w.dims[2], w.zero[2]
+    return out
+
+
 def _conv(walk: Walk, call: Call, a: Arguments) -> Labelled:
     x, w, b, groups = a["input"], a["weight"], a["bias"], a["groups"]
     transposed = operator_of(call).transposed or bool(a.get("transposed"))
@@ -365,3 +378,5 @@ RULES = {
     aten.einsum: _einsum,
     aten.bilinear: _bilinear,
 }
+# Of operators that exist once a package has been imported.
+RULES_BY_NAME = {"aten::_grouped_mm": _grouped_mm, "transformers::grouped_mm_fallback": _grouped_mm}

@@ -39,7 +39,8 @@ def apply(walk: Walk, call: Call) -> Any:
     labelled = any(value.labelled() for value in values_in(list(arguments.values())))
     if not labelled and key not in FACTORIES:
         return plain_of(call.node.meta.get("val"))
-    rule = row.rule or RULES.get(key) or KINDS.get(row.kind, _unknown)
+    named = contractions.RULES_BY_NAME.get(str(getattr(key, "_qualified_op_name", "")))
+    rule = row.rule or RULES.get(key) or named or KINDS.get(row.kind, _unknown)
     return rule(walk, call, arguments)
 
 
