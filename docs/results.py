@@ -50,8 +50,8 @@ METRICS = {  # what a table may show: its title, and how a figure is written
     "pruned": ("pruned", percent),
     "retrained": ("retrained", percent),
     "validation": ("validation", percent),
-    "score": ("score", lambda f: f"{f.mean:.3f} ± {f.std:.3f}"),
-    "error": ("error", lambda f: f"{100 * (1 - f.mean):.2f} ± {100 * f.std:.2f}"),
+    "score": ("score", lambda f: _spread(f"{f.mean:.3f}", f"{f.std:.3f}", f)),
+    "error": ("error", lambda f: _spread(f"{100 * (1 - f.mean):.2f}", f"{100 * f.std:.2f}", f)),
     "parameters": ("parameters", lambda f: f"{f.mean:,.0f}"),
     "nonzero": ("non-zero", lambda f: f"{f.mean:,.0f}"),
     "bytes": ("bytes", lambda f: f"{f.mean:,.0f}"),
@@ -81,6 +81,10 @@ _OVER = {
     "average_memory_mb": "average_memory_dense_mb",
 }
 _TABLE = re.compile(r"<!-- table ([^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def _spread(mean: str, deviation: str, shown: Figure) -> str:
+    return f"{mean} ± {deviation}" if shown.number > 1 else mean
 
 
 def keep(what: str) -> Path:

@@ -41,7 +41,7 @@ Test accuracies in percent, ours as mean ± standard deviation over n seeds, fro
 *Best of ours*, where it is another one by more than the noise of seeds and of validation images, is the best
 on validation of all that was measured on the same data and network and is at least as small; for a figure
 without retraining, of networks that were not retrained either. *Beaten*: the mean lies above the quoted
-figure by more than its 95 % interval; *equal within noise*: by less, either way. Nothing was chosen on test
+figure by more than its 95 % interval (of one seed there is none); *equal within noise*: by less, either way. Nothing was chosen on test
 images.
 """
 
@@ -89,7 +89,7 @@ class Row:
         more = 100 * (ours.mean - self.quoted)
         wide = 100 * noise(ours)
         if more > wide:
-            return f"beaten, by {more:.2f}"
+            return f"beaten, by {more:.2f}" + (" (one seed)" if ours.number == 1 else "")
         if more >= -max(wide, 0.005):
             return f"equal within noise ({more:+.2f} ± {wide:.2f})"
         return f"not reached, by {-more:.2f}{self._why()}"
