@@ -81,7 +81,7 @@ def test_the_best_of_ours_is_chosen_on_validation_among_those_as_small(script):
     best_on_test = trial(0, 3.0, 0.99, 0.80, left=80)
     larger = trial(0, 0.5, 0.97, 0.99, left=200)
     cells = verdict(script, [own, better, best_on_test, larger], accuracy_retrained=0.905)
-    assert cells[2:] == ["90.00", "91.00 (`std, sensitivity 2`)", "beaten, by 0.50"]
+    assert cells[2:] == ["90.00", "91.00 (`std, sensitivity 2`)", "beaten, by 0.50 (one seed)"]
 
 
 def test_what_was_not_run_says_so(script):
@@ -97,4 +97,4 @@ def test_what_was_trained_between_cuts_is_no_answer_to_what_was_only_cut(script)
     gradual = [{"prune": {"schedule": {"name": "cubic"}}}]
     trials = [trial(0, 1.0, 0.90, 0.90), trial(0, 2.0, 0.99, 0.99, left=90, steps=gradual)]
     assert verdict(script, trials, accuracy_pruned=0.95)[3:] == ["", "not reached, by 5.00"]
-    assert verdict(script, trials, accuracy_retrained=0.95)[4] == "beaten, by 4.00"
+    assert verdict(script, trials, accuracy_retrained=0.95)[4] == "beaten, by 4.00 (one seed)"
