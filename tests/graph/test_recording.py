@@ -75,6 +75,25 @@ def test_structure_and_proof_say_what_was_specialised():
     assert any("give examples= that do" in note for note in proof.notes)
 
 
+def test_modes_that_a_forward_enters_are_no_operators():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+                h = self.first(x).relu()
+            return self.last(h.float() * 2 if h.sum() > 0 else h.float())
+
+    captured = capture(Mixed(), torch.randn(4, 6))
+    assert captured.refused
+    assert all(
+        isinstance(n.target, torch._ops.OpOverload) for n in captured.graph.nodes if n.op == "call_function"
+    )
+    assert not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.parametrize("kind", [BranchOnMean, LogsANumber, RowsByMask, SortsInNumpy])
 def test_nothing_is_printed(kind, capfd):
     sc.trace(kind(), torch.randn(8, 6))

@@ -25,7 +25,7 @@ from secateur.running import as_written
 
 _LEAVES = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)  # ways out that are no operators
 _NUMBERS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.item, torch.ops.aten.is_nonzero)
-_GRAD_MODE = (torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast,
+_MODES = (torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast,
               torch.amp.autocast_mode._exit_autocast)  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def _tidied(
         for before, node in zip([found[len(names) - 1] if names else None, *inputs], inputs, strict=False):
             if before is not None:
                 before.append(node)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in _GRAD_MODE and not node.users:
+    for node in reversed(list(graph.nodes)):  # what is left before what is entered
+        if node.op == "call_function" and node.target in _MODES and not node.users:
             graph.erase_node(node)
     end = next(iter(graph.find_nodes(op="output")))
     outputs = list(end.args[0])  # type: ignore[call-overload]

@@ -96,7 +96,7 @@ class Structure:
             tensor.
         protected: dims of which some indices stay whatever is pruned: ``name``, ``dim``, ``kept`` of
             ``size``, and the ``reason``.
-        captured: the exported graph.
+        captured: the graph, and in ``captured.notes`` what holds for the example alone.
         walk: what the rules found in it.
         classes: which indices can only go together.
 
@@ -154,9 +154,11 @@ def trace(
 ) -> Structure:
     """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
 
-    The model is exported in eval mode on the example inputs, so units are those of that forward. Weights are
-    not read: a model on the meta device will do. An operator that is not understood freezes what it touches
-    and is named in ``protected``.
+    The model is exported in eval mode on the example inputs, so units are those of that forward; where
+    ``torch.export`` refuses it, what runs for the example is recorded, and the printed structure says so.
+    Weights are not read: a model on the meta device will do. An operator that is not understood freezes what
+    it touches and is named in ``protected``. Networks of transformers run without their cache unless
+    ``use_cache`` is among the inputs.
 
     Args:
         model: the network.
