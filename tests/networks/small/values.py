@@ -142,3 +142,26 @@ class Packed(nn.Module):
         packed = pack_padded_sequence(self.embed(x).relu(), lengths, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         return self.head(self.hidden(out).relu())
+
+
+@VALUES(_ROWS)
+class WhileLoud(Between):
+    def between(self, h: Tensor) -> Tensor:
+        while h.abs().sum() > 5:
+            h = h * 0.5
+        return h
+
+
+@VALUES(_ROWS)
+class RowsSortedInPython(Between):
+    def between(self, h: Tensor) -> Tensor:
+        order = sorted(range(len(h)), key=lambda row: float(h[row].sum()))
+        return torch.stack([h[row] for row in order])
+
+
+@VALUES(_ROWS)
+class ReadsInInferenceMode(Between):
+    def between(self, h: Tensor) -> Tensor:
+        with torch.inference_mode():
+            positive = float(h.sum()) > 0
+        return h * 2 if positive else h
