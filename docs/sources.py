@@ -37,12 +37,12 @@ HEAD = """\
 # Every quoted figure, beside ours
 
 Test accuracies in percent, ours as mean ± standard deviation over n seeds, from the results in
-`docs/results` (`python docs/results.py` writes this page). *Ours, as there* is at the source's own setting.
-*Best of ours*, where it is another one by more than the noise of seeds and of validation images, is the best
-on validation of all that was measured on the same data and network and is at least as small (in multiply-adds
-too, where ours is); for a figure without retraining, of networks that were not retrained either. *Beaten*:
-the mean lies above the quoted figure by more than its 95 % interval (one seed has none); *equal within noise*:
-by less, either way. Nothing was chosen on test images.
+`docs/results` (`python docs/results.py` writes this page). *Ours, as there* is at the source's own
+setting. *Best of ours*, where it is another one by more than the noise of seeds and of validation
+images, is the best on validation of all that was measured on the same data and network and is at least
+as small (in multiply-adds too, where ours is); for a figure without retraining, of networks that were
+not retrained either. *Beaten*: the mean lies above the quoted figure by more than its 95 % interval (one
+seed has none); *equal within noise*: by less, either way. Nothing was chosen on test images.
 """
 
 
