@@ -5,7 +5,7 @@ import os
 import sqlite3
 
 import pytest
-from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, ProgrammingError
 
 from secateur.errors import RecipeError, StorageError
 from secateur.experiments import database, queue
@@ -46,6 +46,12 @@ def test_a_call_is_repeated_with_growing_waits_until_it_is_answered(naps, kind, 
     assert [r.getMessage() for r in caplog.records] == [
         "postgresql://host/db: server closed the connection unexpectedly; waiting for up to 300 seconds"
     ]
+
+
+def test_a_server_that_went_in_the_middle_of_a_transaction_is_waited_for(naps):
+    pending = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
+    assert database._Patience("postgresql://host/db", 300).around(failing(2, pending))() == "answer"
+    assert naps == [0.5, 1]
 
 
 def test_after_the_limit_it_is_one_line(naps):

@@ -144,6 +144,8 @@ def test_a_dim_whose_indices_only_go_together_is_protected():
     assert only(sc.trace(net, ROWS))
     tied = After(lambda net, x: net.b(net.a(x).expand(-1, 4)), a=nn.Linear(3, 1), b=nn.Linear(4, 2))
     assert not sc.trace(tied, ROWS).groups
+    of_input = After(lambda net, x: net.b(x[:, :1].expand(-1, 4)), b=nn.Linear(4, 2))
+    assert not sc.trace(of_input, ROWS).groups
 
 
 def test_nothing_to_prune():

@@ -17,7 +17,7 @@ from typing import Any
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from secateur.errors import RecipeError, StorageError
 from secateur.text import first_line
@@ -150,10 +150,11 @@ def said(error: Exception) -> str:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether waiting may help: a server may come back, a locked file is unlocked, a full disk stays full."""
+    """Whether waiting may help: a server may come back, also in the middle of a transaction, a locked file is
+    unlocked, a full disk stays full."""
     origin = getattr(error, "orig", None)
     if isinstance(origin, sqlite3.Error):
         return getattr(origin, "sqlite_errorname", "").startswith(_PASSING)
-    return isinstance(error, (OperationalError, InterfaceError)) or getattr(
+    return isinstance(error, (OperationalError, InterfaceError, PendingRollbackError)) or getattr(
         error, "connection_invalidated", False
     )

@@ -234,8 +234,9 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
         rows = np.stack([index[start:end] for start, end in units])
         rows = rows[np.lexsort(rows.T[::-1])]
         group = _group(walk, [places[p] for p in used], counts, rows)
-        if not any(part.masked for part in group.slices):
-            continue  # tables of constants alone: nothing would get smaller
+        alone_read = len(group.slices) == 1 and group.slices[0].reads  # columns that read one number often
+        if alone_read or not any(part.masked for part in group.slices):
+            continue  # nothing makes such units, or they are tables of constants: nothing would get smaller
         name = group.name
         while name in groups:
             name += "'"
