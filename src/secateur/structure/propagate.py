@@ -69,10 +69,10 @@ class Walk:
     """One walk over a graph: the labels, the value of each node, and what was noted on the way.
 
     ``named``: parameters by node; ``owner``: by value; ``reads`` and ``contracted``: where parameters
-    sum over activations; ``consumed``: labels summed over in any other way; ``macs`` by weight;
-    ``unmasked``: dims of parameters that masking leaves alone; ``parts``: pieces cut from a dim;
-    ``streams``: norms that surgery keeps exact freeze nothing; ``kinds``: by module path what it
-    normalises like. ``rule`` gives the value of a call.
+    sum over activations; ``consumed``: labels summed over in any other way; ``repeated``: labels of
+    what is one number all along; ``macs`` by weight; ``unmasked``: dims of parameters that masking
+    leaves alone; ``parts``: pieces cut from a dim; ``streams``: norms that surgery keeps exact freeze
+    nothing; ``kinds``: by module path what it normalises like. ``rule`` gives the value of a call.
     """
 
     captured: Captured
@@ -90,6 +90,7 @@ class Walk:
     contracted: set[tuple[str, int]] = field(default_factory=set)
     owner: dict[int, str] = field(default_factory=dict)
     consumed: list[Array] = field(default_factory=list)
+    repeated: list[Array] = field(default_factory=list)
     kinds: dict[str, str | None] = field(default_factory=dict)
 
     # -- relations ---------------------------------------------------------------------------

@@ -226,6 +226,7 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
         by_signature.setdefault((tuple(used.tolist()), tuple(counts.tolist())), []).append((start, end))
     groups: dict[str, Group] = {}
     alone: set[int] = set()
+    repeated = {int(unit) for labels in walk.repeated for unit in classes.of[labels]}
     for (used, counts), units in by_signature.items():
         sizes = [walk.parameters[places[p][0]].shape[places[p][1]] for p in used]
         if any(count == size for count, size in zip(counts, sizes, strict=True)):
@@ -234,9 +235,11 @@ def _groups(walk: Walk, classes: Classes) -> tuple[dict[str, Group], set[int]]:
         rows = np.stack([index[start:end] for start, end in units])
         rows = rows[np.lexsort(rows.T[::-1])]
         group = _group(walk, [places[p] for p in used], counts, rows)
-        alone_read = len(group.slices) == 1 and group.slices[0].reads  # columns that read one number often
-        if alone_read or not any(part.masked for part in group.slices):
-            continue  # nothing makes such units, or they are tables of constants: nothing would get smaller
+        only_read = len(group.slices) == 1 and group.slices[0].reads
+        if not any(part.masked for part in group.slices):
+            continue  # tables of constants alone: nothing would get smaller
+        if only_read and int(own[units[0][0]]) in repeated:
+            continue  # columns that read one number many times: nothing makes such units
         name = group.name
         while name in groups:
             name += "'"

@@ -308,7 +308,8 @@ def _expanded(walk: Walk, call: Call, a: Arguments) -> Any:
     for dim in range(1, len(out.shape)):  # the first is the batch, which nothing else labels
         own = dim - len(out.shape) + len(source.shape)
         if out.shape[dim] > 1 and own >= 0 and source.shape[own] == 1:
-            out.dims[dim] = walk.fresh(out.shape[dim])
+            labels = out.dims[dim] = walk.fresh(out.shape[dim])
+            walk.repeated.append(labels)
     return out
 
 
