@@ -177,7 +177,6 @@ _early: dict[tuple[str, int], Mapping[str, torch.Tensor]] = {}
 
 
 def _early_network(plan: Plan, seed: int, data: Dataset, epochs: int) -> nn.Module:
-
     def stop(row: Epoch) -> None:
         if row.epoch == epochs:
             raise _Enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from secateur.copying import copied, fresh
-from secateur.running import call_model, forward_once
+from secateur.running import arguments, forward_once, uncached
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def time_inference(
             # What a forward keeps for good is made here, and never in inference mode.
             forward_once(work, example_inputs)
         calls = {name: partial(_call, work, fresh(example_inputs), cuda) for name, work in works.items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as plain:  # once for all: looking for caches takes time too
+            for work in works.values():
+                plain.enter_context(uncached(work))
             return time_calls(calls, seconds=seconds, warmup=warmup, threads=torch.get_num_threads())
     finally:
         torch.set_num_threads(before)
@@ -78,6 +81,7 @@ def time_calls(
 
 
 def _call(model: nn.Module, inputs: Any, cuda: bool) -> None:
-    call_model(model, inputs)
+    args, kwargs = arguments(inputs)
+    model(*args, **kwargs)
     if cuda:
         torch.cuda.synchronize()

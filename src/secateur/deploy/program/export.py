@@ -113,7 +113,7 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
         raise ModelError(
             f"{type(model).__name__} cannot be captured with any number of examples in a batch: {error}"
         ) from error
-    if captured.left:
+    if captured.refused:
         raise ModelError(f"{type(model).__name__} cannot be a program: {captured.notes[0]}")
     lowered = lower(captured, batch)
     nodes = pruned(lowered.nodes, lowered.outputs)

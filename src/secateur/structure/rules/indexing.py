@@ -137,6 +137,12 @@ def filled(walk: Walk, call: Call, a: Arguments) -> Labelled:
     return out
 
 
+def frozen(walk: Walk, call: Call, a: Arguments) -> Labelled:
+    """masked_scatter: which entry is written depends on how many were before it."""
+    walk.freeze_all([value for value in a.values() if isinstance(value, Labelled)], WRITTEN)
+    return result_of(call.node)
+
+
 def _merge(walk: Walk, out: Labelled, dim: int, source: Labelled, own: int) -> None:
     """Tie a dim of a result with that of what is written into it."""
     if out.dims[dim] is None and source.dims[own] is None:
@@ -191,4 +197,5 @@ RULES = {
     **dict.fromkeys([aten.slice_scatter, aten.select_scatter], scatter_part),
     aten.copy: copied,
     aten.fill: filled,
+    aten.masked_scatter: frozen,
 }
