@@ -35,12 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from networks.hf import HF
 from networks.judged import Outcome, prepare, relative_error, verdict
+from networks.packages import NETWORKS as PACKAGES
 from networks.peer import BY_SCALE, peer
 from networks.small import SMALL
 from networks.small.deep import CONSTRUCTED_LARGE
 from networks.zoo import Network, Unavailable
 
-SETS = {"small": SMALL, "hf": HF, "all": (*SMALL, *HF)}
+SETS = {"small": SMALL, "hf": HF, "packages": PACKAGES, "all": (*SMALL, *HF, *PACKAGES)}
 AS_GRAPH = "not its own forward, an exported graph"
 STATUSES = ("pass", "refused", "wrong", "fails", "hangs", "skipped")
 
