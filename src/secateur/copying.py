@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -22,8 +22,10 @@ def check_network(model: Any) -> None:
         raise ModelError(f"model is {shown(model)}; it is a network, an instance of torch.nn.Module")
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> nn.Module:
     """Return a deep copy that runs as it was written: children that torch.compile wrapped are plain again.
+
+    ``shared``: tensors that are not copied, of a model that is nobody else's.
 
     Raises ModelError where a module holds something that cannot be copied, or lazy parameters.
     """
@@ -33,7 +35,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         # Results that modules keep (weight_norm's weight, a list of outputs) cannot be copied with their
         # history, and sparse tensors not as Python copies.
-        memo: dict[int, Any] = {
+        memo: dict[int, Any] = {id(t): t for t in shared} | {
             id(t): _cloned(t) for t in _kept(model) if not t.is_leaf or t.layout != torch.strided
         }
         cells = [pair for function in _functions(model) for pair in _rebound(function, memo)]

@@ -102,7 +102,7 @@ def _detr(kind: str, **options: Any) -> Build:
     return build
 
 
-_PIXELS = hf.given(pixel_values=hf.normal(1, 3, 64, 64))
+_PIXELS = hf.given(pixel_values=hf.normal(1, 3, 128, 128))
 add("hf_detr", _detr("Detr"), _PIXELS)
 add("hf_conditional_detr", _detr("ConditionalDetr"), _PIXELS)
 add("hf_deformable_detr", _detr("DeformableDetr", disable_custom_kernels=True), _PIXELS)

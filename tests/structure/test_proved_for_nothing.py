@@ -23,9 +23,17 @@ def test_a_forward_of_one_dtype_is_proved_in_it():
         a=nn.Linear(3, 4),
         b=nn.Linear(4, 2),
     )
-    single = After(lambda net, x: net.b(net.a(x.float())), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    cast = After(lambda net, x: net.b(net.a(x.float())), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    single = After(lambda net, x: net.b(net.a(_single(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
     assert sc.compact(net, ROWS.float())[1].dtype == "float64"
+    assert sc.compact(cast, ROWS.float())[1].dtype == "float64"
     assert sc.compact(single, ROWS.float())[1].dtype == "float32"
+
+
+def _single(x):
+    if x.dtype != torch.float32:
+        raise TypeError("a kernel for single precision alone")
+    return x
 
 
 # -- refusals ----------------------------------------------------------------------------------------------

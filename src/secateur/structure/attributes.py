@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure.labels import Array
@@ -63,12 +62,18 @@ Choice = tuple[Change, ...]
 
 @dataclass(frozen=True)
 class Attempt:
-    """How far a forward came: operators run, the modules it failed in, the error; or its outputs."""
+    """How far a forward came: operators run, the modules it failed in with what each was given, the error; or
+    its outputs."""
 
     finished: int
-    stack: list[str]
+    calls: list[tuple[str, Any, Any]]
     error: Exception | None
     outputs: Any
+
+    @property
+    def stack(self) -> list[str]:
+        """The paths of the modules it failed in, innermost last."""
+        return [path for path, _, _ in self.calls]
 
 
 def changed_sizes(structure: Structure, removed: Removed) -> dict[str, Sizes]:
@@ -100,14 +105,18 @@ def sizes_by_module(structure: Structure, new: Callable[[Array], int]) -> dict[s
 
 
 def adjust(
-    model: nn.Module, sizes: dict[str, Sizes], run: Callable[[], Any], same: Callable[[Any], bool]
+    model: nn.Module,
+    sizes: dict[str, Sizes],
+    run: Callable[[], Any],
+    same: Callable[[Any], bool],
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[list[Change], Attempt]:
     """Change attributes of ``model`` in place until ``run`` gives outputs that are ``same``.
 
-    Sets of up to three attributes are tried, those near the module that failed first; one that lets
-    the forward come further is kept and the search goes on from there. Returns (the changes made, the
-    last attempt); where no set was found the attempt has an error or other outputs, and no attribute
-    is changed.
+    Sets of up to three attributes are tried, those near the module that failed first, each on that module
+    alone (``within`` what ``run`` runs in) with the inputs that it failed on; a set that lets it come further
+    is tried on the whole, kept, and the search goes on from there. Returns (the changes made, the last attempt); where no set was found the
+    attempt has an error or other outputs, and no attribute is changed.
     """
     attempt = tried(model, run)
     if attempt.error is None and same(attempt.outputs):
@@ -116,8 +125,8 @@ def adjust(
     chosen: list[Choice] = []
     while True:
         best: tuple[int, tuple[Choice, ...], Attempt] | None = None
-        for runs, extra in enumerate(_sets(_nearest(options, chosen, attempt, model))):
-            if runs > _MOST_RUNS:
+        for extra in _promising(model, options, chosen, attempt, within):
+            if best is not None and len(extra) > len(best[1]):
                 break
             with _applied(extra, model):
                 result = tried(model, run)
@@ -128,14 +137,72 @@ def adjust(
             reach = result.finished if result.error is not None else 1 << 60
             if attempt.error is not None and further and (best is None or reach > best[0]):
                 best = (reach, extra, result)
-            if best is not None and len(extra) > len(best[1]):
-                break
         if best is None:
             _undo(chosen, model)
             return [], attempt
         _apply(best[1], model)
         chosen += best[1]
         attempt = best[2]
+
+
+def _promising(
+    model: nn.Module,
+    options: list[Choice],
+    chosen: Sequence[Choice],
+    attempt: Attempt,
+    within: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[tuple[Choice, ...]]:
+    """Yield the sets of changes that are worth a run of the whole: where an attempt failed, those with which
+    the modules that were running come to their end on what they were given, and before them, set by set, what
+    lets these come further; where nothing failed, every set."""
+    kept: tuple[Choice, ...] = ()
+    while True:
+        alone = _Alone(model, attempt, within)
+        best: tuple[int, tuple[Choice, ...]] | None = None
+        with _applied(kept, model):
+            left = list(itertools.islice(_sets(_nearest(options, [*chosen, *kept], attempt, model)), _MOST_RUNS))
+        for extra in left:
+            if best is not None and len(extra) > len(best[1]):
+                break
+            with _applied(kept, model):
+                gain = alone.gain(extra)
+            if gain is None:
+                yield (*kept, *extra)
+            elif gain > 0 and (best is None or gain > best[0]):
+                best = (gain, extra)
+        if best is None:
+            return
+        kept = (*kept, *best[1])
+
+
+class _Alone:
+    """The modules that were running when a forward failed, each on its own: how far it comes on what it was
+    given."""
+
+    def __init__(
+        self, model: nn.Module, attempt: Attempt, within: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self.model, self.calls, self.within = model, attempt.calls, within
+        self.reached: dict[int, int] = {}
+
+    def gain(self, choices: tuple[Choice, ...]) -> int | None:
+        """Return how many operators further these changes let the outermost module come that reads one; None
+        where it comes to its end, or where only a run of the whole can say."""
+        paths = [path for path, _, _ in self.calls]
+        near = [i for i, path in enumerate(paths) if any(_around(c, [path], self.model) for c in choices)]
+        if not near or not paths[near[0]]:
+            return None  # the network itself, or nothing failed
+        at = near[0]
+        if at not in self.reached:
+            self.reached[at], _, _ = self._run(at)
+        with _applied(choices, self.model):
+            finished, _, failed = self._run(at)
+        return None if failed is None else finished - self.reached[at]
+
+    def _run(self, at: int) -> tuple[int, Any, Exception | None]:
+        path, args, kwargs = self.calls[at]
+        with self.within():
+            return _counted(lambda: self.model.get_submodule(path)(*args, **kwargs))
 
 
 def _nearest(options: list[Choice], chosen: list[Choice], attempt: Attempt, model: nn.Module) -> list[Choice]:
@@ -159,27 +226,39 @@ def _sets(options: list[Choice]) -> Iterator[tuple[Choice, ...]]:
                 yield extra
 
 
-@torch.no_grad()
 def tried(model: nn.Module, run: Callable[[], Any]) -> Attempt:
     """Run a forward and say how far it came."""
-    paths = {module: path for path, module in model.named_modules()}
-    stack: list[str] = []
-    outputs = failed = None
+    calls: list[tuple[str, Any, Any]] = []
+    hooks = []
+    for path, module in model.named_modules():
 
-    def before(module: nn.Module, args: Any) -> None:
-        stack.append(paths.get(module, ""))
+        def before(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            calls.append((path, args, kwargs))
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if stack:
-            stack.pop()
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            if calls:
+                calls.pop()
 
+        hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(module.register_forward_hook(after))
+    try:
+        finished, outputs, failed = _counted(run)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Attempt(finished, calls if failed else [], failed, outputs)
+
+
+@torch.no_grad()
+def _counted(run: Callable[[], Any]) -> tuple[int, Any, Exception | None]:
+    """Return how many operators a run came to the end of, what it gives, and what it raised."""
     counter = _Counter()
     try:
-        with register_module_forward_pre_hook(before), register_module_forward_hook(after), counter:
+        with counter:
             outputs = run()
+        return counter.number, outputs, None
     except Exception as error:  # whatever somebody's forward raises on sizes it did not expect
-        failed = error
-    return Attempt(counter.number, stack if failed else [], failed, outputs)
+        return counter.number, None, error
 
 
 class _Counter(TorchDispatchMode):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -24,12 +23,13 @@ from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.dead import Found, find_dead, fold_constants
 from secateur.structure.following import Follower, Trainers
 from secateur.structure.labels import Array
-from secateur.structure.proof import Proof, Widened, untraced
-from secateur.structure.runs import Methods, Run, Seen, in_training, runs_of, why_not
+from secateur.structure.proof import Proof, untraced
+from secateur.structure.runs import Methods, Run, Seen, Wide, in_training, runs_of, why_not
 from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure, trace
 
 _SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
+_AGAIN = 2  # times that groups are tried again which went along with one of their kind
 _DEAF = 1e-6  # under this, outputs do not depend on the inputs
 
 
@@ -176,7 +176,6 @@ class _Trial:
         self.dtype = self._widest(runs[0])
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-        self.widened = structure.walk.streams and self.dtype == torch.float64
         self._begin(runs[0])
         for run in runs[1:]:
             self._add(run, strict=True)
@@ -188,13 +187,7 @@ class _Trial:
     def _begin(self, run: Run) -> None:
         """Take up the first call, whose outputs must prove something, and one with other numbers."""
         again = run.redrawn(torch.Generator().manual_seed(0))
-        try:
-            wanted = [self._expected(run), self._expected(again)]
-        except (RuntimeError, TypeError, ValueError):
-            if not self.widened:
-                raise
-            self.widened = False
-            wanted = [self._expected(run), self._expected(again)]
+        wanted = [self._expected(run), self._expected(again)]
         why = _says_nothing(wanted[0])
         if why:
             kind = NonFiniteError if hollow(wanted[0]) else ModelError
@@ -245,29 +238,30 @@ class _Trial:
     def _widest(self, run: Run) -> torch.dtype:
         """float64 where the model runs in it, else float32."""
         try:
-            run.as_dtype(torch.float64).on(in_dtype(copied(self.model), torch.float64))
-        except (RuntimeError, TypeError, ValueError):
+            with Wide(torch.float64):
+                run.as_dtype(torch.float64).on(copied(self.model))
+        except Exception:  # whatever a forward raises on numbers that it did not expect
             return torch.float32
         return torch.float64
 
     def _expected(self, run: Run) -> Any:
-        wide = in_dtype(copied(self.model), self.dtype)
-        with Seen(wide) as seen:
-            outputs = self._call(wide, run)
+        work = copied(self.model)
+        with Seen(work) as seen:
+            outputs = self._call(work, run)
         self.read |= seen.read
         return outputs
 
-    def _call(self, wide: nn.Module, run: Run) -> Any:
-        """Run a model of the proof's dtype; under streams also what its forward casts to float32 for,
-        norms above all, which do not round the same over fewer channels."""
-        with Widened() if self.widened else nullcontext():
-            return run.as_dtype(self.dtype).on(wide)
+    def _call(self, work: nn.Module, run: Run) -> Any:
+        """Run a model in the proof's dtype, what its forward casts to another one for too: norms, above all,
+        do not round the same over fewer channels."""
+        with Wide(self.dtype):
+            return run.as_dtype(self.dtype).on(work)
 
-    def _calls(self, wide: nn.Module, which: slice = slice(None)) -> list[Any]:
+    def _calls(self, work: nn.Module, which: slice = slice(None)) -> list[Any]:
         outputs = []
         for run in self.runs[which]:
             try:
-                outputs.append(self._call(wide, run))
+                outputs.append(self._call(work, run))
             except Exception as error:
                 error.add_note(run.label)
                 raise
@@ -297,39 +291,54 @@ class _Trial:
     def search(
         self, pruned: Mapping[str, Array]
     ) -> tuple[dict[str, Array], list[Change], nn.Module, dict[str, str], float]:
-        withdrawn: dict[str, str] = {}
+        """Cut what can be cut: where a call fails, the groups of the module that it fails in stay, and those
+        like them in other modules of its class; these are tried once more at the end, beside what went."""
         current = {name: units.copy() for name, units in pruned.items() if units.any()}
-        while True:
-            done = self.attempt(current)
-            if done.error <= self.tolerance():
-                return current, done.changes, done.small, withdrawn, self._stored(done.small, done.error)
+        withdrawn: dict[str, str] = {}
+        along: dict[str, Array] = {}
+        while (done := self.attempt(current)).error > self.tolerance():
             if not current:
                 raise ModelError(
                     f"{type(self.model).__name__} with its dead units zeroed is not equal to the model "
                     f"itself (relative error {done.error:.1e}); is its forward random in eval mode? "
                     f"{done.failure}"
                 )
-            for name in self._blamed(current, done.stack) or self._halved(current, done.run):
+            blamed, alike = self._blamed(current, done)
+            along |= {name: current[name] for name in alike}
+            for name in (*blamed, *alike):
                 withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
+        for _ in range(_AGAIN if along else 0):
+            more = self.attempt(current | along)
+            if more.error <= self.tolerance():
+                current, done = current | along, more
+                withdrawn = {name: why for name, why in withdrawn.items() if name not in along}
+                break
+            for name in self._blamed(current | along, more)[0]:
+                along.pop(name, None)
+        return current, done.changes, done.small, withdrawn, self._stored(done.small, done.error)
 
     def attempt(self, pruned: Mapping[str, Array], only: int | None = None) -> _Outcome:
         """Cut a copy, adjust its attributes, and compare all calls, or ``only`` one."""
         removed = removed_by(self.structure, pruned)
         small = self.base(pruned)
-        wide = in_dtype(copied(small), self.dtype)
+        # Cut in the wide dtype too where a rescaled norm rounds in the model's own.
+        wide = in_dtype(copied(small), self.dtype) if self.structure.walk.streams else None
         try:
             cut(small, removed)
         except ModelError as error:
             return _Outcome(small, failure=f"the forward: {error}")
-        # Cut in the wide dtype too: a rescaled norm rounds in the model's own.
-        cut(wide, removed)
+        if wide is None:
+            wide = copied(small, shared=small.parameters())
+        else:
+            cut(wide, removed)
         which = slice(None) if only is None else slice(only, only + 1)
         changes, attempt = adjust(
             wide,
             changed_sizes(self.structure, removed),
             lambda: self._calls(wide, which),
             lambda outputs: difference(self.wanted[which], outputs) <= self.tolerance(),
+            lambda: Wide(self.dtype),
         )
         labels = [run.label for run in self.runs]
         if attempt.error is not None:
@@ -349,18 +358,20 @@ class _Trial:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
         if not self.structure.walk.streams:
             return error
-        return max(error, difference(self.wanted, self._calls(in_dtype(copied(small), self.dtype))))
+        return max(error, difference(self.wanted, self._calls(copied(small))))
 
     def prove_randomised(self, pruned: Mapping[str, Array], changes: list[Change]) -> float:
         """Compare again with the surviving weights randomised under the same masks, and of a size at
         which what they compute reaches the outputs."""
         worst = float("nan")
         for seed in range(_SEEDS):
-            masked = in_dtype(self.base(pruned), self.dtype)
+            masked = self.base(pruned)
+            if self.structure.walk.streams:
+                masked = in_dtype(masked, self.dtype)
             randomise(masked, seed)
             if seed < _SEEDS // 2:
                 rescale(masked)
-            outputs = self._calls(copied(masked))
+            outputs = self._calls(copied(masked, shared=masked.parameters()))
             if not any(map(hollow, outputs)):
                 cut(masked, removed_by(self.structure, pruned))
                 for change in changes:
@@ -383,14 +394,20 @@ class _Trial:
                 f"other inputs change the outputs by {heard:.0e} of their size: what was compared says little"
             )
 
-    def _blamed(self, current: Mapping[str, Array], stack: list[str]) -> list[str]:
-        """The groups with a tensor in the module that failed, innermost first."""
-        for path in filter(None, reversed(stack)):
-            slices = {name: self.structure.groups[name].slices for name in current}
-            inside = [n for n, parts in slices.items() if any(p.name.startswith(f"{path}.") for p in parts)]
-            if inside:
-                return inside
-        return []
+    def _blamed(self, current: dict[str, Array], done: _Outcome) -> tuple[list[str], list[str]]:
+        """The groups with a tensor in the module that failed, innermost first, and those that have the same
+        tensors of other modules of its class; where no module failed, a group found by halves."""
+        slices = {name: self.structure.groups[name].slices for name in current}
+        for path in filter(None, reversed(done.stack)):
+            blamed = [n for n, parts in slices.items() if any(p.name.startswith(f"{path}.") for p in parts)]
+            if blamed:
+                roles = {(p.name[len(path) :], p.dim) for n in blamed for p in slices[n] if p.name.startswith(path)}
+                kind = type(module_of(self.model, path))
+                others = [own for own, module in self.model.named_modules() if type(module) is kind]
+                places = {(f"{own}{leaf}", dim) for own in others for leaf, dim in roles if own != path}
+                alike = [n for n, parts in slices.items() if any((p.name, p.dim) in places for p in parts)]
+                return blamed, [name for name in alike if name not in blamed]
+        return self._halved(current, done.run), []
 
     def _halved(self, current: dict[str, Array], run: int) -> list[str]:
         """Find one group to blame for a call that fails, by halves: the smallest leading part of the list

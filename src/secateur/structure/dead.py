@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from secateur.copying import copied
 from secateur.graph.capture import tensor_of
-from secateur.graph.draws import as_dtype, in_dtype, randomise, redrawn
+from secateur.graph.draws import as_dtype, randomise, redrawn
 from secateur.graph.run import Bound
 from secateur.structure.constancy import Constancy
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
+from secateur.structure.runs import Wide
 from secateur.structure.surgery import mask_units
 from secateur.structure.units import Structure, all_zero
 
@@ -192,9 +193,8 @@ def _observed(
     """Look at the operands of ``reads`` in float64, where the graph runs in it."""
     example = structure.captured.args, structure.captured.kwargs
     try:
-        return _watched(
-            in_dtype(copied(work), torch.float64), structure, reads, as_dtype(example, torch.float64)
-        )
+        with Wide(torch.float64):
+            return _watched(work, structure, reads, as_dtype(example, torch.float64))
     except (RuntimeError, TypeError, ValueError):
         return _watched(work, structure, reads, example)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,3 @@ def untraced(structure: Any) -> str:
         "was traced from another model (a copy, or one on the meta device, is another); "
         "trace this very model again"
     )
-
-
-class Widened(TorchFunctionMode):
-    """Where a forward asks for float32 it gets float64: casts inside a model round nothing."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func = torch.Tensor.double if func is torch.Tensor.float else func
-        args = tuple(torch.float64 if part is torch.float32 else part for part in args)
-        kwargs = {k: torch.float64 if part is torch.float32 else part for k, part in (kwargs or {}).items()}
-        return func(*args, **kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +29,12 @@ _DRAWN = {
     **dict.fromkeys(("rand", "rand_like", "uniform_", "randn", "randn_like", "normal", "normal_"), 0.5),
     **dict.fromkeys(("bernoulli", "bernoulli_"), 1.0),
 }
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = ("float", "half", "bfloat16")
+_METADATA = frozenset(
+    "size dim ndimension numel stride is_floating_point is_complex __len__ element_size get_device data_ptr "
+    "requires_grad_ is_contiguous untyped_storage __hash__ __deepcopy__ __repr__".split()
+)
 _DROPOUTS = tuple(f"{kind}{place}" for kind in ("dropout", "alpha_dropout", "feature_dropout",
                   "feature_alpha_dropout") for place in ("", "_"))  # fmt: skip
 
@@ -156,6 +162,48 @@ class Undisturbed(TorchFunctionMode):
         result = func(*args, **kwargs)
         drawn = _DRAWN.get(name)
         return result if drawn is None else result.fill_(drawn)
+
+
+class Wide(TorchFunctionMode):
+    """A network of narrower numbers computed in ``dtype``, its weights cast one by one as they are read, so
+    that no copy of all of them is made. Where its code asks for a narrower dtype it gets this one."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        bits = torch.finfo(dtype).bits
+        narrower = [own for own in _FLOATS if torch.finfo(own).bits < bits]
+        self.dtype, self.wider = dtype, dict.fromkeys(narrower, dtype)
+        if bits == 64:
+            self.wider |= {torch.complex64: torch.complex128}
+
+    def __enter__(self) -> Wide:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(self.before)
+        super().__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", "").partition(".")[0], kwargs or {}
+        if name == "__get__":
+            result = func(*args, **kwargs)
+            return self.wider.get(result, result) if isinstance(result, torch.dtype) else result
+        if name in _METADATA:
+            return func(*args, **kwargs)
+        if name in _CASTS and func is getattr(Tensor, name, None):
+            return func(*args, **kwargs) if args[0].is_complex() else args[0].to(self.dtype)
+        written = (name.endswith("_") and not name.endswith("__")) or name.startswith(("__i", "__set"))
+        first = args[:1] if written else ()  # what is written to stays the tensor that it is
+        args = (*first, *_pytree.tree_map(self._wide, args[len(first) :]))
+        out = {"out": kwargs["out"]} if "out" in kwargs else {}
+        return func(*args, **_pytree.tree_map(self._wide, kwargs) | out)
+
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return self.wider.get(value, value)
+        return value.to(self.wider.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 
 
 class Seen(TorchDispatchMode):
