@@ -190,6 +190,9 @@ def _exported(
             constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
+    for target in program.state_dict:  # the program shall hold no copy of the weights beside the model
+        if not _grown(model, first, target, made[target]):
+            program.state_dict[target] = tensor_of(model, first[target])
     return Captured(
         model, program.graph_module, tensors, frozenset(buffers), constants, tuple(inputs),
         program.call_spec.out_spec, args, kwargs, program,

@@ -87,10 +87,10 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
             factor = torch.rand(parameter.shape, generator=generator) + 0.5
-            sign = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+            sign = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.int8) * 2 - 1
             if parameter.dim() < 2:
                 sign = sign.abs()  # scales of norms keep their sign, as a variance must
-            parameter.mul_((factor * sign).to(parameter))
+            parameter.mul_(factor.mul_(sign).to(parameter))
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")) and buffer.is_floating_point():
             buffer.mul_((torch.rand(buffer.shape, generator=generator) + 0.5).to(buffer))

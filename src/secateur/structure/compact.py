@@ -237,9 +237,10 @@ class _Trial:
 
     def _widest(self, run: Run) -> torch.dtype:
         """float64 where the model runs in it, else float32."""
+        work = copied(self.model)
         try:
             with Wide(torch.float64):
-                run.as_dtype(torch.float64).on(copied(self.model))
+                run.as_dtype(torch.float64).on(work)
         except Exception:  # whatever a forward raises on numbers that it did not expect
             return torch.float32
         return torch.float64

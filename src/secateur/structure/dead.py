@@ -8,6 +8,7 @@ zeroed, which may kill others, so this runs to a fixpoint.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -128,7 +129,11 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
             candidates[name] = some
     if not candidates or structure.captured.refused:  # what ran once need not run on other numbers
         return False
-    reads = {read for name in candidates for read in readers[name]}
+    reads: dict[Read, Array] = {}
+    for name, some in candidates.items():
+        for read in readers[name]:
+            own = structure.groups[name].read_by(read).indices[some].reshape(-1)
+            reads[read] = np.union1d(reads.get(read, own), own)
     values, constant = _observed(work, structure, reads)
     once = {read.weight: sum(r.weight == read.weight for r in structure.walk.reads) == 1 for read in reads}
     changed = False
@@ -188,23 +193,24 @@ def fold_constants(model: nn.Module, constants: Iterable[ConstantInput]) -> None
 
 
 def _observed(
-    work: nn.Module, structure: Structure, reads: set[Read]
+    work: nn.Module, structure: Structure, reads: Mapping[Read, Array]
 ) -> tuple[dict[Read, Tensor], dict[Read, Array]]:
     """Look at the operands of ``reads`` in float64, where the graph runs in it."""
-    example = structure.captured.args, structure.captured.kwargs
     try:
-        with Wide(torch.float64):
-            return _watched(work, structure, reads, as_dtype(example, torch.float64))
+        return _watched(work, structure, reads, torch.float64)
     except (RuntimeError, TypeError, ValueError):
-        return _watched(work, structure, reads, example)
+        return _watched(work, structure, reads, None)
 
 
 @torch.no_grad()
 def _watched(
-    work: nn.Module, structure: Structure, reads: set[Read], example: Any
+    work: nn.Module, structure: Structure, reads: Mapping[Read, Array], dtype: torch.dtype | None
 ) -> tuple[dict[Read, Tensor], dict[Read, Array]]:
     """Run the graph with the weights as they are and with surviving ones randomised, and return for
-    each read its operand's value by channel, and whether it was the same everywhere in every run."""
+    each read its operand's value by channel, and whether it was the same everywhere in every run; as long
+    as some of the channels that are asked for were."""
+    example: Any = structure.captured.args, structure.captured.kwargs
+    example = example if dtype is None else as_dtype(example, dtype)
     values: dict[Read, Tensor] = {}
     constant: dict[Read, Array] = {}
     generator = torch.Generator().manual_seed(1)
@@ -212,13 +218,14 @@ def _watched(
     draws = _DRAWS
     draw = 0
     while draw < draws:
-        state = copied(work)
+        state = copied(work) if draw else copied(work, shared=work.parameters())
         if draw:
             randomise(state, draw)
         # The same weights on two inputs: one position alone is the same everywhere.
         for look in range(2):
             args, named = example if draw == look == 0 else redrawn(example, generator)
-            seen = Bound(structure.captured, state).seen(args, named, {read.operand for read in reads})
+            with Wide(dtype) if dtype else nullcontext():
+                seen = Bound(structure.captured, state).seen(args, named, {read.operand for read in reads})
             for read in reads:
                 operand = seen[read.operand].movedim(read.dim, 0)
                 flat = operand.reshape(operand.shape[0], -1).double().cpu()
@@ -232,5 +239,7 @@ def _watched(
                 zero = (values[read] != 0) | (flat == 0).all(1)
                 constant[read] &= same & zero.numpy()
                 before[read] = first
+            if look and not any(constant[read][own].any() for read, own in reads.items()):
+                return values, constant
         draw += 1
     return values, constant
