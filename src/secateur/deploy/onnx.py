@@ -24,7 +24,7 @@ from secateur.copying import check_network, copied
 from secateur.deploy.onnx_int8 import calibration, layers_of, measured, quantised
 from secateur.deploy.onnx_session import session_of
 from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
-from secateur.graph.capture import Captured, all_tensors, arguments, capture
+from secateur.graph.capture import EXPORTED, Captured, all_tensors, arguments, batch_size, capture_any_batch
 from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
 from secateur.graph.draws import other_batch, rebatched
 from secateur.graph.names import unwrapped
@@ -34,7 +34,6 @@ from secateur.storage import as_path, replacing
 from secateur.text import first_line
 
 _LARGEST = 2_000_000_000  # bytes; a protobuf message, so a file of one piece, ends at 2 GiB
-_EXPORTED = 3  # torch.export takes a batch of 1 for a constant
 _CHATTY = (
     *("torch.onnx._internal.exporter._registration", "torch.onnx._internal.exporter._compat"),
     "onnxscript.version_converter",  # the opset that comes out is looked at
@@ -139,8 +138,8 @@ def export_onnx(
     model = copied(unwrapped(model)).cpu()  # there torch and onnxruntime round alike
     args, named = _cpu(arguments(example_inputs, kwargs))
     _check_numbers(model, (args, named))
-    draws = list(_draws(model, (args, named), _batch_size((args, named))))
-    captured = _captured(model, (args, named), draws[0][0])
+    draws = list(_draws(model, (args, named), batch_size((args, named))))
+    captured = capture_any_batch(model, (args, named))
     feed, content = _converted(captured, opset)
     name = type(model).__name__
     error = _checked(model, session_of(content, name), feed, draws)
@@ -240,33 +239,8 @@ def _check_numbers(model: nn.Module, inputs: Inputs) -> None:
         )
 
 
-def _batch_size(inputs: Inputs) -> int:
-    sizes = [leaf.shape[0] for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
-    if not sizes or not sizes[0]:
-        raise ModelError(f"example inputs {_shown(inputs)} hold no tensor whose first dim is a batch")
-    return sizes[0]
-
-
 def _shown(inputs: Inputs) -> str:
     return shapes([*inputs[0], *inputs[1].values()])
-
-
-def _captured(model: nn.Module, inputs: Inputs, batch: int) -> Captured:
-    args, named = rebatched(inputs, batch, max(batch, _EXPORTED))
-    dim, dims = torch.export.Dim("batch"), torch.export.ShapesCollection()
-    for given, leaf in zip(_pytree.tree_leaves(inputs), _pytree.tree_leaves((args, named)), strict=True):
-        if isinstance(given, Tensor) and given.dim() and given.shape[0] == batch:
-            dims[leaf] = {0: dim}
-    try:
-        return capture(model, args, named, dynamic_shapes=dims.dynamic_shapes(model, args, named))
-    except ModelError as error:
-        if "Constraints violated" not in str(error.__cause__):
-            raise
-        said = [line.strip(" -") for line in str(error.__cause__).splitlines() if "batch" in line]
-        raise ModelError(
-            f"{type(model).__name__} runs at some batch sizes only ({said[-1] if said else error}); "
-            "in its forward, write x.size(0) or -1 where the batch size stands as a number"
-        ) from error
 
 
 def _converted(captured: Captured, opset: int | None) -> tuple[_Feed, bytes]:
@@ -356,7 +330,7 @@ def _draws(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[tuple[int, 
     if hollow(expected):
         raise NonFiniteError(f"{name} gives NaN on the example inputs; nothing can be checked against that")
     yield batch, inputs, expected
-    number = _EXPORTED if batch == 1 else 1
+    number = EXPORTED if batch == 1 else 1
     drawn = other_batch(inputs, batch, number)
     try:
         outputs = call(model, *drawn)

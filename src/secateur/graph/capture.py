@@ -20,11 +20,13 @@ from torch.utils import _pytree
 
 from secateur.copying import copied, fresh
 from secateur.errors import ModelError
+from secateur.graph.draws import rebatched
 from secateur.graph.names import unwrapped
 from secateur.graph.recording import Recording, record
-from secateur.running import arguments, forward_once, uncached
+from secateur.running import arguments, forward_once, shapes, uncached
 from secateur.text import first_line
 
+EXPORTED = 3  # torch.export takes a batch of 1 for a constant
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 _EXPORTED, _RECORDED = "torch.export", "as it ran"
 _LOUD = ("torch._export", "torch.export", "torch.fx.experimental", "torch._dynamo", "torch._subclasses")
@@ -132,6 +134,38 @@ def capture(
             ) from second
     _check_own(captured)
     return captured
+
+
+def capture_any_batch(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Captured:
+    """Capture a copy of ``model`` for batches of any size: the first dim of every input that has as many
+    examples as the first. Raises ModelError where the forward takes some sizes only."""
+    batch = batch_size(inputs)
+    args, named = rebatched(inputs, batch, max(batch, EXPORTED))
+    dim, dims = torch.export.Dim("batch"), torch.export.ShapesCollection()
+    for given, leaf in zip(_pytree.tree_leaves(inputs), _pytree.tree_leaves((args, named)), strict=True):
+        if isinstance(given, Tensor) and given.dim() and given.shape[0] == batch:
+            dims[leaf] = {0: dim}
+    try:
+        return capture(model, args, named, dynamic_shapes=dims.dynamic_shapes(model, args, named))
+    except ModelError as error:
+        if "Constraints violated" not in str(error.__cause__):
+            raise
+        said = [line.strip(" -") for line in str(error.__cause__).splitlines() if "batch" in line]
+        raise ModelError(
+            f"{type(model).__name__} runs at some batch sizes only ({said[-1] if said else error}); "
+            "in its forward, write x.size(0) or -1 where the batch size stands as a number"
+        ) from error
+
+
+def batch_size(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    """Return the first dim of the first tensor; raises ModelError where there is none."""
+    sizes = [leaf.shape[0] for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not sizes or not sizes[0]:
+        raise ModelError(
+            f"example inputs {shapes([*inputs[0], *inputs[1].values()])} hold no tensor whose first dim is a "
+            "batch"
+        )
+    return sizes[0]
 
 
 def _check_sizes(program: ExportedProgram) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -22,9 +22,10 @@ from secateur.running import run_once
 from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.dead import Found, find_dead, fold_constants
 from secateur.structure.following import Follower, Trainers
+from secateur.structure.graph_form import GraphForm, graph_form
 from secateur.structure.labels import Array
 from secateur.structure.proof import Proof, untraced
-from secateur.structure.runs import Methods, Run, Seen, Wide, in_training, runs_of, why_not
+from secateur.structure.runs import FORWARD, Methods, Run, Seen, Wide, in_training, runs_of, why_not
 from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure, trace
 
@@ -44,6 +45,7 @@ def compact(
     scheduler: Any = None,
     masks: Follower | None = None,
     structure: Structure | None = None,
+    form: str = "modules",
 ) -> tuple[nn.Module, Proof]:
     """Remove every unit that is dead, unread or constant, and prove that nothing else changed.
 
@@ -70,9 +72,12 @@ def compact(
             ``proof.masks``.
         structure: a ``secateur.trace`` of this model, to save time, or because it was made with
             ``streams=True``.
+        form: "modules", a model of the same class; or "graph", a ``torch.fx.GraphModule`` of the captured
+            forward, which no size written into a ``forward`` keeps from losing anything. It has the same
+            names of parameters, takes batches of any size where the model does, and runs in eval mode alone.
 
     Returns:
-        A new model of the same class, and a ``Proof``. ``proof.notes`` says what was not compared,
+        A new model, and a ``Proof``. ``proof.notes`` says what was not compared,
         ``proof.unseen`` which parameters of a size that was cut no call has read.
 
     Raises:
@@ -99,15 +104,24 @@ def compact(
     runs = runs_of(model, example_inputs, kwargs, examples, methods)
     if structure is not None and (not isinstance(structure, Structure) or structure.model is not model):
         raise ModelError(f"structure= {untraced(structure)}")
+    if form not in ("modules", "graph"):
+        raise ModelError(f"form is {form!r}; it is 'modules' or 'graph'")
+    if form == "graph" and (other := [run.label for run in runs if run.method != FORWARD]):
+        raise ModelError(f"form='graph' is of the forward alone, without {other[0]}")
     _check_no_nan(model)
     args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)
     structure = structure or trace(model, args, kwargs=named)
     found = find_dead(copied(model).eval(), structure)
-    trial = _Trial(model, structure, runs, found)
+    graph = graph_form(structure) if form == "graph" else None
+    trial = _Trial(model, structure, runs, found, graph)
     pruned, changes, small, withdrawn, error = trial.search(found.pruned)
-    for name, module in small.named_modules():
+    for name, module in small.named_modules() if graph is None else ():
         module.training = module_of(model, name).training
+    if graph is not None:
+        trial.notes.append(graph.note)
+    elif withdrawn and structure.captured.program is not None:
+        trial.notes.append("form='graph' has no sizes written into a forward, and may remove what is kept")
     found.kept.update(withdrawn)
     removed = removed_by(structure, pruned)
     randomised = trial.prove_randomised(pruned, changes)
@@ -167,8 +181,15 @@ class _Trial:
     calls that could not be compared, ``read`` the tensors that any of them has read.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, runs: Sequence[Run], found: Found) -> None:
-        self.model, self.structure, self.found = model, structure, found
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        runs: Sequence[Run],
+        found: Found,
+        graph: GraphForm | None,
+    ) -> None:
+        self.model, self.structure, self.found, self.graph = model, structure, found, graph
         self.runs: list[Run] = []
         self.wanted: list[Any] = []
         self.notes: list[str] = []
@@ -179,9 +200,9 @@ class _Trial:
         self._begin(runs[0])
         for run in runs[1:]:
             self._add(run, strict=True)
-        for run in runs:
+        for run in runs if graph is None else ():
             self._add(in_training(run))
-        if found.constants:
+        if found.constants and graph is None:
             self._resize(runs[0])
 
     def _begin(self, run: Run) -> None:
@@ -326,7 +347,7 @@ class _Trial:
         # Cut in the wide dtype too where a rescaled norm rounds in the model's own.
         wide = in_dtype(copied(small), self.dtype) if self.structure.walk.streams else None
         try:
-            cut(small, removed)
+            small = self._cut(small, removed)
         except ModelError as error:
             return _Outcome(small, failure=f"the forward: {error}")
         if wide is None:
@@ -336,7 +357,7 @@ class _Trial:
         which = slice(None) if only is None else slice(only, only + 1)
         changes, attempt = adjust(
             wide,
-            changed_sizes(self.structure, removed),
+            changed_sizes(self.structure, removed) if self.graph is None else {},
             lambda: self._calls(wide, which),
             lambda outputs: difference(self.wanted[which], outputs) <= self.tolerance(),
             lambda: Wide(self.dtype),
@@ -354,6 +375,15 @@ class _Trial:
         label = labels[which][worst]
         failure = f"{label or 'the forward'}: its outputs are off by {errors[worst]:.1e}"
         return _Outcome(small, changes, errors[worst], failure, run=worst)
+
+    def _cut(self, work: nn.Module, removed: Removed, changes: Iterable[Change] = ()) -> nn.Module:
+        """Return the small network of a copy, which is changed where it is made of modules."""
+        if self.graph is not None:
+            return self.graph.cut(work, removed)
+        cut(work, removed)
+        for change in changes:
+            change.apply(work)
+        return work
 
     def _stored(self, small: nn.Module, error: float) -> float:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
@@ -374,10 +404,8 @@ class _Trial:
                 rescale(masked)
             outputs = self._calls(copied(masked, shared=masked.parameters()))
             if not any(map(hollow, outputs)):
-                cut(masked, removed_by(self.structure, pruned))
-                for change in changes:
-                    change.apply(masked)
-                worst = max(map(difference, outputs, self._calls(masked)))
+                small = self._cut(masked, removed_by(self.structure, pruned), changes)
+                worst = max(map(difference, outputs, self._calls(small)))
                 self._note_deaf(outputs)
                 break
         if worst > self.tolerance():

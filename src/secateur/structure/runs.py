@@ -23,7 +23,7 @@ from secateur.running import arguments, uncached
 from secateur.text import first_line, nearest, shown
 
 Methods = Sequence[str] | Mapping[str, Any]
-_FORWARD = "forward"
+FORWARD = "forward"
 # Of functions that draw: every number becomes this one, so that fewer channels draw the same.
 _DRAWN = {
     **dict.fromkeys(("rand", "rand_like", "uniform_", "randn", "randn_like", "normal", "normal_"), 0.5),
@@ -45,7 +45,7 @@ class Run:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    method: str = _FORWARD
+    method: str = FORWARD
     training: bool = False
     label: str = ""
 
@@ -74,10 +74,10 @@ class Run:
                 module.eval()
             if isinstance(vars(module).get("dropout"), float):  # of attention and recurrent layers
                 module.dropout = 0.0  # type: ignore[assignment]
-        target = model if self.method == _FORWARD else getattr(model, self.method)
+        target = model if self.method == FORWARD else getattr(model, self.method)
         before = [(buffer, buffer.clone()) for buffer in model.buffers()] if self.training else []
         try:
-            plain = uncached(model) if self.method == _FORWARD else nullcontext()
+            plain = uncached(model) if self.method == FORWARD else nullcontext()
             with plain, same_random_state(), Undisturbed() if self.training else nullcontext():
                 return target(*fresh(self.args), **fresh(self.kwargs))
         finally:
@@ -90,7 +90,7 @@ def runs_of(
     example_inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     examples: Sequence[Any] = (),
-    methods: Methods = (_FORWARD,),
+    methods: Methods = (FORWARD,),
 ) -> list[Run]:
     """Return the calls that a user's examples stand for, the first of them ``example_inputs``' forward.
 
@@ -112,7 +112,7 @@ def runs_of(
         if not callable(getattr(model, method, None)):
             known = [name for name in dir(type(model)) if not name.startswith("_")]
             raise ModelError(f"{type(model).__name__} has no method {method!r}{nearest(method, known)}")
-        if method == _FORWARD:
+        if method == FORWARD:
             continue
         if method in own:
             args, named = arguments(own[method], None)
@@ -127,8 +127,8 @@ def runs_of(
 
 def in_training(run: Run) -> Run:
     """Return the same call in training mode."""
-    label = "the training forward" if run.method == _FORWARD else f"{run.label} in training"
-    if run.method == _FORWARD and run.label:
+    label = "the training forward" if run.method == FORWARD else f"{run.label} in training"
+    if run.method == FORWARD and run.label:
         label += f" on {run.label}"
     return replace(run, training=True, label=label)
 

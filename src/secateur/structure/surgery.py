@@ -130,14 +130,16 @@ def set_attributes(module: nn.Module, path: str, removed: Removed, names: Mappin
     rows = removed.get((names.get(full, full), 0))
     view = layer_view(module)
     if view is not None and view.groups > 1 and rows is not None:
-        module.groups = _groups_left(module, rows)  # type: ignore[assignment]
+        size = module.in_channels if module.transposed else module.out_channels
+        module.groups = groups_left(rows, size, module.groups)  # type: ignore[assignment, arg-type]
     set_sizes(module)
     if isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_channels // per_group
 
 
-def _groups_left(conv: Any, rows: Array) -> int:
-    """Return how many groups a convolution has left: whole ones went where all rows of a group did."""
-    before = (conv.in_channels if conv.transposed else conv.out_channels) // conv.groups
-    pruned = np.bincount(rows // before, minlength=conv.groups)
-    return int((pruned == 0).sum()) if ((pruned == 0) | (pruned == before)).all() else conv.groups
+def groups_left(rows: Array, size: int, groups: int) -> int:
+    """Return how many groups a convolution has left without ``rows`` of the first dim, of ``size``, of its
+    weight: whole ones went where all rows of a group did."""
+    before = size // groups
+    pruned = np.bincount(rows // before, minlength=groups)
+    return int((pruned == 0).sum()) if ((pruned == 0) | (pruned == before)).all() else groups

@@ -1,0 +1,316 @@
+"""The small network as a graph: the captured forward with the sizes that stand in it made smaller.
+
+A Python forward may have a size written into it that no attribute explains; its graph has none that is not
+known by its labels. So what cannot be cut out of the modules can be cut out of the graph.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export._unlift import _get_codegen
+from torch.utils import _pytree
+
+from secateur.errors import ModelError
+from secateur.graph.calls import Call
+from secateur.graph.capture import Captured, all_tensors, capture, capture_any_batch, first_names
+from secateur.graph.operators import plain
+from secateur.structure.labels import Array, Classes
+from secateur.structure.propagate import Labelled, Walk, values_in
+from secateur.structure.rules.table import apply
+from secateur.structure.surgery import Removed, groups_left, sliced
+from secateur.structure.units import Structure
+
+aten = torch.ops.aten
+MADE_HERE = "secateur_form"
+Arguments = dict[str, Any]
+Patch = Callable[["_Patching", Call, Arguments], Any]
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """What graphs of a network's smaller versions are made of: its graph, for batches of any size where it
+    takes them, with the labels of every node. ``note`` says what the graph is bound to."""
+
+    model: nn.Module
+    captured: Captured
+    walk: Walk
+    classes: tuple[Classes, ...]
+    note: str
+
+    def cut(self, work: nn.Module, removed: Removed) -> fx.GraphModule:
+        """Return the graph with the tensors of ``work`` (a copy of the model) less what goes."""
+        patching = _Patching(self.walk, *self._pruned(removed))
+        graph = patching.copied(self.captured.graph, self.captured)
+        signature = list(inspect.signature(self.model.forward).parameters)[: len(self.captured.args)]
+        given = self.captured.args, self.captured.kwargs
+        graph.set_codegen(
+            _get_codegen(
+                _pytree.tree_structure(given), self.captured.out_spec, [*signature, *self.captured.kwargs]
+            )
+        )
+        first, found = first_names(work), dict[str, Tensor]()
+        for name, tensor in all_tensors(work):
+            if first[name] != name:
+                found[name] = found[first[name]]
+                continue
+            new = sliced(tensor.detach(), name, removed).clone()
+            parameter = isinstance(tensor, nn.Parameter)
+            found[name] = nn.Parameter(new, tensor.requires_grad) if parameter else new
+        found |= patching.constants
+        return assembled(found, graph, type(self.model).__name__)
+
+    def _pruned(self, removed: Removed) -> tuple[Classes, Array]:
+        """Return the classes, heads or the positions in them, under which what goes may go, and which go."""
+        for classes in self.classes:
+            pruned = np.zeros(len(classes.frozen), dtype=bool)
+            for (name, dim), indices in removed.items():
+                labels = self.walk.parameters[name].dims[dim]
+                if labels is not None:
+                    pruned[classes.of[labels[indices]]] = True
+            if not (pruned & classes.frozen).any():
+                return classes, pruned
+        raise ModelError("for batches of any size the graph of this network keeps what its own graph could lose")
+
+
+def graph_form(structure: Structure) -> GraphForm:
+    """Return what graphs of smaller versions of a traced network are made of.
+
+    Raises ModelError where there is no program of it, or where norms over what goes would have to be mended.
+    """
+    own, name = structure.captured, type(structure.model).__name__
+    if own.program is None:
+        raise ModelError(
+            f"form='graph' needs a graph that serves for other inputs, and {name} was analysed as it ran on the "
+            f"example ({own.refused})"
+        )
+    if structure.walk.streams:
+        raise ModelError("form='graph' cannot mend norms over residual streams; trace without streams=True")
+    try:
+        captured, note = capture_any_batch(structure.model, (own.args, own.kwargs)), ""
+    except ModelError as error:
+        captured = capture(structure.model, own.args, own.kwargs)
+        note = f"as a graph it takes inputs of the example's shapes alone ({error})"
+    walk = Walk(captured, apply)
+    walk.run()
+    classes = tuple(walk.labels.solve(inner=inner) for inner in (False, True))
+    bound = "the graph has no training mode: norms and dropout are those of eval mode"
+    return GraphForm(structure.model, captured, walk, classes, "; ".join(filter(None, (note, bound))))
+
+
+def assembled(tensors: dict[str, Tensor], graph: fx.Graph, name: str) -> fx.GraphModule:
+    """Return a module of a graph that holds tensors under their names, read by it or not."""
+    read = {node.target for node in graph.nodes if node.op == "get_attr"}
+    with graph.inserting_before(next(iter(graph.nodes), None)):
+        for other in tensors.keys() - read:
+            graph.get_attr(other)  # copies of a GraphModule keep what its graph names
+    made = fx.GraphModule(tensors, graph, class_name=name)
+    made.meta[MADE_HERE] = "graph"
+    return made.eval()
+
+
+def is_graph_form(model: nn.Module) -> bool:
+    """Whether a network is one that was made here."""
+    return isinstance(model, fx.GraphModule) and model.meta.get(MADE_HERE) == "graph"
+
+
+class _Patching:
+    """One copy of a graph, node by node, with the sizes of what is left. ``constants``: the tensors that are
+    written into it, by name."""
+
+    def __init__(self, walk: Walk, classes: Classes, pruned: Array) -> None:
+        self.walk, self.classes, self.pruned = walk, classes, pruned
+        self.constants: dict[str, Tensor] = {}
+        self.new = fx.Graph()
+        self.of: dict[fx.Node, Any] = {}
+
+    def copied(self, graph: fx.Graph, captured: Captured) -> fx.Graph:
+        for node in graph.nodes:
+            if node.op == "placeholder" and node.name in captured.inputs:
+                self.of[node] = self.new.placeholder(node.name)
+        for node in graph.nodes:
+            if node.op == "placeholder" and node.name in captured.tensors:
+                self.of[node] = self.new.get_attr(captured.tensors[node.name])
+            elif node.op == "placeholder" and node.name in captured.constants:
+                self.of[node] = self.constant(node.name, captured.constants[node.name])
+        returned = self._nodes(graph)
+        self.new.output(fx.map_arg(list(returned), self.of.__getitem__))
+        return self.new
+
+    def _nodes(self, graph: fx.Graph) -> Any:
+        for node in graph.nodes:
+            call = Call(node)
+            if node.op == "output":
+                return node.args[0]
+            if node.op == "call_function" and not call.checks:
+                self.of[node] = self._inside(node) if call.schema is None else self._call(call)
+        return ()
+
+    def _inside(self, node: fx.Node) -> Any:
+        """A graph inside the graph is written out in its place; all else that is no operator stays."""
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self.new.node_copy(node, self.of.__getitem__)
+        inner = next(n for n in node.all_input_nodes if n.op == "get_attr")
+        module = getattr(self.walk.captured.graph_module, str(inner.target))
+        nodes = [n for n in node.args if isinstance(n, fx.Node)]
+        places = (n for n in module.graph.nodes if n.op == "placeholder")
+        for place, given in zip(places, nodes[nodes.index(inner) + 1 :], strict=True):
+            self.of[place] = self.of[given]
+        return [self.of.get(part, part) for part in self._nodes(module.graph)]
+
+    def _call(self, call: Call) -> Any:
+        patch = PATCHES.get(plain(call.operator))
+        changed = any(
+            self.count(labels) < len(labels)
+            for value in values_in([self.walk.values.get(n) for n in (*call.node.all_input_nodes, call.node)])
+            for _, labels in value.labels()
+        )
+        if patch is None or not changed:
+            return self.new.node_copy(call.node, self._one)
+        arguments = dict(call.arguments)
+        target = patch(self, call, arguments) or call.node.target
+        schema = target._schema.arguments  # type: ignore[union-attr]
+        given = {a.name: fx.map_arg(arguments[a.name], self._one) for a in schema if a.name in arguments}
+        args = [given.pop(a.name) for a in schema if not a.kwarg_only]
+        return self.new.call_function(target, tuple(args), given)
+
+    def _one(self, node: fx.Node) -> Any:
+        return self.of.get(node, node)  # what a patch has put in is of the new graph already
+
+    # -- what patches ask ----------------------------------------------------------------------------------
+
+    def kept(self, labels: Array) -> Array:
+        return ~self.pruned[self.classes.of[labels]]
+
+    def count(self, labels: Array) -> int:
+        return int(self.kept(labels).sum())
+
+    def value(self, node: Any) -> Labelled:
+        return self.walk.values[node]
+
+    def constant(self, name: str, tensor: Tensor) -> fx.Node:
+        self.constants[f"constants.{name}"] = tensor.detach().clone()
+        return self.new.get_attr(f"constants.{name}")
+
+    def sizes(self, entries: Sequence[Any], value: Labelled, first: int = 0) -> list[Any]:
+        """Return sizes of dims from ``first`` on with those that are left in the place of the old ones."""
+        return [self.size(entry, value.dims[dim]) for dim, entry in enumerate(entries, first)]
+
+    def size(self, entry: Any, labels: Array | None) -> Any:
+        if labels is None or entry == -1 or self.count(labels) == len(labels):
+            return entry
+        if isinstance(entry, int):
+            return self.count(labels)
+        common = gcd(self.count(labels), len(labels))  # a size computed from the batch's
+        times = self.new.call_function(operator.mul, (self._one(entry), self.count(labels) // common))
+        return self.new.call_function(operator.floordiv, (times, len(labels) // common))
+
+    def places(self, source: Array, picked: Array) -> Array:
+        """Return where, among what is left of a dim, stands what is left of the labels picked from it."""
+        at = {int(label): place for place, label in enumerate(source[self.kept(source)])}
+        return np.array([at[int(label)] for label in picked[self.kept(picked)]], dtype=np.int64)
+
+
+# -- patches: change the arguments in place, and return another operator where one is needed ----------------
+
+
+def _sized(argument: str) -> Patch:
+    def patch(p: _Patching, call: Call, a: Arguments) -> None:
+        value = p.value(call.node)
+        if len(a[argument]) == len(value.shape):
+            a[argument] = p.sizes(a[argument], value)
+
+    return patch
+
+
+def _unflatten(p: _Patching, call: Call, a: Arguments) -> None:
+    dim = a["dim"] % len(p.value(call.node.args[0]).shape)
+    a["sizes"] = p.sizes(a["sizes"], p.value(call.node), dim)
+
+
+def _split(p: _Patching, call: Call, a: Arguments) -> Any:
+    source, dim = p.value(a["self"]), a.get("dim") or 0
+    if source.dims[dim] is None or p.count(source.dims[dim]) == source.shape[dim]:
+        return None
+    parts = [value.dims[dim] for value in values_in(p.walk.values[call.node])]
+    a["split_sizes"] = [p.count(labels) for labels in parts if labels is not None]
+    return aten.split_with_sizes.default
+
+
+def _slice(p: _Patching, call: Call, a: Arguments) -> Any:
+    source, dim = p.value(a["self"]), a.get("dim") or 0
+    labels, picked = source.dims[dim], p.value(call.node).dims[dim]
+    if labels is None or picked is None or p.count(labels) == len(labels):
+        return None
+    places = p.places(labels, picked)
+    if (np.diff(places) == 1).all():
+        start = int(places[0]) if len(places) else 0
+        a |= {"start": start, "end": start + len(places), "step": 1, "length": len(places)}
+        return None
+    a |= {"dim": dim, "index": p.constant(f"{call.node.name}_index", torch.from_numpy(places))}
+    return aten.index_select.default
+
+
+def _index_select(p: _Patching, call: Call, a: Arguments) -> None:
+    dim = a["dim"] % len(p.value(call.node).shape)
+    labels, picked = p.value(a["self"]).dims[dim], p.value(call.node).dims[dim]
+    if labels is not None and picked is not None and p.count(labels) < len(labels):
+        places = torch.from_numpy(p.places(labels, picked))
+        a["index"] = p.constant(f"{call.node.name}_index", places)
+
+
+def _shuffled(p: _Patching, call: Call, a: Arguments) -> Any:
+    labels, picked = p.value(a["self"]).dims[1], p.value(call.node).dims[1]
+    if labels is None or picked is None:
+        return None
+    a |= {"dim": 1, "index": p.constant(f"{call.node.name}_index", torch.from_numpy(p.places(labels, picked)))}
+    return aten.index_select.default
+
+
+def _conv(p: _Patching, call: Call, a: Arguments) -> None:
+    weight = p.value(a["weight"])
+    rows = weight.dims[0]
+    if a["groups"] > 1 and rows is not None:
+        a["groups"] = groups_left(np.flatnonzero(~p.kept(rows)), weight.shape[0], a["groups"])
+
+
+def _group_norm(p: _Patching, call: Call, a: Arguments) -> None:
+    labels = p.value(a["input"]).dims[1]
+    if labels is not None:
+        a["num_groups"] = p.count(labels) * a["num_groups"] // len(labels)
+
+
+def _attention(p: _Patching, call: Call, a: Arguments) -> None:
+    if a.get("scale") is None:
+        a["scale"] = p.value(a["query"]).shape[-1] ** -0.5  # that of the heads as they were
+
+
+def _refused(p: _Patching, call: Call, a: Arguments) -> None:
+    raise ModelError(f"form='graph' cannot make {call.name} smaller ({call.node.name})")
+
+
+PATCHES: dict[Any, Patch] = {
+    **dict.fromkeys((aten.view, aten._unsafe_view, aten.expand), _sized("size")),
+    aten.reshape: _sized("shape"),
+    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn), _sized("size")),
+    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _sized("size")),
+    aten.unflatten: _unflatten,
+    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk), _split),
+    **dict.fromkeys((aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split), _split),
+    **dict.fromkeys((aten.slice, aten.narrow), _slice),
+    aten.index_select: _index_select,
+    **dict.fromkeys((aten.channel_shuffle, aten.native_channel_shuffle), _shuffled),
+    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution), _conv),
+    **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _conv),
+    aten.group_norm: _group_norm,
+    aten.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((aten.as_strided, aten.slice_scatter, aten.select_scatter), _refused),
+}
