@@ -63,6 +63,7 @@ from secateur.structure.units import Structure as Structure
 from secateur.structure.compact import compact as compact
 from secateur.structure.proof import Proof as Proof
 from secateur.structure.saved import save as save
+from secateur.structure.graph_files import load_graph as load_graph
 from secateur.structure.saved import load as load
 
 # Methods that search and train

@@ -326,6 +326,23 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {key: _decoded(value) for key, value in metadata.items()}
 
 
+def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Return the digest of tensors and of what is said of them."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor of any dtype holds no NaN and no infinity."""
+    if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
 def _decoded(text: str) -> Any:
     try:
         return _parsed(text)

@@ -28,7 +28,7 @@ from secateur.pruning.masks import Masks
 from secateur.runtime.contents import MAGIC, PRELUDE
 from secateur.runtime.streams import FileError, Stream
 from secateur.runtime.unpacking import read as read_packed
-from secateur.storage import load_tensors
+from secateur.storage import digest_of, load_tensors
 from secateur.structure import saved
 from secateur.training.checkpoint import load_network, load_run, save_run, save_weights
 from secateur.training.fit import Epoch, _progress_of
@@ -108,7 +108,7 @@ def rewritten(data: bytes, chance: Chance, digest: bool = False) -> bytes:
         try:
             tensors = safetensors.torch.load(found)
             parts.metadata.pop("sha256", None)
-            parts.metadata["sha256"] = saved._digest(tensors, parts.metadata)
+            parts.metadata["sha256"] = digest_of(tensors, parts.metadata)
             found = written(parts, random.Random(1))
         except Exception:  # what cannot be hashed goes as it is
             return found

@@ -19,8 +19,7 @@ from networks import saved
 from networks.saved import MODELS, Attention, Normed, Recurrent, inputs
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.methods.structure_selection import StructureSelection
-from secateur.storage import load_tensors, save_tensors
-from secateur.structure.saved import _digest
+from secateur.storage import digest_of, load_tensors, save_tensors
 
 
 def small(name: str) -> nn.Module:
@@ -167,7 +166,7 @@ def rewritten(file: Path, change: Any) -> None:
     tensors, metadata = load_tensors(file)
     metadata.pop("sha256")
     change(tensors, metadata)
-    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    save_tensors(file, tensors, {**metadata, "sha256": digest_of(tensors, metadata)})
 
 
 @pytest.mark.parametrize(
@@ -242,7 +241,7 @@ def test_a_removed_block_that_is_none(file, removed):
     tensors, metadata = load_tensors(file)
     metadata.pop("sha256")
     metadata["removed"] = removed
-    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    save_tensors(file, tensors, {**metadata, "sha256": digest_of(tensors, metadata)})
     refused(file, StorageError, "cannot be a block that was removed|modules is damaged")
 
 
@@ -251,10 +250,10 @@ def test_modules_and_tensors_below_a_removed_block(file):
     metadata.pop("sha256")
     metadata["removed"] = {"up": "torch.nn.modules.linear.Linear"}
     metadata["modules"]["up"] = ["torch.nn.modules.linear.Identity", {}]
-    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    save_tensors(file, tensors, {**metadata, "sha256": digest_of(tensors, metadata)})
     refused(file, ModelError, "holds a tensor 'up.bias' that the model has not")
     metadata["modules"]["up.more"] = ["torch.nn.modules.linear.Linear", {}]
-    save_tensors(file, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    save_tensors(file, tensors, {**metadata, "sha256": digest_of(tensors, metadata)})
     refused(file, ModelError, "the file has a module 'up.more' and the model has not")
 
 

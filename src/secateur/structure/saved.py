@@ -8,8 +8,6 @@ nothing from the file: the caller makes the original, full-size model, and it is
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +20,12 @@ from torch import Tensor, nn
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.graph.capture import all_tensors, first_names
 from secateur.graph.names import unwrapped
-from secateur.storage import load_tensors, save_tensors
+from secateur.storage import all_finite, digest_of, load_tensors, save_tensors
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
+from secateur.structure.graph_files import FORMAT as GRAPH
+from secateur.structure.graph_files import ALLOW, describe_graph
+from secateur.structure.graph_form import is_graph_form
 from secateur.structure.replaced import attention, norms
 from secateur.structure.replaced.attention import PrunedAttention
 from secateur.structure.replaced.norms import PrunedLayerNorm, eps_name, is_eps
@@ -33,7 +34,6 @@ from secateur.structure.surgery import set_attributes
 from secateur.text import nearest
 
 FORMAT = "model 2"
-ALLOW = "; allow_nonfinite=True loads it all the same"
 _MANY = 2**30  # values that are hashed whatever the model has: a file with holes can claim any number
 # What surgery makes of a module of torch's, by what a fresh model has there.
 _PRUNED: dict[type[nn.Module], type[nn.Module]] = {
@@ -48,7 +48,8 @@ _NAMED: dict[type, str] = {
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model, reshaped or not, to a safetensors file that ``load`` reads.
+    """Write a model, reshaped or not, to a safetensors file that ``load`` reads; one of ``form="graph"`` to a
+    file that ``load_graph`` reads.
 
     It holds tensors and sizes, no code. The file appears at once and whole.
 
@@ -65,9 +66,12 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> sc.load(torch.nn.Linear(6, 4), "layer.safetensors")
         Linear(in_features=6, out_features=4, bias=True)
     """
-    tensors, described = describe(model)
-    metadata = {"secateur": FORMAT, **described}
-    save_tensors(path, tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    if is_graph_form(model):
+        tensors, metadata = describe_graph(model)  # type: ignore[arg-type]
+    else:
+        tensors, described = describe(model)
+        metadata = {"secateur": FORMAT, **described}
+    save_tensors(path, tensors, {**metadata, "sha256": digest_of(tensors, metadata)})
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -134,13 +138,15 @@ def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -
     """
     model = unwrapped(model)
     tensors, metadata = load_tensors(path)
+    if metadata.get("secateur") == GRAPH:
+        raise StorageError(f"{path}: holds a network as a graph; secateur.load_graph(path) opens it")
     if metadata.get("secateur") != FORMAT:
         raise StorageError(f"{path}: not a model saved by secateur (its metadata lack 'secateur: {FORMAT}')")
     there, own = (sum(map(Tensor.numel, t)) for t in (tensors.values(), dict(all_tensors(model)).values()))
     if there > max(_MANY, 2 * own):
         raise ModelError(f"{path}: holds {there:,} values, far more than the model, which has {own:,}")
     digest = metadata.pop("sha256", None)
-    if digest != _digest(tensors, metadata):
+    if digest != digest_of(tensors, metadata):
         raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
     return restore(model, tensors, metadata, path, allow_nonfinite=allow_nonfinite)
 
@@ -190,13 +196,6 @@ def check_finite(
         if all_finite(tensor) or not (isinstance(own[name], nn.Parameter) or all_finite(own[name])):
             continue
         raise NonFiniteError(f"{path}: {name} holds a NaN or an infinity{hint}")
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor of any dtype holds no NaN and no infinity."""
-    if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 @contextmanager
@@ -266,15 +265,6 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, Any]) -> None:
 
 def _many(value: Any) -> bool:
     return isinstance(value, (list, tuple))
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _typed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str | Path) -> _Saved:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import StorageError
-from secateur.storage import load_tensors, save_tensors
-from secateur.structure.saved import all_finite, check_finite, load
+from secateur.storage import all_finite, load_tensors, save_tensors
+from secateur.structure.saved import check_finite, load
 
 State = dict[str, Tensor]
 T = TypeVar("T")
