@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ def child(name: str) -> dict[str, Any]:
     times.append(time.process_time())
     sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
     times.append(time.process_time())
-    small, proof = sc.compact(model, x, structure=structure)
+    _, proof = sc.compact(model, x, structure=structure)
     times.append(time.process_time())
-    seconds = dict(zip(("trace", "prune", "compact"), (b - a for a, b in zip(times, times[1:])), strict=True))
+    seconds = dict(zip(("trace", "prune", "compact"), (b - a for a, b in pairwise(times)), strict=True))
     return {
         "seconds": seconds | {"all": times[-1] - times[0]},
         "peak": (resident("VmHWM") - before) / weights,

@@ -58,7 +58,7 @@ from secateur.pruning.schedules import Iterative as Iterative
 from secateur.pruning.schedules import Cubic as Cubic
 
 # Structure: coupled channels found, removed and proved
-from secateur.structure.units import trace as trace
+from secateur.structure.tracing import trace as trace
 from secateur.structure.units import Structure as Structure
 from secateur.structure.compact import compact as compact
 from secateur.structure.proof import Proof as Proof

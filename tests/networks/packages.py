@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm, Ultralytics, PyTorch Geometric and transformers as their packages build them.
+"""Networks of torchvision, timm, Ultralytics, PyTorch Geometric and transformers, as these build them.
 
 Each package is imported when one of its networks is built. Detectors return their boxes whatever the scores.
 """

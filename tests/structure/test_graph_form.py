@@ -1,4 +1,4 @@
-"""``compact(..., form="graph")``: sizes written into a forward keep nothing, and the graph is a file of data."""
+"""``compact(..., form="graph")``: sizes written into a forward keep nothing; the graph is a file of data."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from secateur.pruning.structured import select_groups
 from secateur.running import arguments
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
-from secateur.structure.units import trace
+from secateur.structure.tracing import trace
 
 
 @dataclass(frozen=True)

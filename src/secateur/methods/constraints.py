@@ -23,7 +23,7 @@ from secateur.pruning.unit_criteria import L2Norm, UnitCriterion, unit_scores
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
 from secateur.structure.runs import Methods
-from secateur.structure.units import trace
+from secateur.structure.tracing import trace
 
 _PROBES = 12
 _GOALS = ("macs", "parameters", "latency_ms")

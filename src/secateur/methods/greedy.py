@@ -27,7 +27,8 @@ from secateur.running import run_once
 from secateur.structure.compact import compact
 from secateur.structure.labels import Array
 from secateur.structure.proof import Proof
-from secateur.structure.units import Structure, trace
+from secateur.structure.tracing import trace
+from secateur.structure.units import Structure
 from secateur.task import judged
 
 _CRITERIA = ("score", "output", "reconstruction")

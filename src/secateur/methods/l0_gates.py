@@ -18,7 +18,7 @@ from secateur.pruning.holding import Level, Optimizers, around_steps, innermost,
 from secateur.pruning.structured import select_groups
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
-from secateur.structure.units import trace
+from secateur.structure.tracing import trace
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # gamma, zeta and beta of the paper
 _OPEN = TEMPERATURE * math.log(-LOW / HIGH)

@@ -37,7 +37,8 @@ from secateur.running import call
 from secateur.structure.blocks import ResidualBlock, find_blocks, remove_blocks
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
-from secateur.structure.units import Group, trace
+from secateur.structure.tracing import trace
+from secateur.structure.units import Group
 
 _EQUAL = 1e-6  # relative to the largest |output|, in float64
 

@@ -100,6 +100,7 @@ def prune(
     structure: Structure | None = None,
     round_to: int = 1,
     min_kept: int = 1,
+    removable_only: bool = True,
     group: Any = None,
 ) -> Masks:
     """Zero the least important weights of ``model`` in place and return what was zeroed. Every cut is decided
@@ -128,6 +129,8 @@ def prune(
         structure: a ``secateur.trace`` of this model, for whole units.
         round_to: what the number of units left in a pruned group is a multiple of.
         min_kept: how many units every group keeps.
+        removable_only: leave the groups of ``structure.stays`` alone, which modules cannot lose, so that their
+            zeros would bring nothing. With False they are zeroed too, for ``compact(..., form="graph")``.
         group: another process group than the model's, or False for a process that prunes on its own.
 
     Returns:
@@ -158,7 +161,7 @@ def prune(
         with together(model, group):
             return prune_units(
                 structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
-                masks=masks, round_to=round_to, min_kept=min_kept,
+                masks=masks, round_to=round_to, min_kept=min_kept, removable_only=removable_only,
             )  # fmt: skip
     shrinkage = shrinkage or Hard()
     with together(model, group) as peers:

@@ -105,11 +105,20 @@ def prune_units(
     masks: Masks | None,
     round_to: int,
     min_kept: int,
+    removable_only: bool,
 ) -> Masks:
     """Zero all slices of the least important units of ``model`` in place; see ``secateur.prune``."""
     if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
     chosen = select_groups(structure, include, exclude)
+    staying = [name for name in chosen if removable_only and name in structure.stays]
+    chosen = {name: group for name, group in chosen.items() if name not in staying}
+    if not chosen:
+        raise TargetError(
+            f"{type(structure.model).__name__}: its modules can lose none of these groups "
+            f"({structure.stays[staying[0]]}); prune them with removable_only=False and take them out with "
+            "compact(..., form='graph')"
+        )
     check_writable(dict(parameters_of(structure.model)))
     masks = None if masks is None else masks.bind(model)
     part = replace(structure, groups=chosen)
@@ -123,6 +132,11 @@ def prune_units(
     with together(model) as peers:
         peers.compare({name: torch.from_numpy(units) for name, units in pruned.items()})
     notes = _given_back(wanted, pruned, round_to, min_kept) + _share_noted(structure, budget, pruned)
+    if staying:
+        notes.append(
+            f"left alone, because modules cannot lose them: {', '.join(staying)}; removable_only=False "
+            "zeroes them, and compact(..., form='graph') takes them out"
+        )
     if masks is not None:
         masks.apply()
     mask_units(structure.model, structure, pruned)

@@ -115,7 +115,8 @@ def adjust(
 
     Sets of up to three attributes are tried, those near the module that failed first, each on that module
     alone (``within`` what ``run`` runs in) with the inputs that it failed on; a set that lets it come further
-    is tried on the whole, kept, and the search goes on from there. Returns (the changes made, the last attempt); where no set was found the
+    is tried on the whole, kept, and the search goes on. Returns (the changes made, the last attempt); where no
+    set was found the
     attempt has an error or other outputs, and no attribute is changed.
     """
     attempt = tried(model, run)
@@ -160,7 +161,9 @@ def _promising(
         alone = _Alone(model, attempt, within)
         best: tuple[int, tuple[Choice, ...]] | None = None
         with _applied(kept, model):
-            left = list(itertools.islice(_sets(_nearest(options, [*chosen, *kept], attempt, model)), _MOST_RUNS))
+            left = list(
+                itertools.islice(_sets(_nearest(options, [*chosen, *kept], attempt, model)), _MOST_RUNS)
+            )
         for extra in left:
             if best is not None and len(extra) > len(best[1]):
                 break

@@ -108,7 +108,9 @@ def _built(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> fx.GraphMo
         for name, t in tensors.items()
     }
     found |= {name: found[first] for name, first in said["tied"].items()}
-    if unknown := [name for name in found if not all(part.isidentifier() or part.isdigit() for part in name.split("."))]:
+    if unknown := [
+        name for name in found if not all(part.isidentifier() or part.isdigit() for part in name.split("."))
+    ]:
         raise ValueError(f"{unknown[0]!r} is no name of a tensor")
     graph, nodes = fx.Graph(), dict[str, fx.Node]()
     for node in said["nodes"]:
@@ -150,7 +152,9 @@ def _node(node: fx.Node) -> dict[str, Any]:
             "kwargs": _encoded(dict(node.kwargs)),
         }
     row = {"name": node.name, "op": node.op}
-    return row | ({"args": _encoded(list(node.args))} if node.op == "output" else {"target": str(node.target)})
+    return row | (
+        {"args": _encoded(list(node.args))} if node.op == "output" else {"target": str(node.target)}
+    )
 
 
 def _name_of(target: Any) -> str:
@@ -160,7 +164,9 @@ def _name_of(target: Any) -> str:
             return name
     except ValueError:
         pass
-    raise ModelError(f"the graph calls {target}, which no file can name; torch.export.save writes such graphs")
+    raise ModelError(
+        f"the graph calls {target}, which no file can name; torch.export.save writes such graphs"
+    )
 
 
 def _called(name: str) -> Any:

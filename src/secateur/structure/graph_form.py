@@ -78,7 +78,9 @@ class GraphForm:
                     pruned[classes.of[labels[indices]]] = True
             if not (pruned & classes.frozen).any():
                 return classes, pruned
-        raise ModelError("for batches of any size the graph of this network keeps what its own graph could lose")
+        raise ModelError(
+            "for batches of any size the graph of this network keeps what its own graph could lose"
+        )
 
 
 def graph_form(structure: Structure) -> GraphForm:
@@ -89,8 +91,8 @@ def graph_form(structure: Structure) -> GraphForm:
     own, name = structure.captured, type(structure.model).__name__
     if own.program is None:
         raise ModelError(
-            f"form='graph' needs a graph that serves for other inputs, and {name} was analysed as it ran on the "
-            f"example ({own.refused})"
+            f"form='graph' needs a graph that serves for other inputs, and {name} was analysed as it ran on "
+            f"the example ({own.refused})"
         )
     if structure.walk.streams:
         raise ModelError("form='graph' cannot mend norms over residual streams; trace without streams=True")
@@ -271,7 +273,10 @@ def _shuffled(p: _Patching, call: Call, a: Arguments) -> Any:
     labels, picked = p.value(a["self"]).dims[1], p.value(call.node).dims[1]
     if labels is None or picked is None:
         return None
-    a |= {"dim": 1, "index": p.constant(f"{call.node.name}_index", torch.from_numpy(p.places(labels, picked)))}
+    a |= {
+        "dim": 1,
+        "index": p.constant(f"{call.node.name}_index", torch.from_numpy(p.places(labels, picked))),
+    }
     return aten.index_select.default
 
 

@@ -32,9 +32,10 @@ _DRAWN = {
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = ("float", "half", "bfloat16")
 _METADATA = frozenset(
-    "size dim ndimension numel stride is_floating_point is_complex __len__ element_size get_device data_ptr "
-    "requires_grad_ is_contiguous untyped_storage __hash__ __deepcopy__ __repr__".split()
-)
+    ("size", "dim", "ndimension", "numel", "stride", "is_floating_point", "is_complex", "element_size",
+     "get_device", "data_ptr", "requires_grad_", "is_contiguous", "untyped_storage", "__len__", "__hash__",
+     "__deepcopy__", "__repr__")
+)  # fmt: skip
 _DROPOUTS = tuple(f"{kind}{place}" for kind in ("dropout", "alpha_dropout", "feature_dropout",
                   "feature_alpha_dropout") for place in ("", "_"))  # fmt: skip
 

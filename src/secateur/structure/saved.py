@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError, NonFiniteError, StorageError
@@ -23,8 +22,8 @@ from secateur.graph.names import unwrapped
 from secateur.storage import all_finite, digest_of, load_tensors, save_tensors
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
-from secateur.structure.graph_files import FORMAT as GRAPH
 from secateur.structure.graph_files import ALLOW, describe_graph
+from secateur.structure.graph_files import FORMAT as GRAPH
 from secateur.structure.graph_form import is_graph_form
 from secateur.structure.replaced import attention, norms
 from secateur.structure.replaced.attention import PrunedAttention

@@ -1,4 +1,4 @@
-"""``trace``: the units of a network, what each consists of, and what is protected and why."""
+"""The units of a network, what each consists of, and what is protected and why."""
 
 from __future__ import annotations
 
@@ -99,6 +99,8 @@ class Structure:
         captured: the graph, and in ``captured.notes`` what holds for the example alone.
         walk: what the rules found in it.
         classes: which indices can only go together.
+        stays: by name the groups whose removal breaks the forward, which has a size written into it that no
+            attribute explains, and how. ``prune`` leaves them alone; a graph can lose them too.
 
     Example:
         >>> import torch, secateur as sc
@@ -117,6 +119,12 @@ class Structure:
     captured: Captured = field(repr=False)
     walk: Walk = field(repr=False)
     classes: Classes = field(repr=False)
+    stays: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def removable(self) -> dict[str, Group]:
+        """The groups that ``compact`` can take out of the modules."""
+        return {name: group for name, group in self.groups.items() if name not in self.stays}
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -139,11 +147,12 @@ class Structure:
             stay = [("", "dim", "stays", "because")]
             stay += [(p.name, str(p.dim), f"{p.kept} of {p.size}", p.reason) for p in self.protected]
             lines += table(stay, words=1)
+        lines += [f"stays, but in form='graph': {name}: {reason}" for name, reason in self.stays.items()]
         lines += [f"note: {note}" for note in self.captured.notes]
         return "\n".join(lines)
 
 
-def trace(
+def analyse(
     model: nn.Module,
     example_inputs: Any,
     *,
@@ -152,43 +161,7 @@ def trace(
     heads: str = "whole",
     streams: bool = False,
 ) -> Structure:
-    """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
-
-    The model is exported in eval mode on the example inputs, so units are those of that forward; where
-    ``torch.export`` refuses it, what runs for the example is recorded, and the printed structure says so.
-    Weights are not read: a model on the meta device will do. An operator that is not understood freezes what
-    it touches and is named in ``protected``. Networks of transformers run without their cache unless
-    ``use_cache`` is among the inputs.
-
-    Args:
-        model: the network.
-        example_inputs: what it is called on: a tensor, a tuple or list of arguments, or a dict of them by
-            name.
-        kwargs: arguments by name beside ``example_inputs``.
-        dynamic_shapes: passed on to ``torch.export``.
-        heads: "whole", attention heads are units, or "dims", the same position of every head.
-        streams: residual streams under a LayerNorm or an RMSNorm may lose channels too. They are protected
-            unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
-            eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that
-            nothing changes but the size. Pass this structure to ``prune`` and to ``compact``.
-
-    Returns:
-        The groups of units, and what is protected, and why.
-
-    Raises:
-        ModelError: where the model cannot be captured, or ``heads`` is neither of the two.
-
-    Example:
-        >>> import torch, secateur as sc
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
-        >>> sc.trace(net, torch.ones(1, 8))
-        group   units  parameters a unit  MACs a unit         in
-        0 -> 2     16                 13           12  3 tensors
-        protected:
-                  dim   stays                             because
-        0.weight    1  8 of 8  combined with an unprunable tensor
-        2.weight    0  4 of 4                        model output
-    """
+    """Do what ``secateur.trace`` does, but for trying what can be removed."""
     if heads not in ("whole", "dims"):
         raise ModelError(f"heads is {heads!r}; it is 'whole' or 'dims'")
     if not isinstance(streams, bool):

@@ -23,7 +23,8 @@ from secateur.pruning.prune import prune
 from secateur.running import run_once, shapes
 from secateur.structure.compact import compact
 from secateur.structure.saved import save
-from secateur.structure.units import Structure, trace
+from secateur.structure.tracing import trace
+from secateur.structure.units import Structure
 from secateur.text import first_line, nearest, shown, table
 from secateur.training.checkpoint import load_network, save_weights
 

@@ -13,7 +13,7 @@ from secateur.experiments.steps.settings import AS_TRAINED, Exclude, Include, Tr
 from secateur.experiments.work import Work
 from secateur.methods.unit_penalties import group_lasso
 from secateur.structure.compact import compact
-from secateur.structure.units import trace
+from secateur.structure.tracing import trace
 
 
 class GroupLasso(Step):

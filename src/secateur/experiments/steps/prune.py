@@ -39,7 +39,7 @@ from secateur.pruning.prune import check as check_choices
 from secateur.pruning.schedules import OneShot, budgets_along
 from secateur.pruning.shrinkage import Hard
 from secateur.pruning.targets import find_targets
-from secateur.structure.units import trace
+from secateur.structure.tracing import trace
 from secateur.training.settings import Training
 
 

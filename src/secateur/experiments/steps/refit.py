@@ -11,7 +11,7 @@ from secateur.experiments.fields import Count, Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.work import Work
 from secateur.methods.reconstruction import reconstruct
-from secateur.structure.units import trace
+from secateur.structure.tracing import trace
 
 
 class Refit(Step):
