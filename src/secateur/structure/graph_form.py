@@ -94,6 +94,9 @@ def graph_form(structure: Structure) -> GraphForm:
             f"form='graph' needs a graph that serves for other inputs, and {name} was analysed as it ran on "
             f"the example ({own.refused})"
         )
+    names = (full for full, _ in all_tensors(structure.model))
+    if taken := next((full for full in names if hasattr(fx.GraphModule, full.partition(".")[0])), None):
+        raise ModelError(f"form='graph': a torch.fx.GraphModule cannot hold {taken!r}; rename that module")
     if structure.walk.streams:
         raise ModelError("form='graph' cannot mend norms over residual streams; trace without streams=True")
     try:
@@ -233,6 +236,12 @@ def _sized(argument: str) -> Patch:
     return patch
 
 
+def _view(p: _Patching, call: Call, a: Arguments) -> Any:
+    value = p.value(call.node)
+    a["shape"] = p.sizes(a["size"], value)
+    return aten.reshape.default  # a smaller tensor need not lie in memory as the old one did
+
+
 def _unflatten(p: _Patching, call: Call, a: Arguments) -> None:
     dim = a["dim"] % len(p.value(call.node.args[0]).shape)
     a["sizes"] = p.sizes(a["sizes"], p.value(call.node), dim)
@@ -280,6 +289,26 @@ def _shuffled(p: _Patching, call: Call, a: Arguments) -> Any:
     return aten.index_select.default
 
 
+def _repeated(p: _Patching, call: Call, a: Arguments) -> None:
+    if a.get("output_size") is not None and a.get("dim") is not None:
+        value = p.value(call.node)
+        a["output_size"] = p.size(a["output_size"], value.dims[a["dim"] % len(value.shape)])
+
+
+def _slice_scatter(p: _Patching, call: Call, a: Arguments) -> None:
+    target, source = p.value(a["self"]), p.value(a["src"])
+    axis = a["dim"] % len(target.shape)
+    labels, written = target.dims[axis], source.dims[axis]
+    if labels is None or p.count(labels) == len(labels):
+        return
+    part = labels[slice(a["start"], a["end"], a["step"])]
+    places = p.places(labels, part)
+    if written is None or not (np.diff(places) == 1).all():
+        _refused(p, call, a)
+    a |= {"start": int(places[0]) if len(places) else 0, "step": 1}
+    a["end"] = a["start"] + len(places)
+
+
 def _conv(p: _Patching, call: Call, a: Arguments) -> None:
     weight = p.value(a["weight"])
     rows = weight.dims[0]
@@ -303,7 +332,8 @@ def _refused(p: _Patching, call: Call, a: Arguments) -> None:
 
 
 PATCHES: dict[Any, Patch] = {
-    **dict.fromkeys((aten.view, aten._unsafe_view, aten.expand), _sized("size")),
+    **dict.fromkeys((aten.view, aten._unsafe_view), _view),
+    aten.expand: _sized("size"),
     aten.reshape: _sized("shape"),
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn), _sized("size")),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _sized("size")),
@@ -317,5 +347,7 @@ PATCHES: dict[Any, Patch] = {
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _conv),
     aten.group_norm: _group_norm,
     aten.scaled_dot_product_attention: _attention,
-    **dict.fromkeys((aten.as_strided, aten.slice_scatter, aten.select_scatter), _refused),
+    aten.repeat_interleave: _repeated,
+    aten.slice_scatter: _slice_scatter,
+    aten.as_strided: _refused,
 }

@@ -203,7 +203,7 @@ class Walk:
 
     def _parameter(self, name: str, tensor: Tensor) -> Labelled:
         if name not in self.parameters:
-            floating = tensor.is_floating_point()
+            floating = tensor.is_floating_point() and tensor.numel() > 0
             dims = [self.fresh(n) if n > 1 and floating else None for n in tensor.shape]
             masked = floating and name not in self.captured.buffers
             self.parameters[name] = Labelled(tuple(tensor.shape), dims, [masked] * len(dims), tensor.dtype)

@@ -86,12 +86,13 @@ def _meet(walk: Walk, out: Labelled, dim: int, meet: list[tuple[Labelled, int]],
 def _addmm(walk: Walk, call: Call, a: Arguments) -> Labelled:
     b, first = a["self"], "mat1" if "mat1" in a else "batch1"
     out = _product(walk, call, a, first, first.replace("1", "2"))
-    last = len(out.shape) - 1
-    if b.shape and b.shape[-1] == out.shape[-1] and out.shape[-1] > 1:
-        product = out.copy()
-        out.dims[-1] = walk.join([(product, last), (b, len(b.shape) - 1)])
-        out.zero[-1] = product.zero[-1] and b.zero[-1]
-        out.zero[:-1] = [False] * last
+    product, ahead = out.copy(), len(out.shape) - len(b.shape)
+    for dim in range(ahead, len(out.shape)):
+        if b.shape[dim - ahead] == out.shape[dim] > 1:
+            out.dims[dim] = walk.join([(product, dim), (b, dim - ahead)])
+            out.zero[dim] = product.zero[dim] and b.zero[dim - ahead]
+        else:
+            out.zero[dim] = False
     added = call.arguments["self"]
     if walk.reads and walk.reads[-1].node is call.node and isinstance(added, fx.Node):
         walk.reads.append(replace(walk.reads.pop(), bias=walk.named.get(added)))

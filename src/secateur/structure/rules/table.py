@@ -242,6 +242,8 @@ def _packed(walk: Walk, call: Call, a: Arguments) -> Any:
 def _as_real(walk: Walk, call: Call, a: Arguments) -> Labelled:
     """view_as_real puts a dim of two at the end, view_as_complex takes it away."""
     out, value = result_of(call.node), a["self"]
+    if len(out.shape) < len(value.shape):
+        walk.freeze(value, [len(out.shape)], "its pairs are complex numbers")
     for dim in range(min(len(out.shape), len(value.shape))):
         out.dims[dim], out.zero[dim] = value.dims[dim], value.zero[dim]
     return out
