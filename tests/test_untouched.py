@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import secateur as sc
 from networks.keeping import DATA, GRIDS, IDIOMS, LENGTH, OTHER, Net, X, built, cached_grid, grid
 from secateur.copying import copied
+from secateur.errors import ModelError
 from secateur.methods import constraints
 
 # -- every public function that takes a network --------------------------------------------------------
@@ -103,6 +104,11 @@ def loaded(net: nn.Module, folder: Path) -> None:
     sc.load(net, folder / "net.safetensors")
 
 
+def without_experts(net: nn.Module, folder: Path) -> None:
+    with pytest.raises(ModelError, match="no mixture"):
+        sc.remove_experts(net, X, {"keep": [0]})
+
+
 def unpacked(net: nn.Module, folder: Path) -> None:
     sc.pack(net, folder / "net.secateur")
     sc.unpack(net, folder / "net.secateur")
@@ -155,6 +161,9 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
     "trace": lambda net, folder: sc.trace(net, X),
     "Structure": lambda net, folder: repr(sc.trace(net, X)),
     "compact": lambda net, folder: sc.compact(net, X, optimizer=sgd(net)),
+    "compact as a graph": lambda net, folder: sc.compact(net, X, form="graph"),
+    "find_experts": lambda net, folder: sc.find_experts(net, X),
+    "remove_experts": without_experts,
     "save": saved,
     "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),
     "sparsify": lambda net, folder: sc.sparsify(net, X, seconds=0.001),

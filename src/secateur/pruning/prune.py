@@ -129,8 +129,9 @@ def prune(
         structure: a ``secateur.trace`` of this model, for whole units.
         round_to: what the number of units left in a pruned group is a multiple of.
         min_kept: how many units every group keeps.
-        removable_only: leave the groups of ``structure.stays`` alone, which modules cannot lose, so that their
-            zeros would bring nothing. With False they are zeroed too, for ``compact(..., form="graph")``.
+        removable_only: leave the groups of ``structure.stays`` alone, which modules cannot lose, so that
+            their zeros would bring nothing. With False they are zeroed too, for
+            ``compact(..., form="graph")``.
         group: another process group than the model's, or False for a process that prunes on its own.
 
     Returns:

@@ -115,9 +115,8 @@ def adjust(
 
     Sets of up to three attributes are tried, those near the module that failed first, each on that module
     alone (``within`` what ``run`` runs in) with the inputs that it failed on; a set that lets it come further
-    is tried on the whole, kept, and the search goes on. Returns (the changes made, the last attempt); where no
-    set was found the
-    attempt has an error or other outputs, and no attribute is changed.
+    is tried on the whole, kept, and the search goes on. Returns (the changes made, the last attempt); where
+    no set was found the attempt has an error or other outputs, and no attribute is changed.
     """
     attempt = tried(model, run)
     if attempt.error is None and same(attempt.outputs):

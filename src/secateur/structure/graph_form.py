@@ -185,7 +185,7 @@ class _Patching:
         schema = target._schema.arguments  # type: ignore[union-attr]
         given = {a.name: fx.map_arg(arguments[a.name], self._one) for a in schema if a.name in arguments}
         args = [given.pop(a.name) for a in schema if not a.kwarg_only]
-        return self.new.call_function(target, tuple(args), given)
+        return self.new.call_function(target, tuple(args), given)  # type: ignore[arg-type]
 
     def _one(self, node: fx.Node) -> Any:
         return self.of.get(node, node)  # what a patch has put in is of the new graph already
@@ -249,7 +249,8 @@ def _unflatten(p: _Patching, call: Call, a: Arguments) -> None:
 
 def _split(p: _Patching, call: Call, a: Arguments) -> Any:
     source, dim = p.value(a["self"]), a.get("dim") or 0
-    if source.dims[dim] is None or p.count(source.dims[dim]) == source.shape[dim]:
+    labels = source.dims[dim]
+    if labels is None or p.count(labels) == len(labels):
         return None
     parts = [value.dims[dim] for value in values_in(p.walk.values[call.node])]
     a["split_sizes"] = [p.count(labels) for labels in parts if labels is not None]

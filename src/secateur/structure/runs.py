@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.copying import fresh
+from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
@@ -36,6 +36,9 @@ _METADATA = frozenset(
      "get_device", "data_ptr", "requires_grad_", "is_contiguous", "untyped_storage", "__len__", "__hash__",
      "__deepcopy__", "__repr__")
 )  # fmt: skip
+_MADE = frozenset(
+    ["zeros", "ones", "empty", "full", "rand", "randn", "tensor", "as_tensor", "arange", "linspace", "logspace", "eye", "from_numpy"]
+)
 _DROPOUTS = tuple(f"{kind}{place}" for kind in ("dropout", "alpha_dropout", "feature_dropout",
                   "feature_alpha_dropout") for place in ("", "_"))  # fmt: skip
 
@@ -177,15 +180,6 @@ class Wide(TorchFunctionMode):
         if bits == 64:
             self.wider |= {torch.complex64: torch.complex128}
 
-    def __enter__(self) -> Wide:
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        torch.set_default_dtype(self.before)
-        super().__exit__(*error)
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", "").partition(".")[0], kwargs or {}
         if name == "__get__":
@@ -193,6 +187,8 @@ class Wide(TorchFunctionMode):
             return self.wider.get(result, result) if isinstance(result, torch.dtype) else result
         if name in _METADATA:
             return func(*args, **kwargs)
+        if name in _MADE:  # the numbers that the network itself would make, and may have kept
+            return _pytree.tree_map(self._wide, func(*args, **kwargs))
         if name in _CASTS and func is getattr(Tensor, name, None):
             return func(*args, **kwargs) if args[0].is_complex() else args[0].to(self.dtype)
         written = (name.endswith("_") and not name.endswith("__")) or name.startswith(("__i", "__set"))
@@ -205,6 +201,17 @@ class Wide(TorchFunctionMode):
         if isinstance(value, torch.dtype):
             return self.wider.get(value, value)
         return value.to(self.wider.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
+
+
+def widest(model: nn.Module, run: Run) -> torch.dtype:
+    """Return float64 where a copy of the model runs in it, else float32."""
+    work = copied(model)
+    try:
+        with Wide(torch.float64):
+            run.as_dtype(torch.float64).on(work)
+    except Exception:  # whatever a forward raises on numbers that it did not expect
+        return torch.float32
+    return torch.float64
 
 
 class Seen(TorchDispatchMode):

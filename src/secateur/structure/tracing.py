@@ -30,9 +30,9 @@ def trace(
     The model is exported in eval mode on the example inputs, so units are those of that forward; where
     ``torch.export`` refuses it, what runs for the example is recorded, and the printed structure says so.
     A model on the meta device will do, of which nothing is tried. An operator that is not understood freezes
-    what it touches and is named in ``protected``. Half of each group is tried in earnest on a copy: what breaks
-    the forward is in ``stays``, and ``prune`` leaves it alone. Networks of transformers run without their cache
-    unless ``use_cache`` is among the inputs.
+    what it touches and is named in ``protected``. Half of each group is tried in earnest on a copy: what
+    breaks the forward is in ``stays``, and ``prune`` leaves it alone. Networks of transformers run without
+    their cache unless ``use_cache`` is among the inputs.
 
     Args:
         model: the network.

@@ -19,7 +19,7 @@ from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.dead import Found, fold_constants
 from secateur.structure.graph_form import GraphForm
 from secateur.structure.labels import Array
-from secateur.structure.runs import Run, Seen, Wide, in_training, why_not
+from secateur.structure.runs import Run, Seen, Wide, in_training, why_not, widest
 from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure
 
@@ -77,7 +77,7 @@ class Trial:
         self.wanted: list[Any] = []
         self.notes: list[str] = []
         self.read: set[str] = set()
-        self.dtype = torch.float32 if quick else self._widest(runs[0])
+        self.dtype = torch.float32 if quick else widest(model, runs[0])
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
         self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
         if quick:
@@ -141,16 +141,6 @@ class Trial:
                 self.runs.append(run)
                 self.wanted.append(wanted)
                 break
-
-    def _widest(self, run: Run) -> torch.dtype:
-        """float64 where the model runs in it, else float32."""
-        work = copied(self.model)
-        try:
-            with Wide(torch.float64):
-                run.as_dtype(torch.float64).on(work)
-        except Exception:  # whatever a forward raises on numbers that it did not expect
-            return torch.float32
-        return torch.float64
 
     def _expected(self, run: Run) -> Any:
         work = copied(self.model)
