@@ -318,7 +318,7 @@ def _options(model: nn.Module, sizes: dict[str, Sizes]) -> list[Choice]:
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str | None, Any, str, Any]]:
-    standard = type(module).__module__.startswith("torch.nn")
+    standard = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Unflatten)
     for name, value in vars(module).items():
         if _is_sizes(value) and not standard:
             yield None, module, name, value

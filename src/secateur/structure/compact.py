@@ -19,6 +19,7 @@ from secateur.structure.following import Follower, Trainers
 from secateur.structure.graph_form import graph_form
 from secateur.structure.proof import Proof, untraced
 from secateur.structure.runs import FORWARD, Methods, runs_of
+from secateur.structure.stated import restate
 from secateur.structure.surgery import removed_by
 from secateur.structure.trial import Trial
 from secateur.structure.units import Structure, analyse
@@ -117,6 +118,7 @@ def compact(
         trial.notes.append("form='graph' has no sizes written into a forward, and may remove what is kept")
     found.kept.update(withdrawn)
     removed = removed_by(structure, pruned)
+    stated = restate(model, small, runs[0]) if graph is None else []
     randomised = trial.prove_randomised(pruned, changes)
     trainers = Trainers(model, optimizer, scheduler).follow(small, removed)
     proof = Proof(
@@ -129,7 +131,7 @@ def compact(
         macs=(count_macs(model, args, named).dense, count_macs(small, args, named).dense),
         kept=found.kept,
         folded=len(found.constants_of(pruned)),
-        changed=tuple(map(str, changes)),
+        changed=(*map(str, changes), *stated),
         pruned=pruned,
         units={name: len(group) for name, group in structure.groups.items()},
         optimizer=trainers.optimizer,

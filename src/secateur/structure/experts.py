@@ -112,8 +112,8 @@ def remove_experts(
 ) -> tuple[nn.Module, Proof]:
     """Return a network without some experts, proved equal to this one with their scores at minus infinity.
 
-    The rows of the router, what else it holds of each expert (a correction bias), the stacks and lists go, and
-    what says their number follows. The given network never changes.
+    The rows of the router, what else it holds of each expert (a correction bias), the stacks and lists go,
+    and what says their number follows. The given network never changes.
 
     Args:
         model: the network.

@@ -37,8 +37,9 @@ _METADATA = frozenset(
      "__deepcopy__", "__repr__")
 )  # fmt: skip
 _MADE = frozenset(
-    ["zeros", "ones", "empty", "full", "rand", "randn", "tensor", "as_tensor", "arange", "linspace", "logspace", "eye", "from_numpy"]
-)
+    ("zeros", "ones", "empty", "full", "rand", "randn", "tensor", "as_tensor", "arange", "linspace",
+     "logspace", "eye", "from_numpy")
+)  # fmt: skip
 _DROPOUTS = tuple(f"{kind}{place}" for kind in ("dropout", "alpha_dropout", "feature_dropout",
                   "feature_alpha_dropout") for place in ("", "_"))  # fmt: skip
 
