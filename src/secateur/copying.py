@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import CellType, FunctionType, ModuleType
@@ -42,7 +43,9 @@ def copied(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> nn.Module:
         for module in model.modules():
             if "_orig_mod" in module._modules:
                 memo[id(module)] = copy.deepcopy(module._modules["_orig_mod"], memo)
-        work = copy.deepcopy(model, memo)
+        with warnings.catch_warnings():  # what torch says of its own graphs
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            work = copy.deepcopy(model, memo)
         for new, old in cells:
             new.cell_contents = _copied_in(old.cell_contents, memo)
         return work

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from networks.small import SMALL
+from secateur.deploy.onnx import run_onnx
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.storage import digest_of, load_tensors, save_tensors
 
@@ -206,3 +207,16 @@ def test_small_networks_as_graphs(network):
     _, proof = sc.compact(net, args, kwargs=kwargs, form="graph", structure=structure)
     assert not proof.kept
     assert proof.max_error < 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_graph_is_deployed(name, tmp_path):
+    net, x, structure = _halved(name)
+    small, _ = sc.compact(net, x, form="graph", structure=structure)
+    done = sc.export_onnx(small, x, tmp_path / "small.onnx")
+    assert done.max_error < 1e-4
+    (output,) = run_onnx(tmp_path / "small.onnx", x)
+    assert torch.allclose(torch.as_tensor(output), net(x), atol=1e-4)
+    sc.write_folder(small, x, tmp_path / "folder")  # which is run and compared before it is there
+    fast, _ = sc.sparsify(small, x, engines=["scipy"], seconds=0.01)
+    assert torch.allclose(fast(x), net(x), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Sizes that a network states of itself and does not read when it runs: those by which timm uses it further."""
+"""Sizes that a network states of itself and does not read when it runs: those by which timm uses it on."""
 
 from __future__ import annotations
 
