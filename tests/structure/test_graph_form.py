@@ -215,7 +215,7 @@ def test_a_graph_is_deployed(name, tmp_path):
     small, _ = sc.compact(net, x, form="graph", structure=structure)
     done = sc.export_onnx(small, x, tmp_path / "small.onnx")
     assert done.max_error < 1e-4
-    (output,) = run_onnx(tmp_path / "small.onnx", x)
+    output = run_onnx(tmp_path / "small.onnx", x)
     assert torch.allclose(torch.as_tensor(output), net(x), atol=1e-4)
     sc.write_folder(small, x, tmp_path / "folder")  # which is run and compared before it is there
     fast, _ = sc.sparsify(small, x, engines=["scipy"], seconds=0.01)

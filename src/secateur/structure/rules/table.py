@@ -303,15 +303,16 @@ def _prelu(walk: Walk, call: Call, a: Arguments) -> Labelled:
 
 def _expanded(walk: Walk, call: Call, a: Arguments) -> Any:
     """What is the same all along a dim, a mask for every head say, fits any number of them there."""
-    source = a["self"]
-    if source.labelled():
-        return _moved(walk, call, a)
-    out = result_of(call.node)
+    source, like = a["self"], a.get("other")
+    out = _moved(walk, call, a) if source.labelled() else result_of(call.node)
     for dim in range(1, len(out.shape)):  # the first is the batch, which nothing else labels
         own = dim - len(out.shape) + len(source.shape)
         if out.shape[dim] > 1 and own >= 0 and source.shape[own] == 1:
-            labels = out.dims[dim] = walk.fresh(out.shape[dim])
-            walk.repeated.append(labels)
+            if isinstance(like, Labelled):
+                out.dims[dim] = like.dims[dim]
+            else:
+                labels = out.dims[dim] = walk.fresh(out.shape[dim])
+                walk.repeated.append(labels)
     return out
 
 
@@ -340,7 +341,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys([aten.sum, aten.linalg_vector_norm, aten.norm], _reduce(True)),
     **dict.fromkeys([aten.zeros, aten.new_zeros], _factory(True)),
     **dict.fromkeys([aten.ones, aten.full, aten.new_ones, aten.new_full], _factory(False)),
-    aten.expand: _expanded,
+    **dict.fromkeys([aten.expand, aten.expand_as], _expanded),
     aten.zeros_like: _like(True),
     **dict.fromkeys([aten.ones_like, aten.full_like], _like(False)),
     **dict.fromkeys([aten.view_as_real, aten.view_as_complex], _as_real),
