@@ -45,7 +45,21 @@ def test_a_cache_by_default_keeps_no_head_and_is_there_afterwards():
 
 def test_a_cache_that_is_asked_for_is_an_output():
     structure = sc.trace(llama(), tokens(), kwargs={"use_cache": True})
-    assert not any("q_proj" in name for name in structure.groups)
+    assert not any("k_proj" in part.name for group in structure.groups.values() for part in group.slices)
+
+
+def test_the_same_number_of_queries_of_every_key_head():
+    model, inputs = llama(), tokens()
+    structure = sc.trace(model, inputs, heads="queries")
+    heads = [name for name in structure.groups if "q_proj" in name]
+    assert [len(structure.groups[name]) for name in heads] == [2, 2]
+    sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    small, proof = sc.compact(model, inputs, structure=structure)
+    assert set(heads) <= set(proof.removed)
+    attention = small.model.layers[0].self_attn
+    assert (attention.q_proj.out_features, attention.k_proj.out_features) == (12, 12)
+    new = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(**inputs, **new), small.generate(**inputs, **new))
 
 
 def test_encoder_and_decoder():
@@ -90,3 +104,29 @@ def test_heads_under_padding_masks(causal):
     assert small.encoder.layers[0].self_attn.num_heads == 2
     with torch.no_grad():
         assert torch.allclose(before(*inputs), small(*inputs), atol=1e-5)
+
+
+def test_heads_of_one_key_and_value_head():
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        vocab_size=61,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        multi_query=True,
+        bias=False,
+    )
+    model, inputs = transformers.FalconForCausalLM(config).eval(), {"input_ids": torch.randint(3, 60, (2, 7))}
+    structure = sc.trace(model, inputs)
+    heads = [name for name in structure.groups if "self_attention" in name]
+    assert [len(structure.groups[name]) for name in heads] == [4, 4]
+    sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    small, proof = sc.compact(model, inputs, structure=structure)
+    assert set(heads) <= set(proof.removed)
+    assert not proof.unseen
+    assert small.transformer.h[0].self_attention.dense.in_features == 12
+    others = {"input_ids": torch.randint(3, 60, (3, 11))}
+    with torch.no_grad():
+        assert torch.allclose(model(**others).logits, small(**others).logits, atol=1e-5)
+    new = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(**inputs, **new), small.generate(**inputs, **new))

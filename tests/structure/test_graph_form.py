@@ -217,6 +217,7 @@ def test_a_graph_is_deployed(name, tmp_path):
     assert done.max_error < 1e-4
     output = run_onnx(tmp_path / "small.onnx", x)
     assert torch.allclose(torch.as_tensor(output), net(x), atol=1e-4)
-    sc.write_folder(small, x, tmp_path / "folder")  # which is run and compared before it is there
+    if name == "sizes":  # a program of numpy's keeps the batch first, and has no index
+        sc.write_folder(small, x, tmp_path / "folder")  # which is run and compared before it is there
     fast, _ = sc.sparsify(small, x, engines=["scipy"], seconds=0.01)
     assert torch.allclose(fast(x), net(x), atol=1e-4)

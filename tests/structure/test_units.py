@@ -88,8 +88,8 @@ def test_positions_of_grouped_query_heads():
     assert members(values)["o.weight", 1] == [[d + 4 * h for h in range(6)] for d in range(4)]
 
 
-def test_heads_is_one_of_two_words():
-    with pytest.raises(ValueError, match=r"heads is 'all'; it is 'whole' or 'dims'"):
+def test_heads_is_one_of_three_words():
+    with pytest.raises(ValueError, match=r"heads is 'all'; it is 'whole', 'dims' or 'queries'"):
         sc.trace(mlp(3, 4, 2), ROWS, heads="all")
 
 

@@ -27,7 +27,7 @@ from secateur.structure.labels import Array, Classes
 from secateur.structure.propagate import Labelled, Walk, values_in
 from secateur.structure.rules.table import apply
 from secateur.structure.surgery import Removed, groups_left, sliced
-from secateur.structure.units import Structure
+from secateur.structure.units import HEADS, Structure
 
 aten = torch.ops.aten
 MADE_HERE = "secateur_form"
@@ -106,7 +106,7 @@ def graph_form(structure: Structure) -> GraphForm:
         note = f"as a graph it takes inputs of the example's shapes alone ({error})"
     walk = Walk(captured, apply)
     walk.run()
-    classes = tuple(walk.labels.solve(inner=inner) for inner in (False, True))
+    classes = tuple(walk.labels.solve(heads) for heads in HEADS)
     bound = "the graph has no training mode: norms and dropout are those of eval mode"
     return GraphForm(structure.model, captured, walk, classes, "; ".join(filter(None, (note, bound))))
 

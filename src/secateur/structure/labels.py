@@ -39,6 +39,7 @@ class Labels:
         self._frozen: list[tuple[Array, str]] = []
         self._cells: list[tuple[list[Array], list[Array]]] = []
         self._outer: list[Array] = []
+        self._copies: list[Array] = []
 
     def fresh(self, number: int) -> Array:
         """Return ``number`` new labels."""
@@ -62,28 +63,34 @@ class Labels:
         """Mark labels as attention heads: of a cell's two families these are the ones to prune."""
         self._outer.append(labels.reshape(-1))
 
-    def solve(self, inner: bool = False) -> Classes:
+    def copies(self, labels: Array) -> None:
+        """Mark labels of copies of one thing beside each other: a key head's for the queries that share it."""
+        self._copies.append(labels.reshape(-1))
+
+    def solve(self, heads: str = "whole") -> Classes:
         """Solve the relations: classes of labels that go together, and what is frozen.
 
-        Where a cell leaves a choice between two families (heads, or the same position of every
-        head), one is frozen: heads are kept as units, unless ``inner`` asks for the positions.
+        Where a cell leaves a choice between families (heads, the same position of every head, the same copy
+        of every head), one is kept and the others are frozen: heads, unless ``heads`` asks for the positions
+        ("dims") or the copies ("queries").
         """
-        return _Solver(self, inner).solve()
+        return _Solver(self, heads).solve()
 
 
 class _Solver:
     """The fixpoint: ties, frozen labels and open cells, until no cell says anything new."""
 
-    def __init__(self, labels: Labels, inner: bool) -> None:
+    def __init__(self, labels: Labels, heads: str) -> None:
         self.count = labels.count
-        self.inner = inner
+        self.inner, self.queries = heads == "dims", heads == "queries"
         self.ties = list(labels._ties)
         self.frozen_labels = np.zeros(labels.count, dtype=bool)
         self.reason_of: dict[int, str] = {}
         self.reasons: list[tuple[Array, str]] = []
         for found, reason in labels._frozen:
             self._freeze(found, reason)
-        self.outer = np.concatenate(labels._outer) if labels._outer else np.zeros(0, dtype=np.int64)
+        nothing = np.zeros(0, dtype=np.int64)
+        self.outer, self.copies = (np.concatenate([nothing, *m]) for m in (labels._outer, labels._copies))
         width = max((max(len(left), len(right)) for left, right in labels._cells), default=1)
         rows = [_padded(cells, group, width) for group, cells in enumerate(labels._cells)]
         self.cells = np.concatenate(rows) if rows else np.zeros((0, 2 * width + 1), dtype=np.int64)
@@ -179,10 +186,14 @@ class _Solver:
         if not len(self.cells):
             return False
         classes, frozen = self._classes()
-        outer = np.zeros(len(frozen), dtype=bool)
-        outer[classes[self.outer]] = True
+        outer, copies = np.zeros((2, len(frozen)), dtype=bool)
+        outer[classes[self.outer]] = copies[classes[self.copies]] = True
         chosen = False
-        for group in np.unique(self.cells[:, 0]):
+        groups = np.unique(self.cells[:, 0])
+        # Copies first: what they are copies of is known as heads only when that is settled.
+        for group in sorted(groups, key=lambda group: not self._copied(group, classes, frozen, copies)):
+            if chosen and not self._copied(group, classes, frozen, copies):
+                break
             rows = self.cells[self.cells[:, 0] == group][:, 1:]
             ids = np.where(rows >= 0, classes[rows], _NONE)
             live = (ids >= 0) & ~frozen[ids]
@@ -192,7 +203,8 @@ class _Solver:
                     continue
                 far = [c for c in range(2 * self.width) if not start <= c < start + self.width]
                 key = ids[:, far]
-                best = max(columns, key=lambda c: self._worth(ids[:, c], live[:, c], key, outer))
+                worth = [self._worth(ids[:, c], live[:, c], key, outer, copies) for c in columns]
+                best = columns[worth.index(max(worth))]
                 for column in columns:
                     if column != best:
                         pruned = rows[:, column][live[:, column]]
@@ -203,12 +215,27 @@ class _Solver:
                 classes, frozen = self._classes()
         return chosen
 
-    def _worth(self, ids: Array, live: Array, far: Array, outer: Array) -> tuple[bool, bool, int]:
+    def _copied(self, group: int, classes: Array, frozen: Array, copies: Array) -> bool:
+        """Whether one of several families of a cell that are open is of copies."""
+        rows = self.cells[self.cells[:, 0] == group][:, 1:]
+        ids = np.where(rows >= 0, classes[rows], _NONE)
+        live = (ids >= 0) & ~frozen[ids]
+        sides = live[:, : self.width].any(0).sum(), live[:, self.width :].any(0).sum()
+        return max(sides) > 1 and bool(copies[ids[live]].any())
+
+    def _worth(
+        self, ids: Array, live: Array, far: Array, outer: Array, copies: Array
+    ) -> tuple[bool, bool, bool, int]:
         own = ids[live]
         pairs = np.unique(np.concatenate([own[:, None], far[live]], axis=1), axis=0)
         number = len(np.unique(own))
         consistent = len(pairs) == number
-        return consistent, bool(outer[own].any()) != self.inner, number
+        return (
+            bool(copies[own].any()) == self.queries,
+            consistent,
+            bool(outer[own].any()) != self.inner,
+            number,
+        )
 
 
 def _padded(cells: tuple[list[Array], list[Array]], group: int, width: int) -> Array:

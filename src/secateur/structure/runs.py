@@ -220,7 +220,7 @@ class Seen(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.names = {id(tensor): name for name, tensor in all_tensors(model)}
+        self.names = {id(tensor): name for name, tensor in reversed(list(all_tensors(model)))}
         self.read: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

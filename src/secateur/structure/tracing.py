@@ -40,7 +40,8 @@ def trace(
             name.
         kwargs: arguments by name beside ``example_inputs``.
         dynamic_shapes: passed on to ``torch.export``.
-        heads: "whole", attention heads are units, or "dims", the same position of every head.
+        heads: "whole", attention heads are units, with all queries that share a key; "dims", the same
+            position of every head; or "queries", the same query of every shared key.
         streams: residual streams under a LayerNorm or an RMSNorm may lose channels too. They are protected
             unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
             eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.copying import copied
 from secateur.errors import ModelError, NonFiniteError
-from secateur.graph.capture import all_tensors, module_of
+from secateur.graph.capture import all_tensors, first_names, module_of
 from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
 from secateur.graph.draws import in_dtype, randomise, rescale
 from secateur.structure.attributes import Change, adjust, changed_sizes
@@ -168,10 +168,11 @@ class Trial:
     def unseen(self, removed: Removed) -> tuple[str, ...]:
         """Return the parameters that no call has read and that have a dim of a size that was cut."""
         sizes = {old for own in changed_sizes(self.structure, removed).values() for old in own}
+        first = first_names(self.model)
         return tuple(
             name
             for name, tensor in all_tensors(self.model)
-            if isinstance(tensor, nn.Parameter) and name not in self.read and sizes & {*tensor.shape}
+            if isinstance(tensor, nn.Parameter) and first[name] not in self.read and sizes & {*tensor.shape}
         )
 
     def tolerance(self) -> float:

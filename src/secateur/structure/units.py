@@ -16,6 +16,7 @@ from secateur.structure.propagate import Read, Walk
 from secateur.structure.rules.table import apply
 from secateur.text import table
 
+HEADS = ("whole", "dims", "queries")
 TOGETHER = "all of its indices can only go together"
 
 
@@ -162,14 +163,14 @@ def analyse(
     streams: bool = False,
 ) -> Structure:
     """Do what ``secateur.trace`` does, but for trying what can be removed."""
-    if heads not in ("whole", "dims"):
-        raise ModelError(f"heads is {heads!r}; it is 'whole' or 'dims'")
+    if heads not in HEADS:
+        raise ModelError(f"heads is {heads!r}; it is 'whole', 'dims' or 'queries'")
     if not isinstance(streams, bool):
         raise ModelError(f"streams is {streams!r}; it is True or False")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
     walk = Walk(captured, apply, streams=streams)
     walk.run()
-    classes = walk.labels.solve(inner=heads == "dims")
+    classes = walk.labels.solve(heads)
     groups, alone = _groups(walk, classes)
     return Structure(captured.model, groups, _protected(walk, classes, alone), captured, walk, classes)
 

@@ -34,12 +34,13 @@ def test_an_operator_with_two_operands_and_no_rule_is_named():
     assert "cdist.default has no rule" in reasons(structure)["a.weight", 0]
 
 
-def test_writing_into_a_part_freezes():
+def test_writing_into_a_part_freezes_all_up_to_it():
     def op(net, x):
         y = net.a(x).clone()
         y[:, 1] = 0
         return net.b(y)
 
     structure = trace(op, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
-    assert not structure.groups
+    (group,) = structure.groups.values()
+    assert group.slices[0].indices.tolist() == [[2], [3]]
     assert ("a.weight", 0) in reasons(structure)

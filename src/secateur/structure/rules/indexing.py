@@ -24,7 +24,12 @@ def index(walk: Walk, call: Call, a: Arguments) -> Any:
     source, given = a["self"], call.arguments["indices"]
     constants = [walk.constants.get(some) for some in given if some is not None]
     if all(c is not None and c.dim() == 1 and c.dtype != torch.bool for c in constants):
-        return move(walk, call, source, call.node.args[0])  # type: ignore[arg-type]
+        picked = {
+            dim: int(walk.constants[some][0])
+            for dim, some in enumerate(given)
+            if some is not None and walk.constants[some].numel() == 1
+        }
+        return move(walk, call, source, call.node.args[0], picked)  # type: ignore[arg-type]
     out = result_of(call.node)
     for to, dim in _places(source, a["indices"]).items():
         out.dims[to], out.zero[to] = source.dims[dim], source.zero[dim]

@@ -17,8 +17,13 @@ PADDING = "beside padding"
 _MOST = 40_000_000
 
 
-def move(walk: Walk, call: Call, source: Labelled, source_node: fx.Node) -> Any:
+def move(
+    walk: Walk, call: Call, source: Labelled, source_node: fx.Node, picked: dict[int, int] | None = None
+) -> Any:
     """Return the value of a data-movement node whose tensor argument is ``source``.
+
+    ``picked``: by dim the one index that is picked from it, counted from the end where it is negative; what
+    stands between it and the end that it is counted from stays too.
 
     For each labelled dim the operator runs on a tensor of index + 1 along that dim. A dim whose tags
     vary along one output dim, alone there, carries its labels over; where dims meet or spread, cells
@@ -34,7 +39,7 @@ def move(walk: Walk, call: Call, source: Labelled, source_node: fx.Node) -> Any:
         return results if several else results[0]
     tags = {dim: _tagged(walk, call, source, source_node, dim) for dim in labelled}
     for index, result in enumerate(results):
-        _place(walk, source, result, {d: t[index] for d, t in tags.items() if t is not None})
+        _place(walk, source, result, {d: t[index] for d, t in tags.items() if t is not None}, picked or {})
     for dim in (d for d, t in tags.items() if t is None):
         walk.freeze(source, [dim], f"{call.node.target} does not run on tags")
     _tie_parts(walk, source_node, source, tags)
@@ -66,12 +71,17 @@ def _tagged(walk: Walk, call: Call, source: Labelled, source_node: fx.Node, dim:
     return None
 
 
-def _place(walk: Walk, source: Labelled, result: Labelled, tags: dict[int, Array]) -> None:
+def _place(
+    walk: Walk, source: Labelled, result: Labelled, tags: dict[int, Array], picked: dict[int, int]
+) -> None:
     """Give the dims of ``result`` their labels, from where the tags of each source dim varied."""
     along = {dim: _varying(tag) for dim, tag in tags.items()}
     for dim, outs in along.items():
         if not outs and result.shape.count(0) == 0:
-            walk.freeze(source, [dim], "a fixed index is picked from it")
+            labels, at = source.dims[dim], picked.get(dim)
+            assert labels is not None
+            some = labels if at is None else labels[at:] if at < 0 else labels[: at + 1]
+            walk.labels.freeze(some, "a fixed index is picked from it")
     pending = [dim for dim, outs in along.items() if outs]
     while pending:
         ins, outs = _component(pending, along)

@@ -86,8 +86,9 @@ def _moved(walk: Walk, call: Call, arguments: Arguments) -> Any:
     if key is aten.index_select:
         if given["index"] not in walk.constants:
             walk.freeze(source, [given["dim"]], indexing.INDEXED)
-    elif key is aten.select:
-        walk.freeze(source, [given["dim"]], "a fixed index is picked from it")
+    elif key is aten.select and isinstance(given["index"], int):
+        dim = given["dim"] % len(source.shape)
+        return move(walk, call, source, source_node, {dim: given["index"]})
     elif key is aten.roll:
         walk.freeze(source, _rolled(source, arguments), "it is rolled by a fixed number")
     elif key is aten.unbind:
@@ -313,6 +314,7 @@ def _expanded(walk: Walk, call: Call, a: Arguments) -> Any:
             else:
                 labels = out.dims[dim] = walk.fresh(out.shape[dim])
                 walk.repeated.append(labels)
+                walk.labels.copies(labels)
     return out
 
 
