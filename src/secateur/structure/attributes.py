@@ -25,6 +25,7 @@ from secateur.structure.surgery import Removed
 from secateur.structure.units import Structure
 
 _MOST_RUNS = 150
+_WHOLE = float("inf")
 Sizes = dict[int, set[int]]
 
 
@@ -116,12 +117,12 @@ def adjust(
     Sets of up to three attributes are tried, those near the module that failed first, each on that module
     alone (``within`` what ``run`` runs in) with the inputs that it failed on; a set that lets it come further
     is tried on the whole, kept, and the search goes on. Returns (the changes made, the last attempt); where
-    no set was found the attempt has an error or other outputs, and no attribute is changed.
+    no set was found, the attempt that no change of the failing module mended, and no attribute is changed.
     """
     attempt = tried(model, run)
     if attempt.error is None and same(attempt.outputs):
         return [], attempt
-    options = _options(model, sizes)
+    options, blamed = _options(model, sizes), attempt
     chosen: list[Choice] = []
     while True:
         best: tuple[int, tuple[Choice, ...], Attempt] | None = None
@@ -139,7 +140,9 @@ def adjust(
                 best = (reach, extra, result)
         if best is None:
             _undo(chosen, model)
-            return [], attempt
+            return [], blamed
+        if all(_around(choice, attempt.stack[-1:], model) for choice in best[1]):
+            blamed = best[2]  # what a module around it says may lead past a failure and mend nothing
         _apply(best[1], model)
         chosen += best[1]
         attempt = best[2]
@@ -152,29 +155,36 @@ def _promising(
     attempt: Attempt,
     within: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[tuple[Choice, ...]]:
-    """Yield the sets of changes that are worth a run of the whole: where an attempt failed, those with which
-    the modules that were running come to their end on what they were given, and before them, set by set, what
-    lets these come further; where nothing failed, every set."""
+    """Yield the sets of changes that are worth a run of the whole, set by set with what was found before.
+
+    Where an attempt failed: those with which a module that was running comes to its end on what it was given;
+    then all that let it come further; and only then what the network itself holds, which can lead past a
+    failure and mend nothing. Where nothing failed, every set.
+    """
     kept: tuple[Choice, ...] = ()
+    others: list[tuple[Choice, ...]] = []
     while True:
         alone = _Alone(model, attempt, within)
-        best: tuple[int, tuple[Choice, ...]] | None = None
+        best: tuple[float, tuple[Choice, ...]] | None = None
         with _applied(kept, model):
-            left = list(
-                itertools.islice(_sets(_nearest(options, [*chosen, *kept], attempt, model)), _MOST_RUNS)
-            )
-        for extra in left:
+            near = _nearest(options, [*chosen, *kept], attempt, model)
+        for extra in itertools.islice(_sets(near), _MOST_RUNS):
             if best is not None and len(extra) > len(best[1]):
                 break
             with _applied(kept, model):
                 gain = alone.gain(extra)
             if gain is None:
+                others += [] if kept else [extra]
+            elif gain == _WHOLE:
                 yield (*kept, *extra)
             elif gain > 0 and (best is None or gain > best[0]):
                 best = (gain, extra)
         if best is None:
-            return
+            break
         kept = (*kept, *best[1])
+    if kept:
+        yield kept
+    yield from others
 
 
 class _Alone:
@@ -187,9 +197,9 @@ class _Alone:
         self.model, self.calls, self.within = model, attempt.calls, within
         self.reached: dict[int, int] = {}
 
-    def gain(self, choices: tuple[Choice, ...]) -> int | None:
-        """Return how many operators further these changes let the outermost module come that reads one; None
-        where it comes to its end, or where only a run of the whole can say."""
+    def gain(self, choices: tuple[Choice, ...]) -> float | None:
+        """Return how many operators further these changes let the outermost module come that reads one, all
+        where it comes to its end; None where only a run of the whole can say."""
         paths = [path for path, _, _ in self.calls]
         near = [i for i, path in enumerate(paths) if any(_around(c, [path], self.model) for c in choices)]
         if not near or not paths[near[0]]:
@@ -199,7 +209,7 @@ class _Alone:
             self.reached[at], _, _ = self._run(at)
         with _applied(choices, self.model):
             finished, _, failed = self._run(at)
-        return None if failed is None else finished - self.reached[at]
+        return _WHOLE if failed is None else finished - self.reached[at]
 
     def _run(self, at: int) -> tuple[int, Any, Exception | None]:
         path, args, kwargs = self.calls[at]

@@ -64,7 +64,7 @@ class Labels:
         self._outer.append(labels.reshape(-1))
 
     def copies(self, labels: Array) -> None:
-        """Mark labels of copies of one thing beside each other: a key head's for the queries that share it."""
+        """Mark labels of copies of one thing beside each other: of a key head, for queries that share it."""
         self._copies.append(labels.reshape(-1))
 
     def solve(self, heads: str = "whole") -> Classes:

@@ -77,8 +77,9 @@ class Trial:
         self.wanted: list[Any] = []
         self.notes: list[str] = []
         self.read: set[str] = set()
-        self.dtype = torch.float32 if quick else widest(model, runs[0])
         floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
+        double = torch.float64 in floats
+        self.dtype = widest(model, runs[0]) if double or not quick else torch.float32
         self.narrowest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
         if quick:
             self.runs = list(runs)
