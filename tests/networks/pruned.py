@@ -13,8 +13,9 @@ from .comparing import wide
 
 
 def halved(net: nn.Module, x: Any, share: float = 0.5, **options: Any) -> tuple[sc.Structure, sc.Masks]:
-    """Prune a share of each group of a network in float64; return its structure and its masks."""
-    structure = sc.trace(wide(net), x)
+    """Prune a share of each group of a network in float64, of those too that its modules cannot lose; return
+    its structure and its masks."""
+    structure, options = sc.trace(wide(net), x), {"removable_only": False} | options
     return structure, sc.prune(net, sc.L2Norm(), sc.Uniform(share), structure=structure, **options)
 
 

@@ -85,7 +85,7 @@ class Layers(nn.Module):
 
 def compacted(net: nn.Module, x, share: float = 0.5):
     structure = sc.trace(wide(net), x)
-    sc.prune(net, sc.L2Norm(), sc.Uniform(share), structure=structure)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(share), structure=structure, removable_only=False)
     before = snapshot(net)
     small, proof = sc.compact(net, x, structure=structure)
     assert error(net, small, x, torch.randn_like(x)) < 1e-9
