@@ -16,7 +16,7 @@ from counts import CLOCK, Count
 
 FORMATS = (
     *("recipes", "settings", "report", "choose", "deploy", "deploy-scratch"),
-    *("masks", "models", "states", "trainings", "tensors", "packed"),
+    *("masks", "models", "graphs", "states", "trainings", "tensors", "packed"),
     *("idx", "npz", "archives", "images"),
 )
 _HERE = Path(__file__).parent

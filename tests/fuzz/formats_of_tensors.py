@@ -219,6 +219,29 @@ def models(folder: Path) -> Opened:
     return Opened(mutate, read, [{"file.safetensors": data} for data in contents])
 
 
+def graphs(folder: Path) -> Opened:
+    def write(path: Path) -> None:
+        small, _ = sc.compact(smaller(), torch.randn(2, 2, 6, 6), form="graph")
+        sc.save(small, path)
+
+    contents = _kept(folder, "graphs", [write])
+
+    def read(place: Path) -> None:
+        model = sc.load_graph(place / "file.safetensors")
+        for node in model.graph.nodes:
+            called = getattr(node.target, "__module__", "")
+            if node.op == "call_function" and called not in ("torch._ops.aten", "_operator"):
+                raise AssertionError(f"it calls {node.target} of {called}")
+        for name, tensor in model.state_dict().items():
+            if name[:10] != "constants." and tensor.is_floating_point() and not tensor.isfinite().all():
+                raise AssertionError(f"{name} is not finite, and nobody was told")
+
+    def mutate(chance: Chance) -> Files:
+        return _mixed(contents, chance, digest=chance.random() < 0.9)
+
+    return Opened(mutate, read, [{"file.safetensors": data} for data in contents])
+
+
 def states(folder: Path) -> Opened:
     contents = _kept(folder, "states", [lambda path: save_weights(path, fresh(1), epoch=3)])
     contents += _kept(
@@ -379,6 +402,7 @@ def _repacked(data: bytes, chance: Chance) -> bytes:
 FORMATS = {
     "masks": masks,
     "models": models,
+    "graphs": graphs,
     "states": states,
     "trainings": trainings,
     "tensors": tensors,
