@@ -19,7 +19,7 @@ from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
-from secateur.running import arguments, uncached
+from secateur.running import arguments, as_written, uncached
 from secateur.text import first_line, nearest, shown
 
 Methods = Sequence[str] | Mapping[str, Any]
@@ -80,14 +80,18 @@ class Run:
             if isinstance(vars(module).get("dropout"), float):  # of attention and recurrent layers
                 module.dropout = 0.0  # type: ignore[assignment]
         target = model if self.method == FORWARD else getattr(model, self.method)
-        before = [(buffer, buffer.clone()) for buffer in model.buffers()] if self.training else []
+        before = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             plain = uncached(model) if self.method == FORWARD else nullcontext()
-            with plain, same_random_state(), Undisturbed() if self.training else nullcontext():
+            with as_written(), plain, same_random_state(), Undisturbed() if self.training else nullcontext():
                 return target(*fresh(self.args), **fresh(self.kwargs))
         finally:
-            for buffer, value in before:  # a power iteration, a counter: the next call begins where this did
-                buffer.copy_(value)
+            for (
+                buffer,
+                value,
+            ) in before:  # a power iteration, an observer: the next call begins where this did
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
 
 
 def runs_of(

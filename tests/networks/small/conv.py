@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao import quantization
 
 from ..zoo import Zoo, floats
 
@@ -394,3 +397,22 @@ class CrossStagePartial(nn.Module):
         for stage in self.stages:
             parts.append(parts[-1] + stage(parts[-1]))
         return self.head(self.outside(torch.cat(parts, 1)))
+
+
+@CONV(IMAGE)
+class QuantisationAware(nn.Module):
+    """Trained for integers: weights and activations pass fake quantisation, scales by channel and by tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+        self.body = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 24), nn.ReLU(), Head(24))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+            quantization.prepare_qat(self.train(), inplace=True)
+        self(IMAGE()[0][0])
+        self.apply(quantization.disable_observer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dequant(self.body(self.quant(x)))

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from secateur.graph.calls import Call
 from secateur.graph.operators import operator_of, plain
 from secateur.structure.propagate import UNPRUNABLE, Labelled, Walk, plain_of, result_of, values_in
-from secateur.structure.rules import contractions, indexing, norms
+from secateur.structure.rules import contractions, indexing, norms, quantised
 from secateur.structure.rules.movement import move
 from secateur.structure.rules.probe import carries, zeros_stay
 
@@ -336,6 +336,7 @@ RULES: dict[Any, Rule] = {
     **contractions.RULES,
     **norms.RULES,
     **indexing.RULES,
+    **quantised.RULES,
     aten.stack: _stack,
     aten.glu: _glu,
     aten.embedding: _embedding,
