@@ -238,7 +238,7 @@ class _Search:
         goal, work = self.goal, copied(self.small)
         structure = trace(work, goal.example_inputs, kwargs=goal.kwargs)
         # A group that is down to one unit is none any more.
-        chosen = replace(structure, groups={n: g for n, g in structure.groups.items() if n in self.sizes})
+        chosen = replace(structure, groups={n: g for n, g in structure.removable.items() if n in self.sizes})
         taken = self._masked(Stage(work, chosen, self.method, self.tries, self.sizes))
         if not taken:
             if goal.name == "score":

@@ -29,7 +29,7 @@ from secateur.text import nearest
 
 _OPTIONS = (
     "shrinkage", "granularity", "data", "loss", "include", "exclude", "structure", "round_to", "min_kept",
-    "group",
+    "group", "removable_only",
 )  # fmt: skip
 _CHOICES = ("shrinkage", "granularity", "round_to", "min_kept")
 
@@ -276,7 +276,9 @@ def _share_zero(
     include = options.get("include") if pattern is None else pattern
     structure = options.get("structure")
     if isinstance(structure, Structure):
-        groups = select_groups(structure, include, options.get("exclude"))
+        groups = select_groups(
+            structure, include, options.get("exclude"), options.get("removable_only", True)
+        )
         pruned = already_pruned(replace(structure, groups=groups), masks, model)
         if (share := says(budget, "share")) is not None:
             return share(structure, pruned), 1e-9
@@ -297,7 +299,7 @@ def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str,
     patterns = options.get("include"), options.get("exclude")
     structure = options.get("structure")
     if isinstance(structure, Structure):
-        groups = select_groups(structure, *patterns).values()
+        groups = select_groups(structure, *patterns, options.get("removable_only", True)).values()
         names = {part.name for group in groups for part in group.slices}
         wanted = [p for name, p in parameters_of(unwrapped(model)) if name in names]
     else:

@@ -110,15 +110,8 @@ def prune_units(
     """Zero all slices of the least important units of ``model`` in place; see ``secateur.prune``."""
     if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
-    chosen = select_groups(structure, include, exclude)
-    staying = [name for name in chosen if removable_only and name in structure.stays]
-    chosen = {name: group for name, group in chosen.items() if name not in staying}
-    if not chosen:
-        raise TargetError(
-            f"{type(structure.model).__name__}: its modules can lose none of these groups "
-            f"({structure.stays[staying[0]]}); prune them with removable_only=False and take them out with "
-            "compact(..., form='graph')"
-        )
+    chosen = select_groups(structure, include, exclude, removable_only)
+    staying = select_groups(structure, include, exclude, False).keys() - chosen.keys()
     check_writable(dict(parameters_of(structure.model)))
     masks = None if masks is None else masks.bind(model)
     part = replace(structure, groups=chosen)
@@ -134,8 +127,8 @@ def prune_units(
     notes = _given_back(wanted, pruned, round_to, min_kept) + _share_noted(structure, budget, pruned)
     if staying:
         notes.append(
-            f"left alone, because modules cannot lose them: {', '.join(staying)}; removable_only=False "
-            "zeroes them, and compact(..., form='graph') takes them out"
+            f"left alone, because modules cannot lose them: {', '.join(sorted(staying))}; "
+            "removable_only=False zeroes them, and compact(..., form='graph') takes them out"
         )
     if masks is not None:
         masks.apply()
@@ -196,10 +189,14 @@ def _given_back(
 
 
 def select_groups(
-    structure: Structure, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+    structure: Structure,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    removable_only: bool = True,
 ) -> dict[str, Group]:
     """Return the groups with a parameter (or module, or name) that ``include`` matches and none that
-    ``exclude`` does. Raises TargetError for a pattern that matches no group, or where none is left."""
+    ``exclude`` does, without those that modules cannot lose unless these are asked for too. Raises
+    TargetError for a pattern that matches no group, or where none is left."""
     chosen = dict(structure.groups)
     for which, patterns in (("include", include), ("exclude", exclude)):
         if patterns is None:
@@ -223,13 +220,20 @@ def select_groups(
         left = " that the include and exclude patterns leave"
         why = left if include or exclude else "; print(structure) says why"
         raise TargetError(f"{type(structure.model).__name__} has no group of units to prune{why}")
-    return chosen
+    removable = {name: group for name, group in chosen.items() if name not in structure.stays}
+    if removable_only and not removable:
+        raise TargetError(
+            f"{type(structure.model).__name__}: its modules can lose none of these groups "
+            f"({structure.stays[next(iter(chosen))]}); prune them with removable_only=False and take them "
+            "out with compact(..., form='graph')"
+        )
+    return removable if removable_only else chosen
 
 
 def _named(structure: Structure, budget: str, pattern: str) -> list[str]:
     """Return the groups that a pattern of a budget with amounts by pattern names."""
     try:
-        return list(select_groups(structure, pattern, None))
+        return list(select_groups(structure, pattern, None, removable_only=False))
     except TargetError as error:
         raise BudgetError(f"{budget}: {pattern!r} matches no group{_nameable(structure, pattern)}") from error
 

@@ -401,7 +401,7 @@ class CrossStagePartial(nn.Module):
 
 @CONV(IMAGE)
 class QuantisationAware(nn.Module):
-    """Trained for integers: weights and activations pass fake quantisation, scales by channel and by tensor."""
+    """Trained for integers: what is multiplied is fake-quantised, with scales by channel and by tensor."""
 
     def __init__(self) -> None:
         super().__init__()
