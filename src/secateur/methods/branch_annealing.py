@@ -156,7 +156,8 @@ class BranchAnnealing:
         structure = trace(model, example_inputs, kwargs=kwargs)
         self._example = arguments(example_inputs, kwargs)
         self._dense = structure.model
-        found = {n: parts_of(structure, n, g) for n, g in select_groups(structure, include, exclude).items()}
+        chosen = select_groups(structure, include, exclude, removable_only=False)
+        found = {n: parts_of(structure, n, g) for n, g in chosen.items()}
         parts = {name: some for name, some in found.items() if not isinstance(some, str)}
         self.skipped: dict[str, str] = {name: why for name, why in found.items() if isinstance(why, str)}
         widths = {name: max(1, round(ratio * len(structure.groups[name]))) for name in parts}

@@ -193,19 +193,23 @@ class Wide(TorchFunctionMode):
         if name in _METADATA:
             return func(*args, **kwargs)
         if name in _MADE:  # the numbers that the network itself would make, and may have kept
-            return _pytree.tree_map(self._wide, func(*args, **kwargs))
+            return self._wide(func(*args, **kwargs))
         if name in _CASTS and func is getattr(Tensor, name, None):
             return func(*args, **kwargs) if args[0].is_complex() else args[0].to(self.dtype)
         written = (name.endswith("_") and not name.endswith("__")) or name.startswith(("__i", "__set"))
         first = args[:1] if written else ()  # what is written to stays the tensor that it is
-        args = (*first, *_pytree.tree_map(self._wide, args[len(first) :]))
-        out = {"out": kwargs["out"]} if "out" in kwargs else {}
-        return func(*args, **_pytree.tree_map(self._wide, kwargs) | out)
+        args = (*first, *map(self._wide, args[len(first) :]))
+        return func(*args, **{k: v if k == "out" else self._wide(v) for k, v in kwargs.items()})
 
     def _wide(self, value: Any) -> Any:
-        if isinstance(value, torch.dtype):
-            return self.wider.get(value, value)
-        return value.to(self.wider.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            return value.to(wider) if (wider := self.wider.get(value.dtype)) else value
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            parts = map(self._wide, value)
+            return list(parts) if isinstance(value, list) else tuple(parts)
+        if type(value) is dict:
+            return {key: self._wide(part) for key, part in value.items()}
+        return self.wider.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def widest(model: nn.Module, run: Run) -> torch.dtype:

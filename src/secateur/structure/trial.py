@@ -25,6 +25,7 @@ from secateur.structure.units import Structure
 
 _SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
 _AGAIN = 2  # times that groups are tried again which went along with one of their kind
+_MOST_BLAMED = 4  # groups of a module that failed which are tried again one by one
 _LOOSE = 1e-2  # the tolerance of a quick look
 _DEAF = 1e-6  # under this, outputs do not depend on the inputs
 
@@ -194,6 +195,7 @@ class Trial:
         current = {name: units.copy() for name, units in pruned.items() if units.any()}
         withdrawn: dict[str, str] = {}
         along: dict[str, Array] = {}
+        beside: dict[str, Array] = {}
         while (done := self.attempt(current)).error > self.tolerance():
             if not current:
                 raise ModelError(
@@ -203,6 +205,7 @@ class Trial:
                 )
             blamed, alike = self._blamed(current, done)
             along |= {name: current[name] for name in alike}
+            beside |= {name: current[name] for name in blamed if 1 < len(blamed) <= _MOST_BLAMED}
             for name in (*blamed, *alike):
                 withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
@@ -214,6 +217,11 @@ class Trial:
                 break
             for name in self._blamed(current | along, more)[0]:
                 along.pop(name, None)
+        for name, units in beside.items():  # of several in the module that failed one may be to blame
+            more = self.attempt(current | {name: units})
+            if more.error <= self.tolerance():
+                current[name], done = units, more
+                del withdrawn[name]
         return Cut(current, done.changes, done.small, withdrawn, self._stored(done.small, done.error))
 
     def attempt(self, pruned: Mapping[str, Array], only: int | None = None) -> Outcome:
