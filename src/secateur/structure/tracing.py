@@ -30,9 +30,9 @@ def trace(
     The model is exported in eval mode on the example inputs, so units are those of that forward; where
     ``torch.export`` refuses it, what runs for the example is recorded, and the printed structure says so.
     A model on the meta device will do, of which nothing is tried. An operator that is not understood freezes
-    what it touches and is named in ``protected``. Half of each group is tried in earnest on a copy: what
-    breaks the forward is in ``stays``, and ``prune`` leaves it alone. Networks of transformers run without
-    their cache unless ``use_cache`` is among the inputs.
+    what it touches and is named in ``protected``. When ``stays`` is first asked for, half of each group is
+    tried in earnest on a copy: what breaks the forward is there, and ``prune`` leaves it alone. Networks of
+    transformers run without their cache unless ``use_cache`` is among the inputs.
 
     Args:
         model: the network.
@@ -67,7 +67,7 @@ def trace(
     structure = analyse(
         model, example_inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes, heads=heads, streams=streams
     )
-    return replace(structure, stays=_staying(structure))
+    return replace(structure, look=_staying)
 
 
 def _staying(structure: Structure) -> dict[str, str]:

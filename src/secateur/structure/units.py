@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,9 @@ class Structure:
         captured: the graph, and in ``captured.notes`` what holds for the example alone.
         walk: what the rules found in it.
         classes: which indices can only go together.
-        stays: by name the groups whose removal breaks the forward, which has a size written into it that no
-            attribute explains, and how. ``prune`` leaves them alone; a graph can lose them too.
+        look: what tries which groups can go; ``stays`` are then by name the groups whose removal breaks the
+            forward, which has a size written into it that no attribute explains, and how. ``prune`` leaves
+            them alone; a graph can lose them too.
 
     Example:
         >>> import torch, secateur as sc
@@ -120,7 +122,12 @@ class Structure:
     captured: Captured = field(repr=False)
     walk: Walk = field(repr=False)
     classes: Classes = field(repr=False)
-    stays: Mapping[str, str] = field(default_factory=dict)
+    look: Callable[[Structure], Mapping[str, str]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def stays(self) -> Mapping[str, str]:
+        """Tried when it is first asked for, and kept."""
+        return {} if self.look is None else self.look(self)
 
     @property
     def removable(self) -> dict[str, Group]:
