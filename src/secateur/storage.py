@@ -336,6 +336,12 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str
     return digest.hexdigest()
 
 
+def check_digest(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Take the digest out of what a file says; raise StorageError where it is not that of the rest."""
+    if metadata.pop("sha256", None) != digest_of(tensors, metadata):
+        raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor of any dtype holds no NaN and no infinity."""
     if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):

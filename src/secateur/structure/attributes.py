@@ -14,14 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.structure.labels import Array
 from secateur.structure.propagate import values_in
-from secateur.structure.surgery import Removed
+from secateur.structure.surgery import Removed, classes_removed
 from secateur.structure.units import Structure
 
 _MOST_RUNS = 150
@@ -79,12 +78,7 @@ class Attempt:
 
 def changed_sizes(structure: Structure, removed: Removed) -> dict[str, Sizes]:
     """Return by module path the sizes that change in it, old -> new, innermost and around."""
-    classes = structure.classes
-    pruned = np.zeros(len(classes.frozen), dtype=bool)
-    for (name, dim), indices in removed.items():
-        labels = structure.walk.parameters[name].dims[dim]
-        if labels is not None:
-            pruned[classes.of[labels[indices]]] = True
+    pruned = classes_removed(structure.walk, structure.classes, removed)
     found = sizes_by_module(structure, lambda own: int((~pruned[own]).sum()))
     for (name, dim), indices in removed.items():
         path = name.rpartition(".")[0]

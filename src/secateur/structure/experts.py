@@ -169,10 +169,11 @@ def _removed(
     named = _named(small, chosen)
     for change in named:
         change.apply(small)
+    work = copied(small, shared=small.parameters())
     changes, attempt = adjust(
-        copied(small, shared=small.parameters()),
+        work,
         {path: {m.experts: {m.experts - len(gone)}} for m, gone in chosen for path in _around(small, m.path)},
-        _runs(small, runs, dtype),
+        lambda: [run.computed_in(dtype, work) for run in runs],
         lambda outputs: difference(wanted, outputs) <= TOLERANCE[dtype],
         lambda: Wide(dtype),
     )
@@ -196,7 +197,7 @@ def _removed(
     again = _cut(masked, chosen)
     for change in (*named, *changes):
         change.apply(again)
-    randomised = difference(others, _runs(again, runs, dtype)())
+    randomised = difference(others, [run.computed_in(dtype, again) for run in runs])
     if randomised > TOLERANCE[dtype]:
         raise ModelError(
             f"{type(model).__name__} without these experts is equal on these weights and not on others "
@@ -361,14 +362,6 @@ def _named(small: nn.Module, chosen: list[tuple[Mixture, np.ndarray]]) -> list[C
     return list(changes.values())
 
 
-def _runs(work: nn.Module, runs: list[Run], dtype: torch.dtype) -> Any:
-    def run() -> list[Any]:
-        with Wide(dtype):
-            return [one.as_dtype(dtype).on(work) for one in runs]
-
-    return run
-
-
 def _silenced(
     masked: nn.Module, runs: list[Run], chosen: list[tuple[Mixture, np.ndarray]], dtype: torch.dtype
 ) -> list[Any]:
@@ -381,8 +374,8 @@ def _silenced(
         routers.append((router.detach().clone(), index.to(router.device)))
         for name in mixture.scores:
             tensor_of(work, first_names(work)[name])[index] = -torch.inf
-    with Wide(dtype), _Silenced(routers) as mode:
-        outputs = [run.as_dtype(dtype).on(work) for run in runs]
+    with _Silenced(routers) as mode:
+        outputs = [run.computed_in(dtype, work) for run in runs]
     if len(mode.seen) < len(routers):
         raise ModelError(
             f"{type(masked).__name__}: no product with a router was seen, so its scores could not be masked"

@@ -19,8 +19,8 @@ from torch.utils import _pytree
 
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.graph.capture import all_tensors, first_names
-from secateur.storage import all_finite, digest_of, load_tensors
-from secateur.structure.graph_form import assembled
+from secateur.storage import all_finite, check_digest, load_tensors
+from secateur.structure.graph_form import CONSTANTS, assembled
 
 FORMAT = "graph 1"
 ALLOW = "; allow_nonfinite=True loads it all the same"
@@ -89,11 +89,9 @@ def load_graph(path: str | Path, *, allow_nonfinite: bool = False) -> fx.GraphMo
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") != FORMAT:
         raise StorageError(f"{path}: not a graph saved by secateur (its metadata lack 'secateur: {FORMAT}')")
-    digest = metadata.pop("sha256", None)
-    if digest != digest_of(tensors, metadata):
-        raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
+    check_digest(path, tensors, metadata)
     for name, tensor in tensors.items():
-        if isinstance(name, str) and not (allow_nonfinite or all_finite(tensor)) and "constants." not in name:
+        if not (allow_nonfinite or name.startswith(CONSTANTS) or all_finite(tensor)):
             raise NonFiniteError(f"{path}: {name} holds a NaN or an infinity{ALLOW}")
     try:
         return _built(tensors, metadata)

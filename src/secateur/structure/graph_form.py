@@ -26,11 +26,12 @@ from secateur.graph.operators import plain
 from secateur.structure.labels import Array, Classes
 from secateur.structure.propagate import Labelled, Walk, values_in
 from secateur.structure.rules.table import apply
-from secateur.structure.surgery import Removed, groups_left, sliced
+from secateur.structure.surgery import Removed, classes_removed, groups_left, sliced
 from secateur.structure.units import HEADS, Structure
 
 aten = torch.ops.aten
 MADE_HERE = "secateur_form"
+CONSTANTS = "constants."  # what the names of tensors begin with that a forward has written into it
 Arguments = dict[str, Any]
 Patch = Callable[["_Patching", Call, Arguments], Any]
 
@@ -71,11 +72,7 @@ class GraphForm:
     def _pruned(self, removed: Removed) -> tuple[Classes, Array]:
         """Return the classes, heads or the positions in them, under which what goes may go, and which go."""
         for classes in self.classes:
-            pruned = np.zeros(len(classes.frozen), dtype=bool)
-            for (name, dim), indices in removed.items():
-                labels = self.walk.parameters[name].dims[dim]
-                if labels is not None:
-                    pruned[classes.of[labels[indices]]] = True
+            pruned = classes_removed(self.walk, classes, removed)
             if not (pruned & classes.frozen).any():
                 return classes, pruned
         raise ModelError(
@@ -202,8 +199,12 @@ class _Patching:
         return self.walk.values[node]
 
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
-        self.constants[f"constants.{name}"] = tensor.detach().clone()
-        return self.new.get_attr(f"constants.{name}")
+        self.constants[CONSTANTS + name] = tensor.detach().clone()
+        return self.new.get_attr(CONSTANTS + name)
+
+    def index(self, call: Call, source: Array, picked: Array) -> fx.Node:
+        """Return the constant that picks what is left of the labels ``picked`` from a dim."""
+        return self.constant(f"{call.node.name}_index", torch.from_numpy(self.places(source, picked)))
 
     def sizes(self, entries: Sequence[Any], value: Labelled, first: int = 0) -> list[Any]:
         """Return sizes of dims from ``first`` on with those that are left in the place of the old ones."""
@@ -267,7 +268,7 @@ def _slice(p: _Patching, call: Call, a: Arguments) -> Any:
         start = int(places[0]) if len(places) else 0
         a |= {"start": start, "end": start + len(places), "step": 1, "length": len(places)}
         return None
-    a |= {"dim": dim, "index": p.constant(f"{call.node.name}_index", torch.from_numpy(places))}
+    a |= {"dim": dim, "index": p.index(call, labels, picked)}
     return aten.index_select.default
 
 
@@ -275,18 +276,14 @@ def _index_select(p: _Patching, call: Call, a: Arguments) -> None:
     dim = a["dim"] % len(p.value(call.node).shape)
     labels, picked = p.value(a["self"]).dims[dim], p.value(call.node).dims[dim]
     if labels is not None and picked is not None and p.count(labels) < len(labels):
-        places = torch.from_numpy(p.places(labels, picked))
-        a["index"] = p.constant(f"{call.node.name}_index", places)
+        a["index"] = p.index(call, labels, picked)
 
 
 def _shuffled(p: _Patching, call: Call, a: Arguments) -> Any:
     labels, picked = p.value(a["self"]).dims[1], p.value(call.node).dims[1]
     if labels is None or picked is None:
         return None
-    a |= {
-        "dim": 1,
-        "index": p.constant(f"{call.node.name}_index", torch.from_numpy(p.places(labels, picked))),
-    }
+    a |= {"dim": 1, "index": p.index(call, labels, picked)}
     return aten.index_select.default
 
 

@@ -86,12 +86,16 @@ class Run:
             with as_written(), plain, same_random_state(), Undisturbed() if self.training else nullcontext():
                 return target(*fresh(self.args), **fresh(self.kwargs))
         finally:
-            for (
-                buffer,
-                value,
-            ) in before:  # a power iteration, an observer: the next call begins where this did
+            # A power iteration, an observer: the next call begins where this did.
+            for buffer, value in before:
                 if buffer.shape == value.shape:
                     buffer.copy_(value)
+
+    def computed_in(self, dtype: torch.dtype, model: nn.Module) -> Any:
+        """Do what ``on`` does in ``dtype``, what the forward casts to another one for too: norms, above all,
+        do not round the same over fewer channels."""
+        with Wide(dtype):
+            return self.as_dtype(dtype).on(model)
 
 
 def runs_of(
@@ -216,8 +220,7 @@ def widest(model: nn.Module, run: Run) -> torch.dtype:
     """Return float64 where a copy of the model runs in it, else float32."""
     work = copied(model)
     try:
-        with Wide(torch.float64):
-            run.as_dtype(torch.float64).on(work)
+        run.computed_in(torch.float64, work)
     except Exception:  # whatever a forward raises on numbers that it did not expect
         return torch.float32
     return torch.float64

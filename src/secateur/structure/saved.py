@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.graph.capture import all_tensors, first_names
 from secateur.graph.names import unwrapped
-from secateur.storage import all_finite, digest_of, load_tensors, save_tensors
+from secateur.storage import all_finite, check_digest, digest_of, load_tensors, save_tensors
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
 from secateur.structure.graph_files import ALLOW, describe_graph
@@ -144,9 +144,7 @@ def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -
     there, own = (sum(map(Tensor.numel, t)) for t in (tensors.values(), dict(all_tensors(model)).values()))
     if there > max(_MANY, 2 * own):
         raise ModelError(f"{path}: holds {there:,} values, far more than the model, which has {own:,}")
-    digest = metadata.pop("sha256", None)
-    if digest != digest_of(tensors, metadata):
-        raise StorageError(f"{path}: holds not what was saved: changed or damaged since")
+    check_digest(path, tensors, metadata)
     return restore(model, tensors, metadata, path, allow_nonfinite=allow_nonfinite)
 
 

@@ -18,20 +18,25 @@ def restate(model: nn.Module, small: nn.Module, run: Run) -> list[str]:
     ``head_hidden_size``), so that ``reset_classifier`` and ``features_only`` fit it; return what changed."""
     said: Any = getattr(small, "feature_info", None)
     rows = getattr(said, "info", said) if said is not None else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "num_chs" in row for row in rows):
+    if (
+        not isinstance(rows, list)
+        or not rows
+        or not all(isinstance(row, dict) and "num_chs" in row for row in rows)
+    ):
         return []
     paths = {str(row.get("module")) for row in rows}
     before, after = _widths(copied(model), run, paths), _widths(copied(small), run, paths)
     heads = _head(model), _head(small)
-    changes, news = [], {heads[0]: heads[1]}
+    changes, last = [], dict[int, int]()
     for number, row in enumerate(rows):
         path, old = str(row.get("module")), row["num_chs"]
         axis = next((n for n, size in enumerate(before.get(path, ())) if n and size == old), None)
         new = old if axis is None else after[path][axis]
-        news.setdefault(old, new) if number == len(rows) - 1 else None
+        last = {old: new}
         if new != old:
             row["num_chs"] = new
             changes.append(f"feature_info[{number}]: {old} -> {new}")
+    news = last | {heads[0]: heads[1]}
     for name in _FEATURES:
         old = getattr(small, name, None)
         new = news.get(old, old) if type(old) is int else old

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.graph.capture import first_names, parameters_of, tensor_of
-from secateur.structure.labels import Array
+from secateur.structure.labels import Array, Classes
 from secateur.structure.layers import layer_view, set_sizes
+from secateur.structure.propagate import Walk
 from secateur.structure.replaced.attention import become_pruned_attention
 from secateur.structure.replaced.norms import repair
 from secateur.structure.units import Structure
@@ -33,6 +34,16 @@ def removed_by(structure: Structure, pruned: Mapping[str, Array]) -> Removed:
         for place, parts in found.items()
         if sum(len(part) for part in parts)
     }
+
+
+def classes_removed(walk: Walk, classes: Classes, removed: Removed) -> Array:
+    """Return which classes of labels go with what goes from the tensors."""
+    pruned = np.zeros(len(classes.frozen), dtype=bool)
+    for (name, dim), indices in removed.items():
+        labels = walk.parameters[name].dims[dim]
+        if labels is not None:
+            pruned[classes.of[labels[indices]]] = True
+    return pruned
 
 
 def entries_left(tensor: Tensor, name: str, removed: Removed) -> int:

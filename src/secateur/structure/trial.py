@@ -147,21 +147,15 @@ class Trial:
     def _expected(self, run: Run) -> Any:
         work = copied(self.model)
         with Seen(work) as seen:
-            outputs = self._call(work, run)
+            outputs = run.computed_in(self.dtype, work)
         self.read |= seen.read
         return outputs
-
-    def _call(self, work: nn.Module, run: Run) -> Any:
-        """Run a model in the proof's dtype, what its forward casts to another one for too: norms, above all,
-        do not round the same over fewer channels."""
-        with Wide(self.dtype):
-            return run.as_dtype(self.dtype).on(work)
 
     def _calls(self, work: nn.Module, which: slice = slice(None)) -> list[Any]:
         outputs = []
         for run in self.runs[which]:
             try:
-                outputs.append(self._call(work, run))
+                outputs.append(run.computed_in(self.dtype, work))
             except Exception as error:
                 error.add_note(run.label)
                 raise
