@@ -16,8 +16,8 @@ from secateur.structure.layers import layer_view
 def layer_of(module: nn.Module, x, y) -> FittedLayer:
     view = layer_view(module)
     assert view is not None
-    layer = FittedLayer(module, module, view)
-    assert layer.see([x], [y]) == ""
+    layer = FittedLayer("", module, module, view)
+    assert layer.see([((x,), {}, None)], [((x,), {}, y)]) == ""
     return layer
 
 
@@ -51,7 +51,8 @@ def test_few_rows_give_what_their_sums_give(bias, ridge, kind):
 def test_rows_become_sums_when_there_are_more_than_inputs():
     layer = layer_of(nn.Linear(5, 2), torch.randn(4, 5), torch.randn(4, 2))
     assert layer.held is not None
-    assert layer.see([torch.randn(4, 5)], [torch.randn(4, 2)]) == ""
+    x, y = torch.randn(4, 5), torch.randn(4, 2)
+    assert layer.see([((x,), {}, None)], [((x,), {}, y)]) == ""
     assert layer.held is None
     assert layer.xx.shape == (6, 6)
 

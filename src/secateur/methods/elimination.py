@@ -14,8 +14,8 @@ from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError
 from secateur.graph.names import unwrapped
 from secateur.methods.fitted_layer import FittedLayer
-from secateur.methods.reconstruction import calls_of, fitted_layer, seen_of
-from secateur.pruning.calibration import Batches, batches
+from secateur.methods.reconstruction import Shown, calls_of, fitted_layer
+from secateur.pruning.calibration import Batches
 from secateur.running import as_written
 from secateur.structure.units import Group, Structure
 
@@ -86,9 +86,9 @@ def _seen(structure: Structure, model: nn.Module, data: Batches) -> dict[str, Fi
     layers = {path: layer for path, layer in found.items() if isinstance(layer, FittedLayer)}
     with as_written():
         calls = calls_of(model, layers, data) if layers else {}
-        for path, number in list(calls.items()):
-            pairs = batches(data, "Reconstruction", model)
-            if any(seen_of(layers[path], model, model, inputs, number) for inputs, _ in pairs):
+        shown = Shown((model, model), structure, data, "Reconstruction")
+        for path, number in calls.items():
+            if shown.to(layers[path], number):
                 del layers[path]
     return {path: layers[path] for path in calls if path in layers}
 
@@ -97,7 +97,7 @@ def _features(group: Group, model: nn.Module, layers: Mapping[str, FittedLayer])
     """Return by layer and unit the columns of the layer's matrix, of those kept, that read the unit."""
     found: dict[str, list[Tensor]] = {}
     for part in group.slices:
-        path, _, _ = part.name.rpartition(".")
+        path = part.name if part.name in layers else part.name.rpartition(".")[0]
         if part.reads and path in layers and part.dim == layers[path].view.input_dim:
             layer = layers[path]
             width = layer.weight.shape.numel() // (len(layer.weight) if part.dim else layer.weight.shape[1])

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from secateur.errors import CriterionError, NonFiniteError
 from secateur.graph.compare import difference
+from secateur.methods.recurrent import rows_read
+from secateur.methods.replay import Seen
 from secateur.structure.layers import LayerView
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
@@ -25,8 +27,9 @@ class FittedLayer:
     x xᵀ, and as sums from then on; then a bias is one more column, which reads 1.
     """
 
-    def __init__(self, module: nn.Module, dense: nn.Module, view: LayerView) -> None:
-        self.module, self.dense, self.view = module, dense, view
+    def __init__(self, path: str, module: nn.Module, dense: nn.Module, view: LayerView) -> None:
+        self.path, self.module, self.dense, self.view = path, module, dense, view
+        self.by_output = not isinstance(module, (nn.RNNBase, nn.RNNCellBase))
         self.weight: Tensor = getattr(module, view.weights[0])
         self.bias: Tensor | None = None if view.bias is None else getattr(module, view.bias)
         alive = view.matrix(self.weight) != 0
@@ -44,8 +47,11 @@ class FittedLayer:
 
     # -- what is seen ----------------------------------------------------------------------------
 
-    def see(self, inputs: list[Tensor], targets: list[Tensor]) -> str:
-        """Add the inputs now and the dense outputs of a batch; return why not where that says nothing."""
+    def see(self, here: list[Seen], dense: list[Seen]) -> str:
+        """Add what the calls on a batch read now and gave when dense; return why not where that says
+        nothing."""
+        inputs = [self._read(self.module, call) for call in here]
+        targets = [self._wanted(call) for call in dense]
         if self.view.registered and not all(map(self._computes, inputs)):
             return "its output is not the product of its input and its weight"
         if len(inputs) != len(targets) or not all(map(self._add, inputs, targets)):
@@ -56,6 +62,23 @@ class FittedLayer:
             elif sum(part.nbytes for pair in self.held for part in pair) > MEMORY:
                 return f"{len(self.columns):,} inputs of so many examples take over {MEMORY >> 30} GiB"
         return ""
+
+    def _read(self, module: nn.Module, call: Seen) -> Tensor:
+        """Return what the matrix multiplied in a call of its layer."""
+        args, kwargs, _ = call
+        inside = not self.by_output
+        return (
+            rows_read(module, self.view.weights[0], args, kwargs) if inside else [*args, *kwargs.values()][0]
+        )
+
+    def _wanted(self, call: Seen) -> Tensor:
+        """Return what the layer put out in a call of the dense one; of one with several products inside,
+        what this one gave."""
+        _, _, output = call
+        if self.by_output:
+            return output
+        bias = None if self.view.bias is None else getattr(self.dense, self.view.bias)
+        return F.linear(self._read(self.dense, call), getattr(self.dense, self.view.weights[0]), bias)
 
     def _computes(self, x: Tensor) -> bool:
         """Whether the layer's output is what a layer of its kind computes."""

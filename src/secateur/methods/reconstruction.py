@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,9 +15,10 @@ from secateur.copying import copied, fresh
 from secateur.errors import BudgetError, CriterionError, ModelError, TargetError
 from secateur.graph.calls import Call
 from secateur.graph.capture import tensor_of
-from secateur.graph.names import canonical_modules, unwrapped
+from secateur.graph.names import canonical_modules, canonical_parameters, unwrapped
 from secateur.graph.operators import operator_of
 from secateur.methods.fitted_layer import FittedLayer
+from secateur.methods.replay import Replay, flow_of, held
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.running import as_written, call_model, failing
@@ -73,15 +73,17 @@ def reconstruct(
 
     Each gets the weights and the bias with which it comes nearest, from the inputs it now sees, to the
     outputs it had in ``dense``. All-zero rows and columns stay zero; a layer that ``masks`` thin out further
-    is skipped. A convolution reads at most 64 positions an example, drawn with a fixed seed. Copies of both
-    networks run, and nothing but the refitted weights and biases changes in the model; an error leaves it as
-    it was.
+    is skipped. A convolution reads at most 64 positions an example, drawn with a fixed seed; in a recurrent
+    layer each matrix is fitted to its own product. Copies of both networks run, each layer once on what came
+    before it, and nothing but the refitted weights and biases changes in the model; an error leaves it as it
+    was.
 
     Args:
         model: the network, with units masked and not yet removed.
         dense: a copy of it taken before it was pruned.
         structure: a ``secateur.trace`` of ``model``.
-        data: batches of inputs or (inputs, labels) from the training split, iterated over once a layer.
+        data: batches of inputs or (inputs, labels) from the training split; those of more than 4 GiB are
+            iterated over once a layer, and everything before it is computed again.
         ridge: pulls the weights towards the old ones, in units of the mean square of an input; whatever it
             is, no layer's error grows.
         masks: masks of single weights that have to stay zero.
@@ -115,19 +117,20 @@ def reconstruct(
     work, reference = copied(model).eval(), copied(dense).eval()
     layers, skipped = _readers(structure, work, reference, {} if masks is None else masks.bind(model).kept)
     found: dict[str, tuple[float, float]] = {}
+    paths: set[str] = set()
     with as_written():
         calls = calls_of(work, layers, data) if layers else {}
+        shown = Shown((work, reference), structure, data, "reconstruct (which reads data several times)")
         for name, number in calls.items():
             layer = layers.pop(name)  # its sums are large
-            pairs = batches(data, "reconstruct (which reads data several times)", model)
-            seen = (seen_of(layer, work, reference, inputs, number) for inputs, _ in pairs)
-            why = next(filter(None, seen), "")
+            why = shown.to(layer, number)
             if why:
                 skipped[name] = why
             else:
                 found[name] = layer.refit(name, ridge)
-    for name in found:
-        both = (network.get_submodule(name).parameters() for network in (model, work))
+                paths.add(layer.path)
+    for path in paths:
+        both = (network.get_submodule(path).parameters() for network in (model, work))
         for parameter, refitted in zip(*both, strict=True):
             parameter.copy_(refitted)
     return Refit(found, skipped | dict.fromkeys(layers, "its module is never called on the data given"))
@@ -149,7 +152,9 @@ def _readers(
     layers: dict[str, FittedLayer] = {}
     skipped: dict[str, str] = {}
     parts = [part for group in lost for part in structure.groups[group].slices]
-    for name in sorted({part.name for part in parts if part.reads or _columns(model, part)}):
+    readers = {part.name for part in parts if part.reads or _columns(model, part)}
+    order = {name: number for number, name in enumerate(canonical_parameters(model))}
+    for name in sorted(readers, key=lambda own: (order.get(own, -1), own)):
         path, found = fitted_layer(structure, name, model, dense)
         if isinstance(found, str):
             skipped[path] = found
@@ -164,19 +169,27 @@ def fitted_layer(
     structure: Structure, name: str, model: nn.Module, dense: nn.Module
 ) -> tuple[str, FittedLayer | str]:
     """Return the layer in ``model`` that a weight of the structure belongs to, its outputs to be those in
-    ``dense``, with its path; or with why it cannot be fitted, and the parameter's or the layer's name."""
+    ``dense``, with its path, or with the weight's name where it is one of several in a recurrent layer; or
+    with why it cannot be fitted, and the parameter's or the layer's name."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     view = layer_view(module)
     uses = Counter(p for _, module in canonical_modules(model) for p in module._parameters.values())
-    if view is None or not (view.plain and view.weights == (leaf,) and view.multiplies):
-        return name, f"a parameter of {type(module).__name__}, not of a plain Linear or Conv layer"
+    steps = view is not None and view.product == "steps" and leaf.startswith(("weight_ih", "weight_hh"))
+    if view is None or not view.plain or not (steps or (view.weights == (leaf,) and view.multiplies)):
+        return name, f"a parameter of {type(module).__name__}, not of a plain Linear, Conv or recurrent layer"
     if view.groups > 1:
         return path, f"a convolution in {view.groups} groups"
     if _used_elsewhere(structure, name, path, view) or any(uses[p] > 1 for p in module.parameters()):
         return path, "its parameters are used elsewhere too"
-    layer = FittedLayer(module, dense.get_submodule(path), view)
-    return path, layer if len(layer.rows) else "nothing of its weight is left"
+    layer = FittedLayer(path, module, dense.get_submodule(path), _product(leaf, module) if steps else view)
+    return name if steps else path, layer if len(layer.rows) else "nothing of its weight is left"
+
+
+def _product(leaf: str, module: nn.Module) -> LayerView:
+    """Return one of the products inside a recurrent layer read as a Linear layer."""
+    bias = leaf.replace("weight", "bias", 1)
+    return LayerView(type(module), (leaf,), bias if bias in module._parameters else None, product="rows")
 
 
 def _pruned(structure: Structure, model: nn.Module) -> dict[str, Array]:
@@ -207,15 +220,30 @@ def _multiplies(call: Call, weight: fx.Node, view: LayerView) -> bool:
     return affine and call.arguments.get(row.weight or "") is weight
 
 
-def seen_of(layer: FittedLayer, model: nn.Module, dense: nn.Module, batch: Any, number: int) -> str:
-    """Show a layer of ``model`` a batch, what it reads there and what it puts out in ``dense``; return why
-    not where that says nothing."""
-    inputs = _shown(model, layer.module, batch, number, outputs=False)
-    return layer.see(inputs, _shown(dense, layer.dense, batch, number, outputs=True))
+class Shown:
+    """The batches on which layers are fitted, and two networks that run on them, up to one layer after
+    another: what comes before is computed once, where batches fit into memory and the forward can be
+    captured."""
 
+    def __init__(
+        self, networks: tuple[nn.Module, nn.Module], structure: Structure, data: Batches, who: str
+    ) -> None:
+        self.read = partial(batches, data, who, networks[0])
+        self.held = held(inputs for inputs, _ in self.read())
+        fixed = self.held and structure.captured.program is not None  # the same way for every batch
+        flow = flow_of(networks[0], self.held[0]) if self.held and fixed else None
+        self.replays = [Replay(network, flow) for network in networks]
 
-class _Enough(BaseException):
-    """Ends a forward that has shown what was wanted; no ``except Exception`` in it is in the way."""
+    def to(self, layer: FittedLayer, number: int) -> str:
+        """Show a layer of the first network what it reads there, and what it puts out in the second, in its
+        first ``number`` calls on each batch; return why not where that says nothing."""
+        model, dense = self.replays
+        for index, batch in enumerate(self.held or (inputs for inputs, _ in self.read())):
+            here = model.calls(layer.path, number, batch, index, ended=False)
+            there = dense.calls(layer.path, number, batch, index, ended=layer.by_output)
+            if why := layer.see(here, there):
+                return why
+        return ""
 
 
 def calls_of(model: nn.Module, layers: Mapping[str, FittedLayer], data: Batches) -> Mapping[str, int]:
@@ -234,19 +262,3 @@ def calls_of(model: nn.Module, layers: Mapping[str, FittedLayer], data: Batches)
             if len(most) == len(layers):
                 break
     return most
-
-
-def _shown(model: nn.Module, module: nn.Module, batch: Any, number: int, outputs: bool) -> list[Tensor]:
-    """Return the first ``number`` inputs (or outputs) of a module in one forward."""
-    seen: list[Tensor] = []
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-        value = output if outputs else [*args, *kwargs.values()][0]
-        seen.append(value.clone())  # what follows may change it in place
-        if len(seen) == number:
-            raise _Enough
-
-    register: Any = module.register_forward_hook if outputs else module.register_forward_pre_hook
-    with register(hook, with_kwargs=True), suppress(_Enough), failing(model, batch, "a batch of data="):
-        call_model(model, fresh(batch))
-    return seen
