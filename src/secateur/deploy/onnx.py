@@ -250,6 +250,7 @@ def _converted(captured: Captured, opset: int | None) -> tuple[_Feed, bytes]:
 
     name = type(captured.model).__name__
     assert captured.program is not None  # a batch of any size is exported or refused
+    _views_of_copies(captured.program.graph)
     try:
         with _quiet():
             program: Any = torch.onnx.export(
@@ -265,6 +266,19 @@ def _converted(captured: Captured, opset: int | None) -> tuple[_Feed, bytes]:
     if opset is not None and found != opset:
         raise ModelError(f"{name} cannot be written in opset {opset}; it stays in {found}; leave opset= out")
     return _Feed(captured, {value.name for value in program.model.graph.inputs}), content
+
+
+def _views_of_copies(graph: torch.fx.Graph) -> None:
+    """Let every view be one of a contiguous tensor: decomposed, attention lies in memory otherwise than it
+    did in the kernel that was captured. In the file a copy is nothing."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target in (aten.view.default, aten.reshape.default):
+            with graph.inserting_before(node):
+                source, plain = node.args[0], torch.contiguous_format
+                copy = graph.call_function(aten.clone.default, (source,), {"memory_format": plain})  # type: ignore[dict-item]
+            copy.meta = dict(source.meta)
+            node.replace_input_with(source, copy)
 
 
 @contextmanager

@@ -165,6 +165,8 @@ def _plan_softmax(space: Workspace, node: Operator, given: Sequence[Place], weig
 def _plan_reshape(space: Workspace, node: Operator, given: Sequence[Place], weights: Weights) -> Place:
     """Between positions and features; anything else is a mixture that planes cannot hold."""
     source, shape = given[0], tuple(node["shape"])
+    if "rows" in node:
+        raise UnsupportedError("several rows an example")
     out = space.clear(space.new(shape))
     if source.flat == out.flat and source.shape != out.shape:
         raise UnsupportedError(f"a reshape from {source.shape} to {shape}")

@@ -254,6 +254,19 @@ def _pad(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     return _padded(inputs[0], node["before"], node["after"], node["value"])
 
 
+def _rows(node: Node, x: Array) -> int:
+    """Return how many rows the result has: those of the input, or another multiple of the batch."""
+    made, read = node.get("rows", (1, 1))
+    return len(x) // read * made
+
+
+def _constant(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
+    """Return the rows that every example has."""
+    number = len(inputs[0]) // node["rows"][1]
+    rows = np.asarray(tensors[node["tensor"]])
+    return np.broadcast_to(rows, (number, *rows.shape)).reshape(-1 if number else 0, *node["shape"])
+
+
 OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Array]] = {
     "linear": _linear,
     "conv": _conv,
@@ -268,7 +281,8 @@ OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Array]] = {
     **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
     "matmul": lambda node, inputs, tensors: inputs[0] @ inputs[1],
     "cat": lambda node, inputs, tensors: np.concatenate(inputs, axis=node["dim"]),
-    "reshape": lambda node, inputs, tensors: inputs[0].reshape(len(inputs[0]), *node["shape"]),
+    "reshape": lambda node, inputs, tensors: inputs[0].reshape(_rows(node, inputs[0]), *node["shape"]),
+    "constant": _constant,
     "permute": lambda node, inputs, tensors: inputs[0].transpose(node["dims"]),
     "slice": _slice,
     "pad": _pad,

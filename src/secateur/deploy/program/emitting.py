@@ -49,14 +49,19 @@ class Lowering:
         self._emitted = 0
 
     def emit(self, op: str, inputs: list[Value], shape: Any, **settings: Any) -> Value:
-        """Add a node; raises Refused where its result has no batch in front."""
+        """Add a node; raises Refused where its result has no batch in front, once or several times."""
         shape = tuple(shape or ())
-        if not shape or shape[0] != self.batch:
+        if not shape or not shape[0] or shape[0] % self.batch:
             raise Refused(f"makes a {len(shape)}-dim tensor that does not begin with the batch")
         if not all(isinstance(value, Value) for value in inputs):
             raise Refused("works on a constant where it should on an input")
         if op != "embedding" and any(value.dtype != torch.float32 for value in inputs):
             raise Refused("reads numbers that are not float32")
+        rows = [shape[0] // self.batch, inputs[0].shape[0] // self.batch]
+        if op == "constant" or (op == "reshape" and rows[0] != rows[1]):
+            settings["rows"] = rows
+        elif rows[0] != rows[1]:
+            raise Refused("works along the batch")
         name = self.current if not self._emitted else f"{self.current}.{self._emitted}"
         self._emitted += 1
         names = [value.name for value in inputs]
@@ -74,6 +79,20 @@ class Lowering:
             name += "_"
         self.tensors[name] = value.tensor
         return name
+
+    def by_example(self, constant: Constant, like: Value) -> Any:
+        """Return what a constant that was laid out for the whole batch is for each example: a constant, or a
+        value of several rows an example; one that lies otherwise is returned as it is."""
+        tensor = constant.tensor
+        if tensor.dim() != len(like.shape) or len(tensor) % self.batch:
+            return constant
+        rows = tensor.reshape(self.batch, -1, *tensor.shape[1:])
+        if not (rows == rows[:1]).all():
+            return constant
+        own = Constant(f"{constant.name}.rows", rows[0])
+        if len(rows[0]) == 1:
+            return own
+        return self.emit("constant", [like], tensor.shape, tensor=self.tensor(own))
 
     def begin(self, name: str) -> None:
         self.current, self._emitted = name, 0

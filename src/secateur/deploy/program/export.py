@@ -6,7 +6,8 @@ The program is ``{"version": 1, "inputs": [...], "outputs": [...], "nodes": [...
 ``outputs``: names of values, in the order in which the network returns them.
 ``nodes``, in an order in which they can be run: ``{"op", "inputs", "output", "shape", ...}``, where
 ``inputs`` names earlier values, ``output`` is a name given once and ``shape`` is its shape without the
-batch, which is the first dim of every value. All values are float32, but for what an embedding reads.
+first dim, which is the batch, or a multiple of it (windows of an image, say). All values are float32, but for
+what an embedding reads.
 Weights are named by their key in ``tensors``; None where there is none. What an op has besides:
 
 ======================= ==================================================================================
@@ -27,7 +28,9 @@ add, sub, mul, div      two inputs of the same number of dims, broadcast; or one
                         name of a ``tensor``, which is the left operand where ``reversed`` is true
 matmul                  of two inputs, over their last two dims
 cat                     dim
-reshape                 nothing: see ``shape``; row by row
+reshape                 nothing: see ``shape``; row by row. Where an example has another number of rows
+                        afterwards, rows: (rows now, rows before)
+constant                tensor: the rows that every example has; rows: (how many, those of the input)
 permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
 pad                     before, after: one number a dim of ``shape``; value

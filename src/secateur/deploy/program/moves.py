@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-from secateur.deploy.program.emitting import Arguments, Lowering, Refused, Rule, beside_batch, is_constant
+from secateur.deploy.program.emitting import (
+    Arguments,
+    Constant,
+    Lowering,
+    Refused,
+    Rule,
+    Value,
+    beside_batch,
+    is_constant,
+)
 from secateur.graph.calls import Call
 from secateur.graph.operators import plain
 
@@ -85,9 +94,34 @@ def _pad(made: Lowering, a: Arguments, call: Call) -> Any:
 
 
 def _cat(made: Lowering, a: Arguments, call: Call) -> Any:
-    if any(is_constant(part) for part in a["tensors"]):
+    like = next(part for part in a["tensors"] if not is_constant(part))
+    parts = [_repeated(made, part, like) if is_constant(part) else part for part in a["tensors"]]
+    return made.emit("cat", parts, call.shape, dim=beside_batch(a["dim"], like))
+
+
+def _repeated(made: Lowering, constant: Constant, like: Value) -> Value:
+    """Return as a value a constant that is the same for every example."""
+    own = made.by_example(constant, like)
+    if not is_constant(own):
+        return own
+    if len(own.tensor) != 1 or constant.tensor.dtype != torch.float32:
         raise Refused("joins a constant to what depends on the input")
-    return made.emit("cat", a["tensors"], call.shape, dim=beside_batch(a["dim"], a["tensors"][0]))
+    return made.emit("constant", [like], (made.batch, *own.tensor.shape[1:]), tensor=made.tensor(own))
+
+
+def _roll(made: Lowering, a: Arguments, call: Call) -> Any:
+    """Each dim cut in two, and joined the other way round."""
+    x: Value = a["self"]
+    if not a["dims"]:
+        raise Refused("works along the batch")
+    for shift, dim in zip(a["shifts"], a["dims"], strict=True):
+        dim = beside_batch(dim, x)
+        size = x.shape[dim]
+        at = -shift % size
+        if at:
+            parts = [_sliced(made, x, dim, at, size), _sliced(made, x, dim, 0, at)]
+            x = made.emit("cat", parts, x.shape, dim=dim)
+    return x
 
 
 _ATEN = torch.ops.aten
@@ -115,4 +149,5 @@ MOVES: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.pad, _ATEN.constant_pad_nd), _pad),
     **dict.fromkeys((_ATEN.cat, _ATEN.concat, _ATEN.concatenate), _cat),
     _ATEN.select: _select,
+    _ATEN.roll: _roll,
 }

@@ -25,6 +25,8 @@ from secateur.deploy.program.folding import scale_and_shift
 from secateur.graph.calls import Call
 from secateur.runtime.activations import ACTIVATIONS
 
+_LOW = -1e30  # what is added to a score that counts for nothing: a finite number in float32
+
 
 def _each(value: Any, spatial: int) -> list[int]:
     """One number a spatial dim: PyTorch lets one stand for all."""
@@ -90,6 +92,34 @@ def _product(made: Lowering, left: Any, right: Any, call: Call, bias: Any) -> An
     if len(left.shape) != len(right.shape) or len(left.shape) < 3:
         raise Refused("multiplies over the batch")
     return made.emit("matmul", [left, right], call.shape)
+
+
+def _attention(made: Lowering, a: Arguments, call: Call) -> Any:
+    """softmax(q kᵀ · scale + mask) v"""
+    q, k, v, mask = a["query"], a["key"], a["value"], a["attn_mask"]
+    if a["dropout_p"] or a["enable_gqa"] or not all(isinstance(x, Value) for x in (q, k, v)):
+        raise Refused("drops out, shares keys, or attends to constants")
+    scale = a["scale"] if a["scale"] is not None else q.shape[-1] ** -0.5
+    scores = (*q.shape[:-1], k.shape[-2])
+    turned = [*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2]
+    k = made.emit("permute", [k], [k.shape[dim] for dim in turned], dims=turned)
+    x = made.emit("matmul", [_times(made, q, scale), k], scores)
+    if a["is_causal"]:
+        mask = Constant("causal", torch.ones(scores[-2:], dtype=torch.bool).tril())
+    if is_constant(mask):
+        if mask.tensor.dtype == torch.bool:
+            mask = Constant(
+                f"{mask.name}.added", torch.zeros(mask.tensor.shape).masked_fill(~mask.tensor, _LOW)
+            )
+        mask = made.by_example(mask, x)
+    if isinstance(mask, Value):
+        x = made.emit("add", [x, mask], scores)
+    elif mask is not None:
+        if mask.tensor.dim() == len(scores) and len(mask.tensor) != 1:
+            raise Refused("has a mask along the batch")
+        x = made.emit("add", [x], scores, tensor=made.tensor(mask), reversed=False)
+    x = made.emit("softmax", [x], scores, dim=len(scores) - 1)
+    return made.emit("matmul", [x, v], call.shape)
 
 
 # -- pooling and reductions ----------------------------------------------------------------------------
@@ -222,6 +252,8 @@ def _arithmetic(op: str, swapped: bool = False) -> Rule:
         left, right = (right, left) if swapped else (left, right)
         if a.get("alpha", 1) != 1:
             right = _times(made, right, a["alpha"])
+        like = next(v for v in (left, right) if isinstance(v, Value))
+        left, right = (made.by_example(v, like) if is_constant(v) else v for v in (left, right))
         values = [v for v in (left, right) if isinstance(v, Value)]
         shape = call.shape or ()
         if len(values) == 2:
@@ -267,6 +299,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.matmul, _ATEN.bmm, _ATEN.mm), _matmul),
     _ATEN.addmm: _addmm,
     _ATEN.embedding: _embedding,
+    _ATEN.scaled_dot_product_attention: _attention,
     _ATEN.max_pool1d: _pool(1, "max_pool"),
     _ATEN.max_pool2d: _pool(2, "max_pool"),
     _ATEN.avg_pool1d: _pool(1, "avg_pool"),
