@@ -270,3 +270,9 @@ def test_an_activation_without_a_kernel_is_numpys(monkeypatch):
         assert off(np.square(x), execute(graph, weight, [x])[0]) < 1e-6
         with pytest.raises(UnsupportedError, match="the activation squared"):
             Compiled(graph, weight)
+
+
+def test_several_rows_an_example_are_left_to_numpy():
+    graph = one("reshape", [(6,)], (3,), rows=[2, 1])
+    with pytest.raises(UnsupportedError, match="several rows an example"):
+        Compiled(graph, {})

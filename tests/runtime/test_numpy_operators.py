@@ -303,6 +303,11 @@ def test_movement():
     same({"op": "cat", "dim": 1}, [x, y], torch.cat([x, y], 1))
     same({"op": "reshape"}, [x], x.reshape(3, 8, 6))
     same({"op": "reshape"}, [x.permute(0, 3, 1, 2)], x.permute(0, 3, 1, 2).reshape(3, 48))
+    for exponent in (2.0, 0.5, -0.5, 1.7):
+        same({"op": "power", "exponent": exponent}, [x.abs() + 0.1], (x.abs() + 0.1) ** exponent)
+    same({"op": "expand"}, [x[:, :1]], x[:, :1].expand(3, 4, 6, 2))
+    same({"op": "reshape", "rows": [4, 1]}, [x], x.reshape(12, 6, 2))
+    same({"op": "reshape", "rows": [1, 3]}, [x], x.reshape(1, 144))
     same({"op": "permute", "dims": [0, 2, 3, 1]}, [x], x.permute(0, 2, 3, 1))
     same({"op": "slice", "dim": 2, "start": 1, "stop": 6, "step": 2}, [x], x[:, :, 1:6:2])
     pad = {"op": "pad", "before": [2, 0, 1], "after": [1, 3, 0], "value": 1.5}

@@ -245,6 +245,16 @@ def _arithmetic(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     return function(right, left) if node["reversed"] else function(left, right)
 
 
+def _power(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
+    x, exponent = inputs[0], float(node["exponent"])
+    if exponent == 2:
+        return x * x
+    if abs(exponent) != 0.5:
+        return np.power(x, np.float32(exponent))
+    root = np.sqrt(x)
+    return root if exponent > 0 else np.reciprocal(root)
+
+
 def _slice(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     taken = slice(node["start"], node["stop"], node["step"])
     return inputs[0][(*(slice(None) for _ in range(node["dim"])), taken)]
@@ -283,6 +293,8 @@ OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Array]] = {
     "cat": lambda node, inputs, tensors: np.concatenate(inputs, axis=node["dim"]),
     "reshape": lambda node, inputs, tensors: inputs[0].reshape(_rows(node, inputs[0]), *node["shape"]),
     "constant": _constant,
+    "expand": lambda node, inputs, tensors: np.broadcast_to(inputs[0], (len(inputs[0]), *node["shape"])),
+    "power": _power,
     "permute": lambda node, inputs, tensors: inputs[0].transpose(node["dims"]),
     "slice": _slice,
     "pad": _pad,

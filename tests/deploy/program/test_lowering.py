@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from programs import check, off, ops
@@ -18,6 +19,7 @@ from secateur.deploy.program import moves, rules
 from secateur.deploy.program.export import program_of
 from secateur.errors import ModelError
 from secateur.runtime.activations import ACTIVATIONS
+from secateur.runtime.runner import execute
 
 MODULES = [
     (nn.ReLU(), "relu"),
@@ -242,3 +244,95 @@ def test_an_argument_that_a_program_has_not():
         program_of(After(lambda m, x: torch.ops.aten.elu(x, 1.0, 2.0)), numbers(2, 6))
     with pytest.raises(ModelError, match="bounds that are tensors"):
         program_of(After(lambda m, x: x.clamp(min=x.mean(1, keepdim=True))), numbers(2, 6))
+
+
+def test_powers_and_lengths():
+    check(lambda m, x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt(), 4, 6)
+    check(lambda m, x: (x.square() + 0.1).sqrt() + (x.square() + 0.1) ** 1.5, 4, 6)
+    check(lambda m, x: F.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True), 4, 6)
+
+
+def test_keys_that_several_queries_share_are_repeated():
+    check(lambda m, x: x[:, :, None].expand(-1, -1, 3, -1).reshape(len(x), 12, 6), 4, 6)
+    assert ops(check(lambda m, x: x.expand(-1, 4, 6) + 1, 4, 6)) == ["add"]
+
+
+# -- several rows an example ---------------------------------------------------------------------------
+
+
+def windows(x, size=2):
+    """(batch, height, width, channels) in windows, which stand where the batch was."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // size, size, width // size, size, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, size * size, channels)
+
+
+def image(x, height=4, width=6, size=2):
+    x = x.view(-1, height // size, width // size, size, size, x.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, x.shape[-1])
+
+
+def test_windows_are_several_rows_of_an_example():
+    program = check(lambda m, x: image(m.f(windows(x))).mean((1, 2)), 4, 6, 5, f=nn.Linear(5, 3))
+    assert [node["rows"] for node in program.graph["nodes"] if "rows" in node] == [[6, 1], [1, 6]]
+    check(lambda m, x: m.f(x.reshape(-1, 5)).reshape(-1, 12), 3, 5, f=nn.Linear(5, 4))
+
+
+def test_what_is_laid_out_for_the_batch_is_the_same_for_every_example():
+    first, table = nn.Parameter(numbers(1, 1, 5)), numbers(6, 1, 4)
+
+    def masked(m, x):
+        x = torch.cat([m.first.expand(len(x), -1, -1), x], 1)
+        return windows(x.view(-1, 4, 6, 5)).mean(-1, keepdim=True).transpose(1, 2) + table.repeat(
+            len(x), 1, 1
+        )
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = first
+
+        def forward(self, x):
+            return masked(self, x)
+
+    made = program_of(Masked(), numbers(2, 23, 5))
+    assert ops(made).count("constant") == 2
+    for batch in (1, 5):
+        assert off(Masked(), made, numbers(batch, 23, 5)) < 1e-6
+    assert execute(made.graph, made.arrays(), [np.zeros((0, 23, 5), np.float32)])[0].shape == (0, 1, 4)
+
+
+def test_a_constant_that_differs_from_example_to_example_is_refused():
+    with pytest.raises(ModelError, match=r"joins a constant|along the batch"):
+        program_of(
+            After(lambda m, x: torch.cat([x, torch.arange(len(x)).float()[:, None]], 1)), numbers(2, 6)
+        )
+
+
+@pytest.mark.parametrize("kind", ["plain", "scaled", "causal", "bool", "added", "windows"])
+def test_attention(kind):
+    keep = torch.ones(4, 4, dtype=torch.bool).tril(1)
+    bias, apart = numbers(1, 3, 4, 4), numbers(6, 1, 4, 4)
+
+    def attend(m, x):
+        q, k, v = m.f(x).view(-1, 4, 3, 3, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        options = {
+            "plain": {},
+            "scaled": {"scale": 0.3},
+            "causal": {"is_causal": True},
+            "bool": {"attn_mask": keep},
+            "added": {"attn_mask": bias},
+            "windows": {"attn_mask": apart.repeat(len(q) // 6, 1, 1, 1)},
+        }[kind]
+        return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2).flatten(2)
+
+    shape = (4, 6, 5) if kind == "windows" else (4, 5)
+    whole = (lambda m, x: attend(m, windows(x)).reshape(-1, 24, 6)) if kind == "windows" else attend
+    assert "softmax" in ops(check(whole, *shape, f=nn.Linear(5, 18)))
+
+
+def test_a_roll_is_two_parts_the_other_way_round():
+    for shifts, dims in ((2, 1), (-1, 2), ((1, -2), (1, 2)), (0, 1), (9, 1)):
+        check(lambda m, x, s=shifts, d=dims: torch.roll(x, s, d) * 1.0, 4, 6)
+    with pytest.raises(ModelError, match="works along the batch"):
+        program_of(After(lambda m, x: torch.roll(x, 1)), numbers(2, 6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
@@ -25,6 +25,15 @@ class Value:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Turned(Value):
+    """A value whose batch is not in front: ``source`` with its ``dims`` in another order. Only what brings
+    the batch to the front again reads it: queries, keys and values, taken apart along the first dim."""
+
+    source: Value = field(kw_only=True)
+    dims: tuple[int, ...] = field(kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +59,8 @@ class Lowering:
 
     def emit(self, op: str, inputs: list[Value], shape: Any, **settings: Any) -> Value:
         """Add a node; raises Refused where its result has no batch in front, once or several times."""
+        if any(isinstance(value, Turned) for value in inputs):
+            raise Refused("moves the batch")
         shape = tuple(shape or ())
         if not shape or not shape[0] or shape[0] % self.batch:
             raise Refused(f"makes a {len(shape)}-dim tensor that does not begin with the batch")
@@ -108,6 +119,6 @@ def is_constant(value: Any) -> TypeGuard[Constant]:
 def beside_batch(dim: int, value: Value) -> int:
     """Return a dim counted from the front; raises Refused for the batch."""
     dim %= len(value.shape)
-    if dim == 0:
+    if dim == 0 or isinstance(value, Turned):
         raise Refused("works along the batch")
     return dim

@@ -31,6 +31,8 @@ cat                     dim
 reshape                 nothing: see ``shape``; row by row. Where an example has another number of rows
                         afterwards, rows: (rows now, rows before)
 constant                tensor: the rows that every example has; rows: (how many, those of the input)
+expand                  nothing: see ``shape``; dims of size 1 repeated
+power                   exponent
 permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
 pad                     before, after: one number a dim of ``shape``; value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
-from secateur.deploy.program.emitting import Constant, Lowering, Refused, Rule, Value
+from secateur.deploy.program.emitting import Constant, Lowering, Refused, Rule, Turned, Value
 from secateur.deploy.program.moves import MOVES
 from secateur.deploy.program.rules import RULES
 from secateur.errors import ModelError
@@ -39,6 +39,8 @@ def lower(captured: Captured, batch: int) -> Lowering:
         value = next((made.values[n] for n in captured.graph.nodes if n.name == name), None)
         if not isinstance(value, Value):
             raise ModelError(f"{type(captured.model).__name__} puts out what does not depend on its input")
+        if isinstance(value, Turned):
+            raise ModelError(f"{type(captured.model).__name__} moves the batch of what it puts out")
         made.outputs.append(value.name)
     return made
 

@@ -13,6 +13,7 @@ from secateur.deploy.program.emitting import (
     Lowering,
     Refused,
     Rule,
+    Turned,
     Value,
     beside_batch,
     is_constant,
@@ -30,6 +31,15 @@ def _same(made: Lowering, a: Arguments, call: Call) -> Any:
     return x
 
 
+def _expand(made: Lowering, a: Arguments, call: Call) -> Any:
+    x, shape = a["self"], tuple(call.shape or ())
+    if shape == x.shape:
+        return x
+    if len(shape) != len(x.shape):
+        raise Refused("repeats its input along new dims")
+    return made.emit("expand", [x], shape)
+
+
 def _reshape(made: Lowering, a: Arguments, call: Call) -> Any:
     x: Any = a.get("self", a.get("input"))
     return x if call.shape == x.shape else made.emit("reshape", [x], call.shape)
@@ -40,10 +50,19 @@ def _permute(made: Lowering, a: Arguments, call: Call) -> Any:
     sizes = list(range(2, 2 + len(x.shape)))  # all different: the result's sizes say which dim went where
     others = [v for key, v in a.items() if key != "self"]
     moved = plain(call.operator)(torch.empty(sizes, device="meta"), *others).shape
-    dims = [sizes.index(size) for size in moved]
-    if dims and dims[0] != 0:
-        raise Refused("moves the batch")
-    return x if dims == sorted(dims) else made.emit("permute", [x], call.shape, dims=dims)
+    return _permuted(made, x, [sizes.index(size) for size in moved])
+
+
+def _permuted(made: Lowering, x: Value, dims: list[int]) -> Value:
+    """Return a value with its dims in another order, which is only noted while the batch is not in front."""
+    if isinstance(x, Turned):
+        dims, x = [x.dims[dim] for dim in dims], x.source
+    shape = tuple(x.shape[dim] for dim in dims)
+    if dims == sorted(dims):
+        return x
+    if dims[0] != 0:
+        return Turned(x.name, shape, x.dtype, source=x, dims=tuple(dims))
+    return made.emit("permute", [x], shape, dims=dims)
 
 
 def _slice(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -64,20 +83,32 @@ def _sliced(made: Lowering, x: Any, dim: int, start: int, stop: int, step: int =
 
 
 def _select(made: Lowering, a: Arguments, call: Call) -> Any:
-    dim = beside_batch(a["dim"], a["self"])
-    index = a["index"] % a["self"].shape[dim]
-    return made.emit("reshape", [_sliced(made, a["self"], dim, index, index + 1)], call.shape)
+    return _selected(made, a["self"], a["dim"], a["index"])
+
+
+def _selected(made: Lowering, x: Value, dim: int, index: int) -> Value:
+    dim %= len(x.shape)
+    if isinstance(x, Turned):
+        source = _selected(made, x.source, x.dims[dim], index)
+        left = [own - (own > x.dims[dim]) for at, own in enumerate(x.dims) if at != dim]
+        return _permuted(made, source, left)
+    dim, index = beside_batch(dim, x), index % x.shape[dim]
+    part = _sliced(made, x, dim, index, index + 1)
+    return made.emit("reshape", [part], (*x.shape[:dim], *x.shape[dim + 1 :]))
+
+
+def _unbind(made: Lowering, a: Arguments, call: Call) -> Any:
+    x, dim = a["self"], a.get("dim", 0)
+    return [_selected(made, x, dim, index) for index in range(x.shape[dim])]
 
 
 def _split(made: Lowering, a: Arguments, call: Call) -> Any:
-    """chunk, split and unbind: one slice a part; what nobody reads is dropped later."""
+    """chunk and split: one slice a part; what nobody reads is dropped later."""
     x = a["self"]
     dim, start, parts = beside_batch(a["dim"], x), 0, []
     for value in call.node.meta["val"]:
-        size = value.shape[dim] if value.dim() == len(x.shape) else 1
-        part = _sliced(made, x, dim, start, start + size)
-        parts.append(part if value.dim() == len(x.shape) else made.emit("reshape", [part], value.shape))
-        start += size
+        parts.append(_sliced(made, x, dim, start, start + value.shape[dim]))
+        start += value.shape[dim]
     return parts
 
 
@@ -128,7 +159,7 @@ _ATEN = torch.ops.aten
 _UNCHANGED = (
     *(_ATEN.dropout, _ATEN.feature_dropout, _ATEN.alpha_dropout, _ATEN.feature_alpha_dropout),
     *(_ATEN.contiguous, _ATEN.clone, _ATEN.detach, _ATEN.alias, _ATEN.lift_fresh_copy),
-    *(_ATEN.to, _ATEN._to_copy, _ATEN.positive, _ATEN.expand, _ATEN.expand_as),
+    *(_ATEN.to, _ATEN._to_copy, _ATEN.positive),
 )
 _RESHAPED = (
     *(_ATEN.view, _ATEN.reshape, _ATEN._unsafe_view, _ATEN.view_as, _ATEN.reshape_as),
@@ -138,10 +169,11 @@ _PERMUTED = (
     *(_ATEN.permute, _ATEN.transpose, _ATEN.t, _ATEN.mT, _ATEN.numpy_T),
     *(_ATEN.movedim, _ATEN.moveaxis, _ATEN.swapaxes, _ATEN.swapdims),
 )
-_CUT = (_ATEN.chunk, _ATEN.split, _ATEN.split_with_sizes, _ATEN.unbind, _ATEN.tensor_split)
+_CUT = (_ATEN.chunk, _ATEN.split, _ATEN.split_with_sizes, _ATEN.tensor_split)
 
 MOVES: dict[Any, Rule] = {
     **dict.fromkeys(_UNCHANGED, _same),
+    **dict.fromkeys((_ATEN.expand, _ATEN.expand_as), _expand),
     **dict.fromkeys(_RESHAPED, _reshape),
     **dict.fromkeys(_PERMUTED, _permute),
     **dict.fromkeys(_CUT, _split),
@@ -149,5 +181,6 @@ MOVES: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.pad, _ATEN.constant_pad_nd), _pad),
     **dict.fromkeys((_ATEN.cat, _ATEN.concat, _ATEN.concatenate), _cat),
     _ATEN.select: _select,
+    _ATEN.unbind: _unbind,
     _ATEN.roll: _roll,
 }

@@ -288,6 +288,25 @@ def _with_scalar(op: str, number: float, reversed: bool) -> Rule:
     return lambda made, a, call: made.emit(op, [a["self"]], call.shape, scalar=number, reversed=reversed)
 
 
+def _power(exponent: float | None = None) -> Rule:
+    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
+        number = a["exponent"] if exponent is None else exponent
+        if not isinstance(a["self"], Value) or not isinstance(number, (int, float)):
+            raise Refused("has an exponent that is no number")
+        return made.emit("power", [a["self"]], call.shape, exponent=float(number))
+
+    return rule
+
+
+def _length(made: Lowering, a: Arguments, call: Call) -> Any:
+    """The square root of a sum of squares."""
+    if a["ord"] != 2 or a.get("dtype") not in (None, torch.float32):
+        raise Refused("is of another order than 2")
+    squares = made.emit("power", [a["self"]], a["self"].shape, exponent=2.0)
+    sums = _reduction("sum")(made, {**a, "self": squares}, call)
+    return made.emit("power", [sums], call.shape, exponent=0.5)
+
+
 _ATEN = torch.ops.aten
 _ACTIVATIONS = (  # those that have the names and settings of the program's
     *(_ATEN.relu, _ATEN.elu, _ATEN.silu, _ATEN.sigmoid, _ATEN.tanh),
@@ -323,6 +342,11 @@ RULES: dict[Any, Rule] = {
     _ATEN.leaky_relu: _activation("leaky_relu", slope="negative_slope"),
     _ATEN.gelu: _gelu,
     **{op: _arithmetic(op.__name__) for op in (_ATEN.add, _ATEN.sub, _ATEN.mul, _ATEN.div)},
+    _ATEN.pow: _power(),
+    _ATEN.square: _power(2.0),
+    _ATEN.sqrt: _power(0.5),
+    _ATEN.rsqrt: _power(-0.5),
+    _ATEN.linalg_vector_norm: _length,
     _ATEN.rsub: _arithmetic("sub", swapped=True),
     _ATEN.reciprocal: _with_scalar("div", 1.0, reversed=True),
     _ATEN.neg: _with_scalar("mul", -1.0, reversed=False),
