@@ -255,6 +255,9 @@ def test_powers_and_lengths():
 def test_keys_that_several_queries_share_are_repeated():
     check(lambda m, x: x[:, :, None].expand(-1, -1, 3, -1).reshape(len(x), 12, 6), 4, 6)
     assert ops(check(lambda m, x: x.expand(-1, 4, 6) + 1, 4, 6)) == ["add"]
+    check(lambda m, x: x.repeat(1, 2, 3), 4, 6)
+    with pytest.raises(ModelError, match="along the batch"):
+        program_of(After(lambda m, x: x.repeat(2, 1)), numbers(2, 6))
 
 
 # -- several rows an example ---------------------------------------------------------------------------

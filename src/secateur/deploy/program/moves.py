@@ -40,6 +40,17 @@ def _expand(made: Lowering, a: Arguments, call: Call) -> Any:
     return made.emit("expand", [x], shape)
 
 
+def _repeat(made: Lowering, a: Arguments, call: Call) -> Any:
+    x, repeats = a["self"], list(a["repeats"])
+    if len(repeats) != len(x.shape) or repeats[0] != 1:
+        raise Refused("works along the batch")
+    for dim, number in enumerate(repeats):
+        if number != 1:
+            shape = (*x.shape[:dim], number * x.shape[dim], *x.shape[dim + 1 :])
+            x = made.emit("cat", [x] * number, shape, dim=dim)
+    return x
+
+
 def _reshape(made: Lowering, a: Arguments, call: Call) -> Any:
     x: Any = a.get("self", a.get("input"))
     return x if call.shape == x.shape else made.emit("reshape", [x], call.shape)
@@ -183,4 +194,5 @@ MOVES: dict[Any, Rule] = {
     _ATEN.select: _select,
     _ATEN.unbind: _unbind,
     _ATEN.roll: _roll,
+    _ATEN.repeat: _repeat,
 }
