@@ -25,6 +25,7 @@ from secateur.experiments.commands.inference import Format
 from secateur.experiments.commands.private import PrivateFolder
 from secateur.experiments.dense import calibration_batches
 from secateur.structure.compact import compact
+from secateur.structure.proof import Proof
 from secateur.structure.saved import save
 
 OnStep = Callable[[str], None]
@@ -99,10 +100,15 @@ def make_formats(making: Making) -> None:
     def removed() -> Path:
         nonlocal small, file
         network, proof = compact(pruned, example)
+        if (graph := smaller_graph(pruned, example, proof)) is not None:
+            small, left = graph
+            making.notes["packed, numpy"] = making.notes["ONNX"] = (
+                f"{left:,} parameters, by the graph: the network's forward has sizes written into it"
+            )
         if not proof.removed:
             raise ModelError(f"nothing can be removed from {file.name}: no unit in it is dead")
         save(network, compacted)
-        small, file = network, compacted
+        small, file = small if graph else network, compacted
         before, after = proof.parameters
         making.notes["compacted, PyTorch"] = (
             f"{after:,} of {before:,} parameters, proved equal to the pruned network to "
@@ -126,7 +132,10 @@ def make_formats(making: Making) -> None:
     if isinstance(made, Format):
         beside = Path(made.file).parent
         code = sum(path.stat().st_size for path in (beside / "run.py", *beside.glob(f"{PACKAGE}/*.py")))
-        making.notes["packed, numpy"] = f"run.py and {PACKAGE} beside it are {code:,} bytes more"
+        code_note = f"run.py and {PACKAGE} beside it are {code:,} bytes more"
+        making.notes["packed, numpy"] = "; ".join(
+            filter(None, (making.notes.get("packed, numpy"), code_note))
+        )
     making.add("packed, compiled", "compiled", lambda: _compilable(made))
 
     def onnx(name: str, **int8: Any) -> Path:
@@ -137,6 +146,18 @@ def make_formats(making: Making) -> None:
 
     making.add("ONNX", "onnxruntime", lambda: onnx("model.onnx"))
     making.add("ONNX int8", "onnxruntime", lambda: onnx("model-int8.onnx", int8=True, data=calibration))
+
+
+def smaller_graph(pruned: nn.Module, example: Tensor, modules: Proof) -> tuple[nn.Module, int] | None:
+    """Return a graph of a pruned network, with how many parameters it has, where it loses more than its
+    modules can: formats that need no Python forward are made of it."""
+    if not modules.kept:
+        return None
+    try:
+        graph, proof = compact(pruned, example, form="graph")
+    except ModelError:  # it has none: what its modules lose is all that goes
+        return None
+    return (graph, proof.parameters[1]) if proof.parameters[1] < modules.parameters[1] else None
 
 
 def _compilable(packed: Format | str) -> Path:
