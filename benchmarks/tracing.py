@@ -47,6 +47,16 @@ STATUSES = ("pass", "refused", "wrong", "fails", "hangs", "skipped")
 
 
 def ours(network: Network) -> Outcome:
+    """Out of its modules; where these must keep something, out of its graph."""
+    outcome = removed(network, "modules")
+    if outcome.status != "refused":
+        return outcome
+    graph = removed(network, "graph")
+    graph = replace(graph, seconds=graph.seconds + outcome.seconds)
+    return replace(graph, reason=AS_GRAPH) if graph.status == "pass" else outcome
+
+
+def removed(network: Network, form: str) -> Outcome:
     """Trace, prune half of every group, compact, and compare with the masked network."""
     import secateur as sc
     from secateur.errors import SecateurError
@@ -57,11 +67,11 @@ def ours(network: Network) -> Outcome:
     args, kwargs = case.draws[0]
     start = time.process_time()
     try:
-        structure = sc.trace(model, args, kwargs=kwargs)
+        structure = sc.trace(model, args, kwargs=kwargs, form=form)
         sc.prune(model, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
         with torch.no_grad():
             masked = [model(*a, **k) for a, k in case.draws]
-        small, _ = sc.compact(model, args, kwargs=kwargs)
+        small, _ = sc.compact(model, args, kwargs=kwargs, structure=structure, form=form)
     except SecateurError as error:
         return Outcome("refused", seconds=time.process_time() - start, reason=first_line(error))
     seconds = time.process_time() - start
@@ -69,10 +79,7 @@ def ours(network: Network) -> Outcome:
         outs = [small(*a, **k) for a, k in case.draws]
     error = max(relative_error(m, s) for m, s in zip(masked, outs, strict=True))
     gone = 1 - sum(p.numel() for p in small.parameters()) / before
-    outcome = verdict(gone, error, case.tolerance, seconds)
-    if outcome.status == "pass" and isinstance(small, torch.fx.GraphModule):
-        return replace(outcome, reason=AS_GRAPH)
-    return outcome
+    return verdict(gone, error, case.tolerance, seconds)
 
 
 def tracing(network: Network) -> Outcome:

@@ -221,3 +221,91 @@ def test_a_graph_is_deployed(name, tmp_path):
         sc.write_folder(small, x, tmp_path / "folder")  # which is run and compared before it is there
     fast, _ = sc.sparsify(small, x, engines=["scipy"], seconds=0.01)
     assert torch.allclose(fast(x), net(x), atol=1e-4)
+
+
+# -- what a graph alone can lose -----------------------------------------------------------------------
+
+
+class Responding(nn.Module):
+    """A global response norm, with its eps written in."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(6, 20), nn.Linear(20, 6)
+        self.scale, self.shift = nn.Parameter(torch.randn(20)), nn.Parameter(torch.randn(20))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = F.gelu(self.wide(x))
+        size = h.norm(dim=1, keepdim=True)
+        h = h + self.scale * h * (size / (size.mean(-1, keepdim=True) + 1e-6)) + self.shift
+        return self.last(x + self.narrow(h))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (weight.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class ByBatchNorm(nn.Conv2d):
+    def forward(self, x):
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def convolutions(kind):
+    return nn.Sequential(
+        *(kind(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), kind(8, 12, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)),
+    )
+
+
+GRAPHS_ALONE = {
+    "response norm": (Responding, (2, 5, 6), 1),
+    "standardised": (lambda: convolutions(Standardised), (2, 3, 6, 6), 2),
+    "by batch norm": (lambda: convolutions(ByBatchNorm), (2, 3, 6, 6), 2),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS_ALONE)
+def test_a_graph_loses_what_its_modules_would_count(name, tmp_path):
+    torch.manual_seed(0)
+    build, shape, number = GRAPHS_ALONE[name]
+    net, x = build().eval(), torch.randn(shape)
+    by_modules = sc.trace(net, x)
+    structure = sc.trace(net, x, form="graph")
+    assert len(structure.groups) - len(by_modules.groups) >= 1
+    assert len(structure.groups) == number
+    assert not structure.stays
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    small, proof = sc.compact(net, x, form="graph", structure=structure)
+    assert all(done == total // 2 for done, total in proof.removed.values())
+    assert proof.max_error_randomised < 1e-9
+    assert proof.max_error < 1e-6  # what is computed once is rounded
+    more = torch.randn(5, *shape[1:])
+    assert torch.allclose(small(more), net(more), atol=1e-5)
+    sc.save(small, tmp_path / "small.safetensors")
+    assert torch.equal(sc.load_graph(tmp_path / "small.safetensors")(more), small(more))
+    again, _ = sc.compact(net, x, form="graph")  # traced for a graph by itself
+    assert torch.equal(again(more), small(more))
+    _, kept = sc.compact(net, x, structure=structure)
+    assert len(kept.kept) >= 1
+
+
+def test_a_mean_over_what_is_not_zero_freezes_it_in_a_graph_too():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x).sigmoid()
+            return self.b(h / h.mean(-1, keepdim=True))
+
+    structure = sc.trace(Mean(), torch.randn(2, 4), form="graph")
+    assert not structure.groups
+    with pytest.raises(ModelError, match="form is 'onnx'"):
+        sc.trace(Mean(), torch.randn(2, 4), form="onnx")

@@ -22,7 +22,7 @@ from secateur.structure.runs import FORWARD, Methods, runs_of
 from secateur.structure.stated import restate
 from secateur.structure.surgery import removed_by
 from secateur.structure.trial import Trial
-from secateur.structure.units import Structure, analyse
+from secateur.structure.units import FORMS, Structure, analyse
 
 
 def compact(
@@ -95,18 +95,19 @@ def compact(
     runs = runs_of(model, example_inputs, kwargs, examples, methods)
     if structure is not None and (not isinstance(structure, Structure) or structure.model is not model):
         raise ModelError(f"structure= {untraced(structure)}")
-    if form not in ("modules", "graph"):
+    if form not in FORMS:
         raise ModelError(f"form is {form!r}; it is 'modules' or 'graph'")
     if form == "graph" and (other := [run.label for run in runs if run.method != FORWARD]):
         raise ModelError(f"form='graph' is of the forward alone, without {other[0]}")
     _check_no_nan(model)
     args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)
-    structure = structure or analyse(model, args, kwargs=named)
+    structure = structure or analyse(model, args, kwargs=named, form=form)
     found = find_dead(copied(model).eval(), structure)
     graph = graph_form(structure) if form == "graph" else None
     trial = Trial(model, structure, runs, found, graph)
-    stays = {} if graph is not None else vars(structure).get("stays", {})  # where somebody has looked
+    looked = vars(structure).get("stays", {})  # where somebody has looked
+    stays = looked if structure.walk.graph == (graph is not None) else {}
     done = trial.search({name: units for name, units in found.pruned.items() if name not in stays})
     pruned, changes, small = done.pruned, done.changes, done.small
     withdrawn = done.withdrawn | {name: why for name, why in stays.items() if found.pruned[name].any()}

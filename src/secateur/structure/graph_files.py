@@ -20,7 +20,8 @@ from torch.utils import _pytree
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.graph.capture import all_tensors, first_names
 from secateur.storage import all_finite, check_digest, load_tensors
-from secateur.structure.graph_form import CONSTANTS, assembled
+from secateur.structure.graph_form import assembled
+from secateur.structure.graph_patches import CONSTANTS
 
 FORMAT = "graph 1"
 ALLOW = "; allow_nonfinite=True loads it all the same"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -72,12 +73,15 @@ class Walk:
     sum over activations; ``consumed``: labels summed over in any other way; ``repeated``: labels of
     what is one number all along; ``macs`` by weight; ``unmasked``: dims of parameters that masking
     leaves alone; ``parts``: pieces cut from a dim; ``streams``: norms that surgery keeps exact freeze
-    nothing; ``kinds``: by module path what it normalises like. ``rule`` gives the value of a call.
+    nothing; ``graph``: nor does what a graph keeps exact, means over zeros, and statistics of weights, whose
+    labels are ``statistics``, taken by the nodes ``measured``; ``kinds``: by module path what it normalises
+    like; ``fixed``: the nodes that depend on no input. ``rule`` gives the value of a call.
     """
 
     captured: Captured
     rule: Callable[[Walk, Call], Any]
     streams: bool = False
+    graph: bool = False
     labels: Labels = field(default_factory=Labels)
     parameters: dict[str, Labelled] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
@@ -91,7 +95,15 @@ class Walk:
     owner: dict[int, str] = field(default_factory=dict)
     consumed: list[Array] = field(default_factory=list)
     repeated: list[Array] = field(default_factory=list)
+    statistics: list[Array] = field(default_factory=list)
     kinds: dict[str, str | None] = field(default_factory=dict)
+    fixed: set[fx.Node] = field(default_factory=set)
+    measured: set[fx.Node] = field(default_factory=set)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what surgery mends is rounded to the dtype of the network."""
+        return self.streams or bool(self.statistics)
 
     # -- relations ---------------------------------------------------------------------------
 
@@ -170,12 +182,14 @@ class Walk:
             if node.name in captured.tensors:
                 name = captured.tensors[node.name]
                 self.named[node] = name
+                self.fixed.add(node)
                 self.values[node] = self._parameter(name, captured.tensor(name))
                 if not node.users:
                     unused.append(name)
                 tensor = captured.tensor(name)
             elif node.name in captured.constants:
                 tensor = captured.constants[node.name]
+                self.fixed.add(node)
                 self.values[node] = Labelled.plain(tensor.shape, tensor.dtype)
             else:
                 self.values[node] = plain_of(node.meta.get("val"))
@@ -186,11 +200,30 @@ class Walk:
         used = {self.named[node] for node in self.named if node.users}
         for name in set(unused) - used:
             self.freeze_all([self.parameters[name]], UNUSED)
+        if self.statistics:
+            # Zeros in a column would change the others by the statistics, so that it keeps its values.
+            known = np.concatenate(self.statistics)
+            for name, value in self.parameters.items():
+                of = ((name, dim) for dim, labels in value.labels() if np.isin(labels, known).any())
+                self.unmasked.update(of)
+
+    def measure(self, node: fx.Node, value: Labelled, dims: Iterable[int], reason: str) -> None:
+        """Take statistics of a value over some dims, which freezes them, but for a weight's in a graph:
+        there it is computed once and for all."""
+        if not (self.graph and node in self.fixed):
+            self.freeze(value, dims, reason)
+            return
+        self.measured.add(node)
+        for dim in dims:
+            if value.dims[dim] is not None:
+                self.statistics.append(value.dims[dim])  # type: ignore[arg-type]
 
     def walk(self, graph: fx.Graph) -> Any:
         """Walk the nodes of a graph (or of one inside it) after its placeholders."""
         for node in graph.nodes:
             if node.op == "call_function":
+                if node.all_input_nodes and self.fixed.issuperset(node.all_input_nodes):
+                    self.fixed.add(node)
                 self._fold(node)
                 self.values[node] = self.rule(self, Call(node))
             elif node.op == "output":

@@ -11,6 +11,7 @@ from torch import nn
 
 from secateur.graph.capture import all_tensors
 from secateur.structure.dead import Found
+from secateur.structure.graph_form import graph_form
 from secateur.structure.runs import Run
 from secateur.structure.trial import Trial
 from secateur.structure.units import Structure, analyse
@@ -24,6 +25,7 @@ def trace(
     dynamic_shapes: Any = None,
     heads: str = "whole",
     streams: bool = False,
+    form: str = "modules",
 ) -> Structure:
     """Find the units of ``model`` (neurons, filters, channels, attention heads) by analysing its graph.
 
@@ -46,6 +48,8 @@ def trace(
             unless asked for, because what is left is normalised anew: ``compact`` rescales the weight and the
             eps of an RMSNorm and makes each LayerNorm one that still divides by the full size, so that
             nothing changes but the size. Pass this structure to ``prune`` and to ``compact``.
+        form: "modules", or "graph": what ``compact(..., form="graph")`` alone can take out is there too:
+            channels under a mean of them (a response norm), inputs of standardised weights.
 
     Returns:
         The groups of units, and what is protected, and why.
@@ -65,7 +69,13 @@ def trace(
         2.weight    0  4 of 4                        model output
     """
     structure = analyse(
-        model, example_inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes, heads=heads, streams=streams
+        model,
+        example_inputs,
+        kwargs=kwargs,
+        dynamic_shapes=dynamic_shapes,
+        heads=heads,
+        streams=streams,
+        form=form,
     )
     return replace(structure, look=_staying)
 
@@ -81,7 +91,9 @@ def _staying(structure: Structure) -> dict[str, str]:
         if len(group) > 1
     }
     try:
-        trial = Trial(model, structure, [Run(captured.args, captured.kwargs)], Found(halves), quick=True)
+        graph = graph_form(structure) if structure.walk.graph else None
+        run = Run(captured.args, captured.kwargs)
+        trial = Trial(model, structure, [run], Found(halves), graph, quick=True)
         return trial.search(halves).withdrawn
     except Exception:  # a forward that is random, or gives nothing to compare: its proof will say so
         return {}

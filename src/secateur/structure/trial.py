@@ -225,7 +225,7 @@ class Trial:
         if self.quick:  # nothing need be dead yet: the network without these units is the measure
             self.wanted = self._calls(copied(small, shared=small.parameters()))
         # Cut in the wide dtype too where a rescaled norm rounds in the model's own.
-        wide = in_dtype(copied(small), self.dtype) if self.structure.walk.streams else None
+        wide = in_dtype(copied(small), self.dtype) if self.structure.walk.rounds else None
         try:
             small = self._cut(small, removed)
         except ModelError as error:
@@ -233,7 +233,7 @@ class Trial:
         if wide is None:
             wide = copied(small, shared=small.parameters())
         else:
-            cut(wide, removed)
+            wide = self._cut(wide, removed)
         which = slice(None) if only is None else slice(only, only + 1)
         changes, attempt = adjust(
             wide,
@@ -267,7 +267,7 @@ class Trial:
 
     def _stored(self, small: nn.Module, error: float) -> float:
         """The error of the model as it is handed out: rescaled norms are rounded to its dtype."""
-        if not self.structure.walk.streams:
+        if not self.structure.walk.rounds:
             return error
         return max(error, difference(self.wanted, self._calls(copied(small))))
 
@@ -277,7 +277,7 @@ class Trial:
         worst = float("nan")
         for seed in range(_SEEDS):
             masked = self.base(pruned)
-            if self.structure.walk.streams:
+            if self.structure.walk.rounds:
                 masked = in_dtype(masked, self.dtype)
             randomise(masked, seed)
             if seed < _SEEDS // 2:

@@ -18,6 +18,7 @@ from secateur.structure.rules.table import apply
 from secateur.text import table
 
 HEADS = ("whole", "dims", "queries")
+FORMS = ("modules", "graph")
 TOGETHER = "all of its indices can only go together"
 
 
@@ -168,14 +169,17 @@ def analyse(
     dynamic_shapes: Any = None,
     heads: str = "whole",
     streams: bool = False,
+    form: str = FORMS[0],
 ) -> Structure:
     """Do what ``secateur.trace`` does, but for trying what can be removed."""
     if heads not in HEADS:
         raise ModelError(f"heads is {heads!r}; it is 'whole', 'dims' or 'queries'")
     if not isinstance(streams, bool):
         raise ModelError(f"streams is {streams!r}; it is True or False")
+    if form not in FORMS:
+        raise ModelError(f"form is {form!r}; it is 'modules' or 'graph'")
     captured = capture(model, example_inputs, kwargs, dynamic_shapes)
-    walk = Walk(captured, apply, streams=streams)
+    walk = Walk(captured, apply, streams, graph=form == "graph")
     walk.run()
     classes = walk.labels.solve(heads)
     groups, alone = _groups(walk, classes)

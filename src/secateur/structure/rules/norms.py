@@ -22,9 +22,8 @@ def _batch_norm(walk: Walk, call: Call, a: dict[str, Any]) -> Labelled | list[La
     value: Labelled = a["input"]
     out = value.copy()
     if a.get("training") and a.get("running_mean") is None and len(value.shape) > 1:
-        walk.freeze(
-            value, [0, *range(2, len(value.shape))], "statistics of what it is given are taken over it"
-        )
+        over = [0, *range(2, len(value.shape))]
+        walk.measure(call.node, value, over, "statistics of what it is given are taken over it")
     out.dims[1] = _with_its_parts(walk, value, a)
     scaled = isinstance(a.get("weight"), Labelled) and a["weight"].zero[0]
     shifted = isinstance(a.get("bias"), Labelled)

@@ -211,8 +211,9 @@ def _reduce(zero_safe: bool) -> Rule:
         for dim in dims:
             if value.dims[dim] is not None:
                 walk.consumed.append(value.dims[dim])  # type: ignore[arg-type]
-            if not (mended or (zero_safe and value.zero[dim])):
-                walk.freeze(value, [dim], f"reduced by {call.name}")
+            counted = walk.graph and call.operator is aten.mean  # a graph knows of how many it was
+            if not (mended or ((zero_safe or counted) and value.zero[dim])):
+                walk.measure(call.node, value, [dim], f"reduced by {call.name}")
         out = plain_of(call.node.meta["val"])
         for result in values_in(out):
             left = [d for d in range(len(value.shape)) if d not in dims]
