@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import secateur as sc
 from networks.attention import FusedHeads, GroupedQuery
@@ -253,3 +254,47 @@ def test_a_forward_that_reads_the_network_by_a_global_name_is_refused():
     GLOBAL.forward = lambda x: GLOBAL["b"](GLOBAL["a"](x).relu())
     with pytest.raises(ModelError, match="by another way than self"):
         sc.trace(GLOBAL, torch.zeros(2, 3))
+
+
+class Positions(nn.Module):
+    """Learned positions, of which an example reads as many as it is long."""
+
+    def __init__(self):
+        super().__init__()
+        self.make, self.read = nn.Linear(4, 12), nn.Linear(12, 3)
+        self.table = nn.Parameter(torch.randn(1, 16, 12))
+
+    def forward(self, x):
+        return self.read((self.make(x) + self.table[:, : x.shape[1]]).relu()).sum(1)
+
+
+class Slimmable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 12)
+        self.c = nn.Linear(12, 3)
+
+    def forward(self, x, width=8):
+        h = F.linear(x, self.a.weight[:width], self.a.bias[:width]).relu()
+        return self.c(F.linear(h, self.b.weight[:, :width], self.b.bias).relu())
+
+
+def test_what_another_input_may_read_of_a_parameter_stays():
+    torch.manual_seed(0)
+    net, x, longer = Positions().eval(), torch.randn(2, 8, 4), torch.randn(2, 13, 4)
+    structure = sc.trace(net, x)
+    assert [len(group) for group in structure.groups.values()] == [12]
+    assert any(
+        p.name == "table" and p.reason == "this forward reads a part of it" for p in structure.protected
+    )
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=structure)
+    with torch.no_grad():
+        net.table[:, 10] = 0
+    small, _ = sc.compact(net, x)
+    assert small.table.shape == (1, 16, 6)
+    assert torch.allclose(small(longer), net(longer), atol=1e-5)
+    net, x = Slimmable().eval(), torch.randn(2, 4)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
+    small, _ = sc.compact(net, x)
+    assert small.b.weight.shape == (6, 16)
+    assert torch.allclose(small(x, width=15), net(x, width=15), atol=1e-5)

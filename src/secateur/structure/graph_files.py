@@ -27,7 +27,7 @@ FORMAT = "graph 1"
 ALLOW = "; allow_nonfinite=True loads it all the same"
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(operator, name)
-    for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")
+    for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "is_")
 }
 _OUTSIDE = ("from_file", "rand", "normal", "bernoulli", "multinomial", "_assert", "set_", "resize_", "record")
 _VALUES: dict[str, Callable[[str], Any]] = {
@@ -173,7 +173,7 @@ def _called(name: str) -> Any:
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
     package, packet, overload = name.split(".")
-    if package != "aten" or packet.startswith(_OUTSIDE):
+    if package != "aten" or (packet.startswith(_OUTSIDE) and packet != "_assert_scalar"):
         raise ValueError(f"{name} is no operator on tensors")
     return getattr(getattr(torch.ops.aten, packet), overload)
 

@@ -20,6 +20,7 @@ from secateur.structure.propagate import Labelled, Walk, values_in
 from secateur.structure.surgery import groups_left
 
 aten = torch.ops.aten
+BOUND = "it was made for such inputs alone (compact's other form, 'modules', serves for others)"
 CONSTANTS = "constants."  # what the names of tensors begin with that a forward has written into it
 Arguments = dict[str, Any]
 Patch = Callable[["Patching", Call, Arguments], Any]
@@ -45,9 +46,28 @@ class Patching:
                 self.of[node] = self.new.get_attr(captured.tensors[node.name])
             elif node.op == "placeholder" and node.name in captured.constants:
                 self.of[node] = self.constant(node.name, captured.constants[node.name])
+        for node in graph.nodes:
+            if node.op == "placeholder" and node.name in captured.inputs:
+                self._bind(node.name, self.of[node], node.meta.get("val"))
         returned = self._nodes(graph)
         self.new.output(fx.map_arg(list(returned), self.of.__getitem__))
         return self.new
+
+    def _bind(self, name: str, node: fx.Node, example: Any) -> None:
+        """Check that an argument is as the example is: what is computed from it may stand in the graph."""
+        if isinstance(example, Tensor):
+            dims = [(dim, size) for dim, size in enumerate(example.shape) if isinstance(size, int)]
+            for dim, size in dims:
+                found = self.new.call_function(aten.sym_size.int, (node, dim))
+                self._check(operator.eq, found, size, f"{name} has {size} in dim {dim}")
+        elif example is None:
+            self._check(operator.is_, node, None, f"{name} is None")
+        elif isinstance(example, (bool, int, float, str)):
+            self._check(operator.eq, node, example, f"{name} is {example!r}")
+
+    def _check(self, compare: Any, found: fx.Node, wanted: Any, said: str) -> None:
+        fits = self.new.call_function(compare, (found, wanted))
+        self.new.call_function(aten._assert_scalar.default, (fits, f"{said} in this graph; {BOUND}"))
 
     def _nodes(self, graph: fx.Graph) -> Any:
         for node in graph.nodes:

@@ -5,6 +5,7 @@ What a call does to labels is said by rules that the walk is given (``secateur.s
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,23 @@ from torch import Tensor, fx, nn
 
 from secateur.graph.calls import Call
 from secateur.graph.capture import Captured, module_of
+from secateur.graph.operators import plain
 from secateur.structure.labels import Array, Labels
 from secateur.structure.replaced.norms import kind_of
 
+aten = torch.ops.aten
+# What gives a piece, or pieces, of a tensor.
+PICKS = frozenset(
+    [
+        *(aten.slice, aten.narrow, aten.select, aten.index_select, aten.index, operator.getitem),
+        *(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unbind),
+        *(aten.unsafe_split, aten.unsafe_chunk),
+    ]
+)
 OUTPUT = "model output"
 LEFT = "its numbers are read by Python"
 UNUSED = "this forward does not use it"
+PARTLY = "this forward reads a part of it"
 UNPRUNABLE = "combined with an unprunable tensor"
 
 
@@ -200,12 +212,30 @@ class Walk:
         used = {self.named[node] for node in self.named if node.users}
         for name in set(unused) - used:
             self.freeze_all([self.parameters[name]], UNUSED)
+        self._freeze_read_in_part()
         if self.statistics:
             # Zeros in a column would change the others by the statistics, so that it keeps its values.
             known = np.concatenate(self.statistics)
             for name, value in self.parameters.items():
                 of = ((name, dim) for dim, labels in value.labels() if np.isin(labels, known).any())
                 self.unmasked.update(of)
+
+    def _freeze_read_in_part(self) -> None:
+        """Freeze the dims of parameters of which this forward reads some indices only: others may be read
+        on other inputs, and would stand elsewhere then."""
+        pieces: dict[str, list[fx.Node]] = {}
+        for node, name in self.named.items():
+            pieces.setdefault(name, []).extend(_ends_of_picks(node))
+        for name, ends in pieces.items():
+            if not ends or any(end in self.named for end in ends):  # not read, or whole
+                continue
+            found = [
+                labels for end in ends for v in values_in(self.values.get(end)) for _, labels in v.labels()
+            ]
+            known = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+            for _, labels in self.parameters[name].labels():
+                if not np.isin(labels, known).all():
+                    self.labels.freeze(labels, PARTLY)
 
     def measure(self, node: fx.Node, value: Labelled, dims: Iterable[int], reason: str) -> None:
         """Take statistics of a value over some dims, which freezes them, but for a weight's in a graph:
@@ -283,6 +313,16 @@ class Walk:
     def argument(self, arg: Any) -> Any:
         """Return an argument with nodes replaced by their values."""
         return fx.map_arg(arg, lambda n: self.values.get(n))
+
+
+def _ends_of_picks(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes at which a parameter is read, or pieces of it: those that pick from pieces are passed
+    over."""
+    found = []
+    for user in node.users:
+        picks = user.op == "call_function" and plain(Call(user).operator) in PICKS and user.args[0] is node
+        found += _ends_of_picks(user) if picks else [node]
+    return found
 
 
 def values_in(value: Any) -> list[Labelled]:

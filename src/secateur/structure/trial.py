@@ -25,8 +25,10 @@ from secateur.structure.units import Structure
 
 _SEEDS = 4  # of randomised weights that are tried where the outputs are all NaN
 _AGAIN = 2  # times that groups are tried again which went along with one of their kind
-_MOST_BLAMED = 4  # groups of a module that failed which are tried again one by one
-_LOOSE = 1e-2  # the tolerance of a quick look
+_FEW = 4  # groups of a module that failed which are tried again one by one, more by halves
+_TRIES = 12  # how often, at most, those of all modules
+_LOOSE = 1e-4  # the tolerance of a quick look
+_UNTAKEN = "on other weights it takes a path that none of the calls takes"
 _DEAF = 1e-6  # under this, outputs do not depend on the inputs
 
 
@@ -96,17 +98,22 @@ class Trial:
     def _begin(self, run: Run) -> None:
         """Take up the first call, whose outputs must prove something, and one with other numbers."""
         again = run.redrawn(torch.Generator().manual_seed(0))
-        wanted = [self._expected(run), self._expected(again)]
+        wanted = [self._expected(run)]
         why = _says_nothing(wanted[0])
         if why:
             kind = NonFiniteError if hollow(wanted[0]) else ModelError
             raise kind(
                 f"{type(self.model).__name__} {why} on these example inputs, so nothing could be compared"
             )
-        self.runs, self.wanted = [run], [wanted[0]]
-        if not hollow(wanted[1]):
+        self.runs, self.wanted = [run], wanted
+        try:
+            other = self._expected(again)
+        except Exception as error:  # lengths, indices: not every number will do
+            self.notes.append(f"other numbers of the same kind were not compared: {why_not(error)}")
+            other = None
+        if other is not None and not hollow(other):
             self.runs.append(again)
-            self.wanted.append(wanted[1])
+            self.wanted.append(other)
         drawn = any(t.is_floating_point() for t in tensors_in((run.args, run.kwargs)))
         self.again = drawn and len(self.runs) > 1
 
@@ -189,17 +196,26 @@ class Trial:
         current = {name: units.copy() for name, units in pruned.items() if units.any()}
         withdrawn: dict[str, str] = {}
         along: dict[str, Array] = {}
-        beside: dict[str, Array] = {}
+        beside: list[dict[str, Array]] = []
         while (done := self.attempt(current)).error > self.tolerance():
             if not current:
+                name, how = (
+                    type(self.model).__name__,
+                    "as a graph" if self.graph else "with its dead units zeroed",
+                )
                 raise ModelError(
-                    f"{type(self.model).__name__} with its dead units zeroed is not equal to the model "
-                    f"itself (relative error {done.error:.1e}); is its forward random in eval mode? "
-                    f"{done.failure}"
+                    f"{name} {how} does not run: {done.failure}"
+                    if done.error == float("inf")
+                    else f"{name} {how} is not equal to the model itself (relative error {done.error:.1e}); "
+                    f"is its forward random in eval mode? {done.failure}"
                 )
             blamed, alike = self._blamed(current, done)
             along |= {name: current[name] for name in alike}
-            beside |= {name: current[name] for name in blamed if 1 < len(blamed) <= _MOST_BLAMED}
+            if 1 < len(blamed) <= _FEW:
+                beside += [{name: current[name]} for name in blamed]
+            elif len(blamed) > _FEW:
+                middle = len(blamed) // 2
+                beside += [{n: current[n] for n in half} for half in (blamed[:middle], blamed[middle:])]
             for name in (*blamed, *alike):
                 withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
@@ -211,11 +227,18 @@ class Trial:
                 break
             for name in self._blamed(current | along, more)[0]:
                 along.pop(name, None)
-        for name, units in beside.items():  # of several in the module that failed one may be to blame
-            more = self.attempt(current | {name: units})
+        for _ in range(_TRIES if beside else 0):  # of several in the module that failed one may be to blame
+            some = beside.pop()
+            more = self.attempt(current | some)
             if more.error <= self.tolerance():
-                current[name], done = units, more
-                del withdrawn[name]
+                current, done = current | some, more
+                withdrawn = {name: why for name, why in withdrawn.items() if name not in some}
+            elif len(some) > 1:
+                names = list(some)
+                halves = names[: len(names) // 2], names[len(names) // 2 :]
+                beside += [{name: some[name] for name in half} for half in halves]
+            if not beside:
+                break
         return Cut(current, done.changes, done.small, withdrawn, self._stored(done.small, done.error))
 
     def attempt(self, pruned: Mapping[str, Array], only: int | None = None) -> Outcome:
@@ -274,7 +297,7 @@ class Trial:
     def prove_randomised(self, pruned: Mapping[str, Array], changes: list[Change]) -> float:
         """Compare again with the surviving weights randomised under the same masks, and of a size at
         which what they compute reaches the outputs."""
-        worst = float("nan")
+        worst, failed = float("nan"), ""
         for seed in range(_SEEDS):
             masked = self.base(pruned)
             if self.structure.walk.rounds:
@@ -285,13 +308,23 @@ class Trial:
             outputs = self._calls(copied(masked, shared=masked.parameters()))
             if not any(map(hollow, outputs)):
                 small = self._cut(masked, removed_by(self.structure, pruned), changes)
-                worst = max(map(difference, outputs, self._calls(small)))
+                try:
+                    found = self._calls(small)
+                except Exception as error:  # on these weights it takes a path that no call has taken
+                    failed = f"{_UNTAKEN} and fails there ({why_not(error)}); give examples= that take it"
+                    continue
+                worst = max(map(difference, outputs, found))
                 self._note_deaf(outputs)
                 break
+        if failed and worst != worst:
+            raise ModelError(f"{type(self.model).__name__}: {failed}")
+        if failed:
+            self.notes.append(failed)
         if worst > self.tolerance():
             raise ModelError(
                 f"{type(self.model).__name__}: the small network equals the masked one on these weights and "
                 f"not on others (relative error {worst:.1e}); nothing was changed"
+                + (f"; if {_UNTAKEN}, give examples= that take it" if self.structure.captured.refused else "")
             )
         return worst
 
