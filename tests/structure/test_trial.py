@@ -35,7 +35,7 @@ class Sorted(nn.Module):
 @pytest.mark.parametrize(
     ("build", "inputs"),
     [
-        (Packed, (torch.arange(12).reshape(3, 4), torch.tensor([4, 1, 3]))),
+        (Packed, (torch.arange(28).reshape(7, 4), torch.tensor([4, 1, 3, 2, 4, 1, 2]))),
         (Sorted, (torch.randn(6, 5), torch.tensor([0, 2, 5]))),
     ],
 )
