@@ -61,3 +61,24 @@ def test_outputs_as_the_model_gives_them():
     out = graph.rebuilt(list(flat))
     assert torch.equal(out["a"], x + 1)
     assert torch.equal(out["b"][0], x * 2)
+
+
+class Written(nn.Module):
+    """What it puts out was written by operators whose own results nobody reads."""
+
+    def forward(self, x):
+        out, rest = torch.zeros_like(x), torch.zeros_like(x)
+        for t in range(x.shape[1]):
+            out[:, t] = x[:, t] * 2
+            rest.select(1, t).copy_(x[:, 0])
+        return out + 1, rest
+
+
+def test_what_is_written_into_a_value_in_part_belongs_to_it():
+    graph, x = Bound(captured := capture(Written(), torch.randn(2, 3)), captured.model), torch.randn(2, 3)
+    first, second = (
+        next(i for i, n in enumerate(graph.nodes) if n.name == name) for name in captured.outputs
+    )
+    found = graph.values((x,), {}, {first, second})
+    assert torch.equal(found[first], x * 2 + 1)
+    assert torch.equal(found[second], x[:, :1].expand(2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set
 from typing import Any
 
@@ -19,7 +20,7 @@ class Bound:
     """A captured graph bound to the tensors of ``model``, its nodes known by their position.
 
     ``fixed``: the tensors and constants by position; ``of_inputs``: the positions that depend on what the
-    caller passes.
+    caller passes; ``memory``: by position that of the node whose memory may be its own too.
     """
 
     def __init__(self, captured: Captured, model: nn.Module) -> None:
@@ -28,6 +29,10 @@ class Bound:
         self.at = {node: index for index, node in enumerate(self.nodes)}
         self.fixed: Values = {}
         self.of_inputs: set[int] = set()
+        self.memory: dict[int, int] = {}
+        for index, node in enumerate(self.nodes):
+            of = _shared(node)
+            self.memory[index] = index if of is None else self.memory[self.at[of]]
         for index, node in enumerate(self.nodes):
             if node.op == "placeholder" and node.name in captured.tensors:
                 self.fixed[index] = tensor_of(model, captured.tensors[node.name])
@@ -49,9 +54,14 @@ class Bound:
     def values(self, args: tuple[Any, ...], kwargs: dict[str, Any], need: Set[int]) -> Values:
         """Run as far as needed and return the values of the nodes in ``need``; no other is kept."""
         wanted = set(need)
+        read = {self.memory[index] for index in need}
         for index in range(max(need, default=-1), -1, -1):
+            if Call(self.nodes[index]).in_place and self.memory[index] in read:
+                wanted.add(index)  # nobody need read what it gives, but what it has written
             if index in wanted:
-                wanted |= self.inputs_of(index)
+                inputs = self.inputs_of(index)
+                wanted |= inputs
+                read |= {self.memory[at] for at in inputs}
         last = {at: index for index in sorted(wanted) for at in self.inputs_of(index)}
         values = self.given(args, kwargs)
         for index in sorted(wanted):
@@ -86,3 +96,14 @@ class Bound:
     def rebuilt(self, flat: list[Any]) -> Any:
         """Return the outputs as the model gives them."""
         return _pytree.tree_unflatten(flat, self.captured.out_spec)
+
+
+def _shared(node: fx.Node) -> fx.Node | None:
+    """Return the operand whose memory a node's result may be, if any."""
+    first = next(iter(node.all_input_nodes), None)
+    if node.target is operator.getitem:
+        return first
+    schema = Call(node).schema
+    if schema is None or not any(part.alias_info for part in schema.returns):
+        return None
+    return first

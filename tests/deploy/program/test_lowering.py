@@ -252,6 +252,14 @@ def test_powers_and_lengths():
     check(lambda m, x: F.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True), 4, 6)
 
 
+def test_stacks_and_other_names():
+    check(lambda m, x: torch.stack([x, x * 2, torch.ones(len(x), 6)], 2).flatten(1), 6)
+    check(lambda m, x: torch.stack([x, x + 1], dim=1).type_as(x), 4, 6)
+    check(lambda m, x: torch.multiply(x, 2.0).subtract(torch.divide(x, 3.0)), 6)
+    with pytest.raises(ModelError, match="along the batch"):
+        program_of(After(lambda m, x: torch.stack([x, x])), numbers(2, 6))
+
+
 def test_keys_that_several_queries_share_are_repeated():
     check(lambda m, x: x[:, :, None].expand(-1, -1, 3, -1).reshape(len(x), 12, 6), 4, 6)
     assert ops(check(lambda m, x: x.expand(-1, 4, 6) + 1, 4, 6)) == ["add"]

@@ -141,6 +141,16 @@ def _cat(made: Lowering, a: Arguments, call: Call) -> Any:
     return made.emit("cat", parts, call.shape, dim=beside_batch(a["dim"], like))
 
 
+def _stack(made: Lowering, a: Arguments, call: Call) -> Any:
+    like = next(part for part in a["tensors"] if not is_constant(part))
+    dim, shape = a.get("dim", 0) % (len(like.shape) + 1), like.shape
+    if dim == 0:
+        raise Refused("works along the batch")
+    parts = [_repeated(made, part, like) if is_constant(part) else part for part in a["tensors"]]
+    parts = [made.emit("reshape", [part], (*shape[:dim], 1, *shape[dim:])) for part in parts]
+    return made.emit("cat", parts, call.shape, dim=dim)
+
+
 def _repeated(made: Lowering, constant: Constant, like: Value) -> Value:
     """Return as a value a constant that is the same for every example."""
     own = made.by_example(constant, like)
@@ -170,7 +180,7 @@ _ATEN = torch.ops.aten
 _UNCHANGED = (
     *(_ATEN.dropout, _ATEN.feature_dropout, _ATEN.alpha_dropout, _ATEN.feature_alpha_dropout),
     *(_ATEN.contiguous, _ATEN.clone, _ATEN.detach, _ATEN.alias, _ATEN.lift_fresh_copy),
-    *(_ATEN.to, _ATEN._to_copy, _ATEN.positive),
+    *(_ATEN.to, _ATEN._to_copy, _ATEN.type_as, _ATEN.positive),
 )
 _RESHAPED = (
     *(_ATEN.view, _ATEN.reshape, _ATEN._unsafe_view, _ATEN.view_as, _ATEN.reshape_as),
@@ -191,6 +201,7 @@ MOVES: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.slice, _ATEN.narrow), _slice),
     **dict.fromkeys((_ATEN.pad, _ATEN.constant_pad_nd), _pad),
     **dict.fromkeys((_ATEN.cat, _ATEN.concat, _ATEN.concatenate), _cat),
+    _ATEN.stack: _stack,
     _ATEN.select: _select,
     _ATEN.unbind: _unbind,
     _ATEN.roll: _roll,
