@@ -63,7 +63,7 @@ from secateur.structure.units import Structure as Structure
 from secateur.structure.compact import compact as compact
 from secateur.structure.proof import Proof as Proof
 from secateur.structure.experts import find_experts as find_experts
-from secateur.structure.experts import remove_experts as remove_experts
+from secateur.structure.fewer_experts import remove_experts as remove_experts
 from secateur.structure.saved import save as save
 from secateur.structure.graph_files import load_graph as load_graph
 from secateur.structure.saved import load as load

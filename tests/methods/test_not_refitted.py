@@ -241,3 +241,11 @@ def test_data_that_the_model_does_not_take():
         sc.reconstruct(dense, net, structure, [x])
     with pytest.raises(TargetError, match="structure= is a str"):
         sc.reconstruct(net, dense, "s", [x])
+
+
+def test_what_has_nothing_to_do_says_so():
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), torch.randn(8, 4)
+    refit = sc.reconstruct(net, copy.deepcopy(net), sc.trace(net, x), [x])
+    assert repr(refit).startswith("nothing was refitted")
+    with refused(BudgetError, "ridge is '0.1'"):
+        sc.reconstruct(net, copy.deepcopy(net), sc.trace(net, x), [x], ridge="0.1")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from torch import nn
 
 import secateur as sc
 
@@ -145,7 +146,7 @@ def test_what_cannot_go_is_said():
     with pytest.raises(sc.errors.ModelError, match="no mixture of experts 'mlp'"):
         sc.remove_experts(model, x, {"mlp": [0]})
     for numbers in ([5], [-1], [True], "0", range(5), 0.5):
-        with pytest.raises(sc.errors.ModelError, match="counted from 0 to 4"):
+        with pytest.raises(sc.errors.ModelError, match="a list of integers from 0 to 4"):
             sc.remove_experts(model, x, {"": numbers})
 
 
@@ -165,3 +166,29 @@ class Layers(torch.nn.Module):
 
 def test_layers_and_classes_are_no_experts():
     assert sc.find_experts(Layers(), torch.randn(2, 6)) == {}
+
+
+class Balanced(nn.Module):
+    """In training it counts experts by a number that is written into its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(8, 4, bias=False)
+        self.experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+
+    def forward(self, x):
+        scores = self.gate(x).softmax(-1)
+        weight, chosen = scores.max(-1)
+        out = torch.stack([expert(x) for expert in self.experts], 1)[torch.arange(len(x)), chosen]
+        if self.training:
+            out = out * (nn.functional.one_hot(chosen, 4).float().mean(0) * scores.mean(0)).sum()
+        return out * weight[:, None]
+
+
+def test_experts_go_from_the_training_forward_too():
+    with pytest.raises(sc.errors.ModelError, match=r"the training forward: .*written into its forward"):
+        sc.remove_experts(Balanced(), torch.randn(30, 8), {"": [1]})
+    with pytest.raises(sc.errors.ModelError, match=r"no mixture of experts 'moe'; it has ''"):
+        sc.remove_experts(Balanced(), torch.randn(30, 8), {"moe": [1]})
+    with pytest.raises(sc.errors.ModelError, match="of the numbers of the experts that go"):
+        sc.remove_experts(Balanced(), torch.randn(30, 8), {"": []})

@@ -309,3 +309,34 @@ def test_a_mean_over_what_is_not_zero_freezes_it_in_a_graph_too():
     assert not structure.groups
     with pytest.raises(ModelError, match="form is 'onnx'"):
         sc.trace(Mean(), torch.randn(2, 4), form="onnx")
+
+
+class Averaging(nn.Module):
+    """Sizes of the example stand in its graph: lengths, a factor, a mask that is not given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, scale=1.0, mask=None):
+        h = self.a(x).relu().sum(1) / x.shape[1] * scale
+        return self.b(h if mask is None else h * mask)
+
+
+def test_a_graph_says_what_it_was_made_for(tmp_path):
+    torch.manual_seed(0)
+    net, x = Averaging().eval(), torch.randn(2, 5, 4)
+    net.b.bias.requires_grad_(False)
+    small, _ = sc.compact(net, (x, 0.5, None), form="graph")
+    sc.save(small, tmp_path / "small.safetensors")
+    for graph in (small, copy.deepcopy(small), sc.load_graph(tmp_path / "small.safetensors")):
+        more = torch.randn(7, 5, 4)
+        assert torch.allclose(graph(more, 0.5, None), net(more, 0.5), atol=1e-6)
+        for given, said in (
+            ((torch.randn(2, 6, 4), 0.5, None), "x has 5 in dim 1 in this graph"),
+            ((x, 0.4, None), "scale is 0.5"),
+            ((x, 0.5, torch.ones(8)), "mask is None"),
+        ):
+            with pytest.raises(RuntimeError, match=said):
+                graph(*given)
+        assert [n for n, p in graph.named_parameters() if not p.requires_grad] == ["b.bias"]

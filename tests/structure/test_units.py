@@ -295,3 +295,19 @@ def test_what_another_input_may_read_of_a_parameter_stays():
     small, _ = sc.compact(net, x)
     assert small.b.weight.shape == (6, 16)
     assert torch.allclose(small(x, width=15), net(x, width=15), atol=1e-5)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.scale = nn.Linear(5, 16), nn.Linear(16, 2), torch.rand(16)
+        self.c = nn.Linear(2, 3, dtype=torch.complex64)
+
+    def forward(self, x):
+        return self.c(self.b(torch.relu(self.a(x) * self.scale)) + 0j).abs()
+
+
+def test_whatever_stays_is_named_with_what_keeps_it():
+    reasons = {(p.name, p.dim): p.reason for p in sc.trace(Scaled(), torch.randn(3, 5)).protected}
+    assert reasons["a.weight", 0] == "combined with scale, a tensor that is no parameter or buffer"
+    assert reasons["c.weight", 0] == reasons["c.weight", 1] == "its numbers are complex"

@@ -19,6 +19,7 @@ from secateur.graph.names import canonical_modules, canonical_parameters, unwrap
 from secateur.graph.operators import operator_of
 from secateur.methods.fitted_layer import FittedLayer
 from secateur.methods.replay import Replay, flow_of, held
+from secateur.numeric import is_real
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.running import as_written, call_model, failing
@@ -56,6 +57,8 @@ class Refit:
 
     def __repr__(self) -> str:
         lines = [f"{name}: error {old:.3%} -> {new:.3%}" for name, (old, new) in self.layers.items()]
+        if not (lines or self.skipped):
+            return "nothing was refitted: no layer reads a unit that the dense network has and this one lost"
         return "\n".join([*lines, *(f"skipped {name}: {reason}" for name, reason in self.skipped.items())])
 
 
@@ -110,8 +113,8 @@ def reconstruct(
     model, dense = unwrapped(model), unwrapped(dense)
     if not isinstance(structure, Structure) or model is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
-    if not 0 <= ridge < float("inf"):
-        raise BudgetError(f"ridge is {ridge}; a number from 0 is right")
+    if not is_real(ridge) or not 0 <= ridge < float("inf"):
+        raise BudgetError(f"ridge is {ridge!r}; a number from 0 is right")
     if isinstance(data, Iterator):
         raise CriterionError("reconstruct reads data several times; pass a list of batches or a DataLoader")
     work, reference = copied(model).eval(), copied(dense).eval()
@@ -178,6 +181,8 @@ def fitted_layer(
     steps = view is not None and view.product == "steps" and leaf.startswith(("weight_ih", "weight_hh"))
     if view is None or not view.plain or not (steps or (view.weights == (leaf,) and view.multiplies)):
         return name, f"a parameter of {type(module).__name__}, not of a plain Linear, Conv or recurrent layer"
+    if type(module).__name__ == "NonDynamicallyQuantizableLinear":
+        return path, "inside an nn.MultiheadAttention, which multiplies by its weight itself"
     if view.groups > 1:
         return path, f"a convolution in {view.groups} groups"
     if _used_elsewhere(structure, name, path, view) or any(uses[p] > 1 for p in module.parameters()):

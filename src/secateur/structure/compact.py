@@ -99,6 +99,8 @@ def compact(
         raise ModelError(f"form is {form!r}; it is 'modules' or 'graph'")
     if form == "graph" and (other := [run.label for run in runs if run.method != FORWARD]):
         raise ModelError(f"form='graph' is of the forward alone, without {other[0]}")
+    if meta := next((name for name, tensor in all_tensors(model) if tensor.is_meta), None):
+        raise ModelError(f"{meta} is on the meta device, without values; nothing can be compared")
     _check_no_nan(model)
     args, named = runs[0].args, runs[0].kwargs
     run_once(model, args, kwargs=named)

@@ -51,6 +51,7 @@ def describe_graph(model: fx.GraphModule) -> tuple[dict[str, Tensor], dict[str, 
         "secateur": FORMAT,
         "class": type(model).__name__,
         "parameters": sorted(name for name, _ in model.named_parameters()),
+        "frozen": sorted(name for name, p in model.named_parameters() if not p.requires_grad),
         "tied": {name: first for name, first in names.items() if first != name},
         "arguments": list(codegen.pytree_info.orig_args),
         "takes": _spec(given),
@@ -101,9 +102,11 @@ def load_graph(path: str | Path, *, allow_nonfinite: bool = False) -> fx.GraphMo
 
 
 def _built(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> fx.GraphModule:
-    parameters = set(said["parameters"])
+    parameters, frozen = set(said["parameters"]), set(said["frozen"])
     found: dict[str, Tensor] = {
-        name: nn.Parameter(t, t.is_floating_point() or t.is_complex()) if name in parameters else t
+        name: nn.Parameter(t, (t.is_floating_point() or t.is_complex()) and name not in frozen)
+        if name in parameters
+        else t
         for name, t in tensors.items()
     }
     found |= {name: found[first] for name, first in said["tied"].items()}

@@ -87,7 +87,8 @@ class Walk:
     leaves alone; ``parts``: pieces cut from a dim; ``streams``: norms that surgery keeps exact freeze
     nothing; ``graph``: nor does what a graph keeps exact, means over zeros, and statistics of weights, whose
     labels are ``statistics``, taken by the nodes ``measured``; ``kinds``: by module path what it normalises
-    like; ``fixed``: the nodes that depend on no input. ``rule`` gives the value of a call.
+    like; ``fixed``: the nodes that depend on no input; ``written``: names of the tensors written into the
+    forward, by value. ``rule`` gives the value of a call.
     """
 
     captured: Captured
@@ -110,6 +111,7 @@ class Walk:
     statistics: list[Array] = field(default_factory=list)
     kinds: dict[str, str | None] = field(default_factory=dict)
     fixed: set[fx.Node] = field(default_factory=set)
+    written: dict[int, str] = field(default_factory=dict)
     measured: set[fx.Node] = field(default_factory=set)
 
     @property
@@ -138,6 +140,9 @@ class Walk:
         known = [v.dims[d] for v, d in parts if v.dims[d] is not None]
         sizes = {v.shape[d] for v, d in parts}
         if len(known) < len(parts) or len(sizes) > 1:
+            names = [self.written[id(v)] for v, _ in parts if id(v) in self.written]
+            if names and reason == UNPRUNABLE:
+                reason = f"combined with {names[0]}, a tensor that is no parameter or buffer"
             for labels in known:
                 self.labels.freeze(labels, reason)  # type: ignore[arg-type]
         if not known or len(sizes) > 1:
@@ -202,7 +207,8 @@ class Walk:
             elif node.name in captured.constants:
                 tensor = captured.constants[node.name]
                 self.fixed.add(node)
-                self.values[node] = Labelled.plain(tensor.shape, tensor.dtype)
+                self.values[node] = plain = Labelled.plain(tensor.shape, tensor.dtype)
+                self.written[id(plain)] = node.name.removeprefix("c_")
             else:
                 self.values[node] = plain_of(node.meta.get("val"))
                 continue

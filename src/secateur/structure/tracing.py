@@ -55,7 +55,7 @@ def trace(
         The groups of units, and what is protected, and why.
 
     Raises:
-        ModelError: where the model cannot be captured, or ``heads`` is neither of the two.
+        ModelError: where the model cannot be captured, or for ``heads`` or a ``form`` that there is not.
 
     Example:
         >>> import torch, secateur as sc

@@ -19,6 +19,7 @@ from secateur.text import table
 
 HEADS = ("whole", "dims", "queries")
 FORMS = ("modules", "graph")
+COMPLEX = "its numbers are complex"
 TOGETHER = "all of its indices can only go together"
 
 
@@ -270,6 +271,8 @@ def _protected(walk: Walk, classes: Classes, alone: set[int]) -> tuple[Protected
     for name, value in walk.parameters.items():
         if name in walk.captured.buffers or len(value.shape) < 2:
             continue
+        if value.dtype.is_complex:
+            found += [Protected(name, dim, size, size, COMPLEX) for dim, size in enumerate(value.shape)]
         for dim, labels in value.labels():
             own = classes.of[labels]
             stays = classes.frozen[own] | np.isin(own, list(alone))
