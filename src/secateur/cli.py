@@ -263,6 +263,12 @@ def prune(
         bool,
         typer.Option("--compact", help="Remove for real what the zeros left dead; --units always does."),
     ] = False,
+    graph: Annotated[
+        bool,
+        typer.Option(
+            "--graph", help="Removed from its graph: no size written into its forward is in the way."
+        ),
+    ] = False,
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one input batch, like 1,3,32,32, for --units and --compact.")
     ] = None,
@@ -306,6 +312,7 @@ def prune(
         input_dtype=input_dtype,
         data=_named("--data", data),
         masks_out=masks,
+        graph=graph,
     )
     typer.echo(result)
 

@@ -152,8 +152,8 @@ def capture_any_batch(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str,
             raise
         said = [line.strip(" -") for line in str(error.__cause__).splitlines() if "batch" in line]
         raise ModelError(
-            f"{type(model).__name__} runs at some batch sizes only ({said[-1] if said else error}); "
-            "in its forward, write x.size(0) or -1 where the batch size stands as a number"
+            f"{type(model).__name__} is captured at some batch sizes only ({said[-1] if said else error}); "
+            "in its forward, write x.size(0) or -1 where the batch size stands as a number, or is len(x)"
         ) from error
 
 

@@ -85,7 +85,7 @@ def reconstruct(
         model: the network, with units masked and not yet removed.
         dense: a copy of it taken before it was pruned.
         structure: a ``secateur.trace`` of ``model``.
-        data: batches of inputs or (inputs, labels) from the training split; those of more than 4 GiB are
+        data: batches of inputs or (inputs, labels) from the training split; those of more than 2 GiB are
             iterated over once a layer, and everything before it is computed again.
         ridge: pulls the weights towards the old ones, in units of the mean square of an input; whatever it
             is, no layer's error grows.

@@ -20,7 +20,7 @@ from secateur.running import call_model, failing
 
 Seen = tuple[tuple[Any, ...], dict[str, Any], Any]
 """A call of a module: its arguments, those by name, and its output, None where it was not run."""
-MEMORY = 2**32  # bytes that batches, or what modules of one network gave on them, may take
+MEMORY = 2**31  # bytes that batches, or what modules of one network gave on them, may take
 
 
 @dataclass(frozen=True)

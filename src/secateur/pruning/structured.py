@@ -128,7 +128,7 @@ def prune_units(
     if staying:
         notes.append(
             f"left alone, because modules cannot lose them: {', '.join(sorted(staying))}; "
-            "removable_only=False zeroes them, and compact(..., form='graph') takes them out"
+            "removable_only=False zeroes them, and compact(..., form='graph') takes them out (--graph)"
         )
     if masks is not None:
         masks.apply()
@@ -225,7 +225,7 @@ def select_groups(
         raise TargetError(
             f"{type(structure.model).__name__}: its modules can lose none of these groups "
             f"({structure.stays[next(iter(chosen))]}); prune them with removable_only=False and take them "
-            "out with compact(..., form='graph')"
+            "out with compact(..., form='graph'), on the command line with --graph"
         )
     return removable if removable_only else chosen
 

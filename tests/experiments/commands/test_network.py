@@ -33,6 +33,13 @@ class Whole(nn.Module):
     def forward(self, x):
         return self.a(x)
 
+class Sized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+    def forward(self, x):
+        return self.b(self.a(x).relu().view(-1, 12))
+
 class Odd(Whole):
     def forward(self, x):
         raise ZeroDivisionError("odd")
@@ -256,3 +263,24 @@ def test_no_file_is_written_over_the_weights(place):
 def test_masks_do_not_overwrite_the_network(place):
     with pytest.raises(RecipeError, match="is the file of --out"):
         pruned(place, sparsity=0.5, masks_out=place / "out.safetensors")
+
+
+def test_out_of_its_graph_go_units_that_a_size_in_the_forward_keeps(place):
+    sys.path.insert(0, str(place))
+    from own_networks import Sized
+
+    torch.manual_seed(0)
+    net, x = Sized(), torch.randn(5, 4)
+    save_weights("sized.safetensors", net)
+    options = {"units": True, "sparsity": 0.5, "input_shape": (2, 4)}
+    options |= {"model": "own_networks:Sized", "weights": "sized.safetensors"}
+    with pytest.raises(SecateurError, match="--graph"):
+        pruned(place, **options)
+    said = pruned(place, "graph.safetensors", graph=True, **options)
+    assert "6 of 12 units removed" in said
+    assert "secateur.load_graph(" in said
+    small = sc.load_graph("graph.safetensors")
+    assert count_parameters(small) == 5 * 6 + 7 * 3
+    assert small(x).shape == (5, 3)
+    with pytest.raises(RecipeError, match="--graph: nothing is removed here"):
+        pruned(place, graph=True, model="lenet-5")

@@ -24,7 +24,7 @@ from secateur.running import run_once, shapes
 from secateur.structure.compact import compact
 from secateur.structure.saved import save
 from secateur.structure.tracing import trace
-from secateur.structure.units import Structure
+from secateur.structure.units import FORMS, Structure
 from secateur.text import first_line, nearest, shown, table
 from secateur.training.checkpoint import load_network, save_weights
 
@@ -94,6 +94,7 @@ def prune_checkpoint(
     input_dtype: str | None = None,
     data: Named | None = None,
     masks_out: Path | None = None,
+    graph: bool = False,
 ) -> str:
     """Prune the checkpoint ``weights`` of ``model`` into ``out`` and return what was done as text.
 
@@ -101,7 +102,7 @@ def prune_checkpoint(
     whole units is l2_norm and a uniform budget. Units that it prunes are removed for real, as is with
     ``removing`` whatever single weights left dead: then ``out`` is a file of ``secateur.save``, and so
     are the masks those of the smaller network. ``data``, or a batch of ``input_shape``, is what the network
-    runs on for that.
+    runs on for that. With ``graph`` they are removed from its graph.
     """
     spec = _prune_spec(step, sparsity)
     removing = removing or spec.units
@@ -113,6 +114,9 @@ def prune_checkpoint(
         )
     if input_shape is not None and not removing:
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
+    if graph and not removing:
+        raise RecipeError("--graph: nothing is removed here; it goes with --units or --compact")
+    form = FORMS[1] if graph else FORMS[0]
     _check_files(weights, out, masks_out)
     dataset = None if data is None else load_dataset(described("--data", data, DataSpec))
     network, reshaped = open_network(model, weights)
@@ -124,7 +128,7 @@ def prune_checkpoint(
     if inputs is not None:
         _check_runs(network, inputs)
         before = profile(network, inputs)
-    structure = _units(network, inputs) if spec.units else None
+    structure = _units(network, inputs, form) if spec.units else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecateurWarning)  # the masks' notes say the same in the table
         masks = prune(
@@ -143,13 +147,17 @@ def prune_checkpoint(
         )
     said = [repr(masks)]
     if before is not None:
-        small, proof = compact(network, inputs, masks=masks, structure=structure)
+        small, proof = compact(network, inputs, masks=masks, structure=structure, form=form)
         # A zero takes as long as any number: the masked network's latency is that of before.
         said += [repr(proof), _side_by_side(before, profile(small, inputs, dense=network))]
         network, masks = small, proof.masks
     if removing or reshaped:
         save(network, out)
-        said.append(f"load it into the network at its full size: secateur.load(network, {str(out)!r})")
+        said.append(
+            f"open it: secateur.load_graph({str(out)!r})"
+            if graph
+            else f"load it into the network at its full size: secateur.load(network, {str(out)!r})"
+        )
     else:
         save_weights(out, network)
     if masks_out is not None:
@@ -198,9 +206,9 @@ def _no_data(criterion: str) -> Iterator[Any]:
     yield
 
 
-def _units(network: nn.Module, inputs: Any) -> Structure:
+def _units(network: nn.Module, inputs: Any, form: str) -> Structure:
     """Return the units of a network; where there are none, the error says what protects them."""
-    structure = trace(network, inputs)
+    structure = trace(network, inputs, form=form)
     if not structure.groups:
         reasons = [f"{p.name} dim {p.dim}: {p.reason}" for p in structure.protected[:3]]
         raise ModelError(
