@@ -283,4 +283,4 @@ def test_out_of_its_graph_go_units_that_a_size_in_the_forward_keeps(place):
     assert count_parameters(small) == 5 * 6 + 7 * 3
     assert small(x).shape == (5, 3)
     with pytest.raises(RecipeError, match="--graph: nothing is removed here"):
-        pruned(place, graph=True, model="lenet-5")
+        pruned(place, graph=True, sparsity=0.5)
