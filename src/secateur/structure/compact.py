@@ -108,8 +108,7 @@ def compact(
     found = find_dead(copied(model).eval(), structure)
     graph = graph_form(structure) if form == "graph" else None
     trial = Trial(model, structure, runs, found, graph)
-    looked = vars(structure).get("stays", {})  # where somebody has looked
-    stays = looked if structure.walk.graph == (graph is not None) else {}
+    stays = structure.known_to_stay if structure.walk.graph == (graph is not None) else {}
     done = trial.search({name: units for name, units in found.pruned.items() if name not in stays})
     pruned, changes, small = done.pruned, done.changes, done.small
     withdrawn = done.withdrawn | {name: why for name, why in stays.items() if found.pruned[name].any()}

@@ -132,6 +132,11 @@ class Structure:
         return {} if self.look is None else self.look(self)
 
     @property
+    def known_to_stay(self) -> Mapping[str, str]:
+        """``stays`` where somebody has asked for it, else nothing."""
+        return vars(self).get("stays", {})
+
+    @property
     def removable(self) -> dict[str, Group]:
         """The groups that ``compact`` can take out of the modules."""
         return {name: group for name, group in self.groups.items() if name not in self.stays}
