@@ -134,7 +134,10 @@ def _constants(work: nn.Module, structure: Structure, readers: dict[str, list[Re
         for read in readers[name]:
             own = structure.groups[name].read_by(read).indices[some].reshape(-1)
             reads[read] = np.union1d(reads.get(read, own), own)
-    values, constant = _observed(work, structure, reads)
+    seen = _observed(work, structure, reads)
+    if seen is None:
+        return False
+    values, constant = seen
     once = {read.weight: sum(r.weight == read.weight for r in structure.walk.reads) == 1 for read in reads}
     changed = False
     for name, some in candidates.items():
@@ -194,12 +197,15 @@ def fold_constants(model: nn.Module, constants: Iterable[ConstantInput]) -> None
 
 def _observed(
     work: nn.Module, structure: Structure, reads: Mapping[Read, Array]
-) -> tuple[dict[Read, Tensor], dict[Read, Array]]:
-    """Look at the operands of ``reads`` in float64, where the graph runs in it."""
-    try:
-        return _watched(work, structure, reads, torch.float64)
-    except (RuntimeError, TypeError, ValueError):
-        return _watched(work, structure, reads, None)
+) -> tuple[dict[Read, Tensor], dict[Read, Array]] | None:
+    """Look at the operands of ``reads`` in float64, where the graph runs in it, else in its own dtype; None
+    where it bears no other numbers than the example's."""
+    for dtype in (torch.float64, None):
+        try:
+            return _watched(work, structure, reads, dtype)
+        except Exception:  # indices, lengths: whatever operators raise on numbers that they do not expect
+            continue
+    return None
 
 
 @torch.no_grad()
