@@ -234,6 +234,23 @@ def inspect(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A file of torch.save: .pth, .pt, .ckpt, .bin.")],
+    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    key: Annotated[
+        str | None, typer.Option(help="The part that holds the weights, like ema/module [the usual one].")
+    ] = None,
+    keep_prefix: Annotated[
+        bool, typer.Option("--keep-prefix", help="Leave what stands before every name, like 'model.'.")
+    ] = False,
+) -> None:
+    """Make a PyTorch checkpoint a safetensors file, without running what it holds."""
+    from secateur.experiments.commands.convert import convert as converted
+
+    typer.echo(converted(source, target, key=key, keep_prefix=keep_prefix))
+
+
+@app.command()
 def prune(
     model: _Model,
     weights: Annotated[
