@@ -200,13 +200,13 @@ WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
     "load": loaded,
     "unpack": unpacked,
     "reconstruct": refit,
-    "recalibrate": recalibrated,
     "slimming": slimmed,
     "share_weights": shared,
     "Sharing": shared,
 }
 # These take seconds: one network with all idioms at once.
 SLOW: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "recalibrate": recalibrated,
     "prune_to": constrained,
     "prune_greedily": lambda net, folder: sc.prune_greedily(net, X, DATA, parameters=0.8),
     "StructureSelection": selection,
