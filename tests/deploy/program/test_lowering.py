@@ -252,6 +252,30 @@ def test_powers_and_lengths():
     check(lambda m, x: F.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True), 4, 6)
 
 
+def test_rms_norms():
+    check(lambda m, x: m.n(x), 4, 6, n=nn.RMSNorm(6, eps=1e-3))
+    check(lambda m, x: F.rms_norm(x, (4, 6)), 4, 6)
+    with pytest.raises(ModelError, match="along the batch"):
+        program_of(After(lambda m, x: F.rms_norm(x, x.shape)), numbers(2, 6))
+
+
+def test_what_attends_may_be_a_constant():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.keys = nn.Parameter(numbers(1, 1, 2, 3)), nn.Linear(6, 12)
+
+        def forward(self, x):
+            k, v = self.keys(x).view(-1, 4, 2, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+            query = self.query.expand(len(x), -1, -1, -1).transpose(1, 2)
+            return F.scaled_dot_product_attention(query, k, v).transpose(1, 2).flatten(1)
+
+    model = Pooled()
+    program = program_of(model, numbers(2, 4, 6))
+    for batch in (1, 5):
+        assert off(model, program, numbers(batch, 4, 6, seed=batch)) < 1e-5
+
+
 def test_stacks_and_other_names():
     check(lambda m, x: torch.stack([x, x * 2, torch.ones(len(x), 6)], 2).flatten(1), 6)
     check(lambda m, x: torch.stack([x, x + 1], dim=1).type_as(x), 4, 6)

@@ -105,6 +105,15 @@ class Lowering:
             return own
         return self.emit("constant", [like], tensor.shape, tensor=self.tensor(own))
 
+    def repeated(self, constant: Constant, like: Value) -> Value:
+        """Return as a value a constant that is the same for every example."""
+        own = self.by_example(constant, like)
+        if not isinstance(own, Constant):
+            return own
+        if len(own.tensor) != 1 or own.tensor.dtype != torch.float32:
+            raise Refused("joins a constant to what depends on the input")
+        return self.emit("constant", [like], (self.batch, *own.tensor.shape[1:]), tensor=self.tensor(own))
+
     def begin(self, name: str) -> None:
         self.current, self._emitted = name, 0
 

@@ -9,7 +9,6 @@ import torch
 
 from secateur.deploy.program.emitting import (
     Arguments,
-    Constant,
     Lowering,
     Refused,
     Rule,
@@ -137,7 +136,7 @@ def _pad(made: Lowering, a: Arguments, call: Call) -> Any:
 
 def _cat(made: Lowering, a: Arguments, call: Call) -> Any:
     like = next(part for part in a["tensors"] if not is_constant(part))
-    parts = [_repeated(made, part, like) if is_constant(part) else part for part in a["tensors"]]
+    parts = [made.repeated(part, like) if is_constant(part) else part for part in a["tensors"]]
     return made.emit("cat", parts, call.shape, dim=beside_batch(a["dim"], like))
 
 
@@ -146,19 +145,9 @@ def _stack(made: Lowering, a: Arguments, call: Call) -> Any:
     dim, shape = a.get("dim", 0) % (len(like.shape) + 1), like.shape
     if dim == 0:
         raise Refused("works along the batch")
-    parts = [_repeated(made, part, like) if is_constant(part) else part for part in a["tensors"]]
+    parts = [made.repeated(part, like) if is_constant(part) else part for part in a["tensors"]]
     parts = [made.emit("reshape", [part], (*shape[:dim], 1, *shape[dim:])) for part in parts]
     return made.emit("cat", parts, call.shape, dim=dim)
-
-
-def _repeated(made: Lowering, constant: Constant, like: Value) -> Value:
-    """Return as a value a constant that is the same for every example."""
-    own = made.by_example(constant, like)
-    if not is_constant(own):
-        return own
-    if len(own.tensor) != 1 or constant.tensor.dtype != torch.float32:
-        raise Refused("joins a constant to what depends on the input")
-    return made.emit("constant", [like], (made.batch, *own.tensor.shape[1:]), tensor=made.tensor(own))
 
 
 def _roll(made: Lowering, a: Arguments, call: Call) -> Any:

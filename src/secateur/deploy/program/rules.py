@@ -97,8 +97,10 @@ def _product(made: Lowering, left: Any, right: Any, call: Call, bias: Any) -> An
 def _attention(made: Lowering, a: Arguments, call: Call) -> Any:
     """softmax(q kᵀ · scale + mask) v"""
     q, k, v, mask = a["query"], a["key"], a["value"], a["attn_mask"]
-    if a["dropout_p"] or a["enable_gqa"] or not all(isinstance(x, Value) for x in (q, k, v)):
-        raise Refused("drops out, shares keys, or attends to constants")
+    if a["dropout_p"] or a["enable_gqa"]:
+        raise Refused("drops out, or shares keys")
+    like = next(x for x in (q, k, v) if isinstance(x, Value))
+    q, k, v = (made.repeated(x, like) if is_constant(x) else x for x in (q, k, v))
     scale = a["scale"] if a["scale"] is not None else q.shape[-1] ** -0.5
     scores = (*q.shape[:-1], k.shape[-2])
     turned = [*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2]
@@ -197,6 +199,25 @@ def _layer_norm(made: Lowering, a: Arguments, call: Call) -> Any:
 def _group_norm(made: Lowering, a: Arguments, call: Call) -> Any:
     settings = {"groups": a["num_groups"], **_affine(made, a), "eps": a["eps"]}
     return made.emit("group_norm", [a["input"]], call.shape, **settings)
+
+
+def _rms_norm(made: Lowering, a: Arguments, call: Call) -> Any:
+    x, dims = a["input"], len(a["normalized_shape"])
+    if dims >= len(x.shape):
+        raise Refused("works along the batch")
+    over = list(range(len(x.shape) - dims, len(x.shape)))
+    means = (*x.shape[:-dims], *([1] * dims))
+    squares = made.emit("power", [x], x.shape, exponent=2.0)
+    mean = made.emit("mean", [squares], means, dims=over, keepdim=True)
+    eps = torch.finfo(torch.float32).eps if a["eps"] is None else a["eps"]
+    size = made.emit("power", [_plus(made, mean, eps)], means, exponent=-0.5)
+    x = made.emit("mul", [x, size], x.shape)
+    weight = made.tensor(a["weight"])
+    return x if weight is None else made.emit("mul", [x], x.shape, tensor=weight, reversed=False)
+
+
+def _plus(made: Lowering, value: Value, number: float) -> Value:
+    return made.emit("add", [value], value.shape, scalar=float(number), reversed=False)
 
 
 def _softmax(op: str) -> Rule:
@@ -331,6 +352,7 @@ RULES: dict[Any, Rule] = {
     _ATEN.batch_norm: _batch_norm,
     _ATEN.instance_norm: _instance_norm,
     _ATEN.layer_norm: _layer_norm,
+    _ATEN.rms_norm: _rms_norm,
     _ATEN.group_norm: _group_norm,
     **{op: _softmax(op.__name__) for op in (_ATEN.softmax, _ATEN.log_softmax)},
     **{op: _activation(op.__name__) for op in _ACTIVATIONS},
