@@ -10,7 +10,7 @@ from secateur.deploy.onnx import run_onnx
 from secateur.graph.compare import tensors_in
 from secateur.runtime.runner import Network
 
-KEPT = ("hf_beit_relative", "hf_olmo2")
+KEPT = ("hf_swin", "hf_beit_relative", "hf_olmo2")
 
 
 @pytest.mark.parametrize("name", KEPT)
