@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import secateur as sc
 from secateur.structure.computed import stays_finite
 from secateur.structure.layers import stored_weights
 
@@ -33,3 +35,23 @@ def test_an_emptied_row_under_weight_norm_is_not_finite():
     assert torch.equal(behind, before)
     plain = nn.Linear(3, 2)
     assert stays_finite(plain, "weight", plain.weight, torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_norm_that_steps_when_it_is_looked_at_is_read_as_it_was_saved(training, tmp_path):
+    def make():
+        return nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(6, 24)), nn.ReLU(), nn.Linear(24, 3)
+        )
+
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(5, 6)
+    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
+    small, _ = sc.compact(net, x)
+    sc.save(small, tmp_path / "small.safetensors")
+    sc.pack(small, tmp_path / "small.secateur")
+    files = ((sc.load, "small.safetensors"), (sc.unpack, "small.secateur"))
+    for again in (read(make().train(training), tmp_path / name) for read, name in files):
+        assert again.training is training
+        assert all(module.training is training for module in again.modules())
+        assert torch.equal(again.eval()(x), small(x))

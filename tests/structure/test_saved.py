@@ -382,23 +382,3 @@ def test_heads_that_are_not_those_of_the_tensors(tmp_path):
     sc.save(small("attention"), tmp_path / "x")
     rewritten(tmp_path / "x", lambda tensors, metadata: metadata["modules"]["mix"][1].update(num_heads=7))
     refused(tmp_path / "x", StorageError, "the sizes of module 'mix' are not those", Attention())
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_norm_that_steps_when_it_is_looked_at_is_read_as_it_was_saved(training, tmp_path):
-    def make():
-        return nn.Sequential(
-            nn.utils.parametrizations.spectral_norm(nn.Linear(6, 24)), nn.ReLU(), nn.Linear(24, 3)
-        )
-
-    torch.manual_seed(0)
-    net, x = make().eval(), torch.randn(5, 6)
-    sc.prune(net, sc.L2Norm(), sc.Uniform(0.5), structure=sc.trace(net, x))
-    small, _ = sc.compact(net, x)
-    sc.save(small, tmp_path / "small.safetensors")
-    sc.pack(small, tmp_path / "small.secateur")
-    files = ((sc.load, "small.safetensors"), (sc.unpack, "small.secateur"))
-    for again in (read(make().train(training), tmp_path / name) for read, name in files):
-        assert again.training is training
-        assert all(module.training is training for module in again.modules())
-        assert torch.equal(again.eval()(x), small(x))

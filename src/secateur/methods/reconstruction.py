@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from secateur.copying import copied, fresh
 from secateur.errors import BudgetError, CriterionError, ModelError, TargetError
@@ -181,7 +182,7 @@ def fitted_layer(
     steps = view is not None and view.product == "steps" and leaf.startswith(("weight_ih", "weight_hh"))
     if view is None or not view.plain or not (steps or (view.weights == (leaf,) and view.multiplies)):
         return name, f"a parameter of {type(module).__name__}, not of a plain Linear, Conv or recurrent layer"
-    if type(module).__name__ == "NonDynamicallyQuantizableLinear":
+    if type(module) is NonDynamicallyQuantizableLinear:
         return path, "inside an nn.MultiheadAttention, which multiplies by its weight itself"
     if view.groups > 1:
         return path, f"a convolution in {view.groups} groups"
@@ -235,7 +236,7 @@ class Shown:
     ) -> None:
         self.read = partial(batches, data, who, networks[0])
         self.held = held(inputs for inputs, _ in self.read())
-        fixed = self.held and structure.captured.program is not None  # the same way for every batch
+        fixed = structure.captured.program is not None  # the same way for every batch
         flow = flow_of(networks[0], self.held[0]) if self.held and fixed else None
         self.replays = [Replay(network, flow) for network in networks]
 

@@ -75,13 +75,14 @@ class Replay:
     """Runs a network again and again on the same batches, each time up to the calls of one module.
 
     ``stored``: by batch, what the largest modules that were done before gave, without the values where
-    nothing reads them any more. Without a ``flow``, or where a batch takes another way than it says, or
-    where they take more than ``MEMORY``, everything is computed each time.
+    nothing reads them any more; ``bytes``: what that takes. Without a ``flow``, or where a batch takes
+    another way than it says, or where they take more than ``MEMORY``, everything is computed each time.
     """
 
     def __init__(self, model: nn.Module, flow: Flow | None) -> None:
         self.model, self.flow = model, flow
         self.stored: dict[int, dict[str, Any]] = {}
+        self.bytes: dict[int, int] = {}
 
     def calls(self, path: str, number: int, batch: Any, index: int, *, ended: bool) -> list[Seen]:
         """Return (args, kwargs, output) of the first calls of the module at ``path`` on the batch of this
@@ -118,7 +119,8 @@ class Replay:
             own: new[own] if own in new else old[own] if live else _map(_hollow, old[own])
             for own, live in done.items()
         }
-        if sum(_bytes(value) for by_path in self.stored.values() for value in by_path.values()) > MEMORY:
+        self.bytes[index] = _bytes(self.stored[index])
+        if sum(self.bytes.values()) > MEMORY:
             self.flow, self.stored = None, {}
         return seen
 

@@ -26,7 +26,7 @@ from secateur.numeric import is_whole
 from secateur.structure.attributes import Change, adjust, settings_of
 from secateur.structure.experts import Mixture, find_experts
 from secateur.structure.proof import Proof
-from secateur.structure.runs import Run, Wide, in_training, runs_of, why_not, widest
+from secateur.structure.runs import Run, Wide, in_training, outputs_of, runs_of, why_not, widest
 from secateur.structure.surgery import Removed, cut
 from secateur.text import nearest
 
@@ -102,14 +102,15 @@ def _removed(
     changes, attempt = adjust(
         work,
         {path: {m.experts: {m.experts - len(gone)}} for m, gone in chosen for path in _around(small, m.path)},
-        lambda: _outputs(work, runs, dtype),
+        lambda: outputs_of(runs, work, dtype),
         lambda outputs: difference(wanted, outputs) <= TOLERANCE[dtype],
         lambda: Wide(dtype),
     )
     where = f" in {attempt.stack[-1]}" if attempt.stack and attempt.stack[-1] else ""
     if attempt.error is not None:
+        label = attempt.error.__notes__[-1]
         raise ModelError(
-            f"{type(model).__name__} does not run without these experts: {attempt.error.__notes__[-1]}"
+            f"{type(model).__name__} does not run without these experts: {label and f'{label}: '}"
             f"{why_not(attempt.error)}{where}; do as many stay as the router chooses, the same number in "
             "every group of experts, and is their number written into its forward?"
         ) from attempt.error
@@ -131,7 +132,7 @@ def _removed(
     again = _cut(masked, chosen)
     for change in (*named, *changes):
         change.apply(again)
-    randomised = difference(others, _outputs(again, runs, dtype))
+    randomised = difference(others, outputs_of(runs, again, dtype))
     if randomised > TOLERANCE[dtype] or any(map(hollow, others)):
         raise ModelError(
             f"{type(model).__name__} without these experts is equal on these weights and not on others "
@@ -183,18 +184,6 @@ def _borne(
         runs.append(run)
         wanted.append(outputs)
     return runs, wanted, notes
-
-
-def _outputs(small: nn.Module, runs: list[Run], dtype: torch.dtype) -> list[Any]:
-    """Return what a network gives in all calls; an error says in which it was raised."""
-    outputs = []
-    for run in runs:
-        try:
-            outputs.append(run.computed_in(dtype, small))
-        except Exception as error:
-            error.add_note(f"{run.label}: " if run.label else "")
-            raise
-    return outputs
 
 
 def _chosen(model: nn.Module, run: Run, experts: Any) -> list[tuple[Mixture, np.ndarray]]:

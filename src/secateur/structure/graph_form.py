@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,15 +17,14 @@ from torch.export._unlift import _get_codegen
 from torch.utils import _pytree
 
 from secateur.errors import ModelError
-from secateur.graph.calls import Call
 from secateur.graph.capture import (
     Captured,
     all_tensors,
     capture,
     capture_any_batch,
     first_names,
-    tensor_of,
 )
+from secateur.graph.run import Bound
 from secateur.structure.graph_patches import CONSTANTS, Patching
 from secateur.structure.labels import Array, Classes
 from secateur.structure.propagate import Walk
@@ -50,8 +49,7 @@ class GraphForm:
 
     def cut(self, work: nn.Module, removed: Removed) -> fx.GraphModule:
         """Return the graph with the tensors of ``work`` (a copy of the model) less what goes."""
-        patching = Patching(self.walk, *self._pruned(removed))
-        patching.once = self._once()
+        patching = Patching(self.walk, *self._pruned(removed), self.once)
         graph = patching.copied(self.captured.graph, self.captured)
         signature = list(inspect.signature(self.model.forward).parameters)[: len(self.captured.args)]
         given = self.captured.args, self.captured.kwargs
@@ -71,8 +69,9 @@ class GraphForm:
         found |= patching.constants | self._computed(work, patching)
         return assembled(found, graph, type(self.model).__name__)
 
-    def _once(self) -> dict[fx.Node, str]:
-        """Return the nodes at which weights are done that statistics of others make, and the name of each:
+    @cached_property
+    def once(self) -> dict[fx.Node, str]:
+        """The nodes at which weights are done that statistics of others make, and the name of each:
         the parameter's that it is made of, where no one else reads that."""
         measured = [n for n in self.captured.graph.nodes if n in self.walk.measured]
         reached = set(measured)
@@ -96,21 +95,13 @@ class GraphForm:
 
     def _computed(self, work: nn.Module, patching: Patching) -> dict[str, Tensor]:
         """Return the weights that are computed once and for all, of the parameters of ``work``."""
-        values: dict[fx.Node, Any] = {}
-
-        def value(node: fx.Node) -> Any:
-            if node not in values:
-                if node.name in self.captured.tensors:
-                    values[node] = tensor_of(work, self.captured.tensors[node.name]).detach()
-                elif node.name in self.captured.constants:
-                    values[node] = self.captured.constants[node.name]
-                else:
-                    values[node] = Call(node).run(value)
-            return values[node]
-
+        if not self.once:
+            return {}
+        captured = self.captured
+        values = Bound(captured, work).seen(captured.args, captured.kwargs, self.once.keys())
         found: dict[str, Tensor] = {}
-        for node, name in patching.once.items():
-            made = value(node).clone()
+        for node, name in self.once.items():
+            made = values[node].detach().clone()
             for dim, labels in self.walk.values[node].labels():
                 made = made.index_select(dim, torch.from_numpy(np.flatnonzero(patching.kept(labels))))
             found[name] = made if name.startswith(CONSTANTS) else nn.Parameter(made)

@@ -30,10 +30,9 @@ class Patching:
     """One copy of a graph, node by node, with the sizes of what is left. ``constants``: the tensors that are
     written into it, by name; ``once``: the nodes that become a tensor, by its name."""
 
-    def __init__(self, walk: Walk, classes: Classes, pruned: Array) -> None:
-        self.walk, self.classes, self.pruned = walk, classes, pruned
+    def __init__(self, walk: Walk, classes: Classes, pruned: Array, once: Mapping[fx.Node, str]) -> None:
+        self.walk, self.classes, self.pruned, self.once = walk, classes, pruned, once
         self.constants: dict[str, Tensor] = {}
-        self.once: Mapping[fx.Node, str] = {}
         self.new = fx.Graph()
         self.of: dict[fx.Node, Any] = {}
 

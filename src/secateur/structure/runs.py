@@ -216,6 +216,19 @@ class Wide(TorchFunctionMode):
         return self.wider.get(value, value) if isinstance(value, torch.dtype) else value
 
 
+def outputs_of(runs: Iterable[Run], model: nn.Module, dtype: torch.dtype) -> list[Any]:
+    """Return what a model gives in all calls; an error carries a note of the label of the one it was raised
+    in."""
+    outputs = []
+    for run in runs:
+        try:
+            outputs.append(run.computed_in(dtype, model))
+        except Exception as error:
+            error.add_note(run.label)
+            raise
+    return outputs
+
+
 def widest(model: nn.Module, run: Run) -> torch.dtype:
     """Return float64 where a copy of the model runs in it, else float32."""
     work = copied(model)

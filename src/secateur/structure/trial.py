@@ -19,7 +19,7 @@ from secateur.structure.attributes import Change, adjust, changed_sizes
 from secateur.structure.dead import Found, fold_constants
 from secateur.structure.graph_form import GraphForm
 from secateur.structure.labels import Array
-from secateur.structure.runs import Run, Seen, Wide, in_training, why_not
+from secateur.structure.runs import Run, Seen, Wide, in_training, outputs_of, why_not
 from secateur.structure.surgery import Removed, cut, mask_units, removed_by
 from secateur.structure.units import Structure
 
@@ -163,14 +163,7 @@ class Trial:
         return outputs
 
     def _calls(self, work: nn.Module, which: slice = slice(None)) -> list[Any]:
-        outputs = []
-        for run in self.runs[which]:
-            try:
-                outputs.append(run.computed_in(self.dtype, work))
-            except Exception as error:
-                error.add_note(run.label)
-                raise
-        return outputs
+        return outputs_of(self.runs[which], work, self.dtype)
 
     def unseen(self, removed: Removed) -> tuple[str, ...]:
         """Return the parameters that no call has read and that have a dim of a size that was cut."""
@@ -203,10 +196,8 @@ class Trial:
         beside: list[dict[str, Array]] = []
         while (done := self.attempt(current)).error > self.tolerance():
             if not current:
-                name, how = (
-                    type(self.model).__name__,
-                    "as a graph" if self.graph else "with its dead units zeroed",
-                )
+                name = type(self.model).__name__
+                how = "as a graph" if self.graph else "with its dead units zeroed"
                 raise ModelError(
                     f"{name} {how} does not run: {done.failure}"
                     if done.error == float("inf")
@@ -215,11 +206,11 @@ class Trial:
                 )
             blamed, alike = self._blamed(current, done)
             along |= {name: current[name] for name in alike}
-            if 1 < len(blamed) <= _FEW:
-                beside += [{name: current[name]} for name in blamed]
-            elif len(blamed) > _FEW:
-                middle = len(blamed) // 2
-                beside += [{n: current[n] for n in half} for half in (blamed[:middle], blamed[middle:])]
+            some = {name: current[name] for name in blamed}
+            if 1 < len(some) <= _FEW:
+                beside += [{name: units} for name, units in some.items()]
+            elif some:
+                beside += _halves(some)
             for name in (*blamed, *alike):
                 withdrawn[name] = f"its removal breaks {done.failure}"
                 del current[name]
@@ -231,18 +222,16 @@ class Trial:
                 break
             for name in self._blamed(current | along, more)[0]:
                 along.pop(name, None)
-        for _ in range(_TRIES if beside else 0):  # of several in the module that failed one may be to blame
+        for _ in range(_TRIES):  # of several in the module that failed one may be to blame
+            if not beside:
+                break
             some = beside.pop()
             more = self.attempt(current | some)
             if more.error <= self.tolerance():
                 current, done = current | some, more
                 withdrawn = {name: why for name, why in withdrawn.items() if name not in some}
-            elif len(some) > 1:
-                names = list(some)
-                halves = names[: len(names) // 2], names[len(names) // 2 :]
-                beside += [{name: some[name] for name in half} for half in halves]
-            if not beside:
-                break
+            else:
+                beside += _halves(some)
         return Cut(current, done.changes, done.small, withdrawn, self._stored(done.small, done.error))
 
     def attempt(self, pruned: Mapping[str, Array], only: int | None = None) -> Outcome:
@@ -367,6 +356,13 @@ class Trial:
             error = self.attempt({name: current[name] for name in names[:middle]}, run).error
             low, high = (middle, high) if error <= self.tolerance() else (low, middle)
         return names[low:high]
+
+
+def _halves(some: dict[str, Array]) -> list[dict[str, Array]]:
+    """Return groups in two parts; of one alone none."""
+    names = list(some)
+    parts = (names[: len(names) // 2], names[len(names) // 2 :]) if len(names) > 1 else ()
+    return [{name: some[name] for name in part} for part in parts]
 
 
 def _says_nothing(outputs: Any) -> str:
