@@ -23,7 +23,7 @@ from secateur.methods.branch_fitting import grams
 from secateur.methods.widening import key
 from secateur.models import build_model
 from secateur.training.checkpoint import load_network
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 from secateur.training.fit import fit
 from secateur.training.settings import Training
 
@@ -55,7 +55,7 @@ def paths(branches: sc.BranchAnnealing) -> tuple[float, float]:
 
 
 def accuracy(branches: sc.BranchAnnealing, validation: Split) -> float:
-    return 100 * evaluate_on(branches.network, validation).accuracy
+    return 100 * evaluate(branches.network, validation).score
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     train = data.train.drawn(options.examples, seed=0)
     model = build_model("vgg-16-bn", width=0.25)
     load_network(options.weights, model)
-    print(f"dense: {100 * evaluate_on(model, data.validation).accuracy:.1f} on validation")
+    print(f"dense: {100 * evaluate(model, data.validation).score:.1f} on validation")
     for words, settings in (("the source's training", SOURCE), ("weight decay, rate to 0", DECAYED)):
         run(words, copy.deepcopy(model), settings, train, data.validation, options.amp)
 

@@ -47,7 +47,7 @@ from secateur.deploy.sparse_layers import SparseLayer
 from secateur.models import build_model
 from secateur.runtime.planning import Compiled
 from secateur.storage import save_json
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 from secateur.training.fit import fit
 from secateur.training.settings import Training
 
@@ -89,7 +89,7 @@ def trained(
         fit(model, data.train, data.validation, again, seed=1, masks=masks)
         sc.save(model, path)
     model = model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return model, evaluate_on(model, data.test).accuracy
+    return model, evaluate(model, data.test).score
 
 
 def layers_by(model: nn.Module, engine: str) -> nn.Module:

@@ -50,7 +50,7 @@ from secateur.measure.size import count_nonzero, count_parameters
 from secateur.storage import save_json
 from secateur.text import first_line
 from secateur.training.batches import seed_of
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 from secateur.training.fit import fit
 
 BATCHES = (1, 64)  # of the latencies
@@ -160,7 +160,7 @@ class Lab:
         row = self.rows[name, trial.sparsity] = Row(
             name, trial.sparsity, sc.sparsity(model, self.dense), count_parameters(model),
             count_nonzero(model), macs.dense / all_macs.dense, macs.effective / all_macs.dense,
-            evaluate_on(model, self.data.test).accuracy, *trial.seconds.values(), shares, trial.note,
+            evaluate(model, self.data.test).score, *trial.seconds.values(), shares, trial.note,
         )  # fmt: skip
         print(row, flush=True)
 

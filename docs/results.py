@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import sources
 
 from secateur.experiments.recipe import packaged_recipes
 from secateur.experiments.results import read_results
-from secateur.report.aggregate import Figure, Group, all_groups, percent, value_text
+from secateur.report.aggregate import Figure, Group, all_groups, scored, value_text
 from secateur.report.figures import match
 from secateur.report.pictures import write_pictures
+from secateur.task.base import ACCURACY
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "results"
@@ -46,10 +48,10 @@ PICTURES = {  # the picture of a page: the studies of the report, and which of i
 METRICS = {  # what a table may show: its title, and how a figure is written
     "sparsity": ("sparsity", lambda f: f"{100 * f.mean:.2f} %"),
     "compression": ("compression", lambda f: f"{f.mean:.2f}x"),
-    "dense": ("dense", percent),
-    "pruned": ("pruned", percent),
-    "retrained": ("retrained", percent),
-    "validation": ("validation", percent),
+    "dense": ("dense", partial(scored, scale=ACCURACY)),
+    "pruned": ("pruned", partial(scored, scale=ACCURACY)),
+    "retrained": ("retrained", partial(scored, scale=ACCURACY)),
+    "validation": ("validation", partial(scored, scale=ACCURACY)),
     "score": ("score", lambda f: _spread(f"{f.mean:.3f}", f"{f.std:.3f}", f)),
     "error": ("error", lambda f: _spread(f"{100 * (1 - f.mean):.2f}", f"{100 * f.std:.2f}", f)),
     "parameters": ("parameters", lambda f: f"{f.mean:,.0f}"),
@@ -69,9 +71,9 @@ _PLACES = {
     "parameters": "parameters",
     "nonzero": "nonzero",
     "sparsity": "sparsity",
-    "dense": "accuracy_dense",
-    "pruned": "accuracy_pruned",
-    "retrained": "accuracy_retrained",
+    "dense": "score_dense",
+    "pruned": "score_pruned",
+    "retrained": "score_retrained",
 }
 _NEEDED = ("point", "seed", "epochs", "classes")  # of a trial, empty or not
 _OVER = {
@@ -131,9 +133,9 @@ def figure(group: Group, column: str) -> Figure | None:
     """Return what a column shows of a point."""
     final = group.final
     if column == "score":
-        return sources.figure(group, f"score_{final.removeprefix('accuracy_')}")
+        return sources.figure(group, f"balance_{final.removeprefix('score_')}")
     if column == "seeds":
-        return group.figure("accuracy_dense")
+        return group.figure("score_dense")
     place = {
         "validation": f"{final}_validation",
         "error": final,

@@ -13,8 +13,17 @@ from typing import Any
 import yaml
 
 from secateur.experiments.recipe import packaged_recipes
-from secateur.report.aggregate import Figure, Group, all_groups, figure_of, percent, settings_text
+from secateur.report.aggregate import (
+    Figure,
+    Group,
+    all_groups,
+    figure_of,
+    references_of,
+    scored,
+    settings_text,
+)
 from secateur.report.figures import match
+from secateur.task.base import ACCURACY
 
 SOURCES = {  # how a recipe's ``source`` begins, and the heading of its figures
     "Cao": "S1: Cao, pruning by standard deviation, percentile, soft and trimmed thresholds",
@@ -24,13 +33,13 @@ SOURCES = {  # how a recipe's ``source`` begins, and the heading of its figures
     "Rast & Lee": "S5: Rast & Lee, greedy filters, structure selection, hybrid",
 }
 METRICS = {  # what a reference may quote
-    "accuracy_dense": "dense",
-    "accuracy_pruned": "pruned",
-    "accuracy_retrained": "retrained",
+    "score_dense": "dense",
+    "score_pruned": "pruned",
+    "score_retrained": "retrained",
     "compression_rate": "compression",
     "change_pruned": "pruned, less dense",
     "change_retrained": "retrained, less dense",
-    "score_retrained": "(retrained + sparsity) / 2",
+    "balance_retrained": "(retrained + sparsity) / 2",
 }
 _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 10: 2.26, 15: 2.14}  # Student's t, two-sided, by number of seeds
 HEAD = """\
@@ -78,7 +87,7 @@ class Row:
     def _text(self, shown: Figure | None) -> str:
         if shown is None:
             return "not run"
-        text = f"{shown.mean:.2f}x" if self.metric == "compression_rate" else percent(shown)
+        text = f"{shown.mean:.2f}x" if self.metric == "compression_rate" else scored(shown, ACCURACY)
         return f"{text}, n={shown.number}" if shown.number > 1 else text
 
     def _verdict(self, ours: Figure | None) -> str:
@@ -106,13 +115,13 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Row]]
         if heading is None or "question" in study["source"]:
             continue
         mine = [group for group in groups if group.study == name]
-        for entry in study["reference"]:
+        for entry in references_of([study]):
             own = match(mine, {"study": name, **entry})
             for metric, value in entry.items():
                 if metric in METRICS:
                     shown = {key: part for key, part in entry.items() if "." in key}
                     what = f"`{name}` {settings_text(shown)}, {METRICS[metric]}"
-                    whole = metric in ("compression_rate", "accuracy_dense")  # what nothing else could better
+                    whole = metric in ("compression_rate", "score_dense")  # what nothing else could better
                     best = own if whole else _best(groups, own, metric)
                     yield heading, Row(what, float(value), metric, own, best, str(entry.get("note", "")))
 
@@ -137,7 +146,7 @@ def _best(groups: Sequence[Group], own: Group | None, metric: str) -> Group | No
         for group in groups
         if _task(group) == _task(own)
         and (shown := group.figure("compression_rate")) is not None
-        and (metric.startswith("score") or shown.mean >= 0.995 * size.mean)
+        and (metric.startswith("balance") or shown.mean >= 0.995 * size.mean)
         and figure(group, metric) is not None
         and (not metric.endswith("_pruned") or _cut_alike(group, own))
         and _as_fast(group, own)
@@ -148,7 +157,7 @@ def _best(groups: Sequence[Group], own: Group | None, metric: str) -> Group | No
         return own
     shown, best = max(known, key=lambda pair: pair[0].mean)
     images = own.trials[0]["config"]["data"].get("validation", 1000)
-    share = shown.mean if metric.startswith("accuracy") else 0.5  # of a difference the widest
+    share = shown.mean if metric.startswith("score") else 0.5  # of a difference the widest
     drawn = 2 * math.sqrt(share * (1 - share) / images)
     return best if shown.mean - mine.mean > max(noise(shown), noise(mine), drawn) else own
 
@@ -185,10 +194,10 @@ def figure(group: Group | None, metric: str, split: str = "") -> Figure | None:
     if group is None:
         return None
     kind, _, which = metric.partition("_")
-    if kind not in ("change", "score"):
+    if kind not in ("change", "balance"):
         return group.figure(metric + split)
-    other = f"accuracy_dense{split}" if kind == "change" else "sparsity"
-    found = [(t["metrics"].get(f"accuracy_{which}{split}"), t["metrics"].get(other)) for t in group.trials]
+    other = f"score_dense{split}" if kind == "change" else "sparsity"
+    found = [(t["metrics"].get(f"score_{which}{split}"), t["metrics"].get(other)) for t in group.trials]
     pairs = [(mine, its) for mine, its in found if mine is not None and its is not None]
     return figure_of(mine - its if kind == "change" else (mine + its) / 2 for mine, its in pairs)
 

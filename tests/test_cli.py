@@ -16,7 +16,7 @@ from secateur.experiments.commands import deployment
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 
 
 def secateur_command(*arguments, cwd=None):
@@ -35,7 +35,7 @@ def test_the_main_job(tmp_path):
     results = json.loads((tmp_path / "qs" / "results.json").read_text())
     assert len(results["trials"]) == 10
     for row in results["trials"]:
-        assert row["metrics"]["accuracy_retrained"] >= row["metrics"]["accuracy_pruned"] - 0.05
+        assert row["metrics"]["score_retrained"] >= row["metrics"]["score_pruned"] - 0.05
     assert (tmp_path / "qs" / "report.html").stat().st_size > 1_000_000
     assert (tmp_path / "qs" / "results.csv").exists()
 
@@ -170,7 +170,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         assert f"parameters {row['metrics']['parameters']:,}, non-zero" in shown.stdout
         assert f"seed {row['seed']}: the best of its 2 on validation" in done.stdout
         data = load_data("digits", validation=200)
-        accuracy = evaluate_on(found["model"], data.validation).accuracy
+        accuracy = evaluate(found["model"], data.validation).score
         final = "pruned" if row["method"] == "zeros" else "retrained"
         assert accuracy == row["metrics"][f"accuracy_{final}_validation"]
 
@@ -188,7 +188,10 @@ ERRORS = [
     (("inspect", "--model", "lenet-5", "--input-shape", "1,2,3"), "does not run on example inputs (1, 2, 3)"),
     (("deploy", "no"), "/no: no such folder"),
     (("choose", "no", "--accuracy-drop", "1"), "error: no/results.json: no such file"),
-    (("choose", "no", "--accuracy-drop", "-1"), "error: --accuracy-drop -1: it is in percentage points"),
+    (
+        ("choose", "no", "--accuracy-drop", "-1"),
+        "error: --drop -1: it is in the score's unit (percentage points)",
+    ),
     (
         ("choose", "no", "--accuracy-drop", "1", "--minimise", "size"),
         "error: --minimise size: one of bytes, latency, macs, parameters",
@@ -263,7 +266,7 @@ def received(tmp_path, monkeypatch):
         "state": "finished",
         "point": {},
         "seed": 0,
-        "metrics": {"accuracy_dense_validation": 0.9, "accuracy_pruned_validation": 0.9, "bytes_sparse": 5},
+        "metrics": {"score_dense_validation": 0.9, "score_pruned_validation": 0.9, "bytes_sparse": 5},
         "layers": [],
         "curves": {},
         "epochs": {},
@@ -274,7 +277,7 @@ def received(tmp_path, monkeypatch):
             "steps": [],
         },
     }
-    (study / "results.json").write_text(json.dumps({"schema": 1, "recipe": "r", "trials": [row]}))
+    (study / "results.json").write_text(json.dumps({"schema": 2, "recipe": "r", "trials": [row]}))
     (trial / "result.json").write_text(json.dumps(row))
     save_weights(trial / "model.safetensors", build_model("digits-mlp"))
     whole = tempfile.TemporaryFile

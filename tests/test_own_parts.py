@@ -204,4 +204,4 @@ def test_in_a_recipe(parts, tmp_path):
     left = 64 * 6 + 6 + 6 * 6 + 6 + 6 * 10 + 10
     assert f"{left} left" in trial["notes"]
     assert trial["metrics"]["parameters"] == left
-    assert trial["metrics"]["accuracy_retrained"] > 0.5
+    assert trial["metrics"]["score_retrained"] > 0.5

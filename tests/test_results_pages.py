@@ -38,8 +38,8 @@ def test_the_page_of_quoted_figures_is_that_of_the_results(script, kept):
 
 
 def trial(seed: int, s: float, after: float, validation: float, left: int = 100, steps=None):
-    metrics = {"accuracy_dense": 0.98, "compression_rate": 1000 / left}
-    for name in ("accuracy_retrained", "accuracy_pruned"):
+    metrics = {"score_dense": 0.98, "compression_rate": 1000 / left}
+    for name in ("score_retrained", "score_pruned"):
         metrics |= {name: after, f"{name}_validation": validation}
     config = {
         "data": {"name": "mnist"},
@@ -71,7 +71,7 @@ def test_above_the_noise_is_beaten_and_below_it_is_not_reached(script):
         (0.99, "equal within noise (-2.00 ± 2.48)"),
         (0.9949, "not reached, by 2.49: longer was tried"),
     ):
-        cells = verdict(script, three, accuracy_retrained=quoted, note="longer was tried")
+        cells = verdict(script, three, score_retrained=quoted, note="longer was tried")
         assert cells[1:] == [f"{100 * quoted:.2f}", "97.00 ± 1.00, n=3", "", said]
 
 
@@ -80,12 +80,12 @@ def test_the_best_of_ours_is_chosen_on_validation_among_those_as_small(script):
     better = trial(0, 2.0, 0.91, 0.95, left=90)
     best_on_test = trial(0, 3.0, 0.99, 0.80, left=80)
     larger = trial(0, 0.5, 0.97, 0.99, left=200)
-    cells = verdict(script, [own, better, best_on_test, larger], accuracy_retrained=0.905)
+    cells = verdict(script, [own, better, best_on_test, larger], score_retrained=0.905)
     assert cells[2:] == ["90.00", "91.00 (`std, sensitivity 2`)", "beaten, by 0.50 (one seed)"]
 
 
 def test_what_was_not_run_says_so(script):
-    assert verdict(script, [trial(0, 2.0, 0.9, 0.9)], accuracy_retrained=0.9)[2:] == [
+    assert verdict(script, [trial(0, 2.0, 0.9, 0.9)], score_retrained=0.9)[2:] == [
         "not run",
         "",
         "not run",
@@ -96,5 +96,5 @@ def test_what_was_not_run_says_so(script):
 def test_what_was_trained_between_cuts_is_no_answer_to_what_was_only_cut(script):
     gradual = [{"prune": {"schedule": {"name": "cubic"}}}]
     trials = [trial(0, 1.0, 0.90, 0.90), trial(0, 2.0, 0.99, 0.99, left=90, steps=gradual)]
-    assert verdict(script, trials, accuracy_pruned=0.95)[3:] == ["", "not reached, by 5.00"]
-    assert verdict(script, trials, accuracy_retrained=0.95)[4] == "beaten, by 4.00 (one seed)"
+    assert verdict(script, trials, score_pruned=0.95)[3:] == ["", "not reached, by 5.00"]
+    assert verdict(script, trials, score_retrained=0.95)[4] == "beaten, by 4.00 (one seed)"

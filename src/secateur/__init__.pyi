@@ -103,6 +103,13 @@ from secateur.deploy.onnx import export_onnx as export_onnx
 from secateur.deploy.onnx import Exported as Exported
 from secateur.measure.summary import profile as profile
 
+# Tasks: what networks are trained and judged by
+from secateur.task import build_task as build_task
+from secateur.task.base import Task as Task
+from secateur.task.base import Score as Score
+from secateur.training.evaluate import evaluate as evaluate
+from secateur.training.evaluate import Evaluation as Evaluation
+
 # Networks: those that recipes name
 from secateur.models import build_model as build_model
 
@@ -123,6 +130,7 @@ from secateur.errors import MaskError as MaskError
 from secateur.errors import NonFiniteError as NonFiniteError
 from secateur.errors import DataError as DataError
 from secateur.errors import ModelError as ModelError
+from secateur.errors import TaskError as TaskError
 from secateur.errors import RecipeError as RecipeError
 from secateur.errors import StepError as StepError
 from secateur.errors import StorageError as StorageError

@@ -162,20 +162,25 @@ def report(
 @app.command()
 def choose(
     folders: _Folders,
-    accuracy_drop: Annotated[
-        float, typer.Option(help="How far validation accuracy may lie below dense, in percentage points.")
+    drop: Annotated[
+        float,
+        typer.Option(
+            "--drop",
+            "--accuracy-drop",
+            help="How much worse than dense the validation score may be: points of accuracy.",
+        ),
     ],
     minimise: Annotated[str, typer.Option(help="bytes, latency, macs or parameters.")] = "bytes",
     out: Annotated[
         Path | None, typer.Option(help="The network's file [chosen.safetensors in the first folder].")
     ] = None,
 ) -> None:
-    """Take the smallest network whose validation accuracy holds, and only then say its test figures."""
+    """Take the smallest network whose validation score holds, and only then say its test figures."""
     from secateur.experiments.results import check_writable
     from secateur.report.choice import choose, write_choice
     from secateur.report.terminal import print_choice
 
-    choice = choose(folders, accuracy_drop, minimise)
+    choice = choose(folders, drop, minimise)
     file = out or folders[0] / "chosen.safetensors"
     check_writable(file.parent)
     print_choice(choice, write_choice(choice, file), _console())

@@ -119,6 +119,18 @@ class ModelError(SecateurError, ValueError):
     """
 
 
+class TaskError(SecateurError, ValueError):
+    """A task, or its score, is not known or cannot be what it was asked to be.
+
+    Example:
+        >>> import secateur as sc
+        >>> sc.build_task("segmentation", loss="focal")
+        Traceback (most recent call last):
+        ...
+        secateur.errors.TaskError: loss is 'focal'; it is one of cross_entropy, dice, both
+    """
+
+
 class RecipeError(SecateurError, ValueError):
     """A recipe, or a setting given on the command line, is not valid.
 

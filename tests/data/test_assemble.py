@@ -161,22 +161,31 @@ def test_unfit_arrays(refused) -> None:
         (torch.zeros(3, 2), torch.zeros(2).long(), r"^3 inputs and 2 labels; one label an input$"),
         (torch.zeros(0, 2), torch.zeros(0).long(), r"^a split is empty"),
         (torch.zeros(2, 0), torch.zeros(2).long(), r"^a split is empty"),
-        (
-            torch.zeros(2, 2).long(),
-            torch.zeros(2).long(),
-            r"^inputs are torch.int64 of shape \(2, 2\); floats",
-        ),
-        (torch.zeros(2), torch.zeros(2).long(), r"^inputs are torch.float32 of shape \(2,\); floats"),
-        (torch.zeros(2, 2), torch.zeros(2), r"^labels are torch.float32"),
-        (torch.zeros(2, 2), torch.zeros(2, 1).long(), r"^labels are torch.int64 of shape \(2, 1\)"),
+        ([torch.zeros(2), torch.zeros(3)], torch.zeros(2), r"tensors with as many examples each"),
+        ({"a": torch.zeros(2, 2), "b": 3}, torch.zeros(2), r"^a split holds .*; tensors, or tuples or dicts"),
+        (torch.zeros(2, 2), torch.tensor([0.0, torch.nan]), r"^labels hold a NaN"),
         (torch.tensor([[1.0, torch.nan]]), torch.zeros(1).long(), r"^inputs hold a NaN"),
         (torch.tensor([[1.0, torch.inf]]), torch.zeros(1).long(), r"^inputs hold a NaN or an infinity"),
-        (torch.zeros(1, 2), torch.tensor([-1]), r"^labels hold -1; classes count from 0$"),
     ],
 )
 def test_split_refuses(inputs: torch.Tensor, labels: torch.Tensor, message: str, refused) -> None:
     with refused(message):
         Split(inputs, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2), r"^toy: train labels are \(2,\) of float32; int64 of \(N,\) is right"),
+        (torch.zeros(2, 1).long(), r"^toy: train labels are \(2, 1\) of int64"),
+        (torch.tensor([-1, 0]), r"^toy: train holds label -1; classes count from 0$"),
+    ],
+)
+def test_labels_that_are_no_classes_where_there_are_some(labels, message, refused) -> None:
+    split = Split(torch.zeros(2, 2), labels)
+    with refused(message):
+        Dataset("toy", split, split, split, ("a", "b"), fingerprint="f")
+    Dataset("toy", split, split, split, fingerprint="f")  # numbers, or maps, are right without classes
 
 
 def test_dataset_refuses_splits_that_do_not_fit(refused) -> None:

@@ -15,7 +15,7 @@ def numbers(results):
     for row in results["trials"]:
         metrics = {k: v for k, v in row["metrics"].items() if k not in timed}
         curves = {
-            step: [[e["train_loss"], e["validation_accuracy"]] for e in rows]
+            step: [[e["train_loss"], e["validation_score"]] for e in rows]
             for step, rows in row["curves"].items()
         }
         rows.append((row["id"], row["point"], row["seed"], metrics, row["layers"], curves))

@@ -25,7 +25,7 @@ steps:
   - retrain: {epochs: 2}
 sweep: {prune.budget.sparsity: [0.5, 0.8]}
 seeds: [0, 1]
-reference: [{prune.budget.sparsity: 0.5, accuracy_retrained: 0.9}]
+reference: [{prune.budget.sparsity: 0.5, score_retrained: 0.9}]
 """
 
 HEAD = """

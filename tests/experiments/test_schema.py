@@ -7,9 +7,10 @@ import pytest
 from secateur.errors import StorageError
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
-from secateur.experiments.schema import validated_deployment, validated_results, validated_row
+from secateur.experiments.schema import scale_of, validated_deployment, validated_results, validated_row
 from secateur.experiments.study import run_study
 from secateur.experiments.trial import failed_row
+from secateur.task.base import Scale
 
 RECIPE = """
 name: kinds
@@ -35,7 +36,7 @@ methods:
   wider: {steps: [scratch: {model: {hidden: 16}, train: {epochs: 1}}]}
   dense: {steps: []}
 seeds: [0]
-reference: [{method: zeros, prune.budget.sparsity: 0.5, accuracy_retrained: 0.9, note: "quoted"}]
+reference: [{method: zeros, prune.budget.sparsity: 0.5, score_retrained: 0.9, note: "quoted"}]
 """
 
 
@@ -80,12 +81,14 @@ def test_a_trial_stands_once_and_has_figures(results):
         validated_row(first | {"metrics": {}}, "file")
 
 
-@pytest.mark.parametrize("schema", [2, 1.0, True, "1", None, [1]])
+@pytest.mark.parametrize("schema", [3, 2.0, True, "1", None, [1]])
 def test_another_schema_is_refused(results, schema):
     for read in (validated_results, validated_deployment):
-        with pytest.raises(StorageError, match=r"^file: not results of schema 1, which this version reads$"):
+        with pytest.raises(
+            StorageError, match=r"^file: not results of schema 2 or before, which this version reads$"
+        ):
             read(results | {"schema": schema}, "file")
-    with pytest.raises(StorageError, match="schema 1"):
+    with pytest.raises(StorageError, match="schema 2 or before"):
         validated_results([results], "file")
 
 
@@ -122,3 +125,27 @@ def test_what_is_nested_or_long_beyond_measure_is_refused(results):
         StorageError, match=r"notes is a list of 1000001; a list of at most 1,000,000 is right"
     ):
         validated_row(row | {"notes": ["x"] * 1_000_001}, "file")
+
+
+def test_results_of_the_schema_before_are_read_as_accuracies():
+    epoch = {"epoch": 1, "validation_accuracy": 0.5}
+    row = {
+        "id": "0a", "method": "m", "state": "failed", "point": {}, "seed": 0, "curves": {"dense": [epoch]},
+        "metrics": {"accuracy_dense": 0.9, "accuracy_pruned_validation": None, "macs": 5},
+    }  # fmt: skip
+    read = validated_results({"schema": 1, "recipe": "r", "trials": [row]}, "file")
+    assert read["schema"] == 2
+    (trial,) = read["trials"]
+    assert trial["metrics"] == {"score_dense": 0.9, "score_pruned_validation": None, "macs": 5}
+    assert trial["curves"] == {"dense": [{"epoch": 1, "validation_score": 0.5}]}
+    assert scale_of(trial) == Scale("accuracy", "%")
+
+
+def test_a_score_that_is_no_share_may_be_any_number():
+    row = {"id": "0a", "method": "m", "state": "failed", "point": {}, "seed": 0}
+    loss = {"name": "perplexity", "higher_is_better": False}
+    read = validated_row(row | {"metrics": {"score_dense": 12.5}, "score": loss}, "file")
+    assert read["metrics"]["score_dense"] == 12.5
+    assert scale_of(read).drop(12.5, 14.0) == 1.5
+    with pytest.raises(StorageError, match=r"metrics\.score_dense is 12\.5; a number from 0 to 1 is right"):
+        validated_row(row | {"metrics": {"score_dense": 12.5}}, "file")

@@ -56,8 +56,8 @@ def test_results_have_the_documented_schema(done):
 def test_dense_networks_are_trained_once_a_seed_and_kept_beside_the_study(done):
     _, out, results = done
     assert len(list((out.parent / "dense").glob("*.safetensors"))) == 2
-    dense = {row["seed"]: row["metrics"]["accuracy_dense"] for row in results["trials"]}
-    assert [row["metrics"]["accuracy_dense"] for row in results["trials"]] == [dense[0], dense[1]] * 2
+    dense = {row["seed"]: row["metrics"]["score_dense"] for row in results["trials"]}
+    assert [row["metrics"]["score_dense"] for row in results["trials"]] == [dense[0], dense[1]] * 2
 
 
 def test_the_files_of_a_trial_are_the_network_that_was_measured(done):
@@ -119,8 +119,8 @@ def test_weights_of_ones_own_are_the_dense_network(tiny, tmp_path, done):
         tiny({"model.weights": str(weights), "train.epochs": 50}, seeds=[0]), tmp_path / "own"
     )
     assert results["trials"][0]["curves"]["dense"] == []
-    dense = {t["metrics"]["accuracy_dense"] for t in done[2]["trials"]}
-    assert results["trials"][0]["metrics"]["accuracy_dense"] in dense
+    dense = {t["metrics"]["score_dense"] for t in done[2]["trials"]}
+    assert results["trials"][0]["metrics"]["score_dense"] in dense
 
 
 def test_a_smaller_network_of_ones_own_is_the_dense_network(tiny, tmp_path):
@@ -218,10 +218,10 @@ def test_a_small_network_from_scratch_takes_the_pruned_ones_place(tmp_path):
     weights, whole = 64 * 8 + 8 * 8 + 8 * 10, 64 * 32 + 32 * 32 + 32 * 10
     assert small["metrics"]["sparsity"] == pytest.approx(1 - weights / whole)
     assert len(small["curves"]["scratch"]) == 4
-    assert small["metrics"]["accuracy_retrained"] > 0.3
-    assert small["metrics"]["accuracy_pruned"] is None
+    assert small["metrics"]["score_retrained"] > 0.3
+    assert small["metrics"]["score_pruned"] is None
     assert dense["metrics"]["compression_rate"] == 1.0
-    assert dense["metrics"]["accuracy_retrained"] is None
+    assert dense["metrics"]["score_retrained"] is None
     again = build_model("digits-mlp", hidden=8)
     load_network(tmp_path / "control" / "trials" / small["id"] / "model.safetensors", again)
 

@@ -36,7 +36,7 @@ methods:
       - retrain: {epochs: 1}
   scratch: {steps: [scratch: {model: {hidden: 6}}, retrain: {epochs: 1}]}
 seeds: [0, 1]
-reference: [{prune.budget.sparsity: 0.5, accuracy_retrained: 0.9, note: quoted}]
+reference: [{prune.budget.sparsity: 0.5, score_retrained: 0.9, note: quoted}]
 """
 _TIMING = {"median": 0.002, "low": 0.001, "high": 0.004, "runs": 9, "threads": 1}
 _FORMAT = {

@@ -15,7 +15,7 @@ from networks.searched import Net, images, made
 from secateur.errors import BudgetError, CriterionError, ModelError, NonFiniteError, TargetError
 from secateur.measure.macs import count_macs
 from secateur.structure.surgery import mask_units
-from secateur.task import judged
+from secateur.task.classifying import judged
 
 
 def test_the_model_given_stays_and_scores_are_those_of_the_small_one():

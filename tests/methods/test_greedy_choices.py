@@ -15,7 +15,7 @@ from networks.searched import Net, Residual, Views, images, made
 from secateur.graph.compare import difference
 from secateur.methods.ablation import Ablation, masked_outputs
 from secateur.structure.surgery import mask_units
-from secateur.task import judged
+from secateur.task.classifying import judged
 
 
 def naive_choices(model: nn.Module, data: Any, number: int, scope: str) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ def compacted(name="compacted", sparsities=(0.3, 0.6, 0.9), seeds=(0, 1)):
             "macs_dense": 50_000,
             "latency_ms": (2 + trial["seed"]) * (0.5 + left / 2),
             "latency_dense_ms": 2.0 + trial["seed"],
-            "accuracy_retrained": 0.99 - 0.02 / left / 10,
+            "score_retrained": 0.99 - 0.02 / left / 10,
         }
     return results
 
@@ -29,20 +29,21 @@ def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
             "metrics": {
                 "sparsity": s,
                 "compression_rate": 1 / (1 - s),
-                "accuracy_dense": 0.98,
-                "accuracy_dense_validation": 0.98,
-                "accuracy_pruned": 0.9 - s / 10,
-                "accuracy_retrained": 0.97 - s / 100 + seed / 1000,
+                "score_dense": 0.98,
+                "score_dense_validation": 0.98,
+                "score_pruned": 0.9 - s / 10,
+                "score_retrained": 0.97 - s / 100 + seed / 1000,
                 "parameters": 1000,
                 "nonzero": round(1000 * (1 - s)),
             },
             "layers": [{"name": "fc<1>", "sparsity": s}],
             "curves": {
-                "dense": [{"validation_accuracy": 0.9}, {"validation_accuracy": 0.95}],
-                "retrain": [{"validation_accuracy": 0.96}],
+                "dense": [{"validation_score": 0.9}, {"validation_score": 0.95}],
+                "retrain": [{"validation_score": 0.96}],
             },
             "epochs": {"dense": 2, "retrain": 1},
             "classes": 10,
+            "score": {"name": "accuracy", "unit": "%", "higher_is_better": True, "example": "image"},
             "config": {
                 "data": {"name": "digits"},
                 "model": {"name": "digits-mlp", "hidden": 8},
@@ -54,12 +55,12 @@ def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
         for seed in seeds
     ]
     return {
-        "schema": 1,
+        "schema": 2,
         "recipe": name,
         "description": "d <i>",
         "source": "s",
         "text": "name: <x>\ndata: {name: digits}\n",
         "environment": {"torch": "<2>", "machine": "m", "commit": "c"},
         "trials": trials,
-        "reference": [{"prune.budget.sparsity": 0.5, "accuracy_retrained": 0.961}],
+        "reference": [{"prune.budget.sparsity": 0.5, "score_retrained": 0.961}],
     }

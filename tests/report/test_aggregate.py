@@ -6,12 +6,13 @@ from secateur.report.aggregate import (
     figure_of,
     front,
     groups_of,
-    percent,
     references_of,
+    scored,
     series_of,
     short,
     table_of,
 )
+from secateur.task.base import ACCURACY, Scale
 
 
 def trial(method="m", point=None, seed=0, **metrics):
@@ -29,8 +30,10 @@ def test_means_and_sample_deviations_over_seeds():
     assert figure_of([0.5, 0.7, None]) == Figure(pytest.approx(0.6), pytest.approx(0.1414213562), 2)
     assert figure_of([0.25]) == Figure(0.25, 0.0, 1)
     assert figure_of([None]) is None
-    assert percent(Figure(0.98765, 0.001, 3)) == "98.77 ± 0.10"
-    assert percent(Figure(0.98765, 0.0, 1)) == "98.77"
+    assert scored(Figure(0.98765, 0.001, 3), ACCURACY) == "98.77 ± 0.10"
+    assert scored(Figure(0.98765, 0.0, 1), ACCURACY) == "98.77"
+    assert scored(Figure(4.25, 0.125, 3), Scale("perplexity", "", False)) == "4.25 ± 0.125"
+    assert scored(None, ACCURACY) == ""
 
 
 def test_what_goes_with_the_amount_makes_no_curve_of_its_own():
@@ -50,8 +53,8 @@ def test_groups_keep_the_sweeps_order_and_join_seeds():
             point={"a.sparsity": s},
             seed=seed,
             sparsity=s,
-            accuracy_dense=0.9,
-            accuracy_retrained=0.8 + seed / 10,
+            score_dense=0.9,
+            score_retrained=0.8 + seed / 10,
         )
         for s in (0.9, 0.5)
         for seed in (0, 1)
@@ -107,7 +110,7 @@ def test_ratios_are_each_trials_own():
 
 
 def test_studies_of_one_name_are_told_apart_and_references_stay_with_theirs():
-    one = {"recipe": "r", "trials": [trial(sparsity=0.5)], "reference": [{"a.b": 1, "accuracy_pruned": 0.5}]}
+    one = {"recipe": "r", "trials": [trial(sparsity=0.5)], "reference": [{"a.b": 1, "score_pruned": 0.5}]}
     assert [group.study for group in all_groups([one, one])] == ["r 1", "r 2"]
     assert [group.study for group in all_groups([one, one | {"recipe": "s"}])] == ["r", "s"]
     assert references_of([one])[0]["study"] == "r"

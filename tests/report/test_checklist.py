@@ -30,7 +30,7 @@ def test_changing_the_data_changes_the_answer():
     many = study(sparsities=(0.1, 0.5, 0.8, 0.9, 0.95), seeds=(0, 1, 2))
     for trial in many["trials"]:
         trial["metrics"]["latency_ms"] = 1.0
-        trial["metrics"]["accuracy_retrained"] -= trial["metrics"]["sparsity"] / 2
+        trial["metrics"]["score_retrained"] -= trial["metrics"]["sparsity"] / 2
     steps = many["trials"][0]["config"]["steps"]
     steps.append({"prune": {"criterion": {"name": "random"}, "budget": {"name": "magnitude_ratios"}}})
     control = dict(many["trials"][1], config={"data": {"name": "digits"}, "steps": [{"scratch": {}}]})
@@ -39,7 +39,7 @@ def test_changing_the_data_changes_the_answer():
     assert all(points[number].kept for number in (6, 8, 9, 10, 11))
     many["trials"][-1]["epochs"] = {"dense": 2, "retrain": 9}
     assert check(many)[11].kept is False  # three times the training is no control
-    many["trials"][0]["metrics"]["accuracy_dense"] = 0.5  # another dense network for one method
+    many["trials"][0]["metrics"]["score_dense"] = 0.5  # another dense network for one method
     assert check(many)[2].kept is False
     many["environment"]["commit"] = None
     assert check(many)[18].kept is False
@@ -51,7 +51,7 @@ def test_what_does_not_apply():
     plain = study(sparsities=(0.5,))
     plain["reference"] = []
     for trial in plain["trials"]:
-        trial["metrics"]["accuracy_retrained"] = None
+        trial["metrics"]["score_retrained"] = None
     points = check(plain)
     assert points[13].kept is None
     assert points[19].kept is None

@@ -22,12 +22,12 @@ def id_of(method, seed=0):
 def trial(method, seed=0, validation=0.95, test=0.9, data="digits", **metrics):
     """A finished trial from a dense network of 98 % on validation, 104 kB and 26,000 parameters."""
     defaults = {
-        "accuracy_dense": 0.97,
-        "accuracy_dense_validation": 0.98,
-        "accuracy_pruned": 0.5,
-        "accuracy_pruned_validation": 0.5,
-        "accuracy_retrained": test,
-        "accuracy_retrained_validation": validation,
+        "score_dense": 0.97,
+        "score_dense_validation": 0.98,
+        "score_pruned": 0.5,
+        "score_pruned_validation": 0.5,
+        "score_retrained": test,
+        "score_retrained_validation": validation,
         "sparsity": 0.5,
         "compression_rate": 2.0,
         "parameters": 26_000,
@@ -89,8 +89,8 @@ def test_limits_are_of_means_over_the_same_seeds(tmp_path):
     folder = study_in(
         tmp_path,
         trial("both", 0, validation=0.96, bytes_sparse=5),
-        trial("both", 1, validation=0.94, bytes_sparse=5, accuracy_dense_validation=0.94),
-        trial("one", 1, validation=0.94, bytes_sparse=4, accuracy_dense_validation=0.96),
+        trial("both", 1, validation=0.94, bytes_sparse=5, score_dense_validation=0.94),
+        trial("one", 1, validation=0.94, bytes_sparse=4, score_dense_validation=0.96),
     )
     choice = choose([folder], 1.0)
     assert choice.chosen.drop == pytest.approx(1.0)
@@ -133,7 +133,7 @@ def test_each_quantity_finds_its_own(tmp_path, minimise, expected):
 
 def test_test_figures_play_no_part(tmp_path):
     """Two studies that differ in test figures only choose the same network, of the same seed."""
-    names = ("accuracy_dense", "accuracy_pruned", "accuracy_retrained")
+    names = ("score_dense", "score_pruned", "score_retrained")
     trials = [
         trial(name, seed, validation=v + seed / 1000, bytes_sparse=size)
         for name, v, size in (("a", 0.98, 9), ("b", 0.974, 5), ("c", 0.972, 5), ("d", 0.9, 1))
@@ -162,10 +162,10 @@ def test_the_seed_is_the_best_on_validation(tmp_path):
 
 
 def test_without_retraining_the_pruned_network_counts(tmp_path):
-    each = trial("a", accuracy_pruned_validation=0.975)
-    each["metrics"] |= {"accuracy_retrained": None, "accuracy_retrained_validation": None}
+    each = trial("a", score_pruned_validation=0.975)
+    each["metrics"] |= {"score_retrained": None, "score_retrained_validation": None}
     choice = choose([study_in(tmp_path, each)], 1.0)
-    assert choice.chosen.metric == "accuracy_pruned_validation"
+    assert choice.chosen.metric == "score_pruned_validation"
     assert choice.chosen.drop == pytest.approx(0.5)
 
 
@@ -183,7 +183,7 @@ def test_failed_trials_are_counted_and_left_out(tmp_path):
     choice = choose([folder], 5.0)
     assert choice.failed == 1
     assert choice.chosen.validation.number == 1
-    with pytest.raises(RecipeError, match="no finished trial has a validation accuracy to choose by"):
+    with pytest.raises(RecipeError, match="no finished trial has a validation score to choose by"):
         choose([study_in(tmp_path, lost)], 5.0)
 
 
@@ -192,14 +192,14 @@ def test_nothing_within_the_limit_names_the_nearest(tmp_path):
     with pytest.raises(RecipeError) as caught:
         choose([folder], 1.0)
     assert str(caught.value) == (
-        "--accuracy-drop 1: none of 2 points keeps its validation accuracy that near; "
-        "the nearest is 'near', 3.00 points below dense"
+        "--drop 1: none of 2 points keeps its validation accuracy that near; "
+        "the nearest is 'near', 3.00 percentage points worse than dense"
     )
 
 
 @pytest.mark.parametrize("drop", [-0.5, float("nan"), float("inf")])
 def test_impossible_drops(tmp_path, drop):
-    with pytest.raises(RecipeError, match="it is in percentage points, from 0"):
+    with pytest.raises(RecipeError, match="it is in the score's unit"):
         choose([study_in(tmp_path, trial("a"))], drop)
 
 
@@ -292,7 +292,7 @@ def test_what_is_printed_ends_with_the_test_figures_and_the_file(tmp_path):
     save_weights(source / "model.safetensors", build_model("digits-mlp", hidden=8))
     text = printed(choice, write_choice(choice, tmp_path / "o.safetensors"))
     lines = [[cell.strip() for cell in line.strip("│ ┃").split("│")] for line in text.splitlines()]
-    assert "points at most 1 percentage points below the dense network on validation: 1 of 12\n" in text
+    assert "points at most 1 percentage points worse than the dense network on validation: 1 of 12\n" in text
     assert ["good", "97.05 ± 0.07", "98.00 ± 0.00", "0.95", "4,322", "2", "yes"] in lines
     assert ["bad 0", "90.00", "98.00", "8.00", "50,000", "1", "no"] in lines
     assert "not shown: 2 more\n" in text

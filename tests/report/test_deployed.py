@@ -28,7 +28,7 @@ def made(name, file, number, latency, **more):
 
 
 DEPLOYMENT = {
-    "schema": 1,
+    "schema": 2,
     "trial": {"id": "5000", "method": "<i>zeros", "point": {"prune.budget.sparsity": 0.5}, "seed": 0},
     "environment": {"torch": "<2>", "commit": None},
     "test": 10_000,

@@ -5,7 +5,7 @@ from sample import study
 
 from secateur.report.aggregate import all_groups, table_of
 from secateur.report.drawing import dense_levels
-from secateur.report.figures import accuracy_plot, plots_of
+from secateur.report.figures import plots_of, score_plot
 
 
 def packed(**changes):
@@ -25,7 +25,7 @@ def test_each_network_of_a_study_has_its_own_dense_line():
     for trial in results["trials"]:
         trial["config"]["model"] = {"name": "small" if trial["seed"] == 0 else "large"}
         trial["point"]["model.name"] = trial["config"]["model"]["name"]
-        trial["metrics"]["accuracy_dense"] = 0.9 if trial["seed"] == 0 else 0.95
+        trial["metrics"]["score_dense"] = 0.9 if trial["seed"] == 0 else 0.95
     assert dense_levels(all_groups([results])) == {"dense, small": 90.0, "dense, large": 95.0}
     both = dense_levels(all_groups([results, study("two")]))
     assert both == {"dense, one small": 90.0, "dense, one large": 95.0, "dense, two": 98.0}
@@ -44,21 +44,21 @@ def test_the_accuracy_of_what_a_file_holds_stands_against_its_size():
 
 
 def test_where_nothing_was_retrained_it_is_the_pruned_ones():
-    (trace,) = accuracy_plot(all_groups([packed(accuracy_retrained=None)]), [], "compression_packed")["data"]
+    (trace,) = score_plot(all_groups([packed(score_retrained=None)]), [], "compression_packed")["data"]
     assert trace["name"].endswith("pruned")
     assert trace["y"] == pytest.approx([85.0, 81.0])
 
 
 def test_a_quoted_file_stands_where_its_own_rate_is():
-    quoted = [{"prune.budget.sparsity": 0.5, "accuracy_retrained": 0.97, "compression_packed": 40}]
-    plot = accuracy_plot(all_groups([packed()]), quoted, "compression_packed")
+    quoted = [{"prune.budget.sparsity": 0.5, "score_retrained": 0.97, "compression_packed": 40}]
+    plot = score_plot(all_groups([packed()]), quoted, "compression_packed")
     assert plot["data"][-1]["name"] == "quoted, retrained"
     assert (plot["data"][-1]["x"], plot["data"][-1]["y"]) == ([40.0], [97.0])
 
 
 def test_without_files_there_is_neither_figure_nor_column():
     groups = all_groups([study()])
-    quoted = [{"prune.budget.sparsity": 0.5, "accuracy_retrained": 0.97, "compression_packed": 40}]
+    quoted = [{"prune.budget.sparsity": 0.5, "score_retrained": 0.97, "compression_packed": 40}]
     assert "Accuracy against file size" not in plots_of(groups, quoted)
     assert "file bytes" not in table_of(groups)[0]
 

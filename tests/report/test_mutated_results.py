@@ -31,7 +31,7 @@ def study():
     """Results as a study writes them, of two sparsities and two seeds, with all that a trial can have."""
     results = compacted(sparsities=(0.3, 0.6))
     for trial in results["trials"]:
-        trial["metrics"] |= {"accuracy_retrained_validation": 0.9, "accuracy_pruned_validation": 0.9}
+        trial["metrics"] |= {"score_retrained_validation": 0.9, "score_pruned_validation": 0.9}
         trial["metrics"] |= {"bytes_sparse": 500, "bytes_dense": 4000}
         trial["stages"] = {"anneal": [{"alpha": 0.5, "rate": 1.0, "score": 0.9, "loss": 0.1, "kept": True}]}
         trial["config"]["steps"].append({"scratch": {"width": 0.5, "model": {"hidden": 4}}})
@@ -102,13 +102,13 @@ def test_no_mutant_is_a_traceback(folder, monkeypatch):
         (lambda t: t.update(id="../../x"), r"results\.json: trials\.0: id is '\.\./\.\./x'; a hash in"),
         (lambda t: t.update(dense="/etc/passwd"), r"dense is '/etc/passwd'; a hash in hexadecimal digits"),
         (lambda t: t["metrics"].update(sparsity=True), r"metrics\.sparsity is True; a number"),
-        (lambda t: t["metrics"].update(accuracy_dense=1.5), r"accuracy_dense is 1\.5; a number from 0 to 1"),
+        (lambda t: t["metrics"].update(score_dense=1.5), r"score_dense is 1\.5; a number from 0 to 1"),
         (lambda t: t["metrics"].update(macs=1.0), r"metrics\.macs is 1\.0; a whole number from 0"),
         (lambda t: t["metrics"].update(latency_ms=0), r"metrics\.latency_ms is 0; a number from 1e-18"),
         (lambda t: t.update(metrics=[]), r"metrics is a list of 0; an object is right"),
         (lambda t: t.update(state="\x1b[2J"), r"state is '\\x1b\[2J'"),
         (lambda t: t["layers"][0].pop("name"), r"lacks 'layers\.0\.name'"),
-        (lambda t: t["curves"].update(dense=[{}]), r"lacks 'curves\.dense\.0\.validation_accuracy'"),
+        (lambda t: t["curves"].update(dense=[{}]), r"lacks 'curves\.dense\.0\.validation_score'"),
         (lambda t: t["config"]["model"].update({"x); import os; (y": 1}), r"'x\); import os; \(y' is no"),
         (lambda t: t["config"]["model"].update({"class": 1}), r"'class' is no name that Python takes"),
         (lambda t: t["config"].update(steps=[{"prune": {}}]), r"config\.steps\.0 is .*an object is right"),

@@ -14,7 +14,7 @@ def trial(name, accuracy, seed=0, data="digits", **metrics):
         "method": name,
         "point": {},
         "seed": seed,
-        "metrics": {"accuracy_dense": 0.99, "accuracy_retrained": accuracy, **metrics},
+        "metrics": {"score_dense": 0.99, "score_retrained": accuracy, **metrics},
         "config": {"data": {"name": data}},
     }
 
@@ -162,7 +162,7 @@ def test_one_method_has_one_name_in_the_legend_and_its_bars():
     named = [trace["name"] for trace in traces if trace.get("showlegend", True)]
     assert len(named) == len(set(named))
     results = compacted()
-    results["trials"][0]["metrics"]["accuracy_retrained"] -= 0.002
+    results["trials"][0]["metrics"]["score_retrained"] -= 0.002
     trace = plots_of(groups_of(results), [])["Pareto front by sparsity"]["data"][1]
     assert trace["error_y"]["array"] == pytest.approx([100 * 0.002 / 2**0.5, 0, 0])
 

@@ -12,7 +12,7 @@ from secateur.models import build_model
 from secateur.storage import load_tensors, save_tensors
 from secateur.training.batches import augment, seed_of, training_batches
 from secateur.training.checkpoint import load_network, save_weights
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 from secateur.training.fit import fit
 from secateur.training.settings import Training
 
@@ -33,7 +33,7 @@ def same(a, b) -> bool:
 def test_it_learns(digits):
     model = build_model("digits-mlp")
     history = fit(model, digits.train, digits.validation, Training(epochs=5, lr=2e-3, batch_size=64))
-    assert evaluate_on(model, digits.test).accuracy > 0.9
+    assert evaluate(model, digits.test).score > 0.9
     assert len(history.epochs) == 5
     assert history.epochs[0].train_loss > history.epochs[-1].train_loss
 
@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(digits, tmp_path, optimizer):
             checkpoint=checkpoint,
             on_epoch=on_epoch,
         )
-        return weights_of(model), [(e.train_loss, e.validation_accuracy) for e in history.epochs]
+        return weights_of(model), [(e.train_loss, e.validation_score) for e in history.epochs]
 
     torch.manual_seed(0)
     start = weights_of(
@@ -94,14 +94,14 @@ def test_the_best_epoch_on_validation_is_kept(digits):
     settings = Training(epochs=6, lr=0.05, batch_size=32)  # so wild that accuracy goes up and down
     best = build_model("digits-mlp")
     history = fit(best, digits.train, digits.validation, settings, seed=1)
-    accuracies = [row.validation_accuracy for row in history.epochs]
-    assert evaluate_on(best, digits.validation).accuracy == max(accuracies)
+    accuracies = [row.validation_score for row in history.epochs]
+    assert evaluate(best, digits.validation).score == max(accuracies)
     assert accuracies[history.best_epoch - 1] == max(accuracies)
     last = build_model("digits-mlp")
     fit(
         last, digits.train, digits.validation, Training(epochs=6, lr=0.05, batch_size=32, keep="last"), seed=1
     )
-    assert evaluate_on(last, digits.validation).accuracy == accuracies[-1]
+    assert evaluate(last, digits.validation).score == accuracies[-1]
 
 
 def test_patience_stops_early(digits):
@@ -136,7 +136,7 @@ def test_binary_networks_have_one_logit():
     model = build_model("tabular-256")
     settings = Training(epochs=20, lr=0.01, batch_size=None)
     fit(model, data.train, data.validation, settings)
-    assert evaluate_on(model, data.test).accuracy > 0.85
+    assert evaluate(model, data.test).score > 0.85
 
 
 def test_a_loader_serves_data_that_does_not_fit(digits):
@@ -145,7 +145,7 @@ def test_a_loader_serves_data_that_does_not_fit(digits):
     )
     model = build_model("digits-mlp")
     fit(model, loader, digits.validation, Training(epochs=3))
-    assert evaluate_on(model, digits.test).accuracy > 0.8
+    assert evaluate(model, digits.test).score > 0.8
 
 
 def test_channels_last_and_amp_run_on_convs():
@@ -175,7 +175,8 @@ def test_shifts_and_flips_are_drawn_for_each_image():
     image = torch.arange(25.0).view(1, 1, 5, 5)
     batch = image.expand(200, 1, 5, 5)
     generator = torch.Generator().manual_seed(0)
-    out = augment(batch, shift=1, flip=True, generator=generator)
+    out, over = augment(batch, shift=1, flip=True, generator=generator, labels=batch[:, 0].long())
+    assert torch.equal(over, out[:, 0].long())  # a map over the pixels goes where they go
     expected = set()
     padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")[0, 0]
     for dy in range(3):
@@ -302,7 +303,7 @@ def test_seeds_depend_on_every_part():
 def test_the_processor_is_left_as_it_was(digits):
     smallest = float("5e-324")
     fit(build_model("digits-mlp"), digits.train, digits.validation, Training(epochs=1))
-    evaluate_on(build_model("digits-mlp"), digits.test)
+    evaluate(build_model("digits-mlp"), digits.test)
     assert smallest * 1.0 > 0, "denormals are flushed while training, and no longer"
 
 
@@ -351,8 +352,8 @@ def test_the_best_on_validation_may_be_the_average_or_an_epoch(digits):
             history = fit(
                 model, digits.train, digits.validation, Training(epochs=4, lr=lr, keep=keep, average=0.5)
             )
-            found[keep, lr] = evaluate_on(model, digits.validation).score
-            best = max(row.validation_accuracy for row in history.epochs)
+            found[keep, lr] = evaluate(model, digits.validation).rank
+            best = max(row.validation_score for row in history.epochs)
             assert keep == "last" or found[keep, lr][0] >= best
     assert found["best", 1e-2] >= found["last", 1e-2]
 

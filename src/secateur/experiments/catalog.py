@@ -12,6 +12,7 @@ from secateur.data import DATASETS
 from secateur.experiments.choices import MODULES, choices
 from secateur.experiments.steps.table import STEPS
 from secateur.models import MODELS
+from secateur.task import TASKS
 
 _ROOT = Path(secateur.__file__).parent
 
@@ -20,7 +21,12 @@ def catalog() -> dict[str, dict[str, str]]:
     """Return {kind: {name: one line}} of recipes, their steps, data sets, networks, criteria, ..."""
     recipes = sorted((_ROOT / "recipes").glob("*.yaml"))
     found = {"recipes": {path.stem: _described(path) for path in recipes}}
-    for kind, places in (("steps", STEPS), ("data sets", DATASETS), ("networks", MODELS)):
+    for kind, places in (
+        ("steps", STEPS),
+        ("tasks", TASKS),
+        ("data sets", DATASETS),
+        ("networks", MODELS),
+    ):
         found[kind] = {name: _first_line(*place.split(":")) for name, place in places.items()}
     for kind in MODULES:
         found["criteria" if kind == "criterion" else f"{kind}s"] = {

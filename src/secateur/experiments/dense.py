@@ -21,18 +21,19 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from secateur.data import load_data
-from secateur.data.dataset import Dataset, Split
+from secateur.data.dataset import Dataset, Examples
 from secateur.errors import ModelError, StorageError
 from secateur.experiments.claim import Claim
 from secateur.experiments.plan import DataSpec, ModelSpec, Plan, pick_device
 from secateur.experiments.resumed import fit_resumed
+from secateur.experiments.schema import renewed
 from secateur.factories import find_factory
 from secateur.models import build_model
 from secateur.pruning.selection import on_threads
 from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep
 from secateur.training.batches import seed_of
 from secateur.training.checkpoint import load_network, save_weights
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 from secateur.training.fit import Epoch, fit
 from secateur.training.settings import Training
 
@@ -76,6 +77,7 @@ def _kept(weights: Path, info: Path) -> _Dense | None:
         return None
     try:
         found = _Dense.model_validate(load_json(info))
+        found = found.model_copy(update={"curve": [renewed(row) for row in found.curve]})
         if found.sha256 in (None, sha256_of(weights)):
             return found
     except (StorageError, ValidationError, FileNotFoundError):
@@ -100,7 +102,8 @@ def what_determines(plan: Plan, seed: int) -> dict[str, Any]:
     """Return what a network's training depends on, besides its settings: the data's own content, the
     network with the content of the weights it starts from and of the user's module it comes from,
     the seed, and the machine."""
-    return {
+    task = {} if plan.task.usual else {"task": plan.task.model_dump(), "judge": _source_hash(plan.task.name)}
+    return task | {
         "data": _fingerprint(_spec_text(plan)),
         "model": plan.model.model_dump(),
         "weights": None if plan.model.weights is None else sha256_of(Path(plan.model.weights)),
@@ -131,7 +134,13 @@ def _train_dense(
 ) -> _Dense:
     with Claim(weights.with_suffix(_TRAINING)) as claim:
         history = fit_resumed(
-            claim, model, data, plan.train, seed=seed_of(seed, "dense"), on_epoch=partial(on_epoch, "dense")
+            claim,
+            model,
+            data,
+            plan.train,
+            task=plan.task.build(),
+            seed=seed_of(seed, "dense"),
+            on_epoch=partial(on_epoch, "dense"),
         )
         save_weights(weights, model)
         found = _Dense(curve=history.as_dicts(), seconds=history.seconds, sha256=sha256_of(weights))
@@ -145,13 +154,13 @@ def seconds_an_epoch(plan: Plan) -> tuple[float, nn.Module]:
         data = dataset_of(plan)
         model = make_model(plan.model, 0).to(pick_device(plan.device))
         number = min(len(data.train), 20 * (plan.train.batch_size or len(data.train)))
-        few = Split(data.train.inputs[:number], data.train.labels[:number])
+        few, task = data.train.drawn(number, 0), plan.task.build()
         once = plan.train.with_epochs(1)
-        fit(model, few, data.validation, once)  # the first run imports and warms up
+        fit(model, few, data.validation, once, task=task)  # the first run imports and warms up
         start = time.perf_counter()
-        fit(model, few, data.validation, once)
+        fit(model, few, data.validation, once, task=task)
         evaluation_start = time.perf_counter()
-        evaluate_on(model, data.validation)
+        evaluate(model, data.validation, task)
         evaluation = time.perf_counter() - evaluation_start
     training = max(0.0, evaluation_start - start - evaluation)
     return training * len(data.train) / number + evaluation, model
@@ -184,7 +193,15 @@ def _early_network(plan: Plan, seed: int, data: Dataset, epochs: int) -> nn.Modu
     model = make_model(plan.model, seed).to(pick_device(plan.device))
     if epochs:
         with suppress(_Enough):
-            fit(model, data.train, data.validation, plan.train, seed=seed_of(seed, "dense"), on_epoch=stop)
+            fit(
+                model,
+                data.train,
+                data.validation,
+                plan.train,
+                task=plan.task.build(),
+                seed=seed_of(seed, "dense"),
+                on_epoch=stop,
+            )
     return model
 
 
@@ -204,7 +221,8 @@ def load_dataset(spec: DataSpec) -> Dataset:
 
 def dataset_of(plan: Plan) -> Dataset:
     """Load the plan's data set, or return the one loaded last where it is the same."""
-    return _loaded(_spec_text(plan))
+    data = _loaded(_spec_text(plan))
+    return data.of_inputs() if plan.task.build().of_inputs else data
 
 
 def _spec_text(plan: Plan) -> str:
@@ -216,11 +234,9 @@ def _loaded(spec: str) -> Dataset:
     return load_dataset(DataSpec(**json.loads(spec)))
 
 
-def calibration_batches(train: Split, number: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def calibration_batches(train: Examples, number: int, seed: int) -> list[tuple[Any, Any]]:
     """Return ``number`` examples of the training split, drawn with ``seed``, in batches of 256."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "calibration"))
-    indices = torch.randperm(len(train), generator=generator)[:number]
-    return [(train.inputs[i], train.labels[i]) for i in indices.split(256)]
+    return list(train.drawn(number, seed_of(seed, "calibration")).batches(256))
 
 
 def hash_of(value: Any) -> str:

@@ -13,13 +13,16 @@ import torch
 
 from secateur.data import DATASETS, loader_of
 from secateur.errors import RecipeError, SecateurError
-from secateur.experiments.plan import DataSpec, ModelSpec, PlanStep
+from secateur.experiments.plan import DataSpec, ModelSpec, PlanStep, TaskSpec
 from secateur.experiments.steps.base import Step
 from secateur.experiments.validation import told_at
 from secateur.experiments.yaml_lines import Located
 from secateur.models import build_model
 from secateur.pruning.targets import matches
+from secateur.task import TASKS
+from secateur.task.built_in import smoothed
 from secateur.text import nearest, shown
+from secateur.training.settings import Training
 
 Place = tuple[Any, ...]
 
@@ -39,6 +42,16 @@ def check_data(spec: DataSpec, where: str) -> None:
     if spec.name in DATASETS or ":" not in spec.name:
         with told_at(where):
             loader_of(spec.name, spec.model_extra or {})
+
+
+def check_task(spec: TaskSpec, trainings: Sequence[Training], where: str) -> None:
+    """Refuse a task that is not known, and trainings that its loss cannot have. One's own, as its whole name
+    says, is made when the study runs."""
+    if spec.name in TASKS or ":" not in spec.name:
+        with told_at(where):
+            task = spec.build()
+            for training in trainings:
+                smoothed(task, training.label_smoothing)
 
 
 def check_networks(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from secateur.errors import RecipeError, SecateurError, StepError
 from secateur.experiments.fields import EXACT, Real
 from secateur.experiments.steps.base import Action, Step
 from secateur.factories import from_places
+from secateur.task import build_task
+from secateur.task.base import Task
 from secateur.text import first_line
 from secateur.training.settings import Training
 
@@ -35,6 +39,32 @@ class ModelSpec(BaseModel):
     model_config = EXACT | ConfigDict(extra="allow")
     name: str
     weights: str | None = None
+
+
+class TaskSpec(BaseModel):
+    """``name`` of a task or ``package.module:Task``, alone or with its options."""
+
+    model_config = EXACT | ConfigDict(extra="allow")
+    name: str = "classification"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is what a recipe that names none has."""
+        return self.model_dump() == {"name": "classification"}
+
+    def build(self) -> Task:
+        """Return the task; raises TaskError for one that is none."""
+        return _task(json.dumps(self.model_dump(), sort_keys=True))
+
+
+@lru_cache(maxsize=16)
+def _task(spec: str) -> Task:
+    return build_task(**json.loads(spec))
 
 
 @dataclass(frozen=True)
@@ -79,6 +109,7 @@ class Plan:
     point: Point
     data: DataSpec
     model: ModelSpec
+    task: TaskSpec
     train: Training
     steps: tuple[PlanStep, ...]
     threads: int

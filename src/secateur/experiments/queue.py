@@ -31,6 +31,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from secateur.errors import RecipeError, SecateurError, StorageError
 from secateur.experiments.claim import Lost
 from secateur.experiments.database import Unreachable, cause, connect, heartbeat_seconds, said
+from secateur.experiments.schema import scale_of
 
 Row = dict[str, Any]
 Point = dict[str, Any]
@@ -274,12 +275,15 @@ def _objective(
 
 
 def _values(rows: list[Row]) -> tuple[float, float]:
-    """What a search compares: mean accuracy on validation, mean non-zeros; the worst for a failure."""
+    """What a search compares: mean validation score, larger being better, and mean non-zeros; the worst for a
+    failure."""
     metrics = [row["metrics"] for row in rows]
-    names = [f"accuracy_{network}_validation" for network in ("retrained", "pruned", "dense")]
-    accuracies = [next((of[name] for name in names if of.get(name) is not None), 0.0) for of in metrics]
+    names = [f"score_{network}_validation" for network in ("retrained", "pruned", "dense")]
+    scores = [next((of[name] for name in names if of.get(name) is not None), None) for of in metrics]
+    pairs = zip(rows, scores, strict=True)
+    better = [-1e18 if score is None else scale_of(row).oriented(score) for row, score in pairs]
     sizes = [of.get("nonzero", 1e18) for of in metrics]
-    return sum(accuracies) / len(rows), sum(sizes) / len(rows)
+    return sum(better) / len(rows), sum(sizes) / len(rows)
 
 
 def _suggest(trial: Trial, key: str, values: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError
-from secateur.experiments.feasible import check_data, check_networks
+from secateur.experiments.feasible import check_data, check_networks, check_task
 from secateur.experiments.overrides import set_value
 from secateur.experiments.plan import DataSpec, ModelSpec, Plan, PlanStep, Point, pick_device
 from secateur.experiments.specs import RecipeSpec, Sweep
@@ -224,6 +224,8 @@ def _narrowed(seeds: tuple[int, ...], own: list[Any] | None, where: str) -> tupl
 def _plan_at(document: _Document, method: _Method, point: Point, seeds: tuple[int, ...]) -> Plan:
     raw, spec, located, place = document.raw, document.spec, document.located, method.place
     config = {key: copy.deepcopy(raw.get(key)) for key in ("data", "model", "train")}
+    if not spec.task.usual:  # studies that name none keep the names of their trials
+        config["task"] = spec.task.model_dump()
     config["steps"] = copy.deepcopy(method.steps)
     for key, value in point.items():
         where = located.where((*place, "sweep", key)) + f": sweep {shown(key)}"
@@ -245,12 +247,14 @@ def _plan_at(document: _Document, method: _Method, point: Point, seeds: tuple[in
     data = validated(DataSpec, config["data"], located, ("data",))
     model = validated(ModelSpec, config["model"], located, ("model",))
     check_data(data, located.where(("data",)))
+    check_task(spec.task, [train, *trainings], located.where(("task",)))
     check_networks(model, steps, located, place)
     return Plan(
         method=method.name,
         point=point,
         data=data,
         model=model,
+        task=spec.task,
         train=train,
         steps=tuple(steps),
         threads=spec.threads,
@@ -262,7 +266,9 @@ def _plan_at(document: _Document, method: _Method, point: Point, seeds: tuple[in
 
 
 def check_factories(recipe: Recipe) -> None:
-    """Build every network of a recipe that comes from a factory of the user's, and so run that factory,
+    """Build every network and task of a recipe that comes from a factory of the user's, and so run it,
     before anything is trained. Raises RecipeError for one that cannot be built or lacks what is named."""
     for plan in {repr((plan.model, plan.steps)): plan for plan in recipe.plans}.values():
         check_networks(plan.model, plan.steps, recipe.located, (), own=True)
+    with told_at(recipe.located.where(("task",))):
+        recipe.spec.task.build()

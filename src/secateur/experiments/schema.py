@@ -9,14 +9,16 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.errors import StorageError
+from secateur.task.base import ACCURACY, Scale, Task
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)  # 1: of classification alone, whose score was called accuracy
 _LENGTH = 1_000_000  # of a list, and of a text in characters
 _DEPTH, _WORD = 32, 4096  # of what a recipe's settings hold, and of a text in them
 _SHOWN = 60
@@ -29,7 +31,7 @@ _WORDS = {
 }
 _WHOLE = ("layers", "curves", "epochs", "config", "classes")  # what every finished trial has
 EMPTY = {"requested": {}, "metrics": {}, "layers": [], "curves": {}, "stages": {}, "seconds": {}}
-EMPTY |= {"epochs": {}, "notes": []}  # what a failed trial has of them
+EMPTY |= {"epochs": {}, "notes": [], "by_class": []}  # what a failed trial has of them
 
 
 def _number(kinds: tuple[type, ...], low: float, high: float) -> Callable[[Any], Any]:
@@ -134,13 +136,27 @@ class _Model(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
 
 
+class _Score(_Model):
+    name: Text
+    unit: Text = ""
+    higher_is_better: bool = True
+    example: Text = "example"
+
+
+class _Class(_Model):
+    name: Text
+    number: Count
+    dense: Share
+    final: Share
+
+
 class _Metrics(_Model):
-    accuracy_dense: Share | None = None
-    accuracy_dense_validation: Share | None = None
-    accuracy_pruned: Share | None = None
-    accuracy_pruned_validation: Share | None = None
-    accuracy_retrained: Share | None = None
-    accuracy_retrained_validation: Share | None = None
+    score_dense: Finite | None = None
+    score_dense_validation: Finite | None = None
+    score_pruned: Finite | None = None
+    score_pruned_validation: Finite | None = None
+    score_retrained: Finite | None = None
+    score_retrained_validation: Finite | None = None
     sparsity: Left | None = None
     compression_rate: Positive | None = None
     parameters: Count | None = None
@@ -177,7 +193,7 @@ class _Epoch(_Model):
     epoch: Count = 0
     lr: Finite = 0.0
     train_loss: Finite = 0.0
-    validation_accuracy: Share
+    validation_score: Finite
     validation_loss: Finite = 0.0
     seconds: Finite = 0.0
 
@@ -198,6 +214,7 @@ class _Epochs(_Model):
 class _Config(_Model):
     data: Named
     model: Named
+    task: Named | None = None
     train: Object | None = None
     steps: Annotated[list[Annotated[Any, AfterValidator(_step)]], Listed]
 
@@ -219,6 +236,8 @@ class _Row(_Model):
     config: _Config | None = None
     dense: Hash | None = None
     classes: Count = 0
+    score: _Score | None = None
+    by_class: Annotated[list[_Class], Listed] = []
 
 
 class _Results(_Model):
@@ -317,10 +336,65 @@ def validated_row(value: Any, where: str) -> dict[str, Any]:
             raise StorageError(
                 f"{where}: a trial lacks {lacking[0]!r}: written by an early version; run the study again"
             )
-    row = _validated(_Row, value, where)
+    row = _validated(_Row, _renewed_row(value), where)
+    _check_shares(row, where)
     if row.get("config", ...) is None:  # of a failed trial
         del row["config"]
     return row | {key: empty for key, empty in EMPTY.items() if key not in row}
+
+
+def renewed(row: Any) -> Any:
+    """Return figures with the names that they have now: before schema 2 every score was an accuracy."""
+    if not isinstance(row, dict):
+        return row
+    new = {"validation_accuracy": "validation_score"}
+    return {new.get(key, re.sub("^accuracy_", "score_", str(key))): value for key, value in row.items()}
+
+
+def _renewed_row(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    curves = value.get("curves")
+    if isinstance(curves, dict):
+        renew = lambda rows: [renewed(row) for row in rows] if isinstance(rows, list) else rows  # noqa: E731
+        curves = {step: renew(rows) for step, rows in curves.items()}
+    new = {"metrics": renewed(value.get("metrics")), "curves": curves}
+    return value | {key: part for key, part in new.items() if key in value}
+
+
+def _check_shares(row: Mapping[str, Any], where: str) -> None:
+    """Raise StorageError for a score in percent that is no share."""
+    if scale_of(row).unit != "%":
+        return
+    scores = {key: value for key, value in row.get("metrics", {}).items() if key.startswith("score_")}
+    metrics = [(f"metrics.{key}", value) for key, value in scores.items() if value is not None]
+    epochs = [
+        (f"curves.{step}.{index}.validation_score", epoch["validation_score"])
+        for step, rows in row.get("curves", {}).items()
+        for index, epoch in enumerate(rows)
+    ]
+    for place, value in metrics + epochs:
+        if not 0 <= value <= 1:
+            raise StorageError(f"{where}: {place} is {_short(value)}; a number from 0 to 1 is right")
+
+
+def score_of(task: Task) -> dict[str, Any]:
+    """Return what results say of a task's score."""
+    score = task.score
+    return {
+        "name": score.name,
+        "unit": score.unit,
+        "higher_is_better": score.higher_is_better,
+        "example": task.example,
+    }
+
+
+def scale_of(row: Mapping[str, Any]) -> Scale:
+    """Return how the scores of a row are read: as an accuracy where it does not say, as before schema 2."""
+    score = row.get("score")
+    if score is None:
+        return ACCURACY
+    return Scale(score["name"], score.get("unit", ""), score.get("higher_is_better", True))
 
 
 def validated_deployment(value: Any, where: str) -> dict[str, Any]:
@@ -339,8 +413,8 @@ def validated_deployment(value: Any, where: str) -> dict[str, Any]:
 
 def _check_schema(value: Any, where: str) -> None:
     schema = value.get("schema") if isinstance(value, dict) else None
-    if type(schema) is not int or schema != SCHEMA:
-        raise StorageError(f"{where}: not results of schema {SCHEMA}, which this version reads")
+    if type(schema) is not int or schema not in _READ:
+        raise StorageError(f"{where}: not results of schema {SCHEMA} or before, which this version reads")
 
 
 def _validated(kind: type[_Model], value: Any, where: str) -> dict[str, Any]:

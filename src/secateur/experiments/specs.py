@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from secateur.experiments.fields import Count, Plain, Seeds, Strict
-from secateur.experiments.plan import DataSpec, ModelSpec
+from secateur.experiments.plan import DataSpec, ModelSpec, TaskSpec
 from secateur.text import shown
 
 # Of no folder everywhere, or of one elsewhere; `dense` keeps the networks that studies share.
@@ -56,6 +56,7 @@ class RecipeSpec(Strict):
     source: str = ""
     data: DataSpec
     model: ModelSpec
+    task: TaskSpec = Field(TaskSpec())
     train: dict[str, Any] = Field({})
     steps: list[dict[str, Any]] | None = None
     sweep: Sweep = Field({})

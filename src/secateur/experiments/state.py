@@ -16,6 +16,7 @@ from secateur.errors import SecateurError, StorageError
 from secateur.experiments.claim import Claim, Snapshot, newest_snapshots, write_snapshot
 from secateur.experiments.dense import scratch_model
 from secateur.experiments.plan import Plan
+from secateur.experiments.schema import renewed
 from secateur.pruning.masks import Masks
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.saved import load, save
@@ -108,6 +109,7 @@ def _restored(snapshot: Snapshot, plan: Plan, seed: int, dense: nn.Module) -> Tr
         return load(fresh_network(plan, seed, dense, values.options), files[file])
 
     model = network("model")
+    values.curves = {step: [renewed(row) for row in rows] for step, rows in values.curves.items()}
     return TrialState(
         model,
         masks=Masks.load(files["masks"], model) if "masks" in files else None,

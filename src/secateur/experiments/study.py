@@ -235,8 +235,10 @@ def finished_or_run(
     """Return a trial's row: of its folder in ``out``, of a study's beside in ``shared``, or by running it."""
     name = trial_id(plan, seed)
 
+    scale = plan.task.build().score
+
     def say(step: str, row: Epoch) -> None:
-        on_epoch(f"{step} epoch {row.epoch}: validation {row.validation_accuracy:.2%}")
+        on_epoch(f"{step} epoch {row.epoch}: validation {scale.text(row.validation_score)}")
 
     with Claim(own_folder(out / "trials") / name) as claim:
         row = _kept(claim) or _taken_over(claim, shared)

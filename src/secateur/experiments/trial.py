@@ -8,13 +8,14 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.data.dataset import Dataset
+from secateur.data.dataset import Dataset, each_tensor
 from secateur.experiments.claim import MASKS, MODEL, PACKED, Claim
 from secateur.experiments.dense import (
     OnEpoch,
@@ -25,7 +26,7 @@ from secateur.experiments.dense import (
     what_determines,
 )
 from secateur.experiments.plan import Plan
-from secateur.experiments.schema import EMPTY
+from secateur.experiments.schema import EMPTY, score_of
 from secateur.experiments.state import TrialState, load_state
 from secateur.experiments.work import Work
 from secateur.measure.latency import time_inference
@@ -37,7 +38,7 @@ from secateur.pruning.targets import find_targets, sparsity
 from secateur.storage import sha256_of
 from secateur.structure.saved import save
 from secateur.training.checkpoint import save_weights
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import Evaluation, evaluate
 
 
 def trial_id(plan: Plan, seed: int) -> str:
@@ -109,12 +110,14 @@ def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
     """Return the row of a trial that has no result."""
     own = {"id": trial_id(plan, seed), "method": plan.method, "point": plan.point, "seed": seed}
     said = f"{plan.method} {plan.point} seed {seed} failed: {error}"
-    return EMPTY | own | {"state": "failed", "notes": [said]}
+    return EMPTY | own | {"state": "failed", "score": score_of(plan.task.build()), "notes": [said]}
 
 
 def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
     start = time.perf_counter()
-    metrics = _sizes(dense, state) | _accuracies(data, dense, state) | _costs(plan, data, dense, state.model)
+    evaluations, task = _evaluations(plan, data, dense, state), plan.task.build()
+    scores = {f"score_{name}": found.score if found else None for name, found in evaluations.items()}
+    metrics = _sizes(dense, state) | scores | _costs(plan, data, dense, state.model)
     state.seconds["measure"] = time.perf_counter() - start
     epochs = {step: len(rows) for step, rows in state.curves.items()}
     masks, said = state.masks, [[data.note] if data.note else [], *state.notes.values()]
@@ -135,6 +138,8 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "config": plan.config,
         "dense": None if plan.model.weights else dense_name(plan, seed),
         "classes": len(data.classes),
+        "score": score_of(task),
+        "by_class": _by_class(data, evaluations),
     }
 
 
@@ -156,20 +161,37 @@ def _sizes(dense: nn.Module, state: TrialState) -> dict[str, Any]:
     }
 
 
-def _accuracies(data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
-    retrained = state.model if state.retrained else None
+def _evaluations(
+    plan: Plan, data: Dataset, dense: nn.Module, state: TrialState
+) -> dict[str, Evaluation | None]:
+    """Return what the task says of each network, on the test split and on ``_validation``."""
+    task, retrained = plan.task.build(), state.model if state.retrained else None
     networks = {"dense": dense, "pruned": state.pruned, "retrained": retrained}
-    result: dict[str, Any] = {}
-    for name, network in networks.items():
-        for split, suffix in ((data.test, ""), (data.validation, "_validation")):
-            value = None if network is None else evaluate_on(network, split).accuracy
-            result[f"accuracy_{name}{suffix}"] = value
-    return result
+    return {
+        f"{name}{suffix}": None if network is None else evaluate(network, split, task)
+        for name, network in networks.items()
+        for split, suffix in ((data.test, ""), (data.validation, "_validation"))
+    }
+
+
+def _by_class(data: Dataset, evaluations: Mapping[str, Evaluation | None]) -> list[dict[str, Any]]:
+    """Return for each class, where there are such, how many test examples it has, and the share of them that
+    the dense network and the one handed back get right."""
+    dense, last = evaluations["dense"], evaluations["retrained"] or evaluations["pruned"]
+    if dense is None or last is None:
+        return []
+    rows = zip(data.classes, dense.classes, last.classes, strict=False)
+    return [
+        {"name": name, "number": number, "dense": before / number, "final": after / number}
+        for name, (number, before), (_, after) in rows
+        if number
+    ]
 
 
 def _costs(plan: Plan, data: Dataset, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
     """What one inference costs, on a batch of one; of the timings, those the recipe asks for."""
-    example = data.validation.inputs[:1].to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    example = each_tensor(lambda tensor: tensor.to(device), data.validation.first(1))
     macs = count_macs(model, example)
     costs: dict[str, Any] = {
         "macs": macs.dense,

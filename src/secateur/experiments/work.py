@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.data.dataset import Dataset
+from secateur.data.dataset import Dataset, Examples, each_tensor
 from secateur.experiments.claim import Claim
 from secateur.experiments.dense import OnEpoch, calibration_batches
 from secateur.experiments.plan import Plan
 from secateur.experiments.resumed import fit_resumed
 from secateur.experiments.state import TrialState, save_state
+from secateur.task.base import Task
 from secateur.training.batches import seed_of
+from secateur.training.evaluate import Evaluation, evaluate
 from secateur.training.settings import Training
 
 
@@ -33,10 +35,20 @@ class Work:
     on_epoch: OnEpoch
     state: TrialState
 
-    def example(self, number: int = 2) -> Tensor:
-        return self.data.validation.inputs[:number].to(next(self.state.model.parameters()).device)
+    @property
+    def task(self) -> Task:
+        return self.plan.task.build()
 
-    def calibration(self, number: int) -> list[tuple[Tensor, Tensor]]:
+    def example(self, number: int = 2) -> Any:
+        """Return the inputs of a few validation examples, on the network's device."""
+        device = next(self.state.model.parameters()).device
+        return each_tensor(lambda tensor: tensor.to(device), self.data.validation.first(number))
+
+    def score(self, network: nn.Module, split: Examples | None = None) -> Evaluation:
+        """Judge a network by the task, on the validation split or another."""
+        return evaluate(network, self.data.validation if split is None else split, self.task)
+
+    def calibration(self, number: int) -> list[tuple[Any, Any]]:
         return calibration_batches(self.data.train, number, self.seed)
 
     def train(
@@ -53,6 +65,7 @@ class Work:
             network,
             self.data,
             training,
+            task=self.task,
             seed=seed_of(self.seed, step),
             on_epoch=lambda row: self.on_epoch(step, row),
             masks=self.state.masks,

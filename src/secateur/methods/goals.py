@@ -30,7 +30,7 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     ),
     "latency_ms": (lambda limit: limit > 0, "a positive number of milliseconds"),
     "score": (lambda limit: True, "a number"),
-    "accuracy_drop": (lambda points: 0 <= points < 100, "in percentage points, from 0"),
+    "drop": (lambda points: points >= 0, "in the score's unit (percentage points of accuracy), from 0"),
 }
 
 

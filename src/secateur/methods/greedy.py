@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from secateur.measure.size import count_parameters
 from secateur.methods.goals import Goal, goal_of
 from secateur.methods.reconstruction import reconstruct
 from secateur.methods.removals import Removal, Stage
-from secateur.methods.tries import Judge, Tries, tries_of
+from secateur.methods.tries import Judge, Tries, judging, tries_of
 from secateur.pruning.calibration import Batches
 from secateur.pruning.criteria import Criterion
 from secateur.pruning.structured import select_groups
@@ -29,7 +28,8 @@ from secateur.structure.labels import Array
 from secateur.structure.proof import Proof
 from secateur.structure.tracing import trace
 from secateur.structure.units import Structure
-from secateur.task import judged
+from secateur.task.base import Task
+from secateur.task.built_in import classification
 
 _CRITERIA = ("score", "output", "reconstruction")
 _GOALS = ("sparsity", "parameters", "macs", "latency_ms", "score")
@@ -40,7 +40,7 @@ class Greedy:
     """How ``prune_greedily`` goes about it: what is missed least, and how often it is judged anew.
 
     Args:
-        criterion: "score" removes the unit without which the score (a classifier's accuracy) is largest, ties
+        criterion: "score" removes the unit without which the score (a classifier's accuracy) is best, ties
             by the smaller loss, then by the order of groups and units; "output" the one with which what its
             readers put out changes least, with all that went since the last compaction, in closed form,
             without labels; "reconstruction" the one with which it changes least once these layers are
@@ -135,6 +135,7 @@ def prune_greedily(
     score: float | None = None,
     method: Greedy | None = None,
     fine_tune: Callable[[nn.Module], None] | None = None,
+    task: Task | None = None,
     judge: Judge | None = None,
     dense: nn.Module | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -159,13 +160,13 @@ def prune_greedily(
         parameters: a goal, the share of the parameters that is left, over 0 and up to 1.
         macs: a goal, the share of the dense multiply-adds that is left, likewise.
         latency_ms: a goal, of one forward on ``example_inputs``, tried where the network is compacted.
-        score: a goal, the lowest score that the network may have after its fine-tuning: the last that has it
+        score: a goal, the worst score that the network may have after its fine-tuning: the last that has it
             is returned.
         method: how to go about it.
         fine_tune: ``fine_tune(model)`` trains the network that it is given, in place, with an optimizer of
             its own.
-        judge: ``judge(outputs, labels)`` gives (scores, losses), one each an example; default: right or
-            wrong, and cross-entropy.
+        task: what outputs are judged by; default: classification, right or wrong, and cross-entropy.
+        judge: in its place ``judge(outputs, labels)`` gives (scores, losses), one each an example.
         dense: what the shares are of; default: the model given.
         kwargs: arguments by name beside ``example_inputs``, and for the batches that do not give them
             themselves.
@@ -200,7 +201,8 @@ def prune_greedily(
         latency_ms=latency_ms, score=score,
     )  # fmt: skip
     labelled = method.criterion == "score" or judge is not None
-    tries = tries_of(data, model, judge or judged, size=method.batch_size, labelled=labelled, kwargs=kwargs)
+    by = judging(judge, classification() if task is None else task)
+    tries = tries_of(data, model, by, size=method.batch_size, labelled=labelled, kwargs=kwargs)
     example, named = tries.chunks[0].example
     run_once(model, example, kwargs=named, what="the data")
     groups = select_groups(trace(dense, example_inputs, kwargs=kwargs), include, exclude)
@@ -255,7 +257,7 @@ class _Search:
         if self.fine_tune is not None:
             self.fine_tune(small)
         score, loss = self.tries.evaluated(small)
-        if goal.name == "score" and score < goal.limit:
+        if goal.name == "score" and self._worse(score, goal.limit):
             return False
         self._note(chosen, taken, proof)
         self.small = small
@@ -269,15 +271,19 @@ class _Search:
             self.numbers.setdefault(name, np.arange(len(group)))
         self.slow |= stage.ablation.slow
         meter = goal.meter(stage.model, stage.structure)
-        floor = goal.limit if goal.name == "score" and self.fine_tune is None else -math.inf
+        watched = goal.name == "score" and self.fine_tune is None
         taken: list[Removal] = []
         while len(taken) < self.method.every and not goal.met(meter(stage.pruned)):
             found = stage.next()
-            if not found or any(one.score is not None and one.score < floor for one in found):
+            scores = [one.score for one in found if one.score is not None]
+            if not found or (watched and any(self._worse(score, goal.limit) for score in scores)):
                 break
             stage.remove(found)
             taken += found
         return taken
+
+    def _worse(self, score: float, limit: float) -> bool:
+        return self.tries.judge.oriented(score) < self.tries.judge.oriented(limit)
 
     def _note(self, structure: Structure, taken: Sequence[Removal], proof: Proof) -> None:
         self.proofs.append(proof)

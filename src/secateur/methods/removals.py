@@ -73,7 +73,8 @@ class Stage:
         way = {"score": self._scored, "output": self._changed, "reconstruction": self._refitted}
         criterion = self.method.criterion
         tried = way[criterion](names) if isinstance(criterion, str) else self._ranked(names)
-        tried.sort(key=lambda one: (-(one.score or 0.0), one.loss))  # stable: ties go by their order
+        better = self.tries.judge.oriented
+        tried.sort(key=lambda one: (-better(one.score or 0.0), one.loss))  # stable: ties go by their order
         taken: list[Removal] = []
         for one in tried:
             if len(taken) < self.method.at_once and spare[one.group] > 0:
@@ -89,16 +90,19 @@ class Stage:
     def _scored(self, names: Sequence[str]) -> list[Removal]:
         """Every unit that is left, with the score and the loss of the network without it."""
         left = {name: np.flatnonzero(~self.pruned[name]) for name in names}
-        sums = {name: np.zeros((2, len(self.pruned[name]))) for name in names}
+        sums: dict[str, Array] = {}
         for chunk in self.tries.chunks:
             with denormals_flushed():
                 for name, units, outputs in self.ablation.outputs(chunk.example, left):
-                    sums[name][:, units] += chunk.judged(outputs, len(units), self.tries.judge)
-        number = self.tries.number
+                    new = chunk.judged(outputs, len(units), self.tries.judge)
+                    sums.setdefault(name, np.zeros((len(new), len(self.pruned[name]))))[:, units] += new
+        found = {
+            name: self.tries.judge.figures(sums[name][:, left[name]], self.tries.number) for name in names
+        }
         return [
-            Removal(name, int(u), sums[name][0, u] / number, sums[name][1, u] / number)
+            Removal(name, int(unit), float(score), float(loss))
             for name, units in left.items()
-            for u in units
+            for unit, score, loss in zip(units, *found[name], strict=True)
         ]
 
     def _changed(self, names: Sequence[str]) -> list[Removal]:

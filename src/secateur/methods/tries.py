@@ -17,9 +17,55 @@ from secateur.methods.ablation import Example
 from secateur.pruning.calibration import Batches, batches
 from secateur.running import arguments, call, denormals_flushed
 from secateur.structure.labels import Array
+from secateur.task.base import Task, ratio
 from secateur.text import first_line
 
 Judge = Callable[[Any, Any], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How outputs are judged: ``counted`` gives by example what it adds to the sums of a score and its loss,
+    ``value`` the score of such sums, and ``oriented`` a score so that larger is better."""
+
+    counted: Callable[[Any, Any], tuple[Tensor, Tensor]]
+    value: Callable[[Tensor], float]
+    oriented: Callable[[float], float]
+
+    def figures(self, sums: Array, number: int) -> tuple[Array, Array]:
+        """Return the scores and the mean losses of sums, (sums and loss, units)."""
+        counts = torch.from_numpy(sums[:-1])
+        if self.value is ratio:
+            return (counts[0] / counts[1]).numpy(), sums[-1] / number
+        scores = [float(self.value(column)) for column in counts.unbind(1)]
+        if not np.isfinite(scores).all():
+            raise NonFiniteError("the score without some unit is not a finite number")
+        return np.array(scores), sums[-1] / number
+
+
+def judging(judge: Judge | None, task: Task) -> Judging:
+    """Return how a task judges, or a ``judge`` of one's own that gives (scores, losses) by example.
+
+    Raises CriterionError for a task that cannot judge one example: without losses, or counts of its score.
+    """
+    if judge is not None:
+
+        def both(outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
+            scores, losses = judge(outputs, labels)
+            return torch.stack((scores, torch.ones_like(scores)), -1), losses
+
+        return Judging(both, ratio, lambda score: score)
+    losses, score = task.losses, task.score
+    if losses is None or score.counts is None:
+        lacking = "losses= of each example" if losses is None else "a score with counts="
+        raise CriterionError(
+            f"a greedy search by score tries units on each example: the task {task.name} needs {lacking}"
+        )
+
+    def counted(outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        return score.counted(outputs, labels), losses(outputs, labels)
+
+    return Judging(counted, score.value, score.oriented)
 
 
 @dataclass(frozen=True)
@@ -28,7 +74,7 @@ class Tries:
 
     pairs: list[tuple[Any, Any]]
     chunks: list[Chunk]
-    judge: Judge
+    judge: Judging
 
     @property
     def number(self) -> int:
@@ -38,13 +84,13 @@ class Tries:
         """Return (score, loss) of a network; NaN where there are no labels."""
         if self.chunks[0].labels is None:
             return math.nan, math.nan
-        sums = np.zeros(2)
+        sums: Any = 0
         for chunk in self.chunks:
             with denormals_flushed():
                 outputs = _pytree.tree_map(lambda t: t[None], call(model, *chunk.example))
-            sums += chunk.judged(outputs, 1, self.judge)[:, 0]
-        score, loss = sums / self.number
-        return float(score), float(loss)
+            sums = sums + chunk.judged(outputs, 1, self.judge)
+        scores, losses = self.judge.figures(sums, self.number)
+        return float(scores[0]), float(losses[0])
 
 
 @dataclass(frozen=True)
@@ -55,15 +101,19 @@ class Chunk:
     labels: Any
     number: int
 
-    def judged(self, outputs: Any, units: int, judge: Judge) -> Array:
-        """Return the sums of scores and of losses by unit, of outputs stacked as (unit, example, ...)."""
+    def judged(self, outputs: Any, units: int, judge: Judging) -> Array:
+        """Return the sums of what a score counts and of losses, (sums, unit), of outputs stacked as (unit,
+        example, ...)."""
         flat = _pytree.tree_map(lambda t: t.flatten(0, 1), outputs)
         labels = _pytree.tree_map(lambda t: torch.cat([t] * units), self.labels)
-        both = torch.stack([part.detach().double().cpu() for part in judge(flat, labels)])
-        if both.shape != (2, len(_pytree.tree_leaves(labels)[0])):
+        counts, losses = (part.detach().double().cpu() for part in judge.counted(flat, labels))
+        number = len(_pytree.tree_leaves(labels)[0])
+        if counts.dim() != 2 or len(counts) != number or losses.shape != (number,):
             raise CriterionError(
-                f"the judge gave {[*both.shape[1:]]} scores or losses; one for each of the examples is right"
+                f"the judge gave scores {[*counts.shape]} and losses {[*losses.shape]}; one for each of the "
+                f"{number} examples is right"
             )
+        both = torch.cat((counts.T, losses[None]))
         sums = both.unflatten(1, (units, -1))[..., : self.number].sum(-1)
         if not sums.isfinite().all():
             raise NonFiniteError("the loss or the score without some unit is not a finite number")
@@ -73,7 +123,7 @@ class Chunk:
 def tries_of(
     data: Batches,
     model: nn.Module,
-    judge: Judge,
+    judge: Judging,
     *,
     size: int,
     labelled: bool,

@@ -23,7 +23,7 @@ from secateur.pruning.targets import Target, Targets
 from secateur.running import as_written, call_model, failing, shapes
 from secateur.structure.layers import LayerView, layer_view, stored_weights
 from secateur.structure.units import Structure
-from secateur.task import cross_entropy
+from secateur.task.classifying import cross_entropy
 from secateur.text import first_line
 
 Loss = Callable[[Any, Any], Tensor]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from secateur.errors import RecipeError
+from secateur.experiments.schema import scale_of
+from secateur.task.base import ACCURACY, Scale
 
 Column = tuple[str, Callable[["Group"], str]]
 
@@ -28,6 +33,7 @@ class Group:
     study: str
     method: str
     point: Mapping[str, Any]
+    scale: Scale
     trials: tuple[Mapping[str, Any], ...]
 
     def figure(self, metric: str, over: str | None = None) -> Figure | None:
@@ -65,7 +71,7 @@ class Group:
     @property
     def final(self) -> str:
         """The metric of the network handed back: retrained where it was, else pruned."""
-        return "accuracy_retrained" if self.figure("accuracy_retrained") else "accuracy_pruned"
+        return "score_retrained" if self.figure("score_retrained") else "score_pruned"
 
 
 def figure_of(values: Iterable[float | None]) -> Figure | None:
@@ -92,10 +98,19 @@ def names_of(studies: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def references_of(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the quoted figures of all studies, each with the ``study`` it belongs to."""
-    return [
-        {"study": str(study["recipe"]), **entry} for study in studies for entry in study.get("reference", [])
-    ]
+    """Return the quoted figures of all studies, each with the ``study`` it belongs to; what a recipe calls by
+    the score's own name (``accuracy_pruned``, ``perplexity_pruned``) is ``score_pruned`` here."""
+    found: list[dict[str, Any]] = []
+    for study in studies:
+        names = {scale_of(trial).name for trial in study["trials"]} or {ACCURACY.name}
+        own = [re.sub(r"\W+", "_", name.lower()) + "_" for name in names]
+        for entry in study.get("reference", []):
+            renamed = {
+                next((f"score_{key.removeprefix(name)}" for name in own if key.startswith(name)), key): value
+                for key, value in entry.items()
+            }
+            found.append({"study": str(study["recipe"]), **renamed})
+    return found
 
 
 def groups_of(results: Mapping[str, Any], name: str | None = None) -> list[Group]:
@@ -105,9 +120,26 @@ def groups_of(results: Mapping[str, Any], name: str | None = None) -> list[Group
         key = json.dumps([trial["method"], trial["point"]], sort_keys=True, default=str)
         found.setdefault(key, []).append(trial)
     return [
-        Group(name or results["recipe"], trials[0]["method"], trials[0]["point"], tuple(trials))
+        Group(
+            name or results["recipe"],
+            trials[0]["method"],
+            trials[0]["point"],
+            scale_of(trials[0]),
+            tuple(trials),
+        )
         for trials in found.values()
     ]
+
+
+def check_one_score(groups: Sequence[Group]) -> Scale:
+    """Return how the scores of all groups are read; raises RecipeError where they are not the same."""
+    scales = list(dict.fromkeys(group.scale for group in groups)) or [ACCURACY]
+    if len(scales) > 1:
+        raise RecipeError(
+            f"scores of several kinds ({', '.join(scale.title for scale in scales)}) have no common axis; "
+            "a report of each study apart is right"
+        )
+    return scales[0]
 
 
 def series_of(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -137,7 +169,8 @@ def _along_one_curve(groups: Sequence[Group]) -> dict[tuple[str, str], bool]:
     return {which: None not in some and len(set(some)) == len(some) for which, some in amounts.items()}
 
 
-_AMOUNTS = ("macs", "parameters", "latency_ms", "sparsity", "accuracy_drop", "penalty", "ratio", "width")
+_AMOUNTS = ("macs", "parameters", "latency_ms", "sparsity", "drop", "accuracy_drop", "penalty")
+_AMOUNTS += ("ratio", "width")
 
 
 def amount_of(point: Mapping[str, Any]) -> str | None:
@@ -187,16 +220,22 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def percent(figure: Figure | None) -> str:
-    """Return "98.31 ± 0.05" for a fraction, in percent; the deviation only over several seeds."""
+def scored(figure: Figure | None, scale: Scale) -> str:
+    """Return "98.31 ± 0.05" for a score, in its unit; the deviation only over several seeds."""
     if figure is None:
         return ""
-    text = f"{100 * figure.mean:.2f}"
-    return f"{text} ± {100 * figure.std:.2f}" if figure.number > 1 else text
+    text = scale.number(figure.mean)
+    return f"{text} ± {scale.number(figure.std)}" if figure.number > 1 else text
+
+
+def columns_unit(scale: Scale) -> str:
+    """Return what stands behind a column's title: " %", or nothing where the score has no unit."""
+    return f" {scale.unit}" if scale.unit else ""
 
 
 def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Return (header, rows) of the result table: one row a point, accuracies in percent."""
+    """Return (header, rows) of the result table: one row a point, scores in their unit."""
+    unit = columns_unit(check_one_score(groups))
     keys = dict.fromkeys(key for group in groups for key in group.point)
     packed = [
         _mean("file bytes", "bytes_packed", "{:,.0f}"),
@@ -209,14 +248,12 @@ def table_of(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
         _mean("sparsity %", "sparsity", "{:.2f}", 100),
         ("requested %", _requested),
         _mean("compression", "compression_rate", "{:.2f}x"),
-        ("dense %", lambda group: percent(group.figure("accuracy_dense"))),
-        ("pruned %", lambda group: percent(group.figure("accuracy_pruned"))),
-        ("retrained %", lambda group: percent(group.figure("accuracy_retrained"))),
+        *((f"{stage}{unit}", partial(_score, stage)) for stage in ("dense", "pruned", "retrained")),
         ("epochs", lambda group: str(group.trials[0].get("epochs", {}).get("retrain") or "")),
         ("change", _change),
         _mean("non-zero", "nonzero", "{:,.0f}"),
         *(packed if any(group.figure("bytes_packed") for group in groups) else []),
-        ("seeds", lambda group: str(dense.number if (dense := group.figure("accuracy_dense")) else 0)),
+        ("seeds", lambda group: str(dense.number if (dense := group.figure("score_dense")) else 0)),
     ]
     return filled(columns, groups)
 
@@ -245,6 +282,10 @@ def _requested(group: Group) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
+def _score(stage: str, group: Group) -> str:
+    return scored(group.figure(f"score_{stage}"), group.scale)
+
+
 def _change(group: Group) -> str:
-    dense, last = group.figure("accuracy_dense"), group.figure(group.final)
-    return f"{100 * (last.mean - dense.mean):+.2f}" if last and dense else ""
+    dense, last = group.figure("score_dense"), group.figure(group.final)
+    return group.scale.number(last.mean - dense.mean, "+") if last and dense else ""

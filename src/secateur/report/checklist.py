@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.report.aggregate import Group, front, is_number
+from secateur.report.aggregate import Group, check_one_score, front, is_number
+from secateur.task.base import ACCURACY, Scale
 
 _BEFORE_PRUNING = ("train", "data", "model")
+_COLLAPSE = 0.05  # of a share five points, of another score a twentieth: what "on to collapse" asks at least
 Study = Mapping[str, Any]
 Answer = tuple[bool | None, str]
 
@@ -31,10 +33,12 @@ class Point:
 def checklist(studies: Sequence[Study], groups: Sequence[Group]) -> list[Point]:
     """Check the twenty points against studies and their groups."""
     trials = [t for s in studies for t in s["trials"] if t.get("state") == "finished"]
+    scale = check_one_score(groups)
+    name = scale.name
     questions = [
         ("The exact architecture: layer list and parameter count", _architecture(trials)),
-        ("The same initial weights for every method; dense accuracy of each seed", _same_start(trials)),
-        ("Raw accuracy and the change, computed from its two operands", _has(trials, "accuracy_dense")),
+        (f"The same initial weights for every method; dense {name} of each seed", _same_start(trials)),
+        (f"Raw {name} and the change, computed from its two operands", _has(trials, "score_dense")),
         ("Compression rate = original / remaining, saying what is counted", _has(trials, "compression_rate")),
         ("Theoretical speed-up (multiply-adds) beside it", _has(trials, "macs_effective")),
         ("Measured latency, apart from the theoretical", _has(trials, "latency_ms")),
@@ -43,12 +47,15 @@ def checklist(studies: Sequence[Study], groups: Sequence[Group]) -> list[Point]:
         ("At least three seeds, mean and deviation, n shown", _seeds(groups)),
         ("Baselines: random and magnitude, at the same per-layer ratios", _baselines(trials)),
         ("A dense small network trained from scratch, at equal training", _scratch(trials)),
-        ("Selection on validation, test reported once", _has(trials, "accuracy_dense_validation")),
-        ("Accuracy before and after recovery; its epochs and rates counted", _recovery(trials)),
+        ("Selection on validation, test reported once", _has(trials, "score_dense_validation")),
+        (
+            f"{name[:1].upper()}{name[1:]} before and after recovery; its epochs and rates counted",
+            _recovery(trials),
+        ),
         ("Achieved beside requested sparsity, per layer; emptied and protected layers", _requested(trials)),
         ("Whether the classifier was pruned", _classifier(trials)),
         ("Claims limited to the data sets run", _data(trials)),
-        ("Top-1 accuracy (and Top-5 from 100 classes on)", _top(trials)),
+        _metric(trials, scale),
         ("Library versions, hardware, commit, configuration hash", _environment(studies, trials)),
         ("The Pareto front of seed means, dominated points shown", _front(groups)),
         ("Quoted figures labelled as quoted, with their source", _quoted(studies)),
@@ -62,11 +69,11 @@ def _architecture(trials: Sequence[Mapping[str, Any]]) -> Answer:
 
 
 def _same_start(trials: Sequence[Mapping[str, Any]]) -> Answer:
-    """One dense accuracy for each seed and data set tells that all began from one network."""
+    """One dense score for each seed and data set tells that all began from one network."""
     found: dict[str, set[float | None]] = {}
     for trial in trials:
         changed = {k: v for k, v in trial["point"].items() if k.partition(".")[0] in _BEFORE_PRUNING}
-        found.setdefault(f"{trial['seed']} {changed}", set()).add(trial["metrics"].get("accuracy_dense"))
+        found.setdefault(f"{trial['seed']} {changed}", set()).add(trial["metrics"].get("score_dense"))
     differing = sum(len(values) > 1 for values in found.values())
     return bool(found) and not differing, f"{len(found)} dense networks, {differing} differ between methods"
 
@@ -78,18 +85,27 @@ def _has(trials: Sequence[Mapping[str, Any]], metric: str) -> Answer:
 
 def _operating_points(groups: Sequence[Group]) -> Answer:
     by_method: dict[str, set[float]] = {}
-    worst = 0.0
+    worst = shown = 0.0
+    scale = check_one_score(groups)
     for group in groups:
-        sparsity, last, dense = (group.figure(m) for m in ("sparsity", group.final, "accuracy_dense"))
+        sparsity, last, dense = (group.figure(m) for m in ("sparsity", group.final, "score_dense"))
         if sparsity and last and dense:
             by_method.setdefault(group.method, set()).add(round(sparsity.mean, 4))
-            worst = max(worst, dense.mean - last.mean)
+            worst = max(worst, _lost(group.scale, dense.mean, last.mean))
+            shown = max(shown, group.scale.drop(dense.mean, last.mean))
     most = max((len(points) for points in by_method.values()), default=0)
-    return most >= 5 and worst >= 0.05, f"{most} sparsities; the largest loss is {100 * worst:.1f} points"
+    loss = f"{shown:.4g} {scale.points}" if scale.unit != "%" else f"{shown:.1f} points"
+    return most >= 5 and worst >= _COLLAPSE, f"{most} sparsities; the largest loss is {loss}"
+
+
+def _lost(scale: Scale, dense: float, last: float) -> float:
+    """Return which share of the dense score is lost: in points of a share, else relative to it."""
+    lost = scale.oriented(dense) - scale.oriented(last)
+    return lost if scale.unit == "%" else lost / max(abs(dense), 1e-12)
 
 
 def _seeds(groups: Sequence[Group]) -> Answer:
-    fewest = min((f.number if (f := g.figure("accuracy_dense")) else 0 for g in groups), default=0)
+    fewest = min((f.number if (f := g.figure("score_dense")) else 0 for g in groups), default=0)
     return fewest >= 3, f"{fewest} seeds at the least"
 
 
@@ -117,7 +133,7 @@ def _scratch(trials: Sequence[Mapping[str, Any]]) -> Answer:
 
 
 def _recovery(trials: Sequence[Mapping[str, Any]]) -> Answer:
-    retrained = [t for t in trials if t["metrics"].get("accuracy_retrained") is not None]
+    retrained = [t for t in trials if t["metrics"].get("score_retrained") is not None]
     if not retrained:
         return None, "nothing was retrained"
     counted = [t for t in retrained if t["epochs"].get("retrain")]
@@ -145,9 +161,13 @@ def _data(trials: Sequence[Mapping[str, Any]]) -> Answer:
     return bool(names), f"run on {', '.join(names)}, and on nothing else"
 
 
-def _top(trials: Sequence[Mapping[str, Any]]) -> Answer:
+def _metric(trials: Sequence[Mapping[str, Any]], scale: Scale) -> tuple[str, Answer]:
+    if scale.name != ACCURACY.name:
+        better = "higher" if scale.higher_is_better else "lower"
+        return "The metric of the task, with its unit", (True, f"{scale.title}; {better} is better")
     most = max((t["classes"] for t in trials), default=0)
-    return 0 < most < 100, f"top-1 alone, and {most} classes at the most"
+    seen = f"top-1 alone, and {most} classes at the most"
+    return "Top-1 accuracy (and Top-5 from 100 classes on)", (0 < most < 100, seen)
 
 
 def _environment(studies: Sequence[Study], trials: Sequence[Mapping[str, Any]]) -> Answer:
@@ -158,7 +178,8 @@ def _environment(studies: Sequence[Study], trials: Sequence[Mapping[str, Any]]) 
 
 
 def _front(groups: Sequence[Group]) -> Answer:
-    points = [(x.mean, y.mean) for g in groups if (x := g.figure("sparsity")) and (y := g.figure(g.final))]
+    known = [(g.scale, x, y) for g in groups if (x := g.figure("sparsity")) and (y := g.figure(g.final))]
+    points = [(x.mean, scale.oriented(y.mean)) for scale, x, y in known]
     if len(points) < 2:
         return None, "fewer than two points"
     return True, f"{len(front(points))} of {len(points)} points are on the front"

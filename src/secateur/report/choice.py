@@ -1,4 +1,4 @@
-"""One network of a study chosen: the cheapest whose validation accuracy is within a limit.
+"""One network of a study chosen: the cheapest whose validation score is within a limit.
 
 Choosing reads no test figure: the test set measures the choice once it is made.
 """
@@ -18,11 +18,11 @@ from secateur.experiments.claim import RESULT, whole_result
 from secateur.experiments.commands.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
-from secateur.report.aggregate import Figure, Group, groups_of, names_of
+from secateur.report.aggregate import Figure, Group, check_one_score, groups_of, names_of
 from secateur.storage import load_tensors, replacing
 
 Metrics = Mapping[str, Any]
-_DENSE = "accuracy_dense_validation"
+_DENSE = "score_dense_validation"
 _LATENCY, _DENSE_LATENCY = "measured latency, batch of one, ms", "latency_dense_ms"
 _ROUNDING = 1e-9  # percentage points: what a mean's last digits may be off
 
@@ -65,8 +65,8 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of a method over its finished seeds: the validation accuracies (fractions) of its networks
-    and of the dense ones they came from, and the quantity that is to be small."""
+    """A point of a method over its finished seeds: the validation scores of its networks and of the dense
+    ones they came from, and the quantity that is to be small."""
 
     folder: Path
     group: Group
@@ -77,14 +77,14 @@ class Candidate:
 
     @property
     def drop(self) -> float:
-        """How far the mean lies below the dense networks', in percentage points."""
-        return 100 * (self.dense.mean - self.validation.mean)
+        """How much worse the mean is than the dense networks', in the score's unit (percentage points)."""
+        return self.group.scale.drop(self.dense.mean, self.validation.mean)
 
 
 @dataclass(frozen=True)
 class Choice:
     """The candidates within ``limit`` points of the dense network, best first; the others, nearest
-    first; and the trial of the best one whose own validation accuracy is the highest."""
+    first; and the trial of the best one whose own validation score is the best."""
 
     quantity: Quantity
     limit: float
@@ -112,14 +112,14 @@ class Files:
     reshaped: bool
 
 
-def choose(folders: Sequence[Path], accuracy_drop: float, minimise: str = "bytes") -> Choice:
+def choose(folders: Sequence[Path], drop: float, minimise: str = "bytes") -> Choice:
     """Choose a network of the studies in ``folders`` on their validation figures alone.
 
-    Of the points (means over their finished seeds) whose validation accuracy is at most
-    ``accuracy_drop`` percentage points below that of the dense networks they came from, the one with
+    Of the points (means over their finished seeds) whose validation score is at most ``drop`` worse, in its
+    unit (percentage points of accuracy), than that of the dense networks they came from, the one with
     the least ``minimise`` (see ``QUANTITIES``; latency as the share of the dense network's in the same
-    trial) is chosen; of equal ones that of the higher validation accuracy, then of the higher sparsity,
-    then the first. Of its seeds the one of the highest validation accuracy is taken.
+    trial) is chosen; of equal ones that of the better validation score, then of the higher sparsity,
+    then the first. Of its seeds the one of the best validation score is taken.
 
     Raises RecipeError for a drop or a quantity that cannot be, a quantity that was not measured,
     studies of several data sets, and where no point is within the limit; StorageError for folders
@@ -127,33 +127,36 @@ def choose(folders: Sequence[Path], accuracy_drop: float, minimise: str = "bytes
     """
     if minimise not in QUANTITIES:
         raise RecipeError(f"--minimise {minimise}: one of {', '.join(QUANTITIES)}")
-    if not 0 <= accuracy_drop < math.inf:
-        raise RecipeError(f"--accuracy-drop {accuracy_drop:g}: it is in percentage points, from 0")
+    if not 0 <= drop < math.inf:
+        raise RecipeError(f"--drop {drop:g}: it is in the score's unit (percentage points), from 0")
     quantity = QUANTITIES[minimise]
     studies = [read_results(folder) for folder in folders]
     failed = sum(trial.get("state") != "finished" for study in studies for trial in study["trials"])
     candidates = _candidates(folders, studies, quantity)
-    within = sorted((c for c in candidates if c.drop <= accuracy_drop + _ROUNDING), key=_preference)
-    beyond = sorted((c for c in candidates if c.drop > accuracy_drop + _ROUNDING), key=lambda c: c.drop)
+    within = sorted((c for c in candidates if c.drop <= drop + _ROUNDING), key=_preference)
+    beyond = sorted((c for c in candidates if c.drop > drop + _ROUNDING), key=lambda c: c.drop)
     if not within:
+        scale = beyond[0].group.scale
         raise RecipeError(
-            f"--accuracy-drop {accuracy_drop:g}: none of {len(beyond)} points keeps its validation accuracy "
-            f"that near; the nearest is {beyond[0].group.label!r}, {beyond[0].drop:.2f} points below dense"
+            f"--drop {drop:g}: none of {len(beyond)} points keeps its validation {scale.name} that near; the "
+            f"nearest is {beyond[0].group.label!r}, {beyond[0].drop:.2f} {scale.points} worse than dense"
         )
     best = within[0]
-    trial = max(best.group.trials, key=lambda trial: trial["metrics"][best.metric])
-    return Choice(quantity, accuracy_drop, tuple(within), tuple(beyond), trial, failed)
+    scale = best.group.scale
+    trial = max(best.group.trials, key=lambda trial: scale.oriented(trial["metrics"][best.metric]))
+    return Choice(quantity, drop, tuple(within), tuple(beyond), trial, failed)
 
 
 def _preference(candidate: Candidate) -> tuple[float, float, float]:
     sparsity = candidate.group.figure("sparsity")
-    return candidate.cost.mean, -candidate.validation.mean, -sparsity.mean if sparsity else 0.0
+    better = candidate.group.scale.oriented(candidate.validation.mean)
+    return candidate.cost.mean, -better, -sparsity.mean if sparsity else 0.0
 
 
 def _candidates(
     folders: Sequence[Path], studies: Sequence[Mapping[str, Any]], quantity: Quantity
 ) -> list[Candidate]:
-    """Return every point that has validation accuracies, in the order of its study."""
+    """Return every point that has validation scores, in the order of its study."""
     points: list[tuple[Path, Group, str]] = []
     for folder, study, name in zip(folders, studies, names_of(studies), strict=True):
         for group in groups_of(study, name):
@@ -163,8 +166,9 @@ def _candidates(
                 points.append((folder, replace(group, trials=trials), metric))
     if not points:
         listed = ", ".join(map(str, folders))
-        raise RecipeError(f"{listed}: no finished trial has a validation accuracy to choose by")
+        raise RecipeError(f"{listed}: no finished trial has a validation score to choose by")
     groups = [group for _, group, _ in points]
+    check_one_score(groups)
     _check_one_data_set(groups)
     _check_measured(groups, quantity)
     return [_candidate(folder, group, metric, quantity) for folder, group, metric in points]
@@ -181,7 +185,7 @@ def _candidate(folder: Path, group: Group, metric: str, quantity: Quantity) -> C
 
 def _final(group: Group) -> str | None:
     """The validation metric of the network handed back: retrained where it was, else pruned."""
-    metrics = ("accuracy_retrained_validation", "accuracy_pruned_validation")
+    metrics = ("score_retrained_validation", "score_pruned_validation")
     return next((m for m in metrics if group.figure(m) and group.figure(_DENSE)), None)
 
 
@@ -189,7 +193,7 @@ def _check_one_data_set(groups: Sequence[Group]) -> None:
     names = list(dict.fromkeys(group.data for group in groups))
     if len(names) > 1:
         raise RecipeError(
-            f"accuracies on several data sets ({', '.join(names)}) cannot be compared; choose in each apart"
+            f"scores on several data sets ({', '.join(names)}) cannot be compared; choose in each apart"
         )
 
 

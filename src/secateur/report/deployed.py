@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from secateur.report.aggregate import Group, names_of
+from secateur.task.base import ACCURACY
 
 Deployment = Mapping[str, Any]
 _HEADER = (
@@ -46,7 +47,8 @@ def deployments_of(studies: Sequence[Mapping[str, Any]]) -> dict[str, Deployment
 
 def deployment_label(trial: Mapping[str, Any]) -> str:
     """Return "method: setting value, seed 0" of a row or of a deployment's own trial."""
-    return f"{Group('', trial['method'], trial['point'], ()).label}, seed {trial['seed']}"
+    label = Group("", trial["method"], trial["point"], ACCURACY, ()).label
+    return f"{label}, seed {trial['seed']}"
 
 
 def deployment_table(deployment: Deployment) -> tuple[list[str], list[list[str]]]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from secateur.report.aggregate import Figure, Group
+from secateur.report.aggregate import Figure, Group, check_one_score
 
 Plot = dict[str, Any]
 T = TypeVar("T")
@@ -25,32 +25,34 @@ def with_texts(part: Any, change: Callable[[str], str]) -> Any:
 
 
 def add_dense(layout: Plot, groups: Sequence[Group]) -> None:
-    """Draw the dense accuracies as lines with their names."""
-    levels = dense_levels(groups)
+    """Draw the dense scores as lines with their names."""
+    levels, scale = dense_levels(groups), check_one_score(groups)
     across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1}
     dashed = {"line": {"color": "#444", "width": 1, "dash": "dash"}}
     layout["shapes"] = [across | {"y0": level, "y1": level} | dashed for level in levels.values()]
     place = {"xref": "paper", "x": 0.01, "xanchor": "left", "yshift": 9, "showarrow": False}
     written = place | {"font": {"size": 11, "color": "#444"}}
     layout["annotations"] = [
-        written | {"y": level, "text": f"{name} {level:.2f}"} for name, level in levels.items()
+        written | {"y": level, "text": f"{name} {scale.number(level / scale.factor)}"}
+        for name, level in levels.items()
     ]
 
 
 def dense_levels(groups: Sequence[Group]) -> dict[str, float]:
-    """The dense accuracy of each network of each study, in percent: where several of one kind are trained,
+    """The dense score of each network of each study, as it is shown: where several of one kind are trained,
     their mean. Those that are equal have one line."""
     found: dict[tuple[str, str], list[float]] = {}
     for group in groups:
-        dense = group.figure("accuracy_dense")
+        dense = group.figure("score_dense")
         if dense:
-            found.setdefault((group.study, group.network), []).append(100 * dense.mean)
+            found.setdefault((group.study, group.network), []).append(group.scale.factor * dense.mean)
     studies = [study for study, _ in found]
+    digits = 2 if check_one_score(groups).unit == "%" else 6
     levels: dict[float, list[str]] = {}
     for (study, network), values in found.items():
         words = [study] if len(set(studies)) > 1 else []
         words += [network] if studies.count(study) > 1 else []
-        levels.setdefault(round(statistics.fmean(values), 2), []).append(" ".join(words))
+        levels.setdefault(round(statistics.fmean(values), digits), []).append(" ".join(words))
     if len(levels) == 1:
         return {"dense": next(iter(levels))}
     return {f"dense, {' and '.join(names)}": level for level, names in levels.items()}

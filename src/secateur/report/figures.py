@@ -7,9 +7,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, figure_of, is_number, percent, series_of, settings_text
+from secateur.report.aggregate import (
+    Figure,
+    Group,
+    check_one_score,
+    columns_unit,
+    figure_of,
+    is_number,
+    scored,
+    series_of,
+    settings_text,
+)
 from secateur.report.drawing import QUOTED, Plot, add_dense, axes_of, coloured, line_of, marks_of, means_of
 from secateur.report.pareto import Front, Spot, fronts_of
+from secateur.task.base import Scale
 
 _JOINED = "lines+markers"
 _SCALES = {"sparsity": 100}
@@ -22,37 +33,37 @@ _AXES = {
 
 def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
     """Return the figures that the groups can fill, by title."""
+    name = check_one_score(groups).name
+    score = name[:1].upper() + name[1:]
     plots = {
-        "Accuracy against sparsity": accuracy_plot(groups, reference, "sparsity"),
-        "Accuracy against compression rate": accuracy_plot(groups, reference, "compression_rate"),
-        "Accuracy against file size": accuracy_plot(groups, reference, "compression_packed"),
+        f"{score} against sparsity": score_plot(groups, reference, "sparsity"),
+        f"{score} against compression rate": score_plot(groups, reference, "compression_rate"),
+        f"{score} against file size": score_plot(groups, reference, "compression_packed"),
         **{title: pareto_plot(front, groups) for title, front in fronts_of(groups).items()},
         "Parameters and non-zeros": counts_plot(groups),
         "Sparsity by layer": layers_plot(groups),
-        "Accuracy against alpha": alpha_plot(groups),
+        f"{score} against alpha": alpha_plot(groups),
         "Training curves": curves_plot(groups),
     }
     return {title: plot for title, plot in plots.items() if plot is not None}
 
 
-def accuracy_plot(
-    groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str
-) -> Plot | None:
-    """Test accuracy before and after retraining against sparsity or compression, error bars over
-    seeds, the dense network's as a line, quoted figures as crosses. Against the size of a file, the
-    accuracy of the network that it holds alone."""
+def score_plot(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], against: str) -> Plot | None:
+    """Test score before and after retraining against sparsity or compression, error bars over seeds, the
+    dense network's as a line, quoted figures as crosses. Against the size of a file, the score of the
+    network that it holds alone."""
     traces: list[Plot] = []
     for colour, (name, members) in coloured(series_of(groups).items()):
-        for metric, dash in (("accuracy_retrained", "solid"), ("accuracy_pruned", "dot")):
+        for metric, dash in (("score_retrained", "solid"), ("score_pruned", "dot")):
             words = "retrained" if dash == "solid" else "pruned"
             shown = [g for g in members if against != "compression_packed" or g.final == metric]
             traces += _curve(shown, against, metric, f"{name}, {words}", colour, dash)
     if not traces and against == "compression_packed":
         return None
     traces += _quoted(groups, reference, against)
-    if not traces or not any(group.figure("accuracy_dense") for group in groups):
+    if not traces or not any(group.figure("score_dense") for group in groups):
         return None
-    layout = axes_of(_AXES[against], "test accuracy, %")
+    layout = axes_of(_AXES[against], f"test {check_one_score(groups).title}")
     if against != "sparsity":
         layout["xaxis"]["type"] = "log"
     add_dense(layout, groups)
@@ -65,10 +76,16 @@ def _curve(
     points = _along(members, against, metric)
     if not points:
         return []
-    trace = means_of(name, [x for x, _, _ in points], [y for _, _, y in points], mode=_JOINED)
-    texts = [f"{g.label}<br>{percent(y)} % (n = {y.number})" for _, g, y in points]
+    scale = points[0][1].scale
+    ys = [y for _, _, y in points]
+    trace = means_of(name, [x for x, _, _ in points], ys, scale.factor, mode=_JOINED)
+    texts = [f"{g.label}<br>{_shown(y, scale)} (n = {y.number})" for _, g, y in points]
     line = {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5}
     return [trace | {"text": texts, "hoverinfo": "text", "line": line, "marker": {"size": 6}}]
+
+
+def _shown(figure: Figure, scale: Scale) -> str:
+    return scored(figure, scale) + columns_unit(scale)
 
 
 def counts_plot(groups: Sequence[Group]) -> Plot | None:
@@ -100,7 +117,8 @@ def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], aga
     """Quoted figures, where their point is one of ours (its sparsity is then ours)."""
     scale = _SCALES.get(against, 1)
     traces: list[Plot] = []
-    for metric, symbol in (("accuracy_retrained", "x"), ("accuracy_pruned", "x-open")):
+    factor = check_one_score(groups).factor
+    for metric, symbol in (("score_retrained", "x"), ("score_pruned", "x-open")):
         points: list[tuple[float, float, str]] = []
         for entry in reference:
             group = match(groups, entry)
@@ -108,12 +126,13 @@ def _quoted(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]], aga
             given: Any = entry.get(against)
             value = float(given) if is_number(given) else x.mean if x else None
             if is_number(entry.get(metric)) and value is not None:
-                y = 100 * entry[metric]
-                points.append((scale * value, y, f"quoted: {describe_point(entry)}, {y:.2f} %"))
+                y = factor * entry[metric]
+                said = check_one_score(groups).text(entry[metric])
+                points.append((scale * value, y, f"quoted: {describe_point(entry)}, {said}"))
         if points:
             xs, ys, texts = map(list, zip(*points, strict=True))
             marker = {"symbol": symbol, "size": 9, "color": QUOTED}
-            traces.append(marks_of(f"quoted, {metric.removeprefix('accuracy_')}", xs, ys, texts, marker))
+            traces.append(marks_of(f"quoted, {metric.removeprefix('score_')}", xs, ys, texts, marker))
     return traces
 
 
@@ -142,11 +161,14 @@ def describe_point(entry: Mapping[str, Any]) -> str:
 
 def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
     """Seed means of every point, a colour a curve of ``groups``, those on the front joined by the best
-    that is had at each place, the dominated ones paler, the dense network's accuracy as a line, and
+    that is had at each place, the dominated ones paler, the dense network's score as a line, and
     the knee in a circle."""
     step = "vh" if front.axis.larger_is_better else "hv"
     joined = line_of(
-        "front", [spot.x for spot in front.best], [100 * s.y.mean for s in front.best], "#444444"
+        "front",
+        [spot.x for spot in front.best],
+        [s.group.scale.factor * s.y.mean for s in front.best],
+        "#444444",
     )
     traces = [joined | {"line": {"color": "#444444", "width": 1, "shape": step}, "hoverinfo": "skip"}]
     best = {id(spot.group) for spot in front.best}
@@ -164,7 +186,7 @@ def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
         ring = {"symbol": "circle-open", "size": 17, "color": "#b8324f"}
         knee = _spots(f"knee: {front.knee.group.label}", front, [front.knee], ring)
         traces.append(knee | {"error_y": {}})
-    layout = axes_of(front.axis.title, "test accuracy, %")
+    layout = axes_of(front.axis.title, f"test {check_one_score(groups).title}")
     add_dense(layout, [spot.group for spot in front.spots])
     return {"data": traces, "layout": layout}
 
@@ -172,10 +194,12 @@ def pareto_plot(front: Front, groups: Sequence[Group]) -> Plot:
 def _spots(name: str, front: Front, spots: Sequence[Spot], marker: Plot) -> Plot:
     axis = front.axis
     texts = [
-        f"{s.group.label}<br>{percent(s.y)} % (n = {s.y.number}), {axis.column} {axis.text(s.group)}"
+        f"{s.group.label}<br>{_shown(s.y, s.group.scale)} (n = {s.y.number}), "
+        f"{axis.column} {axis.text(s.group)}"
         for s in spots
     ]
-    trace = means_of(name, [spot.x for spot in spots], [spot.y for spot in spots], mode="markers")
+    xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
+    trace = means_of(name, xs, ys, spots[0].group.scale.factor, mode="markers")
     return trace | {"legendgroup": name, "text": texts, "hoverinfo": "text", "marker": marker}
 
 
@@ -205,9 +229,10 @@ def layers_plot(groups: Sequence[Group]) -> Plot | None:
 
 
 def curves_plot(groups: Sequence[Group]) -> Plot | None:
-    """Validation accuracy by epoch: the dense training, and each point's retraining after it."""
+    """Validation score by epoch: the dense training, and each point's retraining after it."""
     traces: list[Plot] = []
-    dense = _mean_curve([t["curves"].get("dense", []) for g in groups for t in g.trials])
+    scale = check_one_score(groups)
+    dense = _mean_curve([t["curves"].get("dense", []) for g in groups for t in g.trials], scale)
     if dense:
         traces.append(line_of("dense", range(1, len(dense) + 1), dense, "#444444"))
     for colour, group in coloured(groups):
@@ -215,25 +240,26 @@ def curves_plot(groups: Sequence[Group]) -> Plot | None:
             [row for step, part in trial["curves"].items() if step != "dense" for row in part]
             for trial in group.trials
         ]
-        curve = _mean_curve(rows)
+        curve = _mean_curve(rows, scale)
         if curve:
             start = len(dense) + 1
             traces.append(line_of(group.label, range(start, start + len(curve)), curve, colour))
-    layout = axes_of("epoch, retraining after the dense training", "validation accuracy, %")
+    layout = axes_of("epoch, retraining after the dense training", f"validation {scale.title}")
     return {"data": traces, "layout": layout} if traces else None
 
 
 def alpha_plot(groups: Sequence[Group]) -> Plot | None:
-    """Validation accuracy at each alpha of an annealing: from 1 on the left, where the network is the
+    """Validation score at each alpha of an annealing: from 1 on the left, where the network is the
     dense one, over a log scale to 0 on the right. Where the seeds' alphas differ, a line for each."""
     lines: dict[tuple[str, str], dict[float, list[float]]] = {}
+    scale = check_one_score(groups)
     for group in groups:
         runs = [(trial["seed"], run) for trial in group.trials if (run := _by_alpha(trial))]
         same = len({tuple(run) for _, run in runs}) == 1
         for seed, run in runs:
             name = group.label if same else f"{group.label}, seed {seed}"
             for alpha, score in run.items():
-                lines.setdefault((group.study, name), {}).setdefault(alpha, []).append(score)
+                lines.setdefault((group.study, name), {}).setdefault(alpha, []).append(scale.oriented(score))
     if not lines:
         return None
     least = min((alpha for line in lines.values() for alpha in line if alpha > 0), default=1.0)
@@ -242,10 +268,10 @@ def alpha_plot(groups: Sequence[Group]) -> Plot | None:
     for colour, ((_, name), line) in coloured(lines.items()):
         xs = [-math.log10(alpha) if alpha > 0 else end for alpha in line]
         figures = [figure for figure in map(figure_of, line.values()) if figure]
-        texts = [f"{name}<br>alpha {a:g}: {percent(f)} %" for a, f in zip(line, figures, strict=True)]
+        texts = [f"{name}<br>alpha {a:g}: {_shown(f, scale)}" for a, f in zip(line, figures, strict=True)]
         more = {"text": texts, "hoverinfo": "text", "line": {"color": colour, "width": 1.5}}
-        traces.append(means_of(name, xs, figures, mode=_JOINED) | more)
-    layout = axes_of("alpha, log scale and 0", "validation accuracy, %")
+        traces.append(means_of(name, xs, figures, scale.factor, mode=_JOINED) | more)
+    layout = axes_of("alpha, log scale and 0", f"validation {scale.title}")
     marks = [m for e in range(9) for m in (10.0**-e, 0.5 * 10.0**-e, 0.2 * 10.0**-e) if m >= least]
     ticks = {-math.log10(mark): f"{mark:g}" for mark in marks} | {end: "0"}
     layout["xaxis"] |= {"tickvals": [*ticks], "ticktext": [*ticks.values()]}
@@ -253,15 +279,15 @@ def alpha_plot(groups: Sequence[Group]) -> Plot | None:
 
 
 def _by_alpha(trial: Mapping[str, Any]) -> dict[float, float]:
-    """The accuracy that went on from each alpha of a trial's last annealing."""
+    """The score that went on from each alpha of a trial's last annealing, larger being better."""
     steps = [*trial.get("stages", {}).values()]
     rows = steps[-1] if steps else []
     return {row["alpha"]: row["score"] for row in rows if row["kept"] and row["score"] is not None}
 
 
-def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
+def _mean_curve(rows: Sequence[Sequence[Mapping[str, Any]]], scale: Scale) -> list[float]:
     longest = max((len(curve) for curve in rows), default=0)
     return [
-        100 * statistics.fmean(curve[i]["validation_accuracy"] for curve in rows if len(curve) > i)
+        scale.factor * statistics.fmean(curve[i]["validation_score"] for curve in rows if len(curve) > i)
         for i in range(longest)
     ]

@@ -10,13 +10,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur.report.aggregate import Figure, Group, all_groups, is_number, percent, references_of, table_of
+from secateur.report.aggregate import (
+    Figure,
+    Group,
+    all_groups,
+    check_one_score,
+    is_number,
+    references_of,
+    scored,
+    table_of,
+)
 from secateur.report.checklist import Point, checklist
+from secateur.report.classes import lost_most
 from secateur.report.deployed import Deployment, deployment_lines, deployment_table, deployments_of
 from secateur.report.drawing import with_texts
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
 from secateur.storage import replacing
+from secateur.task.base import Scale
 from secateur.text import printable
 
 _STYLE = """
@@ -44,6 +55,12 @@ for (const [id, figure] of Object.entries(figures)) {
     modeBarButtonsToRemove: ['select2d', 'lasso2d'], displayModeBar: !narrow});
 }
 """
+
+
+_NOTE_ON_CLASSES = (
+    "<p>Of each point the class whose test examples the network handed back gets right less often than the "
+    "dense one by the most, over all seeds: a mean over all classes hides it.</p>"
+)
 
 
 def write_page(studies: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -79,6 +96,9 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
     if reference:
         parts.append(_section("Beside the quoted figures", _reference_table(groups, reference)))
     parts += _notes(studies)
+    lost = lost_most(groups)
+    if lost is not None:
+        parts.append(_section("The class that lost most", _NOTE_ON_CLASSES + _table(*lost)))
     parts.append(_section("Twenty points of an honest report", _checklist(checklist(studies, groups))))
     for study in studies:
         rows = [[str(key), str(value)] for key, value in study["environment"].items()]
@@ -104,9 +124,12 @@ def _plotly() -> str:
 
 def _note_on_figures(groups: Sequence[Group]) -> str:
     seeds = {len(group.trials) for group in groups} or {0}
+    scale = check_one_score(groups)
+    better = "" if scale.higher_is_better else " (lower is better)"
     number = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     return (
-        f"<p>Accuracies are of the test set, read once a trial after every choice, in percent: mean ± "
+        f"<p>The figures are the {_text(scale.title)}{better} of the test set, read once a trial after every "
+        f"choice: mean ± "
         f"standard deviation over {number} seeds. Sparsity and compression have the dense network as "
         "denominator; compression = all its parameters / non-zero parameters left.</p>"
     )
@@ -115,13 +138,13 @@ def _note_on_figures(groups: Sequence[Group]) -> str:
 def _note_on_fronts(fronts: Mapping[str, Front]) -> str:
     names = {front.axis.name for front in fronts.values()}
     lines = [
-        "Points are means over seeds of test accuracy; those joined are the front, which no other point "
+        "Points are means over seeds of the test score; those joined are the front, which no other point "
         "beats, and the paler ones are beaten."
     ]
     if any(front.knee for front in fronts.values()):
         lines.append(
             "The knee is the front's point farthest beyond the straight line between its two ends, both axes "
-            "scaled to 0..1: past it, saving more costs more accuracy."
+            "scaled to 0..1: past it, saving more costs more of the score."
         )
     if "MACs" in names:
         lines.append("MACs are the multiply-adds of the network left: zeros alone do not lower them.")
@@ -181,13 +204,15 @@ def _reference_table(groups: Sequence[Group], reference: Sequence[Mapping[str, A
             ours = group.figure(metric)
             if ours is not None:
                 label = describe_point(entry) or group.label
-                rows.append([label, metric.replace("_", " "), *_compared(metric, float(quoted), ours)])
+                words = metric.replace("score_", f"{group.scale.name}_").replace("_", " ")
+                rows.append([label, words, *_compared(metric, float(quoted), ours, group.scale)])
     return "<p class=quoted>Quoted figures are the source's own, as printed there.</p>" + _table(header, rows)
 
 
-def _compared(metric: str, quoted: float, ours: Figure) -> list[str]:
-    if metric.startswith(("accuracy", "sparsity")):
-        return [f"{100 * quoted:.2f}", percent(ours), f"{100 * (ours.mean - quoted):+.2f}"]
+def _compared(metric: str, quoted: float, ours: Figure, scale: Scale) -> list[str]:
+    if metric.startswith(("score", "sparsity")):
+        read = scale if metric.startswith("score") else Scale("sparsity", "%")
+        return [read.number(quoted), scored(ours, read), read.number(ours.mean - quoted, "+")]
     return [f"{quoted:g}", f"{ours.mean:.2f}", f"{ours.mean - quoted:+.2f}"]
 
 

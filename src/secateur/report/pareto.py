@@ -1,16 +1,26 @@
-"""Which points nothing beats: accuracy against sparsity, multiply-adds and measured latency."""
+"""Which points nothing beats: the score against sparsity, multiply-adds and measured latency."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur.report.aggregate import Column, Figure, Group, filled, front, percent, which_of
+from secateur.report.aggregate import (
+    Column,
+    Figure,
+    Group,
+    check_one_score,
+    columns_unit,
+    filled,
+    front,
+    scored,
+    which_of,
+)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What accuracy is held against: a metric, or its ratio ``over`` another in the same trial, times
+    """What the score is held against: a metric, or its ratio ``over`` another in the same trial, times
     ``scale``."""
 
     name: str
@@ -41,19 +51,24 @@ LATENCY = Axis("latency", _LATENCY, "latency %", "latency_ms", "latency_dense_ms
 
 @dataclass(frozen=True)
 class Spot:
-    """One point of a method in the plane of a front: its place on the axis and its test accuracy, a
-    fraction, both means over seeds."""
+    """One point of a method in the plane of a front: its place on the axis and its test score, both means
+    over seeds."""
 
     group: Group
     x: float
     y: Figure
+
+    @property
+    def better(self) -> float:
+        """The mean score so that larger is better."""
+        return self.group.scale.oriented(self.y.mean)
 
 
 @dataclass(frozen=True)
 class Front:
     """Every point on one axis; of them ``best``, that no other beats, along the axis; and the knee.
 
-    ``missing`` points have an accuracy and no figure on the axis.
+    ``missing`` points have a score and no figure on the axis.
     """
 
     axis: Axis
@@ -102,9 +117,9 @@ def front_of(groups: Sequence[Group], axis: Axis) -> Front | None:
     if len(spots) < 2:
         return None
     sign = 1 if axis.larger_is_better else -1
-    best = [spots[i] for i in front([(sign * spot.x, spot.y.mean) for spot in spots])]
+    best = [spots[i] for i in front([(sign * spot.x, spot.better) for spot in spots])]
     best.sort(key=lambda spot: spot.x)
-    index = knee([(spot.x, spot.y.mean) for spot in best])
+    index = knee([(spot.x, spot.better) for spot in best])
     chosen = None if index is None else best[index]
     return Front(axis, tuple(spots), tuple(best), chosen, len(known) - len(spots))
 
@@ -126,23 +141,24 @@ def knee(points: Sequence[tuple[float, float]]) -> int | None:
 
 
 def front_table(fronts: Mapping[str, Front]) -> tuple[list[str], list[list[str]]]:
-    """Return (header, rows) of the points on any front, the most accurate first."""
+    """Return (header, rows) of the points on any front, the best first."""
     groups = {id(spot.group): spot.group for found in fronts.values() for spot in found.best}
-    shown = sorted(groups.values(), key=lambda group: (group.data, -_accuracy(group).mean))
+    shown = sorted(groups.values(), key=lambda group: (group.data, -group.scale.oriented(_final(group).mean)))
     axes = {found.axis.column: found.axis for found in fronts.values()}
+    scale = check_one_score(shown)
     columns: list[Column] = [
         *which_of(shown, "study"),
         ("method", lambda group: group.method),
         ("setting", lambda group: group.settings),
         *((column, axis.text) for column, axis in axes.items()),
-        ("test accuracy %", lambda group: percent(_accuracy(group))),
+        (f"test {scale.name}{columns_unit(scale)}", lambda group: scored(_final(group), group.scale)),
         ("on the front by", lambda group: _names(fronts, lambda front: front.best, group)),
         ("knee of", lambda group: _names(fronts, lambda front: [front.knee] if front.knee else [], group)),
     ]
     return filled(columns, shown)
 
 
-def _accuracy(group: Group) -> Figure:
+def _final(group: Group) -> Figure:
     figure = group.figure(group.final)
     assert figure is not None  # a point without one is on no front
     return figure

@@ -12,7 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.aggregate import Figure, Group, figure_of, groups_of, percent, table_of
+from secateur.report.aggregate import (
+    Figure,
+    Group,
+    check_one_score,
+    columns_unit,
+    figure_of,
+    groups_of,
+    scored,
+    table_of,
+)
 from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
 from secateur.report.deployed import Deployment, deployment_label, deployment_lines, deployment_table
 from secateur.text import printable
@@ -32,8 +41,9 @@ class Reporter:
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
     """Print one row a point: means over seeds, the quoted figures labelled as quoted."""
-    title = f"{results['recipe']}: test accuracy, mean ± std over seeds"
-    _print_rows(title, *table_of(groups_of(results)), console)
+    groups = groups_of(results)
+    title = f"{results['recipe']}: test {check_one_score(groups).title}, mean ± std over seeds"
+    _print_rows(title, *table_of(groups), console)
     for note in dict.fromkeys(note for trial in results["trials"] for note in trial.get("notes", [])):
         console.print(Text(printable(f"note: {note}")), style="yellow" if "emptied" in note else "dim")
 
@@ -44,17 +54,26 @@ def print_choice(choice: Choice, files: Files, console: Console) -> None:
     candidates = [*choice.within, *choice.beyond]
     several = len({candidate.group.study for candidate in candidates}) > 1
     share = choice.quantity.over is not None
-    header = ["point", "validation %", "dense %", "drop", f"{choice.quantity.name}{' %' if share else ''}"]
+    scale = candidates[0].group.scale
+    unit = columns_unit(scale)
+    header = [
+        "point",
+        f"validation{unit}",
+        f"dense{unit}",
+        "drop",
+        f"{choice.quantity.name}{' %' if share else ''}",
+    ]
     rows: list[list[str]] = []
     for index, candidate in enumerate(candidates[:_SHOWN]):
         study = _study_of(candidate.group) if several else ""
         cost = 100 * candidate.cost.mean if share else candidate.cost.mean
-        row = [f"{study}{candidate.group.label}", percent(candidate.validation), percent(candidate.dense)]
+        row = [f"{study}{candidate.group.label}"]
+        row += [scored(figure, scale) for figure in (candidate.validation, candidate.dense)]
         row += [f"{candidate.drop:.2f}", f"{cost:.1f}" if share else f"{cost:,.0f}"]
         seeds = str(candidate.validation.number)
         rows.append([*row, seeds, "yes" if index < len(choice.within) else "no"])
     title = (
-        f"points at most {choice.limit:g} percentage points below the dense network on validation: "
+        f"points at most {choice.limit:g} {scale.points} worse than the dense network on validation: "
         f"{len(choice.within)} of {len(candidates)}"
     )
     _print_rows(title, [*header, "seeds", "within"], rows, console)
@@ -85,16 +104,17 @@ def print_deployment(deployment: Deployment, console: Console) -> None:
 def _print_chosen(choice: Choice, several: bool, console: Console) -> None:
     """Dense beside chosen, mean of its seeds and the one seed: validation, quantity, and last the test."""
     best, quantity, trial = choice.chosen, choice.quantity, choice.trial
-    group, seed = best.group, f"seed {trial['seed']}"
+    group, seed, scale = best.group, f"seed {trial['seed']}", best.group.scale
+    unit = columns_unit(scale)
     test, alone = best.metric.removesuffix("_validation"), replace(group, trials=(trial,))
     of_dense = figure_of(quantity.dense(each["metrics"]) for each in group.trials)
-    accuracies = [best.dense, best.validation, alone.figure(best.metric)]
+    scores = [best.dense, best.validation, alone.figure(best.metric)]
     costs = [of_dense, group.figure(quantity.metric), alone.figure(quantity.metric)]
-    tests = [group.figure("accuracy_dense"), group.figure(test), alone.figure(test)]
+    tests = [group.figure("score_dense"), group.figure(test), alone.figure(test)]
     rows = [
-        ["validation accuracy %", *map(percent, accuracies)],
+        [f"validation {scale.name}{unit}", *(scored(figure, scale) for figure in scores)],
         [quantity.words, *(_number(cost, quantity) for cost in costs)],
-        ["test accuracy %, read after the choice", *map(percent, tests)],
+        [f"test {scale.name}{unit}, read after the choice", *(scored(figure, scale) for figure in tests)],
     ]
     study = _study_of(group) if several else ""
     title = f"chosen: {study}{group.label}, {seed}: the best of its {len(group.trials)} on validation"

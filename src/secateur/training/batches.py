@@ -1,4 +1,4 @@
-"""Batches from tensors in memory, shuffled and augmented from an epoch's own seed."""
+"""Batches of an epoch: of tensors in memory shuffled and augmented from its own seed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.data.dataset import Split
+from secateur.data.dataset import Split, Stream, each_tensor
+from secateur.errors import DataError
+from secateur.running import shapes
 from secateur.training.settings import Training
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Any]]
 
 
 def seed_of(*parts: Any) -> int:
@@ -22,36 +24,43 @@ def seed_of(*parts: Any) -> int:
 
 
 def training_batches(
-    data: Split | Batches, settings: Training, seed: int, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+    data: Split | Stream | Batches, settings: Training, seed: int, epoch: int, device: torch.device
+) -> Iterator[tuple[Any, Any]]:
     """Yield an epoch's (inputs, labels) on ``device``.
 
-    A Split is permuted and indexed, every image shifted and flipped by its own draw. Anything
-    else that gives batches again and again (a DataLoader) is taken as it comes.
+    A Split is permuted and indexed, every image shifted and flipped by its own draw, and so are labels that
+    lie over its pixels. Anything else that gives batches again and again (a DataLoader) is taken as it comes.
     """
     if not isinstance(data, Split):
-        for inputs, labels in data:
-            yield inputs.to(device), labels.to(device)
+        for pair in data:
+            yield each_tensor(lambda tensor: tensor.to(device), tuple(pair))
         return
     generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
     number = len(data)
-    order = torch.randperm(number, generator=generator).to(data.inputs.device)
+    order = torch.randperm(number, generator=generator)
     for indices in order.split(settings.batch_size or number):
-        inputs = data.inputs[indices].to(device)
+        inputs, labels = each_tensor(lambda tensor: tensor.to(device), data.taken(indices))
         if settings.shift or settings.flip:
-            inputs = augment(inputs, settings.shift, settings.flip, generator)
-        yield inputs, data.labels[indices].to(device)
+            inputs, labels = augment(inputs, settings.shift, settings.flip, generator, labels)
+        yield inputs, labels
 
 
-def count_batches(data: Split | Batches, settings: Training) -> int:
+def count_batches(data: Split | Stream | Batches, settings: Training) -> int:
     if isinstance(data, Split):
         return -(-len(data) // (settings.batch_size or len(data)))
-    return len(data)  # type: ignore[arg-type]
+    return len(data.loader if isinstance(data, Stream) else data)  # type: ignore[arg-type]
 
 
-def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Any, shift: int, flip: bool, generator: torch.Generator, labels: Any = None
+) -> tuple[Tensor, Any]:
     """Shift each image (N, C, H, W) by up to ``shift`` pixels both ways, its border repeated, and
-    mirror it left to right with probability 1/2 where ``flip``; every image has its own draw."""
+    mirror it left to right with probability 1/2 where ``flip``; every image has its own draw, which labels
+    (N, H, W) or (N, C, H, W) over its pixels take part in."""
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        raise DataError(
+            f"shift and flip move images (N, C, H, W); inputs are {shapes(images)}: leave them out"
+        )
     number, _, height, width = images.shape
     device = images.device
     dy, dx = torch.randint(-shift, shift + 1, (2, number, 1), generator=generator).to(device)
@@ -61,4 +70,12 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
     rows = (torch.arange(height, device=device) + dy).clamp(0, height - 1)
     columns = (across + dx).clamp(0, width - 1)
     index = torch.arange(number, device=device)[:, None, None]
-    return images[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    rows, columns = rows[:, :, None], columns[:, None, :]
+
+    def moved(pixels: Tensor) -> Tensor:
+        if pixels.dim() == 3:
+            return pixels[index, rows, columns]
+        return pixels[index, :, rows, columns].permute(0, 3, 1, 2)
+
+    over = isinstance(labels, Tensor) and labels.dim() > 2 and labels.shape[-2:] == images.shape[-2:]
+    return moved(images), moved(labels) if over else labels

@@ -1,47 +1,140 @@
-"""Accuracy and loss of a classifier on a split."""
+"""The score and the loss of a network on a split, or on batches of anybody's own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.data.dataset import Split
-from secateur.running import denormals_flushed, evaluating
-from secateur.task import cross_entropy, logits_of, predictions
+from secateur.data.dataset import Examples, Split, Stream, each_tensor, rows_of
+from secateur.pruning.batches import batches
+from secateur.running import arguments, denormals_flushed, evaluating, uncached
+from secateur.task.base import Scale, Task
+from secateur.task.built_in import classification
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``accuracy`` (a fraction) and mean ``loss`` over ``number`` examples."""
+    """The ``score`` of a network and its mean ``loss`` over ``number`` examples.
 
-    accuracy: float
+    Attributes:
+        score: a share (not times 100) where its unit is "%".
+        loss: 0 where a task's network gives none in eval mode.
+        number: how many examples were seen.
+        scale: the score's name, its unit and its better way.
+        example: what one example is.
+        classes: by class how many of its labels there were and how many were right; empty without classes.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Identity()
+        >>> found = sc.evaluate(net, [(torch.eye(4), torch.tensor([0, 1, 2, 2]))])
+        >>> found.score, found.number, found.classes[3 - 1]
+        (0.75, 4, (2, 1))
+    """
+
+    score: float
     loss: float
     number: int
+    scale: Scale
+    example: str = "example"
+    classes: tuple[tuple[int, int], ...] = ()
 
     @property
-    def score(self) -> tuple[float, float]:
-        """What choices compare: accuracy first, ties by the smaller loss."""
-        return self.accuracy, -self.loss
+    def rank(self) -> tuple[float, float]:
+        """What choices compare, larger being better: the score first, ties by the smaller loss."""
+        return self.scale.oriented(self.score), -self.loss
+
+    def __repr__(self) -> str:
+        score = f"{self.scale.name} {self.scale.text(self.score)}"
+        return f"{score}, loss {self.loss:.4g}, {self.number:,} {self.example}{'s' * (self.number != 1)}"
 
 
-def evaluate_on(model: nn.Module, split: Split, batch_size: int = 1000) -> Evaluation:
-    """Evaluate ``model`` in eval mode on ``split``, on the model's device."""
-    device = device_of(model)
+def evaluate(
+    model: nn.Module,
+    data: Examples | Iterable[Any],
+    task: Task | None = None,
+    *,
+    batch_size: int = 1000,
+) -> Evaluation:
+    """Judge a network in eval mode by a task's score and loss, on the network's device.
+
+    The network is left as it was. Scores are exact however the examples are cut into batches.
+
+    Args:
+        model: the network.
+        data: batches as everywhere: (inputs, labels), or dicts of the forward's arguments with labels.
+        task: what it is judged by; default classification: accuracy and cross-entropy.
+        batch_size: of data in memory that have no batches of their own.
+
+    Returns:
+        ``score``, ``loss``, ``number`` of examples; printed it is a line.
+
+    Raises:
+        ModelError: where outputs and labels are not those of the task.
+        CriterionError: for data without a batch, or that can be read in two ways.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(net.weight)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3.5], [7.5]]))]
+        >>> sc.evaluate(net, batches, sc.build_task("regression", score="rmse", unit="kg"))
+        RMSE 0.5 kg, loss 0.25, 2 examples
+    """
+    task = classification() if task is None else task
+    meter, loss, number = task.score.meter(), 0.0, 0
+    by_class = torch.zeros(2, 0, dtype=torch.int64)
     channels_last = prefers_channels_last(model)
-    right, loss = 0, 0.0
-    batches = zip(split.inputs.split(batch_size), split.labels.split(batch_size), strict=True)
-    with evaluating(model), denormals_flushed(), torch.inference_mode():
-        for inputs, labels in batches:
-            inputs, labels = inputs.to(device), labels.to(device)
-            if channels_last and inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            outputs = model(inputs)
-            loss += float(cross_entropy(outputs, labels, reduction="sum"))
-            right += int((predictions(logits_of(outputs, labels)) == labels).sum())
-    number = split.labels.numel()
-    return Evaluation(right / number, loss / number, len(split))
+    with evaluating(model), denormals_flushed(), uncached(model), torch.inference_mode():
+        for inputs, labels in _pairs(model, data, batch_size):
+            outputs = called(model, inputs, channels_last)
+            meter.update(outputs, labels)
+            rows = rows_of(labels)
+            number += rows
+            if task.in_eval and task.losses is not None:
+                loss += float(task.losses(outputs, labels).double().sum())
+            elif task.in_eval:
+                loss += float(task.loss(outputs, labels)) * rows
+            if task.classes is not None:
+                by_class = _added(by_class, *task.classes(outputs, labels))
+    return Evaluation(
+        float(meter.compute()),
+        loss / number,
+        number,
+        Scale(task.score.name, task.score.unit, task.score.higher_is_better),
+        task.example,
+        tuple(map(tuple, by_class.T.tolist())),
+    )
+
+
+def _pairs(model: nn.Module, data: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    if isinstance(data, (Split, Stream)):
+        device = device_of(model)
+        for pair in data.batches(size):
+            yield each_tensor(lambda tensor: tensor.to(device), pair)
+    else:
+        yield from batches(data, "evaluate", model)
+
+
+def _added(by_class: Tensor, labels: Tensor, right: Tensor) -> Tensor:
+    """Return (labels there, of them right) by class with those of one more batch."""
+    labels, right = labels.cpu(), right.cpu()
+    classes = max(by_class.shape[1], int(labels.max()) + 1 if labels.numel() else 0)
+    new = torch.stack([torch.bincount(part, minlength=classes) for part in (labels, labels[right])])
+    new[:, : by_class.shape[1]] += by_class
+    return new
+
+
+def called(model: nn.Module, inputs: Any, channels_last: bool) -> Any:
+    """Run a network on one tensor, a tuple of them, or a dict of keyword arguments."""
+    if channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from secateur.data.dataset import Split
+from secateur.data.dataset import Split, Stream, rows_of
 from secateur.errors import ModelError, NonFiniteError, RecipeError
 from secateur.methods.network_slimming import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
-from secateur.running import denormals_flushed, evaluating
-from secateur.task import cross_entropy, distillation_loss
+from secateur.running import denormals_flushed, evaluating, uncached
+from secateur.task.base import Task
+from secateur.task.built_in import classification, smoothed
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
 from secateur.training.checkpoint import State, load_run, save_run
-from secateur.training.evaluate import device_of, evaluate_on, prefers_channels_last
+from secateur.training.evaluate import called, device_of, evaluate, prefers_channels_last
 from secateur.training.settings import Training
 
 
@@ -33,7 +34,7 @@ class Epoch:
     epoch: int
     lr: float
     train_loss: float
-    validation_accuracy: float
+    validation_score: float
     validation_loss: float
     seconds: float
 
@@ -55,10 +56,11 @@ class History:
 
 def fit(
     model: nn.Module,
-    train: Split | Batches,
-    validation: Split,
+    train: Split | Stream | Batches,
+    validation: Split | Stream,
     settings: Training,
     *,
+    task: Task | None = None,
     seed: int = 0,
     masks: Masks | None = None,
     checkpoint: Path | None = None,
@@ -67,7 +69,7 @@ def fit(
     holding: Callable[[torch.optim.Optimizer], contextlib.AbstractContextManager[Any]] | None = None,
 ) -> History:
     """Train ``model`` in place, on the device it is on, and leave it with the epoch's weights that
-    ``settings.keep`` names.
+    ``settings.keep`` names: by the loss of ``task`` (default: classification), the best by its score.
 
     ``masks`` are held throughout. With ``checkpoint`` (a file), the state is written after every
     epoch, and a run that finds one there goes on from it to the same numbers; the file is the
@@ -82,11 +84,13 @@ def fit(
         return History()
     if settings.distill and teacher is None:
         raise RecipeError("distill is set, and there is no teacher: the dense network has none")
+    task = classification() if task is None else task
+    trained = smoothed(task, settings.label_smoothing)
     device = device_of(model)
     if prefers_channels_last(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = settings.make_optimizer(model)
-    history, best, best_score, first = History(), _copy(model), (-1.0, 0.0), 1
+    history, best, best_score, first = History(), _copy(model), (-1e300, 0.0), 1
     average = AveragedModel(model) if settings.average else None
     mean = None if average is None else average.module
     if checkpoint is not None and checkpoint.exists():
@@ -94,26 +98,26 @@ def fit(
         first = len(history.epochs) + 1
     if average is not None:
         average.n_averaged.fill_(max(0, first - settings.averaged_from))
-    loop = _Loop(model, optimizer, settings, count_batches(train, settings), masks, teacher)
+    loop = _Loop(model, optimizer, settings, count_batches(train, settings), trained, masks, teacher)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
     devices = [device] if device.type == "cuda" else []
     around = contextlib.nullcontext() if holding is None else holding(optimizer)
     slim = slimming(optimizer, model, settings.slimming) if settings.slimming else contextlib.nullcontext()
-    with held, around, slim, denormals_flushed(), torch.random.fork_rng(devices=devices):
+    with held, around, slim, denormals_flushed(), uncached(model), torch.random.fork_rng(devices=devices):
         for epoch in range(first, settings.epochs + 1):
             if _out_of_patience(history, epoch, settings.patience):
                 break
             torch.manual_seed(seed_of(seed, "dropout", epoch))
             start = time.perf_counter()
             train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
-            result = evaluate_on(model, validation)
+            result = evaluate(model, validation, task)
             seconds = time.perf_counter() - start
             if average is not None and epoch >= settings.averaged_from:
                 average.update_parameters(model)
-            row = Epoch(epoch, loop.lr, train_loss, result.accuracy, result.loss, seconds)
+            row = Epoch(epoch, loop.lr, train_loss, result.score, result.loss, seconds)
             history.epochs.append(row)
-            if result.score > best_score:
-                best, best_score, history.best_epoch = _copy(model), result.score, epoch
+            if result.rank > best_score:
+                best, best_score, history.best_epoch = _copy(model), result.rank, epoch
             if checkpoint is not None:
                 progress = {"best_epoch": history.best_epoch, "best_score": best_score}
                 save_run(checkpoint, model, optimizer, best, {"epochs": history.as_dicts(), **progress}, mean)
@@ -122,10 +126,10 @@ def fit(
         last = len(history.epochs)
         if average is not None and average.n_averaged > 0:
             torch.manual_seed(seed_of(seed, "dropout", last + 1))
-            update_bn(training_batches(train, settings, seed, last + 1, device), average.module)
+            update_bn(training_batches(train, settings, seed, last + 1, device), _Unpacked(average.module))
             model.load_state_dict(average.module.state_dict())
-            result = evaluate_on(model, validation)
-            if result.score > best_score:
+            result = evaluate(model, validation, task)
+            if result.rank > best_score:
                 best, history.best_epoch = _copy(model), last
     if settings.keep == "best":
         model.load_state_dict(best)
@@ -137,13 +141,24 @@ def fit(
 def _progress_of(saved: Any) -> tuple[History, tuple[float, float]]:
     """Return the history and the best score that were saved; raises ValueError or TypeError for others."""
     history = History([Epoch(**row) for row in saved["epochs"]], saved["best_epoch"])
-    accuracy, loss = saved["best_score"]
-    numbers = [accuracy, loss, history.best_epoch, *(n for row in history.epochs for n in vars(row).values())]
+    score, loss = saved["best_score"]
+    numbers = [score, loss, history.best_epoch, *(n for row in history.epochs for n in vars(row).values())]
     if not all(type(number) in (int, float) for number in numbers):
         raise ValueError("a figure of its epochs is no number")
     if [row.epoch for row in history.epochs] != list(range(1, len(history.epochs) + 1)):
         raise ValueError("its epochs do not count from 1")
-    return history, (accuracy, loss)
+    return history, (score, loss)
+
+
+class _Unpacked(nn.Module):
+    """A network that takes its inputs as one: torch averages the norms of such."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Any) -> Any:
+        return called(self.network, inputs, False)
 
 
 @dataclass
@@ -154,6 +169,7 @@ class _Loop:
     optimizer: torch.optim.Optimizer
     settings: Training
     batches: int
+    task: Task
     masks: Masks | None
     teacher: nn.Module | None
 
@@ -175,8 +191,9 @@ class _Loop:
         number = 0
         for index, (inputs, labels) in enumerate(batches):
             self._set_lr(((epoch - 1) * self.batches + index) / (self.settings.epochs * self.batches))
-            total += self._step(inputs, labels) * len(labels)
-            number += len(labels)
+            rows = rows_of(labels)
+            total += self._step(inputs, labels) * rows
+            number += rows
         mean = float(total) / number
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise NonFiniteError(
@@ -189,17 +206,15 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
-    def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        if self.channels_last and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+    def _step(self, inputs: Any, labels: Any) -> Tensor:
         with self.autocast:
-            outputs = self.model(inputs)
-            loss = cross_entropy(outputs, labels, self.settings.label_smoothing)
+            outputs = called(self.model, inputs, self.channels_last)
+            loss = self.task.loss(outputs, labels)
             if self.teacher is not None and self.settings.distill:
                 with evaluating(self.teacher), torch.no_grad():
-                    wanted = self.teacher(inputs)
+                    wanted = called(self.teacher, inputs, self.channels_last)
                 share = self.settings.distill
-                divergence = distillation_loss(outputs, wanted, self.settings.temperature)
+                divergence = self.task.divergence(outputs, wanted, self.settings.temperature)
                 loss = (1 - share) * loss + share * divergence
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -138,10 +138,10 @@ def test_accuracies_are_those_of_the_study_and_of_the_whole_test_split(deployed)
     result, _, row, _ = deployed
     found = formats_of(result)
     assert result["test"] == len(load_data("digits", validation=200).test)
-    assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["accuracy_dense"]
-    assert found["dense, ONNX"]["accuracy"] == row["metrics"]["accuracy_dense"]
+    assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["score_dense"]
+    assert found["dense, ONNX"]["accuracy"] == row["metrics"]["score_dense"]
     for name in ("pruned, PyTorch", "compacted, PyTorch", "packed, numpy", "packed, compiled", "ONNX"):
-        assert found[name]["accuracy"] == row["metrics"]["accuracy_retrained"], name
+        assert found[name]["accuracy"] == row["metrics"]["score_retrained"], name
         assert found[name]["same"] == result["test"], name
     assert found["ONNX int8"]["same"] > 0.95 * result["test"]
     assert result["notes"] == [], "nothing differs from the study"
@@ -270,8 +270,8 @@ def test_a_network_of_the_users_module(tmp_path, monkeypatch):
     out = tmp_path / "runs" / "own"
     row = run_study(load_recipe("own.yaml"), out)["trials"][0]
     found = formats_of(deploy(out / "trials" / row["id"], model="mine:make", seconds=0.01))
-    assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["accuracy_dense"]
-    assert found["pruned, PyTorch"]["accuracy"] == row["metrics"]["accuracy_pruned"]
+    assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["score_dense"]
+    assert found["pruned, PyTorch"]["accuracy"] == row["metrics"]["score_pruned"]
     assert found["sparse, PyTorch"]["same"] == found["pruned, PyTorch"]["same"]
     assert "sin" in found["packed, numpy"]["reason"]
     assert found["packed, compiled"]["reason"] == found["packed, numpy"]["reason"]

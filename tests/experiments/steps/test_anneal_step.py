@@ -42,13 +42,13 @@ def test_its_stages_and_its_small_network_are_in_the_result(plan, tmp_path):
     stages = row["stages"]["anneal"]
     assert [s["alpha"] for s in stages] == pytest.approx([1.0, 0.6, 0.2, 0.0])
     assert [s["rate"] for s in stages] == [0.0, 1.0, 1.0, 1.0]
-    assert stages[0]["score"] == row["metrics"]["accuracy_dense_validation"]
+    assert stages[0]["score"] == row["metrics"]["score_dense_validation"]
     assert set(row["curves"]) == {"dense", "anneal.1", "anneal.2", "anneal.3", "retrain"}
     for number, stage in enumerate(stages[1:], 1):
-        assert stage["score"] == row["curves"][f"anneal.{number}"][-1]["validation_accuracy"]
+        assert stage["score"] == row["curves"][f"anneal.{number}"][-1]["validation_score"]
     metrics = row["metrics"]
-    assert metrics["accuracy_pruned_validation"] == pytest.approx(stages[-1]["score"], abs=0.011)
-    assert metrics["accuracy_retrained"] is not None
+    assert metrics["score_pruned_validation"] == pytest.approx(stages[-1]["score"], abs=0.011)
+    assert metrics["score_retrained"] is not None
     assert metrics["parameters"] == 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
     assert metrics["macs"] == 64 * 8 + 8 * 8 + 8 * 10
     assert row["epochs"]["retrain"] == 4

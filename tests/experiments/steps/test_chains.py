@@ -44,8 +44,8 @@ def test_pruned_and_compacted_twice(plan, tmp_path):
     row = run(plan(TWICE), tmp_path / "a")
     metrics = row["metrics"]
     assert metrics["parameters"] == 64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
-    assert metrics["accuracy_pruned"] is not None
-    assert metrics["accuracy_pruned"] != metrics["accuracy_retrained"]
+    assert metrics["score_pruned"] is not None
+    assert metrics["score_pruned"] != metrics["score_retrained"]
     assert sum("removed" in note for note in row["notes"]) == 2
     assert metrics["macs_dense"] > metrics["macs"]
 
@@ -68,8 +68,8 @@ def test_what_was_pruned_last_has_not_been_retrained(plan, tmp_path):
   - {id: second, prune: {budget: {name: global, sparsity: 0.95}}}
 """
     metrics = run(plan(steps), tmp_path / "a")["metrics"]
-    assert metrics["accuracy_retrained"] is None
-    assert metrics["accuracy_pruned"] < metrics["accuracy_dense"]
+    assert metrics["score_retrained"] is None
+    assert metrics["score_pruned"] < metrics["score_dense"]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_greedy_in_a_recipe(plan, tmp_path):
     row = run(plan(GREEDY), tmp_path / "a")
     metrics = row["metrics"]
     assert metrics["parameters"] <= 0.8 * 26_122
-    assert metrics["accuracy_retrained"] is not None
-    assert metrics["accuracy_pruned"] is not None
+    assert metrics["score_retrained"] is not None
+    assert metrics["score_pruned"] is not None
     stages = [name for name in row["curves"] if name.startswith("greedy.")]
     assert len(stages) >= 2
     small = sc.load(build_model("digits-mlp"), tmp_path / "a" / "model.safetensors")
@@ -100,7 +100,7 @@ def test_greedy_stops_at_a_loss_of_accuracy(plan, tmp_path):
     row = run(
         plan("\n  - greedy: {accuracy_drop: 2.0, every: 8, at_once: 4, examples: 60}\n"), tmp_path / "a"
     )
-    assert row["metrics"]["accuracy_retrained"] is None
+    assert row["metrics"]["score_retrained"] is None
     assert 0 < row["metrics"]["sparsity"] < 1
 
 
@@ -138,9 +138,9 @@ def test_criteria_with_a_loss_know_a_single_logit(plan, tmp_path):
         ("\n  - prune_to: {macs: 2}\n", "macs is 2.0; it is a share"),
         ("\n  - prune_to: {latency_ms: -1}\n", "positive number of milliseconds"),
         ("\n  - compact:\n  - refit: {}\n", "put it before compact"),
-        ("\n  - greedy: {}\n", "exactly one of sparsity, parameters, macs, latency_ms and accuracy_drop"),
+        ("\n  - greedy: {}\n", "exactly one of sparsity, parameters, macs, latency_ms and drop"),
         ("\n  - greedy: {sparsity: 1.5}\n", "between 0 and 1"),
-        ("\n  - greedy: {accuracy_drop: -1}\n", "percentage points"),
+        ("\n  - greedy: {accuracy_drop: -1}\n", "percentage points of accuracy"),
         ("\n  - greedy: {sparsity: 0.5, scope: all}\n", "scope"),
         ("\n  - structure_selection: {units: false, blocks: false}\n", "nothing is left to select"),
         ("\n  - structure_selection: {train: {epochs: 0}}\n", "needs epochs"),

@@ -77,7 +77,7 @@ def test_what_is_left(tmp_path):
     assert metrics["group_lasso"]["parameters"] < metrics["rewind"]["parameters"]
     assert any("8 of 16 units left" in note for note in rows["grow_penalty"]["notes"])
     assert rows["regrow"]["epochs"]["retrain"] == rows["set"]["epochs"]["retrain"] == 3
-    assert rows["grow_penalty"]["metrics"]["accuracy_pruned"] > 0.5  # nothing is lost at the cut
+    assert rows["grow_penalty"]["metrics"]["score_pruned"] > 0.5  # nothing is lost at the cut
 
 
 def test_rewinding_gives_the_weights_of_that_epoch(tmp_path):

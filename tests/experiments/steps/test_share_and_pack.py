@@ -16,7 +16,7 @@ from secateur.models import build_model
 from secateur.pruning.targets import find_targets
 from secateur.runtime.unpacking import read
 from secateur.training.checkpoint import load_network
-from secateur.training.evaluate import evaluate_on
+from secateur.training.evaluate import evaluate
 
 PRUNED = """
   - prune: {budget: {name: global, sparsity: 0.8}}
@@ -63,8 +63,8 @@ def test_the_file_holds_the_network_of_the_row(plan, tmp_path):
     size = (tmp_path / "a" / "model.secateur").stat().st_size
     assert metrics["bytes_packed"] == size
     assert metrics["compression_packed"] == bytes_dense(model) / size > 4
-    assert metrics["accuracy_retrained"] == evaluate_on(model, split("test")).accuracy
-    assert metrics["accuracy_retrained_validation"] == evaluate_on(model, split("validation")).accuracy
+    assert metrics["score_retrained"] == evaluate(model, split("test")).score
+    assert metrics["score_retrained_validation"] == evaluate(model, split("validation")).score
     assert metrics["nonzero"] == sum(int(p.count_nonzero()) for p in model.parameters())
     for layer in find_targets(model).values():
         assert len(layer.weight[layer.weight != 0].unique()) == 4
@@ -84,8 +84,8 @@ def test_the_values_are_trained_and_the_zeros_stay(plan, tmp_path):
     before, after = unpacked(tmp_path / "plain"), unpacked(tmp_path / "trained")
     assert not torch.equal(before.layers[0].weight, after.layers[0].weight)
     assert torch.equal(before.layers[0].weight == 0, after.layers[0].weight == 0)
-    best = max(r["validation_accuracy"] for r in shared["curves"]["share"])
-    assert shared["metrics"]["accuracy_retrained_validation"] == best
+    best = max(r["validation_score"] for r in shared["curves"]["share"])
+    assert shared["metrics"]["score_retrained_validation"] == best
 
 
 def test_without_a_file_the_row_says_nothing_of_one(plan, tmp_path):
@@ -97,7 +97,7 @@ def test_without_a_file_the_row_says_nothing_of_one(plan, tmp_path):
 def test_lossless_is_the_network_that_was_packed(plan, tmp_path):
     before = run(plan(PRUNED), tmp_path / "before")
     packed = run(plan(PRUNED + "  - pack: {values: null}\n"), tmp_path / "packed")
-    for name in ("accuracy_pruned", "accuracy_retrained", "nonzero", "sparsity"):
+    for name in ("score_pruned", "score_retrained", "nonzero", "sparsity"):
         assert packed["metrics"][name] == before["metrics"][name]
     assert packed["notes"] == before["notes"]
     assert read(str(tmp_path / "packed" / "model.secateur"))[1] is None
@@ -110,18 +110,18 @@ def test_what_is_lost_is_measured_on_validation_and_stands_in_the_file(plan, tmp
     metrics, model = row["metrics"], unpacked(tmp_path / "packed")
     cost = read(str(tmp_path / "packed" / "model.secateur"))[1]["validation"]
     assert cost["examples"] == 200
-    assert cost["accuracy_lossless"] == before["accuracy_retrained_validation"]
-    assert cost["accuracy"] == evaluate_on(model, split("validation")).accuracy
-    assert metrics["accuracy_retrained_validation"] == cost["accuracy"]
-    assert metrics["accuracy_retrained"] == evaluate_on(model, split("test")).accuracy
+    assert cost["accuracy_lossless"] == before["score_retrained_validation"]
+    assert cost["accuracy"] == evaluate(model, split("validation")).score
+    assert metrics["score_retrained_validation"] == cost["accuracy"]
+    assert metrics["score_retrained"] == evaluate(model, split("test")).score
     change = 100 * (cost["accuracy"] - cost["accuracy_lossless"])
-    assert f"packed with values {values}: {change:+.2f} points of validation accuracy" in row["notes"]
+    assert f"packed with values {values}: {change:+.2f} percentage points, on validation" in row["notes"]
 
 
 def test_nothing_retrained_the_pruned_accuracy_is_the_files(plan, tmp_path):
     metrics = run(plan(UNTRAINED), tmp_path / "a")["metrics"]
-    assert metrics["accuracy_retrained"] is None
-    assert metrics["accuracy_pruned"] == evaluate_on(unpacked(tmp_path / "a"), split("test")).accuracy
+    assert metrics["score_retrained"] is None
+    assert metrics["score_pruned"] == evaluate(unpacked(tmp_path / "a"), split("test")).score
 
 
 def test_a_network_that_is_really_smaller_is_unpacked_into_one_at_full_size(plan, tmp_path):
@@ -136,7 +136,7 @@ def test_a_network_that_is_really_smaller_is_unpacked_into_one_at_full_size(plan
 def test_a_control_from_scratch_is_packed_with_its_own_options(plan, tmp_path):
     row = run(plan(SCRATCH), tmp_path / "a")
     small = sc.unpack(build_model("digits-mlp", hidden=8), tmp_path / "a" / "model.secateur")
-    assert row["metrics"]["accuracy_retrained"] == evaluate_on(small, split("test")).accuracy
+    assert row["metrics"]["score_retrained"] == evaluate(small, split("test")).score
 
 
 def test_a_file_that_unpacks_to_something_else_is_an_error(plan, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_units_go_for_real(recipe, tmp_path):
     assert metrics["parameters"] == metrics["nonzero"] < 26_122 / 3
     assert metrics["sparsity"] == pytest.approx(1 - sum(r["kept"] for r in row["layers"]) / 25_856)
     assert metrics["compression_rate"] == pytest.approx(26_122 / metrics["nonzero"])
-    assert metrics["accuracy_retrained"] is not None
+    assert metrics["score_retrained"] is not None
     assert any("removed" in note for note in row["notes"])
 
 

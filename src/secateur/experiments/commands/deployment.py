@@ -123,10 +123,10 @@ def _alone(folder: Path) -> Iterator[None]:
 def _differences(trial: FinishedTrial, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a line for each network whose accuracy here is not what the study recorded."""
     metrics, lines = trial.row["metrics"], []
-    retrained = metrics.get("accuracy_retrained")
+    retrained = metrics.get("score_retrained")
     recorded = {
-        "dense, PyTorch": metrics.get("accuracy_dense"),
-        PRUNED: metrics.get("accuracy_pruned") if retrained is None else retrained,
+        "dense, PyTorch": metrics.get("score_dense"),
+        PRUNED: metrics.get("score_pruned") if retrained is None else retrained,
     }
     for name, before in recorded.items():
         now = rows[name].get("accuracy")

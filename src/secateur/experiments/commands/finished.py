@@ -23,7 +23,7 @@ from secateur.errors import DataError, ModelError, SecateurError, StorageError
 from secateur.experiments.claim import whole_result
 from secateur.experiments.commands.network import Named, described
 from secateur.experiments.dense import dense_name
-from secateur.experiments.plan import DataSpec, ModelSpec, Plan
+from secateur.experiments.plan import DataSpec, ModelSpec, Plan, TaskSpec
 from secateur.experiments.results import inside, label_of, read_results
 from secateur.experiments.schema import validated_row
 from secateur.experiments.steps.scratch import OtherOptions
@@ -118,6 +118,7 @@ def _plan_of(row: Mapping[str, Any], where: str, model: Named | None, data: Name
         point=row["point"],
         data=validated(DataSpec, config["data"], written, ("data",)),
         model=validated(ModelSpec, config["model"], written, ("model",)),
+        task=validated(TaskSpec, config.get("task") or {}, written, ("task",)),
         train=validated(Base, config.get("train") or {}, written, ("train",)),
         steps=(),
         threads=1,
@@ -175,7 +176,7 @@ def _no_trial(folder: Path) -> str:
     lines = [f"  {printable(label)} -> {folder / 'trials' / name}" for name, label in labels.items()]
     if len(rows) > _LISTED:
         lines.append(f"  and {len(rows) - _LISTED} more")
-    lines.append(f"`secateur choose {folder} --accuracy-drop 1` prints the one to take")
+    lines.append(f"`secateur choose {folder} --drop 1` prints the one to take")
     return "\n".join([f"{folder}: is a whole study; name the folder of one of its trials:", *lines])
 
 

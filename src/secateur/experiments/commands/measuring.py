@@ -22,7 +22,7 @@ from secateur.experiments.commands.inference import BATCHES, Format
 from secateur.experiments.commands.making import PRUNED, Making
 from secateur.experiments.commands.private import PrivateFolder
 from secateur.storage import load_json, save_json
-from secateur.task import predictions
+from secateur.task.classifying import predictions
 
 _COMPILING = ("compiled", "sparse")  # engines whose first use on a machine is not like the next ones
 

@@ -17,7 +17,6 @@ from secateur.experiments.work import Work
 from secateur.methods.annealing import Annealing, Stage, anneal_branches
 from secateur.methods.branch_annealing import BranchAnnealing, Descent
 from secateur.training.batches import seed_of
-from secateur.training.evaluate import evaluate_on
 from secateur.training.settings import Training
 
 
@@ -47,10 +46,13 @@ class Anneal(Step):
     schedule: WayDown = Field(
         WayDown(), description="The way of alpha from 1 to 0: as `Descent`, its kind being the `name`."
     )
-    adaptive: bool = Field(False, description="Alpha falls by half as much where accuracy is not held.")
-    tolerance: Real = Field(1.0, description="How far accuracy may fall, in percentage points of validation.")
+    adaptive: bool = Field(False, description="Alpha falls by half as much where the score is not held.")
+    tolerance: Real = Field(
+        1.0,
+        description="How much worse the validation score may get, in the task's unit: points of accuracy.",
+    )
     rates: Annotated[list[Real], Field(max_length=100)] = Field(
-        [1.0], description="Factors of the learning rate, a training each, while accuracy is not held."
+        [1.0], description="Factors of the learning rate, a training each, while the score is not held."
     )
     order: Literal["together", "backwards"] = Field(
         "together", description="All layers at once, or one after the other from the output."
@@ -72,13 +74,13 @@ class Anneal(Step):
 
     @property
     def annealing(self) -> Annealing:
-        """The way down; raises BudgetError for one that is none."""
+        """The way down, its tolerance in the task's unit; raises BudgetError for one that is none."""
         settings = self.schedule.model_dump()
         descent = Descent(settings.pop("name"), **settings)
         return Annealing(
             descent,
             self.adaptive,
-            self.tolerance / 100,
+            self.tolerance,
             tuple(self.rates),
             self.update,
             self.order,
@@ -101,8 +103,8 @@ class Anneal(Step):
             work.train(network, name, replace(self.train, lr=self.train.lr * rate))
 
         def evaluate(network: nn.Module) -> tuple[float, float]:
-            found = evaluate_on(network, work.data.validation)
-            return found.accuracy, found.loss
+            found = work.score(network)
+            return found.scale.oriented(found.score), found.loss
 
         def on_stage(stages: tuple[Stage, ...]) -> None:
             """From here a killed trial goes on."""
@@ -111,7 +113,8 @@ class Anneal(Step):
             work.save()
 
         done = [Stage(**row) for row in state.stages.get(id, [])]
-        anneal_branches(branches, fine_tune, evaluate, self.annealing, stages=done, on_stage=on_stage)
+        way = replace(self.annealing, tolerance=self.tolerance / work.task.score.factor)
+        anneal_branches(branches, fine_tune, evaluate, way, stages=done, on_stage=on_stage)
         small, proof = branches.fold()
         state.annealed = None
         skipped = [f"no branch beside {name}: {why}" for name, why in branches.skipped.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PlainValidator, ValidationInfo, model_validator
+from pydantic import AliasChoices, Field, PlainValidator, ValidationInfo, model_validator
 from torch import nn
 
 from secateur.experiments.fields import Count, Real
@@ -15,7 +15,6 @@ from secateur.experiments.work import Work
 from secateur.methods.goals import check_goal
 from secateur.methods.greedy import Greedy, prune_greedily
 from secateur.training.batches import seed_of
-from secateur.training.evaluate import evaluate_on
 from secateur.training.settings import Training
 
 _GOALS = ("sparsity", "parameters", "macs", "latency_ms")
@@ -34,8 +33,11 @@ class GreedyPruning(Step):
     parameters: Real | None = Field(None, description="The share of its parameters that may be left.")
     macs: Real | None = Field(None, description="The share of its multiply-adds that may be left.")
     latency_ms: Real | None = Field(None, description="What one example may take, measured here.")
-    accuracy_drop: Real | None = Field(
-        None, description="Percentage points of validation accuracy that may be lost."
+    drop: Real | None = Field(
+        None,
+        description="How much worse the validation score may get, in the task's unit: percentage points of "
+        "accuracy. Its old name is `accuracy_drop`.",
+        validation_alias=AliasChoices("drop", "accuracy_drop"),
     )
     criterion: Literal["score", "output", "reconstruction"] = Field(
         "score",
@@ -56,7 +58,7 @@ class GreedyPruning(Step):
     @model_validator(mode="after")
     def check(self) -> Self:
         """Refuse anything but one goal that can be met."""
-        goals = (*_GOALS, "accuracy_drop")
+        goals = (*_GOALS, "drop")
         check_goal(goals, **{name: getattr(self, name) for name in goals})
         return self
 
@@ -66,8 +68,8 @@ class GreedyPruning(Step):
         split = work.data.train if fits else work.data.validation
         chosen_on = split.drawn(self.examples, seed_of(work.seed, id))
         floor = None
-        if self.accuracy_drop is not None:
-            floor = evaluate_on(work.dense, chosen_on).accuracy - self.accuracy_drop / 100
+        if self.drop is not None:
+            floor = work.task.score.lowered(work.score(work.dense, chosen_on).score, self.drop)
 
         def fine_tune(small: nn.Module) -> None:
             assert self.retrain is not None
@@ -87,6 +89,7 @@ class GreedyPruning(Step):
             state.model,
             work.example(1 if self.latency_ms is not None else 2),
             [(chosen_on.inputs, chosen_on.labels)],
+            task=work.task,
             **{name: getattr(self, name) for name in _GOALS},
             score=floor,
             method=Greedy(self.criterion, self.scope, self.every, self.at_once, self.min_kept),

@@ -19,7 +19,6 @@ from secateur.experiments.steps.base import Step
 from secateur.experiments.steps.share import number_of_values
 from secateur.experiments.work import Work
 from secateur.text import shown
-from secateur.training.evaluate import evaluate_on
 
 
 def _checked(values: int | str | None) -> int | str | None:
@@ -57,12 +56,12 @@ class Pack(Step):
         if self._kept == "lossless":
             _check_equal(unpacked, state.model)
         else:
-            split = work.data.validation
-            before, after = (evaluate_on(model, split).accuracy for model in (state.model, unpacked))
-            cost = {"examples": len(split), "accuracy": after, "accuracy_lossless": before}
+            scale, split = work.task.score, work.data.validation
+            before, after = (work.score(model).score for model in (state.model, unpacked))
+            cost = {"examples": len(split), scale.name: after, f"{scale.name}_lossless": before}
             packed = self._packed(state.model, path, {"validation": cost})
             unpacked = _unpacked(path, work)
-            change = f"{100 * (after - before):+.2f} points of validation accuracy"
+            change = f"{scale.number(after - before, '+')} {scale.points}, on validation"
             state.notes[id] = [f"packed with values {self._kept}: {change}"]
         state.model, state.packed, state.bytes_packed = unpacked, path, packed.bytes
         if state.masks is not None:

@@ -178,6 +178,7 @@ class Prune(Step):
                 shrinkage=None if self.units else self.shrinkage,
                 granularity=self._block,
                 data=work.calibration(self.calibration),
+                loss=work.task.loss,
                 include=self.include,
                 exclude=self.exclude,
                 masks=work.state.masks,

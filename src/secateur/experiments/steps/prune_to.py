@@ -57,6 +57,7 @@ class PruneTo(Step):
             **self.goals,
             criterion=self.criterion,
             data=work.calibration(self.calibration),
+            loss=work.task.loss,
             include=self.include,
             exclude=self.exclude,
             round_to=self.round_to,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.errors import ModelError
-from secateur.task import cross_entropy, judged, logits_of, predictions
+from secateur.task.classifying import cross_entropy, judged, logits_of, predictions
 
 TWO = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
 

@@ -1,37 +1,51 @@
-"""What a network is trained and judged by: its loss, its predictions, and which of them are right.
+"""Classification: the loss of logits, the class that they choose, and what a teacher's outputs teach.
 
-The task is classification: logits (examples, classes), or with positions (examples, positions, classes), or
-as torch's own losses take them (examples, classes, positions); one class means one logit of two classes.
+Logits are (examples, classes), or with positions (examples, positions, classes), or as torch's own losses
+take them (examples, classes, positions); one class means one logit of two classes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
 from secateur.running import shapes
+from secateur.task.base import tensor_of
 
 
-def cross_entropy(outputs: Any, labels: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    outputs: Any,
+    labels: Any,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return the cross-entropy of logits, or of anything that has ``logits``; binary where there is one.
 
     ``reduction``: "mean" or "sum" over all labels, or "none". Labels may be probabilities, shaped as logits.
-    Raises ModelError for what is no classification.
+    ``weights``: how much each class counts. Raises ModelError for what is no classification.
     """
     logits = getattr(outputs, "logits", outputs)
     both = isinstance(logits, Tensor) and isinstance(labels, Tensor)
     if both and logits.shape == labels.shape and labels.is_floating_point():
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
     logits = logits_of(outputs, labels)
+    if weights is not None and len(weights) != max(2, logits.shape[1]):
+        raise ModelError(
+            f"class_weights has {len(weights)} numbers; {max(2, logits.shape[1])} classes have one each"
+        )
+    weights = None if weights is None else weights.to(logits)
     if logits.shape[1] == 1:
         if labels.numel() and int(labels.max()) > 1:
             raise ModelError(f"one logit is for two classes; the labels go up to {int(labels.max())}")
         smooth = labels.to(logits.dtype) * (1 - label_smoothing) + 0.5 * label_smoothing
-        return F.binary_cross_entropy_with_logits(logits[:, 0], smooth, reduction=reduction)
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+        each = None if weights is None else weights[labels]
+        return F.binary_cross_entropy_with_logits(logits[:, 0], smooth, each, reduction=reduction)
+    return F.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing, reduction=reduction)
 
 
 def logits_of(outputs: Any, labels: Any) -> Tensor:
@@ -57,19 +71,30 @@ def predictions(logits: Tensor) -> Tensor:
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
+def ranked(logits: Tensor, labels: Tensor, top_k: int) -> Tensor:
+    """Return whether each label is among the ``top_k`` classes, in dim 1, of the largest logits."""
+    return (logits.topk(top_k, 1).indices == labels.unsqueeze(1)).any(1)
+
+
+def by_example(each: Tensor) -> Tensor:
+    """Return the mean over the positions of each example."""
+    return each.flatten(1).mean(1) if each.dim() > 1 else each
+
+
 def judged(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return by example whether it is right (1.0 or 0.0; of several positions the share) and its loss."""
     right = (predictions(logits_of(outputs, labels)) == labels).double()
-    losses = cross_entropy(outputs, labels, reduction="none")
-    return tuple(part.flatten(1).mean(1) if part.dim() > 1 else part for part in (right, losses))  # type: ignore[return-value]
+    return by_example(right), by_example(cross_entropy(outputs, labels, reduction="none"))
 
 
-def distillation_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_loss(outputs: Any, teacher: Any, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of a classifier's outputs from a teacher's, both softened by
-    ``temperature``, times its square (Hinton et al. 2015); (batch, classes), or one logit of two classes."""
+    ``temperature``, times its square (Hinton et al. 2015); classes in dim 1, or one logit of two classes."""
+    outputs, teacher = tensor_of(outputs), tensor_of(teacher)
     if outputs.shape != teacher.shape:
         raise ModelError(f"the teacher gives {tuple(teacher.shape)}, the network {tuple(outputs.shape)}")
     if outputs.shape[1] == 1:
-        outputs, teacher = (F.pad(logits, (1, 0)) for logits in (outputs, teacher))
+        outputs, teacher = (torch.cat((torch.zeros_like(logits), logits), 1) for logits in (outputs, teacher))
     own, wanted = (F.log_softmax(logits / temperature, 1) for logits in (outputs, teacher))
-    return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+    positions = own[0, 0].numel()
+    return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True) / positions
