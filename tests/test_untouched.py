@@ -97,6 +97,12 @@ def recalibrated(net: nn.Module, folder: Path) -> None:
             buffer.copy_(before[name])  # what it is for
 
 
+def taught(net: nn.Module, folder: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    sc.distill(net, copied(net), DATA)
+    net.load_state_dict(before)  # what it is for
+
+
 def constrained(net: nn.Module, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constraints, "_PROBES", 2)  # every one of them does the same
@@ -192,6 +198,7 @@ WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
     "prune: SynFlow": pruning(sc.SynFlow()),
     "prune: FPGM": pruning(sc.FPGM(), structure=True),
     "prune: Reconstruction": pruning(sc.Reconstruction(), structure=True),
+    "evaluate": lambda net, folder: sc.evaluate(net, DATA),
     "regrow": regrown,
     "Movement": moved,
     "gradually": gradual,
@@ -207,6 +214,7 @@ WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
 # These take seconds: one network with all idioms at once.
 SLOW: dict[str, Callable[[nn.Module, Path], Any]] = {
     "recalibrate": recalibrated,
+    "distill": taught,
     "prune_to": constrained,
     "prune_greedily": lambda net, folder: sc.prune_greedily(net, X, DATA, parameters=0.8),
     "StructureSelection": selection,

@@ -73,6 +73,8 @@ from secateur.methods.constraints import prune_to as prune_to
 from secateur.methods.reconstruction import reconstruct as reconstruct
 from secateur.methods.reconstruction import Refit as Refit
 from secateur.methods.recalibration import recalibrate as recalibrate
+from secateur.methods.distillation import distill as distill
+from secateur.methods.distillation import Distilled as Distilled
 from secateur.methods.low_rank import low_rank as low_rank
 from secateur.methods.low_rank import LowRank as LowRank
 from secateur.methods.greedy import prune_greedily as prune_greedily

@@ -1,0 +1,127 @@
+"""A small network learns from a dense one: its outputs, its features, one layer after the other."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import CriterionError, ModelError, NonFiniteError
+from secateur.task import build_task
+
+X = torch.randn(192, 8, generator=torch.Generator().manual_seed(0))
+BATCHES = X.split(32)
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, 0.01)
+
+
+def dense():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 4)
+    ).eval()
+
+
+def smaller():
+    return sc.prune_to(dense(), X[:2], parameters=0.5)[0]
+
+
+def agreement(model):
+    return float((model.eval()(X).argmax(1) == dense()(X).argmax(1)).float().mean())
+
+
+def test_outputs_are_taught_without_labels():
+    small, before = smaller(), agreement(smaller())
+    teacher = dense()
+    state = copy.deepcopy(teacher.state_dict())
+    found = sc.distill(small, teacher, BATCHES, epochs=30, optimizer=adam)
+    assert agreement(small) > before + 0.2
+    assert len(found.losses["outputs"]) == 30
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), teacher.state_dict().values(), strict=True))
+    assert not small.training
+    assert all(p.grad is None for p in small.parameters())
+
+
+def test_features_of_other_widths_are_compared_through_a_map_that_is_thrown_away():
+    small = smaller()
+    names = set(small.state_dict())
+    found = sc.distill(small, dense(), BATCHES, outputs=0, features=["2"], epochs=20, optimizer=adam)
+    assert found.losses.keys() == {"2"}
+    assert found.losses["2"][-1] < found.losses["2"][0] / 3
+    assert set(small.state_dict()) == names
+
+
+def test_layer_by_layer_trains_each_alone_and_in_its_turn():
+    pruned = dense()
+    masks = sc.prune(pruned, sc.Magnitude(), sc.Uniform(0.6))
+    last = pruned[5].weight.detach().clone()
+    found = sc.distill(
+        pruned,
+        dense(),
+        BATCHES,
+        features=["0", "2"],
+        layer_by_layer=True,
+        epochs=15,
+        optimizer=adam,
+        masks=masks,
+    )
+    assert list(found.losses) == ["0", "2"]
+    assert all(of[-1] < of[0] for of in found.losses.values())
+    assert torch.equal(pruned[5].weight, last)  # was not named
+    masks.check()
+
+
+def test_layer_by_layer_runs_nothing_behind_the_layer():
+    class Late(nn.Module):
+        def forward(self, x):
+            raise AssertionError("ran")
+
+    one, other = nn.Sequential(nn.Linear(8, 4), Late()), nn.Sequential(nn.Linear(8, 4), Late())
+    found = sc.distill(one, other, BATCHES, features=["0"], layer_by_layer=True, epochs=40, optimizer=adam)
+    assert found.losses["0"][-1] < 0.1 * found.losses["0"][0]
+
+
+def test_labels_and_another_task():
+    teacher = nn.Linear(8, 2)
+    small = nn.Linear(8, 2)
+    data = [(x, teacher(x).detach()) for x in BATCHES]
+    task = build_task("regression")
+    found = sc.distill(small, teacher, data, labels=1.0, task=task, epochs=40, optimizer=adam)
+    assert found.losses.keys() == {"outputs", "labels"}
+    assert found.losses["labels"] == pytest.approx(found.losses["outputs"], rel=1e-5)
+    assert found.losses["outputs"][-1] < 0.05
+    assert "outputs: " in repr(found)
+
+
+def test_an_error_leaves_the_network_as_it_was():
+    small = smaller()
+    before = copy.deepcopy(small.state_dict())
+    with pytest.raises(NonFiniteError, match="the loss became"):
+        sc.distill(small, dense(), [*BATCHES, torch.full((4, 8), float("nan"))], optimizer=adam)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), small.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "wrong"),
+    [
+        ({"features": ["3.weight"]}, ModelError, "Sequential has no module '3.weight'"),
+        ({"features": "2"}, CriterionError, r"it is a list of paths: \['2'\]"),
+        ({"layer_by_layer": True}, CriterionError, "name the modules, in their order, in features="),
+        ({"outputs": 0}, CriterionError, "nothing is taught"),
+        ({"outputs": -1}, CriterionError, "outputs is -1; it is a weight from 0"),
+        ({"temperature": 0}, CriterionError, "temperature is 0; it is a positive number"),
+        ({"epochs": 0}, CriterionError, "epochs is 0; it counts from 1"),
+        ({"labels": 1.0}, CriterionError, "the batches have no labels"),
+    ],
+)
+def test_bad_input_is_one_clear_error(options, error, wrong):
+    with pytest.raises(error, match=wrong):
+        sc.distill(smaller(), dense(), BATCHES, **options)
+
+
+def test_data_that_end_cannot_be_read_twice():
+    with pytest.raises(CriterionError, match="without a single batch"):
+        sc.distill(smaller(), dense(), iter(BATCHES), epochs=2)
