@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from secateur.copying import copied, fresh
 from secateur.errors import CriterionError, ModelError, NonFiniteError
 from secateur.graph.names import unwrapped
 from secateur.numeric import is_real, is_whole
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.masks import Masks
-from secateur.running import as_written, call_model, evaluating, failing, shapes
+from secateur.running import as_written, call_model, failing, shapes
 from secateur.task.base import Task
 from secateur.task.built_in import classification
 from secateur.text import nearest
@@ -63,8 +64,8 @@ def distill(
 ) -> Distilled:
     """Train ``model`` in place towards what ``teacher``, such as the dense network, gives on the same inputs.
 
-    No labels are needed. An error leaves the model as it was; features whose channels differ in number are
-    compared through a linear map that is trained along and thrown away.
+    No labels are needed, and an error leaves the model as it was: a copy is trained. Features whose channels
+    differ in number are compared through a linear map that is trained along and thrown away.
 
     Args:
         model: the network, pruned or already smaller.
@@ -110,23 +111,16 @@ def distill(
             _module(network, path)
     task = classification() if task is None else task
     make = optimizer or partial(AdamW, lr=1e-4)
-    lesson = _Lesson(model, teacher, data, epochs, make, masks)
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with evaluating(teacher), as_written():
-            if layer_by_layer:
-                return Distilled({path: lesson.layer(path) for path in features})
-            return Distilled(lesson.whole(outputs, labels, features, task, temperature))
-    except BaseException:
-        model.load_state_dict(before)
-        raise
-    finally:
-        for parameter, needed in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(needed)
-        for module, mode in modes.items():
-            module.training = mode
+    work = copied(model)
+    bound = None if masks is None else masks.bind(work)
+    lesson = _Lesson(work, copied(teacher).eval(), data, epochs, make, bound)
+    with as_written(), torch.enable_grad():
+        if layer_by_layer:
+            losses = {path: lesson.layer(path) for path in features}
+        else:
+            losses = lesson.whole(outputs, labels, features, task, temperature)
+    model.load_state_dict(work.state_dict())
+    return Distilled(losses)
 
 
 def _check(
@@ -220,7 +214,7 @@ class _Lesson:
                 for inputs, own in batches(self.data, "distill", self.model):
                     number += 1
                     with failing(self.model, inputs, "a batch of data="):
-                        found = list(parts(inputs, own))
+                        found = list(parts(fresh(inputs), own))
                     if along is None and len(maps):
                         along = AdamW(maps.parameters(), lr=1e-2)
                     total = torch.stack([weight * loss for _, weight, loss in found]).sum()
@@ -236,8 +230,6 @@ class _Lesson:
                         sums[name] = sums.get(name, 0.0) + float(loss.detach())
                 for name, of in sums.items():
                     losses.setdefault(name, []).append(of / number)
-        for parameter in trained:
-            parameter.grad = None
         return {name: tuple(of) for name, of in losses.items()}
 
 

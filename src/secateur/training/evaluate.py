@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.copying import copied, fresh
 from secateur.data.dataset import Examples, Split, Stream, each_tensor, rows_of
+from secateur.graph.names import unwrapped
 from secateur.pruning.batches import batches
 from secateur.running import arguments, denormals_flushed, evaluating, uncached
 from secateur.task.base import Scale, Task
@@ -62,7 +64,8 @@ def evaluate(
 ) -> Evaluation:
     """Judge a network in eval mode by a task's score and loss, on the network's device.
 
-    The network is left as it was. Scores are exact however the examples are cut into batches.
+    A copy runs, so that the network is left as it was. Scores are exact however examples are cut into
+    batches.
 
     Args:
         model: the network.
@@ -85,11 +88,17 @@ def evaluate(
         >>> sc.evaluate(net, batches, sc.build_task("regression", score="rmse", unit="kg"))
         RMSE 0.5 kg, loss 0.25, 2 examples
     """
-    task = classification() if task is None else task
+    return evaluated(copied(unwrapped(model)), data, classification() if task is None else task, batch_size)
+
+
+def evaluated(
+    model: nn.Module, data: Examples | Iterable[Any], task: Task, batch_size: int = 1000
+) -> Evaluation:
+    """Do what ``evaluate`` does with the network itself, which keeps what its forward keeps."""
     meter, loss, number = task.score.meter(), 0.0, 0
     by_class = torch.zeros(2, 0, dtype=torch.int64)
     channels_last = prefers_channels_last(model)
-    with evaluating(model), denormals_flushed(), uncached(model), torch.inference_mode():
+    with evaluating(model), denormals_flushed(), uncached(model), torch.no_grad():
         for inputs, labels in _pairs(model, data, batch_size):
             outputs = called(model, inputs, channels_last)
             meter.update(outputs, labels)
@@ -117,7 +126,7 @@ def _pairs(model: nn.Module, data: Any, size: int) -> Iterator[tuple[Any, Any]]:
         for pair in data.batches(size):
             yield each_tensor(lambda tensor: tensor.to(device), pair)
     else:
-        yield from batches(data, "evaluate", model)
+        yield from (fresh(pair) for pair in batches(data, "evaluate", model))
 
 
 def _added(by_class: Tensor, labels: Tensor, right: Tensor) -> Tensor:

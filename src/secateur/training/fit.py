@@ -23,7 +23,7 @@ from secateur.task.base import Task
 from secateur.task.built_in import classification, smoothed
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
 from secateur.training.checkpoint import State, load_run, save_run
-from secateur.training.evaluate import called, device_of, evaluate, prefers_channels_last
+from secateur.training.evaluate import called, device_of, evaluated, prefers_channels_last
 from secateur.training.settings import Training
 
 
@@ -110,7 +110,7 @@ def fit(
             torch.manual_seed(seed_of(seed, "dropout", epoch))
             start = time.perf_counter()
             train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
-            result = evaluate(model, validation, task)
+            result = evaluated(model, validation, task)
             seconds = time.perf_counter() - start
             if average is not None and epoch >= settings.averaged_from:
                 average.update_parameters(model)
@@ -128,7 +128,7 @@ def fit(
             torch.manual_seed(seed_of(seed, "dropout", last + 1))
             update_bn(training_batches(train, settings, seed, last + 1, device), _Unpacked(average.module))
             model.load_state_dict(average.module.state_dict())
-            result = evaluate(model, validation, task)
+            result = evaluated(model, validation, task)
             if result.rank > best_score:
                 best, history.best_epoch = _copy(model), last
     if settings.keep == "best":
