@@ -58,8 +58,8 @@ for (const [id, figure] of Object.entries(figures)) {
 
 
 _NOTE_ON_CLASSES = (
-    "<p>Of each point the class whose test examples the network handed back gets right less often than the "
-    "dense one by the most, over all seeds: a mean over all classes hides it.</p>"
+    "<p>Of each point the class whose test examples the network handed back gets right (at the first "
+    "choice) less often than the dense one by the most, over all seeds: a mean over all classes hides it.</p>"
 )
 
 
