@@ -10,6 +10,7 @@ from typing import Any
 from secateur.report.aggregate import Figure, Group, figure_of, is_number, percent, series_of, settings_text
 from secateur.report.drawing import QUOTED, Plot, add_dense, axes_of, coloured, line_of, marks_of, means_of
 from secateur.report.pareto import Front, Spot, fronts_of
+from secateur.report.smaller import smaller_plot
 
 _JOINED = "lines+markers"
 _SCALES = {"sparsity": 100}
@@ -23,6 +24,7 @@ _AXES = {
 def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
     """Return the figures that the groups can fill, by title."""
     plots = {
+        "Really smaller, beside the dense network": smaller_plot(groups),
         "Accuracy against sparsity": accuracy_plot(groups, reference, "sparsity"),
         "Accuracy against compression rate": accuracy_plot(groups, reference, "compression_rate"),
         "Accuracy against file size": accuracy_plot(groups, reference, "compression_packed"),
