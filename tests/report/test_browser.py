@@ -33,7 +33,8 @@ window.addEventListener('load', () => setTimeout(() => {
   const answer = {
     complaints: window.complaints,
     drawn: plots.map(p => p.querySelector('.main-svg') && p.getBoundingClientRect().height > 100),
-    marks: plots.map(p => p.querySelectorAll('.scatterlayer .trace, .barlayer .point, .heatmaplayer image').length),
+    marks: plots.map(p => p.querySelectorAll(
+      '.scatterlayer .trace, .barlayer .point, .heatmaplayer image').length),
     requests: performance.getEntriesByType('resource').map(r => r.name),
     wide: document.documentElement.scrollWidth, inner: window.innerWidth,
   };
