@@ -17,6 +17,14 @@ def compacted(name="compacted", sparsities=(0.3, 0.6, 0.9), seeds=(0, 1)):
     return results
 
 
+def halved(sparsities=(0.5,), seeds=(0, 1), **metrics):
+    """A study whose networks have half the parameters of the dense ones, none of them zero."""
+    results = compacted("halved", sparsities, seeds)
+    for trial in results["trials"]:
+        trial["metrics"] |= {"parameters": 5000, "nonzero": 5000, "compression_rate": 2.0, **metrics}
+    return results
+
+
 def study(name="<b>evil</b> & co", sparsities=(0.5, 0.9), seeds=(0, 1)):
     trials = [
         {

@@ -12,7 +12,7 @@ import subprocess
 import threading
 
 import pytest
-from sample import compacted, study
+from sample import compacted, halved, study
 
 from secateur.report.page import write_page
 
@@ -33,7 +33,8 @@ window.addEventListener('load', () => setTimeout(() => {
   const answer = {
     complaints: window.complaints,
     drawn: plots.map(p => p.querySelector('.main-svg') && p.getBoundingClientRect().height > 100),
-    marks: plots.map(p => p.querySelectorAll('.scatterlayer .trace, .heatmaplayer image').length),
+    marks: plots.map(p => p.querySelectorAll(
+      '.scatterlayer .trace, .barlayer .point, .heatmaplayer image').length),
     requests: performance.getEntriesByType('resource').map(r => r.name),
     wide: document.documentElement.scrollWidth, inner: window.innerWidth,
   };
@@ -119,3 +120,8 @@ def test_the_page_works_at_every_width(chromium, tmp_path, width):
 @pytest.mark.parametrize("width", [1100, 390])
 def test_fronts_over_several_studies_work_at_every_width(chromium, tmp_path, width):
     check(look(chromium, tmp_path, width, study(), compacted(), compacted("an <i>other</i>")), width, plots=8)
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_bars_of_smaller_networks_work_at_every_width(chromium, tmp_path, width):
+    check(look(chromium, tmp_path, width, halved()), width, plots=6)

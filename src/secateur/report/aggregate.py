@@ -74,6 +74,12 @@ class Group:
         return "score_retrained" if self.figure("score_retrained") else "score_pruned"
 
 
+def dense_parameters(metrics: Mapping[str, Any]) -> int | None:
+    """Return all parameters of the dense network: what the compression rate has as its numerator."""
+    rate, nonzero = metrics.get("compression_rate"), metrics.get("nonzero")
+    return None if rate is None or nonzero is None else round(rate * max(1, nonzero))
+
+
 def figure_of(values: Iterable[float | None]) -> Figure | None:
     known = [value for value in values if value is not None]
     if not known:

@@ -18,7 +18,7 @@ from secateur.experiments.claim import RESULT, whole_result
 from secateur.experiments.commands.finished import pruned_options
 from secateur.experiments.results import inside, read_results
 from secateur.models import MODELS
-from secateur.report.aggregate import Figure, Group, check_one_score, groups_of, names_of
+from secateur.report.aggregate import Figure, Group, check_one_score, dense_parameters, groups_of, names_of
 from secateur.storage import load_tensors, replacing
 
 Metrics = Mapping[str, Any]
@@ -41,14 +41,9 @@ class Quantity:
     over: str | None = None
 
 
-def _dense_parameters(metrics: Metrics) -> float | None:
-    rate, nonzero = (metrics.get(name) for name in ("compression_rate", "nonzero"))
-    return None if rate is None or nonzero is None else rate * max(1, nonzero)
-
-
 def _dense_bytes(metrics: Metrics) -> float | None:
     """At the bytes a parameter that the network left has: buffers make this an estimate."""
-    number, size, left = _dense_parameters(metrics), metrics.get("bytes_dense"), metrics.get("parameters")
+    number, size, left = dense_parameters(metrics), metrics.get("bytes_dense"), metrics.get("parameters")
     return None if number is None or size is None or left is None else number * size / max(1, left)
 
 
@@ -58,7 +53,7 @@ QUANTITIES = {
         Quantity("bytes", "bytes_sparse", "bytes in a sparse form, indices counted", _dense_bytes),
         Quantity("latency", "latency_ms", _LATENCY, methodcaller("get", _DENSE_LATENCY), over=_DENSE_LATENCY),
         Quantity("macs", "macs", "multiply-adds, zeros counted", methodcaller("get", "macs_dense")),
-        Quantity("parameters", "parameters", "parameters, zeros counted", _dense_parameters),
+        Quantity("parameters", "parameters", "parameters, zeros counted", dense_parameters),
     )
 }
 

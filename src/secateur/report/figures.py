@@ -20,6 +20,7 @@ from secateur.report.aggregate import (
 )
 from secateur.report.drawing import QUOTED, Plot, add_dense, axes_of, coloured, line_of, marks_of, means_of
 from secateur.report.pareto import Front, Spot, fronts_of
+from secateur.report.smaller import smaller_plot
 from secateur.task.base import Scale
 
 _JOINED = "lines+markers"
@@ -36,6 +37,7 @@ def plots_of(groups: Sequence[Group], reference: Sequence[Mapping[str, Any]]) ->
     name = check_one_score(groups).name
     score = name[:1].upper() + name[1:]
     plots = {
+        "Really smaller, beside the dense network": smaller_plot(groups),
         f"{score} against sparsity": score_plot(groups, reference, "sparsity"),
         f"{score} against compression rate": score_plot(groups, reference, "compression_rate"),
         f"{score} against file size": score_plot(groups, reference, "compression_packed"),

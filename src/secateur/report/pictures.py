@@ -52,11 +52,17 @@ def _draw(plot: Plot, path: Path, kind: str) -> None:
     from matplotlib import pyplot
 
     layout = plot["layout"]
-    heatmap = plot["data"][0]["type"] == "heatmap"
+    drawn_as = plot["data"][0]["type"]
     height = min(max(2.5, layout["height"] / 90), _TALLEST)
     figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
-    if heatmap:
+    if drawn_as == "heatmap":
         _draw_map(figure, axes, plot["data"][0])
+    elif drawn_as == "bar":
+        _draw_bars(axes, plot["data"])
+        axes.set_xlabel(_title(layout["xaxis"]))
+        axes.set_xlim(*layout["xaxis"]["range"])
+        axes.set_xticks(layout["xaxis"]["tickvals"])
+        axes.legend(fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     else:
         for trace in plot["data"]:
             _draw_trace(axes, trace)
@@ -79,6 +85,19 @@ def _draw(plot: Plot, path: Path, kind: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format=kind, dpi=150)
     pyplot.close(figure)
+
+
+def _draw_bars(axes: Any, traces: Sequence[Plot]) -> None:
+    """Bars from the left, those of one name together, each with its figure beside it."""
+    names = list(dict.fromkeys(name for trace in traces for name in trace["y"]))
+    height = 0.8 / len(traces)
+    for index, trace in enumerate(traces):
+        places = [names.index(name) + (index + 0.5) * height - 0.4 for name in trace["y"]]
+        colour = trace["marker"]["color"]
+        bars = axes.barh(places, trace["x"], 0.9 * height, label=trace["name"], color=colour)
+        axes.bar_label(bars, trace["text"], padding=4, fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
 
 
 def _draw_trace(axes: Any, trace: Plot) -> None:

@@ -24,6 +24,7 @@ from secateur.report.aggregate import (
 )
 from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
 from secateur.report.deployed import Deployment, deployment_label, deployment_lines, deployment_table
+from secateur.report.smaller import smaller_table
 from secateur.text import printable
 
 _SHOWN = 10  # points of a choice
@@ -44,6 +45,11 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     groups = groups_of(results)
     title = f"{results['recipe']}: test {check_one_score(groups).title}, mean ± std over seeds"
     _print_rows(title, *table_of(groups), console)
+    header, rows = smaller_table(groups)
+    if rows:
+        _print_rows(
+            "really smaller, beside the dense network; latency measured, batch of one", header, rows, console
+        )
     for note in dict.fromkeys(note for trial in results["trials"] for note in trial.get("notes", [])):
         console.print(Text(printable(f"note: {note}")), style="yellow" if "emptied" in note else "dim")
 
