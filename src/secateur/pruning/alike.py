@@ -1,7 +1,7 @@
 """Blocks cut alike: groups at like places of like blocks, of which each loses as many units as the others.
 
-A configuration has one number for all its blocks. The budget sees one group for each kind, whose i-th score is
-the mean of the i-th lowest of the groups that it stands for; which units go is each group's own affair.
+A configuration has one number for all its blocks. The budget sees one group for each kind, whose i-th score
+is the mean of the i-th lowest of the groups that it stands for; which units go is each group's own affair.
 """
 
 from __future__ import annotations

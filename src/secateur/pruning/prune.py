@@ -133,9 +133,9 @@ def prune(
         removable_only: leave the groups of ``structure.stays`` alone, which modules cannot lose, so that
             their zeros would bring nothing. With False they are zeroed too, for
             ``compact(..., form="graph")``.
-        alike: take as many units from each of the groups that stand at like places of like blocks, so that one
-            number of a configuration says it: each loses its own lowest, and the budget compares the means of
-            their ranked scores. With ``structure``.
+        alike: take as many units from each of the groups that stand at like places of like blocks, so that
+            one number of a configuration says it: each loses its own lowest, and the budget compares the
+            means of their ranked scores. With ``structure``.
         group: another process group than the model's, or False for a process that prunes on its own.
 
     Returns:
