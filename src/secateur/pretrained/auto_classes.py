@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from secateur.errors import ModelError
-
 # Those of many tasks come last: a network of a task is opened by its own.
-_LAST = ("AutoModelForPreTraining", "AutoModelForMultimodalLM", "AutoModel", "AutoBackbone")
+_LAST = (
+    "AutoModelForMaskedLM",
+    "AutoModelForPreTraining",
+    "AutoModelForMultimodalLM",
+    "AutoModel",
+    "AutoModelForTextEncoding",
+)
 
 
 def auto_class_of(model: Any) -> str:
-    """Return the name of the auto class that has the class of a model for its configuration."""
+    """Return the name of the auto class that has the class of a model for its configuration; the class's own
+    where none has."""
     from transformers.models.auto import modeling_auto
 
     kind, name = model.config.model_type, type(model).__name__
@@ -20,7 +25,7 @@ def auto_class_of(model: Any) -> str:
     for auto in sorted(autos, key=lambda auto: (_LAST.index(auto) + 1 if auto in _LAST else 0, auto)):
         if name in _classes(getattr(modeling_auto, auto), kind):
             return auto
-    raise ModelError(f"no auto class of transformers opens a {name} of model type {kind!r}")
+    return name
 
 
 def _classes(auto: Any, kind: str) -> Iterator[str]:

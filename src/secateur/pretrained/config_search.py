@@ -1,8 +1,8 @@
 """Which numbers of a configuration must change so that it says the sizes of a network that was made smaller.
 
 Candidates are the integers of the configuration (nested ones and lists too) that are a size which changed, or
-keep their ratio to one; numbers it leaves to a default; and sizes that the network's modules keep under a name
-that it lacks (``head_dim``, say). A set of them is a solution when a model that is built from it has the
+keep their ratio to one; numbers it leaves to a default; and sizes that the network's modules keep under a
+name that it lacks (``head_dim``, say). A set of them is a solution when a model that is built from it has the
 network's tensors; it is taken when that model also gives the network's outputs.
 """
 
@@ -214,11 +214,12 @@ def _kept_sizes(small: nn.Module) -> dict[str, list[int]]:
 
 
 def _tells(search: Search, option: Setting, wrong: set[str]) -> bool:
-    """Whether a change may be of use: it makes a tensor right, or no tensor another but something in a
-    module, or it is what modules keep."""
-    after = search.wrong((option,))
-    if after is None:
-        return True  # with another, it may
-    if after == wrong and search.built((option,)) == search.built(()):
+    """Whether a change may be of use, alone or with another: it makes a tensor that is wrong another, or no
+    tensor but something in a module, or it is what modules keep."""
+    before, after = search.built(()), search.built((option,))
+    if before is None or after is None:
+        return True
+    if after == before:
         return option.old is None and [option.new] == _kept_sizes(search.small).get(option.path[-1])
-    return bool(wrong - after) or after == wrong
+    changed = {name for name in before[0] if before[0][name] != after[0].get(name)}
+    return not changed or bool(changed & wrong) or bool(wrong - (search.wrong((option,)) or wrong))

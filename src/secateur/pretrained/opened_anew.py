@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 with open(sys.argv[1]) as file: said = json.load(file)
 inputs = load_file(said["inputs"])
 kind = getattr(transformers, said["auto"])
-model = kind.from_pretrained(said["folder"], trust_remote_code=said["remote_code"], dtype=torch.float32).eval()
+options = {"trust_remote_code": said["remote_code"], "dtype": torch.float32}
+model = kind.from_pretrained(said["folder"], **options).eval()
 for module in model.modules():
     if getattr(getattr(module, "config", None), "use_cache", None): module.config.use_cache = False
 args, kwargs = (inputs[key] for key in said["args"]), {n: inputs[key] for n, key in said["kwargs"].items()}
@@ -52,8 +53,8 @@ def off_anew(
     for name, value in named.items():
         if not isinstance(value, torch.Tensor):
             raise ModelError(
-                f"{name.removeprefix('kw_')} is a {type(value).__name__}: another process is given tensors alone; "
-                "pass proof=False, and compare what from_pretrained opens yourself"
+                f"{name.removeprefix('kw_')} is a {type(value).__name__}: another process is given tensors "
+                "alone; pass proof=False, and compare what from_pretrained opens yourself"
             )
     with tempfile.TemporaryDirectory() as place:
         said = {

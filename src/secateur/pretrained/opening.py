@@ -35,7 +35,9 @@ def from_pretrained(folder: str | Path) -> Any:
     Example:
         >>> import tempfile, transformers, secateur as sc
         >>> config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16)
-        >>> small, _ = sc.prune_to(transformers.GPT2LMHeadModel(config), {"input_ids": config_ids}, parameters=0.6)
+        >>> model = transformers.GPT2LMHeadModel(config)
+        >>> ids = {"input_ids": model.dummy_inputs["input_ids"]}
+        >>> small, _ = sc.prune_to(model, ids, parameters=0.7)
         >>> written = sc.save_pretrained(small, tempfile.mkdtemp() + "/small")
         >>> written.remote_code  # fewer heads of the same size: no GPT-2 says so
         True
@@ -81,7 +83,7 @@ def _class_of(path: Path) -> Any:
 def _narrowed(kind: Any) -> Any:
     from secateur.pretrained.modeling_secateur import Narrowed
 
-    return type(kind.__name__, (Narrowed, kind), {"__module__": kind.__module__})
+    return type(kind.__name__, (Narrowed, kind), {"__module__": __name__})
 
 
 def _plan_in(path: Path, kind: type[nn.Module]) -> dict[str, Any]:

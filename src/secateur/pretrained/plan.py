@@ -33,12 +33,12 @@ def plan_of(small: Any, config: Any) -> dict[str, Any]:
     within = tuple(f"{path}." for path in (*removed, *ranks))
     for path, module in own.items():
         there = made.get(path)
-        if not path.startswith(within) and path not in removed and path not in ranks:
-            if there is None or class_of(type(there)) != class_of(type(module)):
-                raise ModelError(
-                    f"{path} is a {class_of(type(module))}, which a folder of transformers cannot say; keep it "
-                    "with secateur.save(small, file), and secateur.load(model, file) opens it"
-                )
+        said = path in removed or path in ranks or path.startswith(within)
+        if not said and (there is None or class_of(type(there)) != class_of(type(module))):
+            raise ModelError(
+                f"{path} is a {class_of(type(module))}, which no folder of transformers says; keep it with "
+                "secateur.save(small, file), and secateur.load(model, file) opens it"
+            )
     return {
         "secateur": FORMAT,
         "class": type(small).__name__,

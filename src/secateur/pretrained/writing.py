@@ -39,7 +39,7 @@ class WrittenFolder:
 
     Attributes:
         folder: where it lies.
-        opened_by: the auto class of transformers.
+        opened_by: the auto class of transformers, or the class itself where none has it.
         remote_code: whether that needs ``trust_remote_code=True``; ``secateur.from_pretrained`` never does.
         changed: by name what the configuration says now, (before, now); empty with ``remote_code``.
         max_error: the largest difference, relative to the largest output, when another process had opened it
@@ -62,7 +62,11 @@ class WrittenFolder:
     files: Mapping[str, int]
 
     def __repr__(self) -> str:
-        how = " with trust_remote_code=True, and by secateur.from_pretrained without" if self.remote_code else ""
+        how = (
+            " with trust_remote_code=True, and by secateur.from_pretrained without"
+            if self.remote_code
+            else ""
+        )
         lines = [
             f"{self.folder}: {len(self.files)} files, {sum(self.files.values()):,} bytes; "
             f"opened by {self.opened_by}{how}"
@@ -132,7 +136,6 @@ def save_pretrained(
     _check_free(target)
     model = unwrapped(model)
     _check_model(model)
-    auto = auto_class_of(model)
     args, named = arguments(inputs_of(model) if example_inputs is None else example_inputs, kwargs)
     inputs = _moved((args, named))
     work = copied(model).to("cpu", torch.float32)
@@ -144,6 +147,8 @@ def save_pretrained(
     found = find_config(work, same)
     config, settings = found or (copy.deepcopy(model.config), ())  # type: ignore[arg-type]
     plan = None if found else plan_of(work, config)
+    auto = auto_class_of(model)
+    auto = auto if found or auto.startswith("Auto") else "AutoModel"
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(target) as made:
         _write(model, made, config, plan, auto, max_shard_size)
@@ -151,8 +156,8 @@ def save_pretrained(
         off = off_anew(made, auto, plan is not None, inputs, tensors_in(expected)) if proof else None
         if off is not None and off > CLOSE:
             raise ModelError(
-                f"{type(model).__name__} gives other outputs when {auto} opens what was written, off by {off:.1e}; "
-                "nothing is kept of it"
+                f"{type(model).__name__} gives other outputs when {auto} opens what was written, off by "
+                f"{off:.1e}; nothing is kept of it"
             )
     return WrittenFolder(
         target,
@@ -178,7 +183,7 @@ def _off(work: Any, config: Any, expected: Any, inputs: Any) -> float:
 def _called(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any]:
     """All arguments as ``forward_once`` takes them."""
     args, named = inputs
-    return (named if not args else args,)
+    return (args if args else named,)
 
 
 def _moved(value: Any) -> Any:
@@ -204,19 +209,24 @@ def _check_model(model: Any) -> None:
     except ImportError as error:
         raise MissingExtraError("transformers", "bench") from error
     if not isinstance(model, PreTrainedModel):
-        adapters = "; merge its adapters first: model.merge_and_unload()" if hasattr(model, "peft_config") else ""
-        raise ModelError(
-            f"{name} is no model of transformers{adapters or '; secateur.save(model, file) writes any network'}"
+        adapters = (
+            "; merge its adapters first: model.merge_and_unload()" if hasattr(model, "peft_config") else ""
         )
+        instead = adapters or "; secateur.save(model, file) writes any network"
+        raise ModelError(f"{name} is no model of transformers{instead}")
     if not type(model).__module__.startswith("transformers."):
-        raise ModelError(f"{name} is a class of one's own, which no auto class builds; secateur.save writes it")
+        raise ModelError(
+            f"{name} is a class of one's own, which no auto class builds; secateur.save writes it"
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{name} bears adapters; merge or remove them first")
     if getattr(model, "hf_quantizer", None) is not None:
         raise ModelError(f"{name} is quantised; write it first, and quantise what opens")
     devices = {str(tensor.device) for _, tensor in all_tensors(model)}
     if len(devices) > 1 or devices == {"meta"}:
-        raise ModelError(f"{name} lies on {', '.join(sorted(devices))}; bring it to one device with its values")
+        raise ModelError(
+            f"{name} lies on {', '.join(sorted(devices))}; bring it to one device with its values"
+        )
 
 
 def _write(
@@ -228,7 +238,10 @@ def _write(
         buffers = dict(all_tensors(model))
         state |= {name: buffers[name] for name in plan["buffers"]}
     with _saying(model, config):
-        model.save_pretrained(made, state_dict=state, max_shard_size=max_shard_size)
+        # Of others' classes transformers turns no names of old checkpoints into those of today.
+        model.save_pretrained(
+            made, state_dict=state, max_shard_size=max_shard_size, save_original_format=plan is None
+        )
     if plan is not None:
         save_json(made / PLAN, plan)
         code = (files("secateur.pretrained") / f"{MODULE}.py").read_text(encoding="utf-8")
