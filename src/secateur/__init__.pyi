@@ -68,6 +68,11 @@ from secateur.structure.saved import save as save
 from secateur.structure.graph_files import load_graph as load_graph
 from secateur.structure.saved import load as load
 
+# Folders of transformers
+from secateur.pretrained.writing import save_pretrained as save_pretrained
+from secateur.pretrained.writing import WrittenFolder as WrittenFolder
+from secateur.pretrained.opening import from_pretrained as from_pretrained
+
 # Methods that search and train
 from secateur.methods.constraints import prune_to as prune_to
 from secateur.methods.reconstruction import reconstruct as reconstruct

@@ -14,6 +14,7 @@ from secateur.copying import copied
 from secateur.errors import SecateurWarning
 from secateur.graph.names import unwrapped
 from secateur.methods.goals import goal_of
+from secateur.pruning.alike import kinds_of
 from secateur.pruning.budgets import Global
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.criteria import Criterion
@@ -46,6 +47,7 @@ def prune_to(
     exclude: str | Sequence[str] | None = None,
     round_to: int = 1,
     min_kept: int = 1,
+    alike: bool = False,
 ) -> tuple[nn.Module, Proof]:
     """Remove as few of the least important units as meet one constraint; return (small model, proof). The
     number of units is found by bisection, each try compacted and proved, and the given model is not changed.
@@ -67,6 +69,7 @@ def prune_to(
         exclude: name patterns of those left out.
         round_to: what the number of units left in a pruned group is a multiple of.
         min_kept: how many units every group keeps.
+        alike: take as many units from like groups of like blocks, as in ``secateur.prune``.
 
     Returns:
         The small network, and the proof that it equals the masked one, with both networks' ``parameters`` and
@@ -97,14 +100,15 @@ def prune_to(
             warnings.simplefilter("ignore", SecateurWarning)
             prune(
                 masked, scored, Global(share), structure=structure, data=data, loss=loss, include=include,
-                exclude=exclude, round_to=round_to, min_kept=min_kept,
+                exclude=exclude, round_to=round_to, min_kept=min_kept, alike=alike,
             )  # fmt: skip
         small, proof = compact(
             masked, example_inputs, kwargs=kwargs, examples=examples, methods=methods, structure=structure
         )
         return small, proof, goal.cost(small)
 
-    groups = select_groups(trace(model, example_inputs, kwargs=kwargs), include, exclude).values()
+    chosen = select_groups(trace(model, example_inputs, kwargs=kwargs), include, exclude)
+    groups = [chosen[name] for name in (kinds_of(chosen) if alike else chosen)]
     low, high = 0.0, sum(max(0, len(g) - min_kept) for g in groups) / sum(map(len, groups))
     best: tuple[nn.Module, Proof] | None = None
     least = math.inf

@@ -29,9 +29,9 @@ from secateur.text import nearest
 
 _OPTIONS = (
     "shrinkage", "granularity", "data", "loss", "include", "exclude", "structure", "round_to", "min_kept",
-    "group", "removable_only",
+    "group", "removable_only", "alike",
 )  # fmt: skip
-_CHOICES = ("shrinkage", "granularity", "round_to", "min_kept")
+_CHOICES = ("shrinkage", "granularity", "round_to", "min_kept", "alike")
 
 
 def gradually(

@@ -101,6 +101,7 @@ def prune(
     round_to: int = 1,
     min_kept: int = 1,
     removable_only: bool = True,
+    alike: bool = False,
     group: Any = None,
 ) -> Masks:
     """Zero the least important weights of ``model`` in place and return what was zeroed. Every cut is decided
@@ -132,6 +133,9 @@ def prune(
         removable_only: leave the groups of ``structure.stays`` alone, which modules cannot lose, so that
             their zeros would bring nothing. With False they are zeroed too, for
             ``compact(..., form="graph")``.
+        alike: take as many units from each of the groups that stand at like places of like blocks, so that
+            one number of a configuration says it: each loses its own lowest, and the budget compares the
+            means of their ranked scores. With ``structure``.
         group: another process group than the model's, or False for a process that prunes on its own.
 
     Returns:
@@ -156,13 +160,14 @@ def prune(
     check_network(model)
     check(
         criterion, budget, shrinkage=shrinkage, granularity=granularity, units=structure is not None,
-        round_to=round_to, min_kept=min_kept,
+        round_to=round_to, min_kept=min_kept, alike=alike,
     )  # fmt: skip
     if structure is not None:
         with together(model, group):
             return prune_units(
                 structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
                 masks=masks, round_to=round_to, min_kept=min_kept, removable_only=removable_only,
+                alike=alike,
             )  # fmt: skip
     shrinkage = shrinkage or Hard()
     with together(model, group) as peers:
@@ -217,6 +222,7 @@ def check(
     scheduled: bool = False,
     round_to: int = 1,
     min_kept: int = 1,
+    alike: bool = False,
 ) -> None:
     """Refuse choices that do not go together; see ``secateur.pruning.capabilities`` for what decides it.
 
@@ -232,6 +238,7 @@ def check(
         scheduled: whether a schedule takes more than one step to the budget.
         round_to: what the number of units kept is a multiple of.
         min_kept: how many units every group keeps.
+        alike: whether groups of one kind lose as many units each.
 
     Raises:
         CriterionError: for a criterion that is none, or is for whole units where single weights are pruned.
@@ -248,11 +255,11 @@ def check(
     """
     _check_kinds(criterion, budget, shrinkage, granularity)
     if units:
-        _check_units(budget, shrinkage, granularity, round_to, min_kept)
+        _check_units(budget, shrinkage, granularity, round_to, min_kept, alike)
         return
     _check_weights(criterion, budget, granularity)
-    if (round_to, min_kept) != (1, 1):
-        raise BudgetError(f"round_to and min_kept count whole units: {_UNITS}")
+    if (round_to, min_kept, alike) != (1, 1, False):
+        raise BudgetError(f"round_to, min_kept and alike count whole units: {_UNITS}")
     if shrinkage is not None:
         _check_shrinkage(criterion, budget, shrinkage, granularity, scheduled)
 
@@ -272,7 +279,9 @@ def _check_kinds(criterion: Any, budget: Any, shrinkage: Any, granularity: Any) 
         raise BudgetError(f"granularity is {granularity!r}; it is a Block, like Block(4, 4)")
 
 
-def _check_units(budget: Any, shrinkage: Any, granularity: Any, round_to: int, min_kept: int) -> None:
+def _check_units(
+    budget: Any, shrinkage: Any, granularity: Any, round_to: int, min_kept: int, alike: bool
+) -> None:
     if says(budget, "counts_units") is False:
         raise BudgetError(
             f"{name_of(budget)} does not go with whole units; one of Uniform, Global, PerLayer, Threshold, "
@@ -282,6 +291,13 @@ def _check_units(budget: Any, shrinkage: Any, granularity: Any, round_to: int, m
         raise BudgetError("whole units are masked: they go with neither a shrinkage nor a block")
     if not all(is_whole(number) and number >= 1 for number in (round_to, min_kept)):
         raise BudgetError(f"round_to is {round_to!r} and min_kept {min_kept!r}; both count units, from 1")
+    if not isinstance(alike, bool):
+        raise BudgetError(f"alike is {alike!r}; it is True or False")
+    if alike and says(budget, "counts_units"):
+        raise BudgetError(
+            f"{name_of(budget)} weighs each group by itself, not blocks alike; Uniform, Global, PerLayer, "
+            "Threshold and LAMP do, and prune_to(..., parameters=, alike=True)"
+        )
 
 
 def _check_weights(criterion: Any, budget: Any, granularity: Any) -> None:

@@ -16,6 +16,7 @@ from secateur.errors import BudgetError, CriterionError, SecateurWarning, Target
 from secateur.graph.capture import parameters_of
 from secateur.graph.names import canonical_names, canonical_parameters, unwrapped
 from secateur.measure.size import count_parameters
+from secateur.pruning.alike import kinds_of, one_for_each, requested_of, taken_alike
 from secateur.pruning.allocation import cut_keeping
 from secateur.pruning.budgets import Share
 from secateur.pruning.calibration import Batches, Loss
@@ -106,6 +107,7 @@ def prune_units(
     round_to: int,
     min_kept: int,
     removable_only: bool,
+    alike: bool,
 ) -> Masks:
     """Zero all slices of the least important units of ``model`` in place; see ``secateur.prune``."""
     if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
@@ -119,8 +121,10 @@ def prune_units(
     earlier = already_pruned(part, masks)
     scores = {name: _scores(name, raw.get(name), group, earlier[name]) for name, group in chosen.items()}
     check_telling(criterion, list(scores.values()), data, loss)
-    cuts = check_cuts(budget, _cuts(part, budget, scores, min_kept), scores)
-    wanted = _taken(cuts, scores)
+    kinds = kinds_of(chosen) if alike else {name: [name] for name in chosen}
+    ones = one_for_each(kinds, scores) if alike else scores
+    cuts = check_cuts(budget, _cuts(part, budget, ones, min_kept), ones)
+    wanted = taken_alike(kinds, cuts, ones, scores) if alike else _taken(cuts, scores)
     pruned = {n: _rounded(w, raw[n], earlier[n], round_to, min_kept) for n, w in wanted.items()}
     with together(model) as peers:
         peers.compare({name: torch.from_numpy(units) for name, units in pruned.items()})
@@ -136,7 +140,7 @@ def prune_units(
     return Masks(
         model,
         _masks(structure, pruned, masks),
-        requested={n: c.requested for n, c in cuts.items() if c.requested is not None},
+        requested=requested_of(kinds, cuts),
         requested_overall=requested_share(budget),
         notes=tuple(notes),
         units=({} if masks is None else masks.units)

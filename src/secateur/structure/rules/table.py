@@ -146,9 +146,9 @@ def _unknown(walk: Walk, call: Call, arguments: Arguments) -> Any:
 
 
 def _cat(walk: Walk, call: Call, a: Arguments) -> Labelled:
-    values = [v for v in a["tensors"] if v.shape != (0,)]
     out = result_of(call.node)
     axis = a["dim"] % len(out.shape)
+    values = [v for v in a["tensors"] if v.shape != (0,) and v.shape[axis]]  # nothing is in the others
     for dim in range(len(out.shape)):
         if dim != axis and out.shape[dim] > 1 and any(v.dims[dim] is not None for v in values):
             out.dims[dim] = walk.join([(v, dim) for v in values])

@@ -1,0 +1,111 @@
+"""A folder of ``save_pretrained`` opened: data alone, none of its code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import MissingExtraError, ModelError, StorageError
+from secateur.numeric import is_whole
+from secateur.pretrained.plan import FORMAT
+from secateur.pretrained.writing import PLAN
+from secateur.storage import as_path, load_json
+from secateur.structure.replaced.two_layers import TwoLayers
+from secateur.text import first_line
+
+
+def from_pretrained(folder: str | Path) -> Any:
+    """Open a folder that ``save_pretrained`` or transformers wrote, as small as it was written, in eval mode.
+
+    It reads data and runs none of the folder's code: the class is transformers' own, by the name that stands
+    in ``config.json``.
+
+    Args:
+        folder: the folder, on this machine.
+
+    Returns:
+        A model of transformers, of the dtype that it was written in.
+
+    Raises:
+        StorageError: for a folder that is none of these, or damaged.
+        ModelError: for a class that transformers has not.
+
+    Example:
+        >>> import tempfile, transformers, secateur as sc
+        >>> config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+        >>> model = transformers.GPT2LMHeadModel(config)
+        >>> ids = {"input_ids": model.dummy_inputs["input_ids"]}
+        >>> small, _ = sc.prune_to(model, ids, parameters=0.7)
+        >>> written = sc.save_pretrained(small, tempfile.mkdtemp() + "/small")
+        >>> written.remote_code  # fewer heads of the same size: no GPT-2 says so
+        True
+        >>> sc.from_pretrained(written.folder).transformer.h[0].attn.c_attn.nf
+        64
+    """
+    path = as_path(folder)
+    kind = _class_of(path)
+    plan = _plan_in(path, kind) if (path / PLAN).exists() else None
+    opened = kind if plan is None else _narrowed(kind)
+    try:
+        model, said = opened.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, dtype="auto", use_safetensors=True
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StorageError(f"{path}: cannot be opened: {first_line(error)}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if said.get(what):
+            name = sorted(map(str, said[what]))[0]
+            raise StorageError(f"{path}: {name} is among the {what.replace('_', ' ')} of a {kind.__name__}")
+    if plan is not None:
+        model.__class__ = kind
+        del model.secateur_plan
+        for name in plan["ranks"]:
+            model.get_submodule(name).__class__ = TwoLayers
+    return model
+
+
+def _class_of(path: Path) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", "bench") from error
+    said = load_json(path / "config.json")
+    names = said.get("architectures") if isinstance(said, dict) else None
+    name = names[0] if isinstance(names, list) and len(names) == 1 else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ModelError(f"{path}: its architecture is {name!r}, which is no class of transformers'")
+    return kind
+
+
+def _narrowed(kind: Any) -> Any:
+    from secateur.pretrained.modeling_secateur import Narrowed
+
+    return type(kind.__name__, (Narrowed, kind), {"__module__": __name__})
+
+
+def _plan_in(path: Path, kind: type[nn.Module]) -> dict[str, Any]:
+    plan = load_json(path / PLAN)
+    fields = {"shapes": dict, "tied": dict, "modules": dict, "removed": dict, "ranks": dict, "buffers": list}
+    if not isinstance(plan, dict) or plan.get("secateur") != FORMAT or plan.get("class") != kind.__name__:
+        raise StorageError(f"{path / PLAN}: is no plan of a {kind.__name__}")
+    good = all(isinstance(plan.get(name), kind) for name, kind in fields.items())
+    good = good and all(
+        isinstance(shape, list) and all(is_whole(n) and 0 <= n < 2**40 for n in shape)
+        for shape in plan["shapes"].values()
+    )
+    good = good and all(isinstance(sizes, dict) for sizes in plan["modules"].values())
+    good = good and all(is_whole(rank) and rank >= 1 for rank in plan["ranks"].values())
+    good = good and all(isinstance(text, str) for name in ("tied", "removed") for text in plan[name].values())
+    good = good and all(_is_size(value) for sizes in plan["modules"].values() for value in sizes.values())
+    if not good:
+        raise StorageError(f"{path / PLAN}: is damaged")
+    return plan
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) < 64 and all(map(_is_size, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
