@@ -114,7 +114,8 @@ def test_the_best_model_has_the_zeros_of_its_checkpoint(tmp_path, best):
     said = scores(*(1.0 if number == best else 0.5 for number in range(3)))
     options = {
         "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 8, "eval_steps": 8,
-        "compute_metrics": said, "load_best_model_at_end": True, "metric_for_best_model": "score", "save_total_limit": 2,
+        "compute_metrics": said, "load_best_model_at_end": True,
+        "metric_for_best_model": "score", "save_total_limit": 2,
     }  # fmt: skip
     ending = trainer(net, tmp_path, ours, **options)
     early = pytest.warns(SecateurWarning, match=r"at step 3 of 5") if best == 0 else nullcontext()
