@@ -1,27 +1,24 @@
-"""Lightning's Trainer prunes while it fits: checkpoints, averages, several optimizers, and what is shipped."""
+"""Lightning's Trainer prunes while it fits: checkpoints, averages, several optimizers, what is shipped."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import lightning
 import pytest
 import torch
-from torch import nn
-
-import secateur as sc
-from secateur.errors import BudgetError, MaskError
-
-lightning = pytest.importorskip("lightning")
-
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import nn
 
+import secateur as sc
 from integrations import killed
 from integrations.tiny_lightning import QUIET, Batches, Manual, Module, pruning
+from secateur.errors import BudgetError, MaskError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning.*", "ignore:.*is emptied")
 
@@ -186,15 +183,12 @@ def test_clipping_reckons_without_dead_weights():
             ours.masks.check()
 
         def on_before_zero_grad(self, trainer, module, optimizer):
-            number, squares = (
-                trainer.global_step,
-                [p.grad.square().sum() for p in module.parameters() if p.grad is not None],
-            )
+            squares = [p.grad.square().sum() for p in module.parameters() if p.grad is not None]
             if squares:
                 assert float(sum(squares)) ** 0.5 == pytest.approx(0.01, rel=1e-3)
                 dead = [module.get_parameter(n).grad[~mask] for n, mask in ours.masks.items()]
                 assert not any(gradient.any() for gradient in dead)
-                seen.append(number)
+                seen.append(trainer.global_step)
 
     ours = pruning(schedule=sc.OneShot())
     fit(Module(), ours, Look(), gradient_clip_val=0.01)

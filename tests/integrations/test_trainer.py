@@ -10,16 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-
-import secateur as sc
-from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError
-
-pytest.importorskip("transformers")
-
 from transformers import Trainer, TrainerCallback
 
+import secateur as sc
 from integrations import killed
 from integrations.tiny_bert import bert, pruning, sentences, settings
+from secateur.errors import BudgetError, MaskError, SecateurWarning, StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is emptied")
 
@@ -242,7 +238,8 @@ def test_trained_again(tmp_path):
 
 
 def adapted(seed: int = 1) -> nn.Module:
-    peft = pytest.importorskip("peft")
+    import peft
+
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         r=2, target_modules=["query", "value", "intermediate.dense"], task_type="SEQ_CLS"

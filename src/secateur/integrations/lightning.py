@@ -101,7 +101,7 @@ class Pruning(Callback):
         self._block = during(trainer.optimizers, network, *self.arguments, **options)
         self.pruning = self._block.__enter__()
 
-    def on_before_optimizer_step(self, *args: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.masks.mask_grads()  # before clipping, so that dead weights do not count in the norm
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
