@@ -304,7 +304,9 @@ def _check_optimizer(optimizer: Optimizers, model: nn.Module, options: dict[str,
         wanted = [p for name, p in parameters_of(unwrapped(model)) if name in names]
     else:
         wanted = [target.weight for target in find_targets(model, *patterns).values()]
-    check_updates(levels, wanted, "what would be pruned", model)
+    trained = [weight for weight in wanted if weight.requires_grad]
+    if trained:  # nothing moves what is frozen, as all is under adapters
+        check_updates(levels, trained, "what would be pruned", model)
 
 
 def _check_options(criterion: Any, budget: Any, options: dict[str, Any], steps: int) -> None:

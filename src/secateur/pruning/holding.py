@@ -189,6 +189,7 @@ def _hooked(optimizer: Any, before: Callable[..., Any], after: Callable[..., Any
         after(self, given, kwargs)
         return result
 
+    stepped.__dict__ |= getattr(step, "__dict__", {})  # the mark of a scheduler that is there already
     optimizer.step = ours = MethodType(stepped, optimizer)  # schedulers, which wrap it in turn, want a method
     try:
         yield

@@ -64,8 +64,9 @@ class Holder:
     def hold(self, masks: Zeros) -> None:
         """Hold these masks from now on, and zero what they mask."""
         named = masks.parameters()
-        if named:
-            check_updates(self.levels, named.values(), "the masked parameters", masks.model)
+        trained = [weight for weight in named.values() if weight.requires_grad]
+        if trained:
+            check_updates(self.levels, trained, "the masked parameters", masks.model)
         averages = [masks.weights_in(average) for average in self.averaged]
         for model in (masks.model, *self.averaged):
             masks.apply(model)
