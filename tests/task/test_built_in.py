@@ -205,3 +205,24 @@ def test_how_a_score_is_read():
     assert accuracy.lowered(0.98, 3.0) == pytest.approx(0.95)
     assert error.lowered(2.0, 0.5) == pytest.approx(2.5)
     assert (accuracy.number(-0.031, "+"), error.number(0.25, "+")) == ("-3.10", "+0.25")
+
+
+def test_a_metric_of_torchmetrics_is_a_score():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    area = sc.Score("AUROC", metric=lambda: torchmetrics.AUROC(task="binary"))
+    task = sc.Task("two", lambda outputs, labels: F.binary_cross_entropy(outputs, labels.float()), area)
+    data = [
+        (torch.tensor([0.2, 0.8]), torch.tensor([0, 1])),
+        (torch.tensor([0.5, 0.6]), torch.tensor([1, 0])),
+    ]
+    assert sc.evaluate(nn.Identity(), data, task).score == pytest.approx(3 / 4)
+
+
+def test_detection_names_what_its_metric_needs():
+    task = build_task("detection")
+    try:
+        from torchmetrics.detection import MeanAveragePrecision  # noqa: F401
+    except ImportError:
+        with pytest.raises(TaskError, match=r"pip install 'torchmetrics\[detection\]'"):
+            task.score.meter()
+    assert (task.in_eval, task.score.unit) == (False, "%")

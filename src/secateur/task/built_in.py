@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.errors import MissingExtraError, TaskError
+from secateur.errors import TaskError
 from secateur.numeric import is_whole
 from secateur.task import scores
 from secateur.task.base import ACCURACY, Loss, Meter, Score, Task
@@ -136,9 +136,11 @@ def detection() -> Task:
 
     def metric() -> Meter:
         try:
-            from torchmetrics.detection import MeanAveragePrecision
+            from torchmetrics.detection import MeanAveragePrecision  # pyright: ignore
         except ImportError as error:
-            raise MissingExtraError("torchmetrics", "lab") from error
+            raise TaskError(
+                "mAP needs more than torchmetrics alone: pip install 'torchmetrics[detection]'"
+            ) from error
         return scores.Mapped(MeanAveragePrecision())
 
     return Task("detection", own_loss, Score("mAP", "%", metric=metric), example="image", in_eval=False)
