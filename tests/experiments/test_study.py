@@ -33,7 +33,7 @@ def done(tmp_path_factory):
 def test_results_have_the_documented_schema(done):
     _, out, results = done
     assert results == json.loads((out / "results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert [row["point"]["prune.budget.sparsity"] for row in results["trials"]] == [0.5, 0.5, 0.8, 0.8]
     assert [row["seed"] for row in results["trials"]] == [0, 1, 0, 1]
     for row in results["trials"]:
@@ -186,7 +186,7 @@ def test_a_dry_run_counts_a_methods_own_seeds(own_seeds, tmp_path):
 
 def test_foreign_results_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 99}')
-    with pytest.raises(StorageError, match="not results of schema 1"):
+    with pytest.raises(StorageError, match="not results of schema 2"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(StorageError, match="not valid JSON"):
