@@ -96,12 +96,16 @@ def run(
     sampler: Annotated[str | None, typer.Option(help="grid, or tpe: search within the sweep.")] = None,
     trials: Annotated[int | None, typer.Option(help="How many points a search tries.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would run, and stop.")] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Send trials, table and report to tensorboard, mlflow or wandb too.")
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
 ) -> None:
     """Run a recipe: train, prune, retrain with the zeros held, measure, and report."""
     from secateur.experiments.recipe import load_recipe
     from secateur.experiments.results import read_results
     from secateur.experiments.study import describe, run_study
+    from secateur.integrations.trackers import Tracked
     from secateur.report.page import write_page
     from secateur.report.terminal import print_table, progress
 
@@ -114,9 +118,10 @@ def run(
         typer.echo(describe(loaded, folder))
         return
     console = _console()
+    tracked = Tracked(track, loaded.name, folder, lambda line: typer.echo(line, err=True))
     try:
         with progress(console, quiet) as reporter:
-            heard = {"on_trial": reporter.trial, "on_epoch": reporter.epoch}
+            heard = {"on_trial": tracked.with_trials(reporter.trial), "on_epoch": reporter.epoch}
             results = run_study(loaded, folder, workers=workers, storage=storage, shared=shared, **heard)
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
@@ -128,6 +133,7 @@ def run(
     except (WriteError, OSError) as error:
         typer.echo(f"error: no report: {error}", err=True)
         raise typer.Exit(2) from error
+    tracked.finish(results, page)
     if not quiet:
         files = f"{folder}/results.json, {folder}/results.csv"
         console.print(f"results: {files}; report: {page}", highlight=False, markup=False)
