@@ -1,9 +1,11 @@
 """What a network says of its widths follows, though its forward does not read it."""
 
+import pytest
 import torch
 from torch import nn
 
 import secateur as sc
+from secateur.errors import StorageError
 
 
 class Backbone(nn.Module):
@@ -42,6 +44,22 @@ def test_a_classifier_and_features_are_built_anew():
     assert "num_features: 12 -> 6" in proof.changed
     small.reset_classifier(7)
     assert small(x).shape == (2, 7)
+
+
+def test_what_a_file_brings_says_its_widths_too(tmp_path):
+    net, x = Backbone().eval(), torch.randn(2, 3, 6, 6)
+    small, _ = sc.prune_to(net, x, parameters=0.5)
+    widths = [row["num_chs"] for row in small.feature_info]
+    assert widths != [8, 12]
+    sc.save(small, tmp_path / "small.safetensors")
+    again = sc.load(Backbone(), tmp_path / "small.safetensors")
+    assert [row["num_chs"] for row in again.feature_info] == widths
+    assert [row["reduction"] for row in again.feature_info] == [1, 1]
+    other = Backbone()
+    other.feature_info.pop()
+    with pytest.raises(StorageError, match="another model's"):
+        sc.load(other, tmp_path / "small.safetensors")
+    assert other.fc.in_features == 20
 
 
 def test_the_size_of_an_unflatten_follows():
