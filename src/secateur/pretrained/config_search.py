@@ -19,7 +19,7 @@ from torch import nn
 
 from secateur.structure.saved_checks import sizes_of
 
-_MOST_BUILDS = 3000
+_MOST_BUILDS = 1000
 _MOST_SOLUTIONS = 40
 Path = tuple[Any, ...]
 Shapes = dict[str, tuple[int, ...]]

@@ -14,9 +14,11 @@ from secateur.graph.names import unwrapped
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
 from secateur.running import run_once
+from secateur.structure.attributes import changed_sizes
 from secateur.structure.dead import find_dead
 from secateur.structure.following import Follower, Trainers
 from secateur.structure.graph_form import graph_form
+from secateur.structure.other_forwards import follow
 from secateur.structure.proof import Proof, untraced
 from secateur.structure.runs import FORWARD, Methods, runs_of
 from secateur.structure.stated import restate
@@ -121,6 +123,8 @@ def compact(
     found.kept.update(withdrawn)
     removed = removed_by(structure, pruned)
     stated = restate(model, small, runs[0]) if graph is None else []
+    if graph is None:
+        stated += follow(model, small, runs[0], changed_sizes(structure, removed))
     randomised = trial.prove_randomised(pruned, changes)
     trainers = Trainers(model, optimizer, scheduler).follow(small, removed)
     proof = Proof(

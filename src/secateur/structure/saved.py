@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError, NonFiniteError, StorageError
 from secateur.graph.capture import all_tensors, first_names
 from secateur.graph.names import unwrapped
+from secateur.numeric import is_whole
 from secateur.running import evaluating
 from secateur.storage import all_finite, check_digest, digest_of, load_tensors, save_tensors
 from secateur.structure.attributes import settings_of
@@ -40,6 +41,7 @@ from secateur.structure.saved_checks import (
     sizes_of,
     typed,
 )
+from secateur.structure.stated import rows_of
 from secateur.structure.surgery import set_attributes
 
 FORMAT = "model 2"
@@ -90,6 +92,8 @@ def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         described["removed"] = {path: kind for path, kind in removed.items() if kind}
     if ranks := ranks_of(model):
         described["ranks"] = ranks
+    if rows := rows_of(model):
+        described["features"] = [row["num_chs"] for row in rows]
     return tensors, described
 
 
@@ -144,8 +148,18 @@ def restore(
 ) -> nn.Module:
     """Do what ``load`` does with what ``describe`` returned; ``path`` is for the errors."""
     saved = typed(tensors, metadata, path)
+    rows, widths = rows_of(model), metadata.get("features")
+    if widths is not None and not (_are_sizes(widths) and len(widths) == len(rows)):
+        raise StorageError(f"{path}: what it says of the model's features is damaged, or another model's")
     with as_two(model, metadata.get("ranks", {}), path):
-        return _restore(model, saved, allow_nonfinite)
+        _restore(model, saved, allow_nonfinite)
+    for row, width in zip(rows, widths or [], strict=False):
+        row["num_chs"] = width
+    return model
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(is_whole(size) and size >= 0 for size in value)
 
 
 def _restore(model: nn.Module, saved: Saved, allow_nonfinite: bool) -> nn.Module:

@@ -16,13 +16,8 @@ _FEATURES = ("num_features", "head_hidden_size")
 def restate(model: nn.Module, small: nn.Module, run: Run) -> list[str]:
     """Set in ``small`` what networks of timm say of their widths (``feature_info``, ``num_features``,
     ``head_hidden_size``), so that ``reset_classifier`` and ``features_only`` fit it; return what changed."""
-    said: Any = getattr(small, "feature_info", None)
-    rows = getattr(said, "info", said) if said is not None else None
-    if (
-        not isinstance(rows, list)
-        or not rows
-        or not all(isinstance(row, dict) and "num_chs" in row for row in rows)
-    ):
+    rows = rows_of(small)
+    if not rows:
         return []
     paths = {str(row.get("module")) for row in rows}
     before, after = _widths(copied(model), run, paths), _widths(copied(small), run, paths)
@@ -44,6 +39,14 @@ def restate(model: nn.Module, small: nn.Module, run: Run) -> list[str]:
             setattr(small, name, new)
             changes.append(f"{name}: {old} -> {new}")
     return changes
+
+
+def rows_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Return what a network of timm says of its features, a dict of each; nothing of any other network."""
+    said: Any = getattr(model, "feature_info", None)
+    rows = getattr(said, "info", said)
+    good = isinstance(rows, list) and all(isinstance(row, dict) and "num_chs" in row for row in rows)
+    return rows if good else []  # type: ignore[return-value]
 
 
 def _widths(work: nn.Module, run: Run, paths: set[str]) -> dict[str, tuple[int, ...]]:

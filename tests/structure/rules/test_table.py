@@ -111,7 +111,7 @@ def test_cat_along_another_dim_ties():
 def test_cat_with_nothing_ties_nothing():
     """As rotary embeddings put what they turn beside what they do not, where they turn everything."""
     net = After(
-        lambda net, x: net.b(torch.cat([net.a(x).view(5, 2, 4), net.a(x).view(5, 2, 4)[..., 4:]], -1).flatten(1)),  # noqa: E501
+        lambda net, x: net.b(torch.cat([(y := net.a(x).view(5, 2, 4)), y[..., 4:]], -1).flatten(1)),
         a=nn.Linear(3, 8), b=nn.Linear(8, 2),
     )  # fmt: skip
     assert members(only(sc.trace(net, torch.ones(5, 3))))["a.weight", 0] == [[0, 4], [1, 5], [2, 6], [3, 7]]
