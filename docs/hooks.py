@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import griffe
@@ -11,11 +12,38 @@ import griffe
 import secateur
 
 _ROOT = Path(secateur.__file__).parent
+_REPOSITORY = Path(__file__).parents[1]
+_EXAMPLES = _REPOSITORY / "examples"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Fill the places that pages leave for what the code says itself."""
+    markdown = re.sub(r"<!-- script: (\w+\.py) -->", lambda found: script(found[1]), markdown)
+    markdown = markdown.replace("<!-- every example -->", examples())
     return markdown.replace("<!-- every public name -->", api()).replace("<!-- index -->", index())
+
+
+def on_post_build(config: Mapping[str, str], **_: object) -> None:
+    """Put llms.txt at the root of the pages, its links leading to them."""
+    text = (_REPOSITORY / "llms.txt").read_text(encoding="utf-8")
+    text = re.sub(r"\]\(docs/(?:index|(.*?))\.md\)", lambda found: f"]({found[1] or '.'}/)", text)
+    Path(config["site_dir"], "llms.txt").write_text(text, encoding="utf-8")
+
+
+def script(name: str) -> str:
+    """Return a script of the examples as code, whole."""
+    text = (_EXAMPLES / name).read_text(encoding="utf-8")
+    return f'```python title="examples/{name}"\n{text.strip()}\n```'
+
+
+def examples() -> str:
+    """Return a section for each script: what it says of itself, and its code to unfold."""
+    parts = []
+    for path in sorted(_EXAMPLES.glob("*.py")):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        code = script(path.name).replace("\n", "\n    ")
+        parts += [f"## `{path.stem}`\n", said, "", f'??? example "{path.name}"\n\n    {code}', ""]
+    return "\n".join(parts)
 
 
 def api() -> str:

@@ -36,7 +36,9 @@ class UNet(nn.Module):
 
 def train(model, x, y, epochs, lr):
     optimizer = torch.optim.Adam(model.train().parameters(), lr=lr)
-    for batch in (part for _ in range(epochs) for part in torch.randperm(len(x)).split(32)):
+    batches = [part for _ in range(epochs) for part in torch.randperm(len(x)).split(32)]
+    for index, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = lr * (1 - index / len(batches))
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(model(x[batch]), y[batch]).backward()
         optimizer.step()
@@ -55,21 +57,20 @@ except sc.DataError:
     behind = torch.rand(1000, 3, 32, 32) / 2
 digits = F.pad(digits, (2, 2, 2, 2))
 x, y = behind * (1 - digits / 2) + digits / 2, (digits > 0.5).float()
-x, test_x, y, test_y = x[:800], x[800:], y[:800], y[800:]
+x, test_x, y, test_y = x[:600], x[800:], y[:600], y[800:]
 
 dense = UNet()
-train(dense, x, y, epochs=4, lr=0.01)
+train(dense, x, y, epochs=7, lr=0.01)
 model = copy.deepcopy(dense)
 structure = sc.trace(model, x[:2])
 sc.prune(model, sc.ActivationNorm(), sc.Uniform(0.5), structure=structure, data=[x[:64]])
-cut = iou(model, test_x, test_y)
+print(f"IoU: dense {iou(dense, test_x, test_y):.1f} %, pruned {iou(model, test_x, test_y):.1f} %, ", end="")
 sc.reconstruct(model, dense, structure, [x[:128]])
-refitted = iou(model, test_x, test_y)
+print(f"refitted {iou(model, test_x, test_y):.1f} %, ", end="")
 small, proof = sc.compact(model, x[:2])
 train(small, x, y, epochs=2, lr=0.005)
+print(f"trained on {iou(small, test_x, test_y):.1f} %")
 print(proof)
-print(f"IoU: dense {iou(dense, test_x, test_y):.1f} %, pruned {cut:.1f} %, ", end="")
-print(f"refitted {refitted:.1f} %, trained on {iou(small, test_x, test_y):.1f} %")
 some = test_x[:8]
 rows = [some, *(mask.expand(-1, 3, -1, -1) for mask in (test_y[:8], dense(some) > 0, small(some) > 0))]
 image = torch.cat([torch.cat(list(row), 2) for row in rows], 1).float()

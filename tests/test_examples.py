@@ -69,7 +69,7 @@ def test_names_in_docstrings_and_pages_are_plain_and_public():
         assert not re.search(r":(func|class|meth|mod|data|attr|exc):`", path.read_text(encoding="utf-8")), (
             path
         )
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "llms.txt", *sorted((ROOT / "docs").rglob("*.md"))]:
         used = set(re.findall(r"\bsc\.([A-Za-z_]\w*)", path.read_text(encoding="utf-8")))
         assert used <= {*secateur.PUBLIC, "errors"}, path
 
