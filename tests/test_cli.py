@@ -172,7 +172,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         data = load_data("digits", validation=200)
         accuracy = evaluate(found["model"], data.validation).score
         final = "pruned" if row["method"] == "zeros" else "retrained"
-        assert accuracy == row["metrics"][f"accuracy_{final}_validation"]
+        assert accuracy == row["metrics"][f"score_{final}_validation"]
 
 
 PRUNE = ("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "0.5")
