@@ -234,7 +234,7 @@ ERRORS = [
     ((*PRUNE, "--masks", "./w"), "error: --masks w: is the file of --weights"),
     ((*PRUNE, "--masks", "./o"), "error: --masks o: is the file of --out"),
     ((*PRUNE, "--out", "."), "error: --out .: is a folder; give a file in it"),
-    ((*PRUNE, "--units"), "error: --units runs the network: give --input-shape, like 1,3,32,32, or --data"),
+    ((*PRUNE, "--units"), "error: --units runs the network: give --input-shape, like 1,3,32,32, --inputs or --data"),
     ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
 

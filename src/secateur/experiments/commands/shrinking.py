@@ -64,8 +64,8 @@ def shrink_checkpoint(
     chosen: Mapping[str, Any] | None = None,
     on_step: OnStep = lambda text: None,
 ) -> str:
-    """Prune whole units of a checkpoint until one of ``goals`` is met (``macs``, ``parameters``: the share that
-    may be left; ``latency_ms`` of one example), refit, fine-tune where ``data`` has labels, and save what is
+    """Prune whole units of a checkpoint until one of ``goals`` is met (``macs``, ``parameters``: the share
+    that may be left; ``latency_ms`` of one example), refit, fine-tune where ``data`` has labels, and save what is
     left to ``out``. Returns what was done, with a table of the dense network beside the small one.
 
     The small network is proved equal to the masked and refitted one; then it is trained for ``epochs``, and
