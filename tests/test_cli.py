@@ -175,7 +175,7 @@ def test_choosing_a_network_and_loading_it(tmp_path):
         data = load_data("digits", validation=200)
         accuracy = evaluate(found["model"], data.validation).score
         final = "pruned" if row["method"] == "zeros" else "retrained"
-        assert accuracy == row["metrics"][f"accuracy_{final}_validation"]
+        assert accuracy == row["metrics"][f"score_{final}_validation"]
 
 
 PRUNE = ("prune", "--model", "lenet-5", "--weights", "w", "--out", "o", "--sparsity", "0.5")
@@ -237,7 +237,10 @@ ERRORS = [
     ((*PRUNE, "--masks", "./w"), "error: --masks w: is the file of --weights"),
     ((*PRUNE, "--masks", "./o"), "error: --masks o: is the file of --out"),
     ((*PRUNE, "--out", "."), "error: --out .: is a folder; give a file in it"),
-    ((*PRUNE, "--units"), "error: --units runs the network: give --input-shape, like 1,3,32,32, or --data"),
+    (
+        (*PRUNE, "--units"),
+        "error: --units runs the network: give --input-shape, like 1,3,32,32",
+    ),
     ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
 

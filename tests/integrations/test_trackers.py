@@ -62,7 +62,7 @@ def test_what_is_sent(study):
     row = study[1]["trials"][0]
     sent = scalars(row)
     assert [epoch for epoch, _ in sent["retrain/train_loss"]] == [1, 2]
-    assert sent["dense/validation_accuracy"][1][1] == row["curves"]["dense"][1]["validation_accuracy"]
+    assert sent["dense/validation_score"][1][1] == row["curves"]["dense"][1]["validation_score"]
     assert figures(row)["sparsity"] == row["metrics"]["sparsity"]
     assert figures(row)["seconds_retrain"] == row["seconds"]["retrain"]
     (header, *rows) = trackers.table(study[1])

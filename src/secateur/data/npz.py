@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,7 +38,7 @@ def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0
     """
     file = check_path("path", path)
     check_flag("normalise", normalise)
-    found, ignored = _read(file)
+    found, ignored = read_arrays(file, _wanted)
     for name, array in found.items():
         (_check_inputs if name.startswith("x") else _check_labels)(f"{file}: {name}", array)
     for x in (name for name in found if name.startswith("x")):
@@ -57,8 +58,13 @@ def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0
     return assemble("npz", arrays, classes, **drawn, options=options, normalise=normalise, note=note)
 
 
-def _read(file: Path) -> tuple[dict[str, Array], list[str]]:
-    """The arrays that make a data set, and the names of the others."""
+def read_arrays(
+    file: Path, wanted_of: Callable[[Path, Mapping[str, Any]], Sequence[str]]
+) -> tuple[dict[str, Array], list[str]]:
+    """Return the arrays of an .npz that ``wanted_of`` picks from its names, and the names of the others.
+
+    Raises DataError for a file that is none, is damaged, or holds what is no array of plain numbers.
+    """
     if not file.is_file():
         raise DataError(f"{file}: no such file; the path of an .npz is right")
     with (  # zip methods not built in, encryption, a header that does not parse: anything may be raised
@@ -69,12 +75,23 @@ def _read(file: Path) -> tuple[dict[str, Array], list[str]]:
         members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise DataError(f"{file}: two arrays of one name; each once is right")
-        wanted = _wanted(file, members)
+        wanted = wanted_of(file, members)
         found = {name: _array(archive, members[name], f"{file}: {name}") for name in wanted}
         return found, [name for name in members if name not in wanted]
 
 
-def _wanted(file: Path, members: dict[str, Any]) -> tuple[str, ...]:
+def read_array(file: Path) -> Array:
+    """Return the array of an .npy; raises DataError as ``read_arrays`` does."""
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; the path of an .npy is right")
+    with reading(f"{file}: not a whole .npy file (numpy.save)", Exception), open(file, "rb") as stream:
+        head = io.BytesIO(stream.read(MAX_HEADER))
+        _checked_header(head, file.stat().st_size, f"{file}")
+        stream.seek(0)
+        return npy.read_array(stream, allow_pickle=False)
+
+
+def _wanted(file: Path, members: Mapping[str, Any]) -> tuple[str, ...]:
     for wanted, others in ((FOUR, TWO), (TWO, FOUR)):
         if members.keys() >= set(wanted) and members.keys().isdisjoint(others):
             return wanted
@@ -92,6 +109,13 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> Arr
         )
     with archive.open(member) as stream:
         head = io.BytesIO(stream.read(MAX_HEADER))
+    _checked_header(head, member.file_size, shown)
+    with archive.open(member) as stream:
+        return npy.read_array(stream, allow_pickle=False)
+
+
+def _checked_header(head: IO[bytes], size: int, shown: str) -> None:
+    """Refuse an array of ``size`` bytes, of which this is the beginning, before memory is taken for it."""
     shape, dtype = _header(head, shown)
     start = head.tell()
     if dtype.hasobject:
@@ -101,13 +125,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> Arr
     count = math.prod(shape)
     if count > MAX_VALUES or count * dtype.itemsize > MAX_BYTES:
         raise DataError(f"{shown}: shape {shape}; at most {MAX_VALUES} values are right")
-    if start + count * dtype.itemsize != member.file_size:
+    if start + count * dtype.itemsize != size:
         raise DataError(
             f"{shown}: shape {shape} of {dtype} needs {count * dtype.itemsize} bytes, "
-            f"the archive has {member.file_size - start}"
+            f"the archive has {size - start}"
         )
-    with archive.open(member) as stream:
-        return npy.read_array(stream, allow_pickle=False)
 
 
 def _header(stream: IO[bytes], shown: str) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -1,7 +1,10 @@
-"""The sources' networks by name, and a user's own as ``package.module:factory``."""
+"""The sources' networks by name, a user's own as ``package.module:factory``, timm's and transformers'."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import ModelError, SecateurError
@@ -23,16 +26,20 @@ MODELS = {
 }
 
 
+TIMM = "timm:"
+
+
 def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Build a network by its name, or by a factory of your own. The global random state is left as it was.
 
     Args:
-        name: one of ``secateur list``, or ``package.module:factory``.
+        name: one of ``secateur list``, ``package.module:factory``, ``timm:NAME``, or a folder of
+            transformers' ``save_pretrained``, which is read with its weights and runs no code of its own.
         seed: of the initial weights.
         **options: the factory's keyword arguments.
 
     Returns:
-        The network, untrained.
+        The network: untrained, where its factory loads no weights.
 
     Raises:
         ModelError: for an unknown name or option, or a factory that gives no module.
@@ -45,7 +52,7 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """
     import torch
 
-    factory = function_of(name, MODELS, ModelError, "network")
+    factory = _factory(name)
     check_options(name, factory, options, ModelError)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -58,3 +65,24 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}; a factory returns a torch.nn.Module")
     return model
+
+
+def is_folder(name: str) -> bool:
+    """Whether what a network is named by is a folder of transformers."""
+    return name not in MODELS and Path(name).is_dir()
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    if is_folder(name):
+        return _from("transformers_network", name)
+    if name.startswith(TIMM):
+        return _from("timm_network", name.removeprefix(TIMM))
+    if "/" in name and ":" not in name:
+        raise ModelError(f"{name}: there is no such folder; one with a config.json is right")
+    return function_of(name, MODELS, ModelError, "network")
+
+
+def _from(function: str, name: str) -> Callable[..., Any]:
+    from secateur.models import elsewhere
+
+    return partial(getattr(elsewhere, function), name)

@@ -22,7 +22,7 @@ from secateur.errors import StorageError
 from secateur.experiments.commands.finished import FinishedTrial, read_trial
 from secateur.experiments.commands.making import COMPACTED, PRUNED, Making, OnStep, make_formats
 from secateur.experiments.commands.measuring import measure_formats
-from secateur.experiments.commands.network import Named
+from secateur.experiments.commands.opening import Named
 from secateur.experiments.commands.private import private_folder
 from secateur.experiments.dense import load_dataset
 from secateur.experiments.results import DEPLOYED, check_writable, versions

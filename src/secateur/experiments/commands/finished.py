@@ -21,7 +21,7 @@ from torch import nn
 from secateur.data import DATASETS
 from secateur.errors import DataError, ModelError, SecateurError, StorageError
 from secateur.experiments.claim import whole_result
-from secateur.experiments.commands.network import Named, described
+from secateur.experiments.commands.opening import Named, described
 from secateur.experiments.dense import dense_name
 from secateur.experiments.plan import DataSpec, ModelSpec, Plan, TaskSpec
 from secateur.experiments.results import inside, label_of, read_results

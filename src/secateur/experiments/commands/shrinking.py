@@ -1,0 +1,206 @@
+"""``secateur shrink``: a checkpoint made smaller, from the goal to the file, and an honest table of it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.data.dataset import Dataset, each_tensor, rows_of
+from secateur.errors import RecipeError
+from secateur.experiments.commands.agreeing import agreement
+from secateur.experiments.commands.examples import Examples, dataset_named, examples_of
+from secateur.experiments.commands.network import check_files, check_one_of, cost_rows, refitted
+from secateur.experiments.commands.opening import Named, check_runs, described, model_spec, open_network
+from secateur.experiments.plan import TaskSpec
+from secateur.measure.summary import profile
+from secateur.methods.constraints import prune_to
+from secateur.models import is_folder
+from secateur.structure.compact import compact
+from secateur.structure.proof import Proof
+from secateur.structure.saved import save
+from secateur.structure.surgery import mask_units
+from secateur.structure.tracing import trace
+from secateur.task.base import Task
+from secateur.text import shown, table
+from secateur.training.evaluate import Evaluation, evaluate
+from secateur.training.fit import fit
+from secateur.training.settings import Training
+
+OnStep = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A data set with labels, and the task that a network is trained and judged by on it."""
+
+    data: Dataset
+    task: Task
+
+    def test(self, network: nn.Module) -> Evaluation:
+        return evaluate(network, self.data.test, self.task)
+
+    def validated(self, network: nn.Module) -> Evaluation:
+        return evaluate(network, self.data.validation, self.task)
+
+
+def shrink_checkpoint(
+    *,
+    model: Named,
+    out: Path,
+    goals: Mapping[str, float | None],
+    weights: Path | None = None,
+    data: Named | None = None,
+    inputs: Path | None = None,
+    task: Named | None = None,
+    epochs: int = 10,
+    lr: float = 1e-3,
+    chosen: Mapping[str, Any] | None = None,
+    on_step: OnStep = lambda text: None,
+) -> str:
+    """Prune whole units of a checkpoint until one of ``goals`` is met (``macs``, ``parameters``: the share
+    that may be left; ``latency_ms`` of one example), refit, fine-tune where ``data`` has labels, and save what is
+    left to ``out``. Returns what was done, with a table of the dense network beside the small one.
+
+    The small network is proved equal to the masked and refitted one; then it is trained for ``epochs``, and
+    the weights that are best on validation stay, those before training among them. Agreement and scores are
+    of examples that neither the refit nor the training has read. ``chosen``: further arguments of
+    ``secateur.prune_to``.
+    """
+    if sum(limit is not None for limit in goals.values()) != 1:
+        raise RecipeError("what may be left? give one of --macs 0.5, --parameters 0.5 and --latency-ms 3")
+    check_one_of({"--data": data, "--inputs": inputs})
+    if data is None and inputs is None:
+        raise RecipeError("shrink reads examples: give --data, or a file of them as --inputs")
+    if task is not None and data is None:
+        raise RecipeError("--task: examples in --inputs have no labels; it goes with --data")
+    settings = Training(epochs=epochs, lr=lr, lr_schedule="cosine")
+    name = model_spec(model).name
+    _check_out(out, name, weights)
+    dataset = dataset_named(data)
+    dense, _ = open_network(model, weights, trained=True)
+    labelled = None if dataset is None else labelled_by(dataset, task, epochs)
+    given = examples_of(dense, inputs=inputs, data=dataset)
+    check_runs(dense, given.example)
+    before = None if labelled is None else labelled.test(dense)  # first: labels of another kind end it here
+    on_step(f"pruning {name} to its goal")
+    small, proof = _pruned(dense, given, goals, chosen or {})
+    on_step("refitting")
+    small, proof, refit = _refitted(dense, proof, given)
+    said = [f"{proof!r}", refit]
+    if labelled is not None and epochs:
+        on_step(f"fine-tuning for {epochs} epochs")
+        said.append(_fine_tuned(small, labelled, settings, on_step))
+    on_step("measuring")
+    said += [_table(dense, small, given, labelled, before), _saved(small, name, out)]
+    return "\n\n".join(said)
+
+
+def labelled_by(data: Dataset, task: Named | None, epochs: int = 1) -> Labelled | None:
+    """Return a data set with its task: the one named, or classification where its labels are classes.
+
+    Raises RecipeError where ``epochs`` of training need a task that nobody named.
+    """
+    if task is None and not data.classes:
+        if not epochs:
+            return None
+        raise RecipeError(
+            f"{data.name}: its labels are no classes; name their task, like --task regression, or leave "
+            "training out with --epochs 0"
+        )
+    built = described("--task", task or "classification", TaskSpec).build()
+    return Labelled(data.of_inputs() if built.of_inputs else data, built)
+
+
+def _pruned(
+    dense: nn.Module, given: Examples, goals: Mapping[str, float | None], chosen: Mapping[str, Any]
+) -> tuple[nn.Module, Proof]:
+    one = goals.get("latency_ms") is not None
+    example = each_tensor(lambda tensor: tensor[:1], given.example) if one else given.example
+    return prune_to(dense, example, **goals, **chosen)
+
+
+def _refitted(dense: nn.Module, proof: Proof, given: Examples) -> tuple[nn.Module, Proof, str]:
+    """Return the dense network without the units that a proof says went, what reads them refitted."""
+    masked = deepcopy(dense)
+    structure = trace(masked, given.example)
+    mask_units(masked, structure, proof.pruned)
+    refit = refitted(masked, dense, structure, given)
+    small, proof = compact(masked, given.example, structure=structure)
+    return small, proof, refit
+
+
+def _fine_tuned(small: nn.Module, labelled: Labelled, settings: Training, on_step: OnStep) -> str:
+    """Train in place; what it was stays where no epoch is better on validation."""
+    before, state = labelled.validated(small), deepcopy(small.state_dict())
+    scale = labelled.task.score
+    history = fit(
+        small,
+        labelled.data.train,
+        labelled.data.validation,
+        settings,
+        task=labelled.task,
+        on_epoch=lambda row: on_step(f"  epoch {row.epoch}: validation {scale.text(row.validation_score)}"),
+    )
+    after = labelled.validated(small)
+    scores = f"validation {scale.name} {scale.text(before.score)} -> {scale.text(after.score)}"
+    if after.rank > before.rank:
+        return f"fine-tuned for {len(history.epochs)} epochs, the best is {history.best_epoch}: {scores}"
+    small.load_state_dict(state)
+    return f"fine-tuned for {len(history.epochs)} epochs, none better than before ({scores}): left as it was"
+
+
+def _table(
+    dense: nn.Module,
+    small: nn.Module,
+    given: Examples,
+    labelled: Labelled | None,
+    before: Evaluation | None,
+) -> str:
+    """Return dense beside small: what they cost, how far they agree, and the task's score on test."""
+    costs = profile(dense, given.example), profile(small, given.example, dense=dense)
+    rows = [("", "dense", "small"), *cost_rows(*costs)]
+    agrees = agreement(dense, small, given.held())
+    if agrees.same is not None:
+        rows.append(("same largest output", "", f"{agrees.same:,} of {agrees.number:,} ({agrees.share})"))
+    rows.append(("outputs differ by", "", f"{100 * agrees.error:.2g} % on {agrees.number:,} examples"))
+    if labelled is not None and before is not None:
+        after, scale = labelled.test(small), labelled.task.score
+        figures = (scale.text(before.score), scale.text(after.score))
+        rows.append((f"{scale.name}, {after.number:,} test examples", *figures))
+    number, threads = rows_of(given.example), costs[1].threads
+    note = f"multiply-adds, latency and memory: of a batch of {number}, on {threads} threads"
+    return "\n".join([*table(rows, words=1), note.replace("on 1 threads", "on one thread")])
+
+
+def _check_out(out: Path, name: str, weights: Path | None) -> None:
+    if _as_folder(out, name) and out.exists() and not out.is_dir():
+        raise RecipeError(f"--out {shown(out)}: is a file; give a folder, or NAME.safetensors")
+    check_files({"--weights": weights}, {"--out": _file(out, name)})
+
+
+def _as_folder(out: Path, name: str) -> bool:
+    """Whether the small network becomes a folder of transformers, as it came from one."""
+    return is_folder(name) and not out.suffix and importlib.util.find_spec("secateur.pretrained") is not None
+
+
+def _file(out: Path, name: str) -> Path | None:
+    if _as_folder(out, name):
+        return None
+    return out if out.suffix or not is_folder(name) else out.with_suffix(".safetensors")
+
+
+def _saved(small: nn.Module, name: str, out: Path) -> str:
+    file = _file(out, name)
+    if file is None:
+        writing = importlib.import_module("secateur.pretrained.writing")
+        writing.save_pretrained(small, out)
+        return f"{out}: open it with secateur.from_pretrained({str(out)!r})"
+    save(small, file)
+    return f"load it into the network at its full size: secateur.load(network, {str(file)!r})"
