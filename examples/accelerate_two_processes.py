@@ -46,7 +46,6 @@ def train(name: str, first: int, last: int) -> None:
 
 
 def both() -> None:
-    torch.set_num_threads(1)
     train("uninterrupted", 0, EPOCHS)
     train("gone on", EPOCHS // 2, EPOCHS)
     Accelerator(cpu=True).end_training()

@@ -19,7 +19,7 @@ from secateur.integrations.transformers import PruningCallback
 
 LENGTH = 24
 SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-QUIET = {"report_to": "none", "logging_strategy": "no", "use_cpu": True}
+QUIET = {"report_to": "none", "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True}
 
 
 def examples() -> list[dict]:
@@ -39,7 +39,7 @@ def trained(schedule=None) -> tuple[torch.nn.Module, float]:
     set_seed(0)
     model = BertForSequenceClassification(BertConfig(vocab_size=128, max_position_embeddings=LENGTH, **SIZES))
     args = TrainingArguments(
-        "runs", max_steps=120, per_device_train_batch_size=32, learning_rate=1e-3, disable_tqdm=True, **QUIET
+        "runs", max_steps=120, per_device_train_batch_size=32, learning_rate=1e-3, use_cpu=True, **QUIET
     )
     data = examples()
     trainer = Trainer(model, args, None, data[800:], data[:800], compute_metrics=accuracy)

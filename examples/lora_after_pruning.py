@@ -49,8 +49,7 @@ if __name__ == "__main__":
     say("dense, before it saw the new text", model, held_out)
     masks = sc.prune(model, sc.Wanda(), sc.Uniform(0.5), data=[{"input_ids": old[:64]}])
     say("halved", model, held_out)
-    lora = LoraConfig(r=16, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
-    adapted = get_peft_model(model, lora)
+    adapted = get_peft_model(model, LoraConfig(r=16, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True))
     train(adapted, new, 150, 1e-2)  # the base is frozen: its zeros stay
     say("adapters trained beside the zeros", adapted, held_out)
     merged = adapted.merge_and_unload().requires_grad_(True)
