@@ -118,6 +118,11 @@ def loaded(net: nn.Module, folder: Path) -> None:
     sc.load(net, folder / "net.safetensors")
 
 
+def refused_as_none_of_transformers(net: nn.Module, folder: Path) -> None:
+    with suppress(ModelError):
+        sc.save_pretrained(net, folder / "folder", X)
+
+
 def without_experts(net: nn.Module, folder: Path) -> None:
     with pytest.raises(ModelError, match="no mixture"):
         sc.remove_experts(net, X, {"keep": [0]})
@@ -179,6 +184,7 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
     "find_experts": lambda net, folder: sc.find_experts(net, X),
     "remove_experts": without_experts,
     "save": saved,
+    "save_pretrained": refused_as_none_of_transformers,
     "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),
     "sparsify": lambda net, folder: sc.sparsify(net, X, seconds=0.001),
     "profile": lambda net, folder: sc.profile(net, X, dense=net, seconds=0.001),

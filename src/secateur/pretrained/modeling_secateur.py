@@ -21,7 +21,7 @@ class Narrowed:
     """What stands before a class of transformers, to make it one that is as large as its plan says."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         revision = getattr(config, "_commit_hash", None)
         with open(str(cached_file(config.name_or_path, PLAN, revision=revision)), encoding="utf-8") as file:
             self.secateur_plan = json.load(file)

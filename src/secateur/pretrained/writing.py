@@ -218,7 +218,8 @@ def _check_model(model: Any) -> None:
         raise ModelError(
             f"{name} is a class of one's own, which no auto class builds; secateur.save writes it"
         )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    peft = any(type(module).__module__.startswith("peft.") for module in model.modules())
+    if peft or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{name} bears adapters; merge or remove them first")
     if getattr(model, "hf_quantizer", None) is not None:
         raise ModelError(f"{name} is quantised; write it first, and quantise what opens")
