@@ -239,7 +239,7 @@ ERRORS = [
     ((*PRUNE, "--out", "."), "error: --out .: is a folder; give a file in it"),
     (
         (*PRUNE, "--units"),
-        "error: --units runs the network: give --input-shape, like 1,3,32,32",
+        "error: --units runs the network: give --input-shape, like 1,3,32,32, --inputs or --data",
     ),
     ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
@@ -330,9 +330,7 @@ def test_a_trial_that_names_code_is_refused_in_one_line(received, tmp_path, caps
     assert error.count("\n") == 1
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", "digits-mlp", "--out", str(tmp_path / "out")])
     asked = {}
-    monkeypatch.setattr(
-        deployment, "make_formats", lambda making: asked.update(name=making.trial.plan.model.name)
-    )
+    monkeypatch.setattr(deployment, "make_formats", lambda making: asked.update(name=making.source.model))
     monkeypatch.setattr(deployment, "measure_formats", lambda making, seconds: [])
     monkeypatch.setattr(deployment, "_differences", lambda trial, rows: [])
     with contextlib.suppress(SystemExit):

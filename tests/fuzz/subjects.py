@@ -42,7 +42,7 @@ _TIMING = {"median": 0.002, "low": 0.001, "high": 0.004, "runs": 9, "threads": 1
 _FORMAT = {
     "name": "packed, numpy", "file": "packed/model.secateur", "bytes": 1000, "reason": None, "load_s": 0.01,
     "latency": {"1": _TIMING, "64": _TIMING}, "memory": {"imports": 10**8, "peak": {"1": 10**8, "64": 10**8}},
-    "accuracy": 0.9, "same": 350, "note": "a note",
+    "score": 0.9, "same": 350, "note": "a note",
 }  # fmt: skip
 
 

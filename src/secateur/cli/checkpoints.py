@@ -19,7 +19,7 @@ from secateur.cli.options import (
     named,
     shape,
 )
-from secateur.errors import StorageError
+from secateur.errors import RecipeError, StorageError
 
 
 def inspect(
@@ -177,31 +177,54 @@ def shrink(
 
 
 def deploy(
-    trial: Annotated[Path, typer.Argument(help="The folder of one finished trial: OUT/trials/<id>.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of one finished trial (OUT/trials/<id>), a safetensors file, or a folder of "
+            "transformers."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Where the files go [deploy in the trial's folder].")
+        Path | None, typer.Option(help="Where the files go [of a trial: deploy in its folder].")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Your own network, as for inspect: its module is imported, a trial's file names none."
-        ),
+        typer.Option(help="What builds the network, as for inspect: a file names no code of its own."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Your own data set: package.module:function, or YAML with options.")
-    ] = None,
+    data: Data = None,
+    inputs: Inputs = None,
+    input_shape: InputShape = None,
+    input_dtype: InputDtype = None,
+    task: Task = None,
 ) -> None:
-    """Write a trial's network in every format, and measure each: bytes, load, latency, memory, accuracy."""
-    from secateur.experiments.commands.deployment import deploy
-    from secateur.experiments.results import check_writable, read_results
-    from secateur.report.page import write_page
+    """Write a network in every format, and measure each: bytes, load, latency, memory, agreement, score."""
+    from secateur.experiments.commands.deployment import deploy, deploy_checkpoint
     from secateur.report.terminal import print_deployment
 
     given = {"model": named("--model", model), "data": named("--data", data)}
-    deployment = deploy(trial, out, **given, on_step=typer.echo)
-    print_deployment(deployment, console())
-    study = trial.resolve().parent.parent
-    if trial.resolve().parent.name == "trials" and (study / "results.json").is_file():
+    own = {"inputs": inputs, "input_shape": shape(input_shape), "input_dtype": input_dtype}
+    own |= {"task": named("--task", task)}
+    if source.is_file() or (source / "config.json").is_file():
+        if out is None:
+            raise RecipeError("deploy: where do the files go? name a folder with --out")
+        print_deployment(deploy_checkpoint(source, out, **given, **own, on_step=typer.echo), console())
+        return
+    if (strange := next((name for name, value in own.items() if value is not None), None)) is not None:
+        option = f"--{strange.replace('_', '-')}"
+        raise RecipeError(
+            f"{option}: a trial brings its own; it goes with a file, or a folder of transformers"
+        )
+    print_deployment(deploy(source, out, **given, on_step=typer.echo), console())
+    _write_report(source.resolve())
+
+
+def _write_report(trial: Path) -> None:
+    """Write the report of a trial's study anew, with what has been measured in it."""
+    from secateur.experiments.results import check_writable, read_results
+    from secateur.report.page import write_page
+
+    study = trial.parent.parent
+    if trial.parent.name == "trials" and (study / "results.json").is_file():
         try:
             check_writable(study)
         except StorageError as error:  # the table above is what was asked for

@@ -28,7 +28,7 @@ from secateur.experiments.plan import DataSpec, ModelSpec, Plan, pick_device
 from secateur.experiments.resumed import fit_resumed
 from secateur.experiments.schema import renewed
 from secateur.factories import find_factory
-from secateur.models import build_model
+from secateur.models import TIMM, build_model, is_folder
 from secateur.pruning.selection import on_threads
 from secateur.storage import load_json, locked, own_folder, save_json, sha256_of, sweep
 from secateur.training.batches import seed_of
@@ -117,7 +117,9 @@ def what_determines(plan: Plan, seed: int) -> dict[str, Any]:
 
 
 def _source_hash(name: str) -> str | None:
-    if ":" not in name:
+    if is_folder(name):
+        return hash_of([sha256_of(file) for file in sorted(Path(name).iterdir()) if file.is_file()])
+    if ":" not in name or name.startswith(TIMM):
         return None
     module = inspect.getmodule(find_factory(name, ModelError))
     file = getattr(module, "__file__", None)

@@ -282,8 +282,9 @@ class _Format(_Model):
     load_s: Real
     memory: _Memory | None
     latency: _Timings
-    accuracy: Share
+    score: Real | None
     same: Count | None
+    error: Real | None = None
     note: Text | None = None
 
 
@@ -303,6 +304,8 @@ class _Deployment(_Model):
     trial: _Deployed
     environment: Object
     test: Count
+    score: _Score | None = None
+    reference: Text = "pruned, PyTorch"
     seconds: Real = 0.0
     formats: Annotated[list[Any], Listed]
     notes: Texts = []
@@ -407,6 +410,8 @@ def validated_deployment(value: Any, where: str) -> dict[str, Any]:
     formats: list[dict[str, Any]] = []
     for i, each in enumerate(found["formats"]):
         made = isinstance(each, dict) and each.get("reason") is None
+        if made and "accuracy" in each:  # of classification alone
+            each = {"score" if key == "accuracy" else key: value for key, value in each.items()}
         formats.append(_validated(_Format if made else _NotMade, each, f"{where}: formats.{i}"))
     return {"schema": SCHEMA} | found | {"formats": formats, "notes": found.get("notes", [])}
 

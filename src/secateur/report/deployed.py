@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from secateur.report.aggregate import Group, names_of
+from secateur.experiments.schema import scale_of
+from secateur.report.aggregate import Group, columns_unit, names_of
 from secateur.task.base import ACCURACY
 
 Deployment = Mapping[str, Any]
@@ -18,9 +19,8 @@ _HEADER = (
     "memory, MB",
     "beyond imports, batch 1",
     "batch 64",
-    "accuracy %",
-    "same first choice",
 )
+_AGREEMENT = ("same first choice", "outputs differ by, %")
 _WHAT = (
     "Bytes are of the network's file alone. Load: from the file (in the system's cache) to a network ready "
     "to run, once in a new process, imports not counted; PyTorch builds the network at its full size and "
@@ -30,7 +30,6 @@ _WHAT = (
     "Memory: the most that a process of the format's own has resident while it runs, with all it imports; "
     "beside it what loading and running add to the imports: weights, activations, and code read at the "
     "first run.",
-    "Accuracy: of the whole test split. Same first choice: as the pruned network in PyTorch.",
 )
 
 
@@ -51,24 +50,44 @@ def deployment_label(trial: Mapping[str, Any]) -> str:
     return f"{label}, seed {trial['seed']}"
 
 
+def deployed_label(deployment: Deployment) -> str:
+    """Return what was deployed: a trial's label, or the name of a file or folder."""
+    return deployment_label(deployment["trial"]) if "trial" in deployment else deployment["source"]
+
+
 def deployment_table(deployment: Deployment) -> tuple[list[str], list[list[str]]]:
-    """Return (header, rows): a row a format, its figures empty where it could not be made."""
-    test = deployment["test"]
-    return list(_HEADER), [_row(each, test) for each in deployment["formats"]]
+    """Return (header, rows): a row a format, its figures empty where it could not be made, and no column for
+    what no format has."""
+    scale, test = scale_of(deployment), deployment["test"]
+    made = [row for row in deployment["formats"] if row["reason"] is None]
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
+        (f"{scale.name}{columns_unit(scale)}", lambda row: _text(row, "score", scale.number)),
+        (_AGREEMENT[0], lambda row: _text(row, "same", lambda same: f"{same:,} of {test:,}")),
+        (_AGREEMENT[1], lambda row: _text(row, "error", lambda error: f"{100 * error:.2g}")),
+    ]
+    columns = [(name, of) for name, of in columns if any(of(row) for row in made)]
+    header = [*_HEADER, *(name for name, _ in columns)]
+    rows = [
+        [*_costs(row), *(of(row) for _, of in columns)]
+        if row["reason"] is None
+        else [row["name"], "not made", *[""] * (len(header) - 2)]
+        for row in deployment["formats"]
+    ]
+    return header, rows
 
 
-def _row(row: Mapping[str, Any], test: int) -> list[str]:
-    if row["reason"] is not None:
-        return [row["name"], "not made", *[""] * (len(_HEADER) - 2)]
-    same = "" if row["same"] is None else f"{row['same']:,} of {test:,}"
+def _text(row: Mapping[str, Any], key: str, shown: Callable[[Any], str]) -> str:
+    value = row.get(key)
+    return "" if value is None else shown(value)
+
+
+def _costs(row: Mapping[str, Any]) -> list[str]:
     return [
         row["name"],
         f"{row['bytes']:,}",
         f"{1e3 * row['load_s']:.1f}",
         *(_latency(row["latency"][batch]) for batch in ("1", "64")),
         *_memory(row["memory"]),
-        f"{100 * row['accuracy']:.2f}",
-        same,
     ]
 
 
@@ -93,7 +112,15 @@ def deployment_lines(deployment: Deployment) -> list[str]:
     lines += [f"{row['name']}: not made: {row['reason']}" for row in deployment["formats"] if row["reason"]]
     lines += [f"{row['name']}: {row['note']}" for row in made if row.get("note")]
     known = [f"{key} {value}" for key, value in deployment["environment"].items() if value is not None]
-    return [*lines, *deployment["notes"], *_WHAT, ", ".join(known)]
+    return [*lines, *deployment["notes"], *_WHAT, _agreed(deployment), ", ".join(known)]
+
+
+def _agreed(deployment: Deployment) -> str:
+    """Return what the figures of agreement and of the score are."""
+    scale, reference = scale_of(deployment), deployment.get("reference", "pruned, PyTorch")
+    scored = any(row.get("score") is not None for row in deployment["formats"])
+    score = f"{scale.name[:1].upper()}{scale.name[1:]}: of the whole test split. " if scored else ""
+    return f"{score}First choice and outputs: beside {reference}, on {deployment['test']:,} examples."
 
 
 def _best(made: Sequence[Mapping[str, Any]]) -> str:

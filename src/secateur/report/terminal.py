@@ -23,7 +23,7 @@ from secateur.report.aggregate import (
     table_of,
 )
 from secateur.report.choice import Choice, Files, Quantity, how_to_load, is_own
-from secateur.report.deployed import Deployment, deployment_label, deployment_lines, deployment_table
+from secateur.report.deployed import Deployment, deployed_label, deployment_lines, deployment_table
 from secateur.report.smaller import smaller_table
 from secateur.text import printable
 
@@ -101,7 +101,7 @@ def print_choice(choice: Choice, files: Files, console: Console) -> None:
 
 def print_deployment(deployment: Deployment, console: Console) -> None:
     """Print one row a format, what is best by each measure, and what the figures are."""
-    title = f"{deployment_label(deployment['trial'])}: {deployment['test']:,} test examples"
+    title = f"{deployed_label(deployment)}: {deployment['test']:,} test examples"
     _print_rows(title, *deployment_table(deployment), console)
     for line in deployment_lines(deployment):
         _say(line, console)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import secateur as sc
 from secateur.data import load_data
@@ -138,10 +139,10 @@ def test_accuracies_are_those_of_the_study_and_of_the_whole_test_split(deployed)
     result, _, row, _ = deployed
     found = formats_of(result)
     assert result["test"] == len(load_data("digits", validation=200).test)
-    assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["score_dense"]
-    assert found["dense, ONNX"]["accuracy"] == row["metrics"]["score_dense"]
+    assert found["dense, PyTorch"]["score"] == row["metrics"]["score_dense"]
+    assert found["dense, ONNX"]["score"] == row["metrics"]["score_dense"]
     for name in ("pruned, PyTorch", "compacted, PyTorch", "packed, numpy", "packed, compiled", "ONNX"):
-        assert found[name]["accuracy"] == row["metrics"]["score_retrained"], name
+        assert found[name]["score"] == row["metrics"]["score_retrained"], name
         assert found[name]["same"] == result["test"], name
     assert found["ONNX int8"]["same"] > 0.95 * result["test"]
     assert result["notes"] == [], "nothing differs from the study"
@@ -163,7 +164,7 @@ def test_the_files_are_networks_that_run(deployed):
     assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in dense.parameters())
     for network, name in ((dense, "dense"), (small, "retrained")):
         right = int((network.eval()(test.inputs).argmax(1) == test.labels).sum())
-        assert right / len(test) == row["metrics"][f"accuracy_{name}"]
+        assert right / len(test) == row["metrics"][f"score_{name}"]
     np.save(out / "x.npy", test.inputs[:5].numpy())
     command = [sys.executable, "-I", out / "packed" / "run.py", "--input", out / "x.npy", "--output"]
     subprocess.run([*command, out / "y.npy"], check=True)
@@ -270,8 +271,8 @@ def test_a_network_of_the_users_module(tmp_path, monkeypatch):
     out = tmp_path / "runs" / "own"
     row = run_study(load_recipe("own.yaml"), out)["trials"][0]
     found = formats_of(deploy(out / "trials" / row["id"], model="mine:make", seconds=0.01))
-    assert found["dense, PyTorch"]["accuracy"] == row["metrics"]["score_dense"]
-    assert found["pruned, PyTorch"]["accuracy"] == row["metrics"]["score_pruned"]
+    assert found["dense, PyTorch"]["score"] == row["metrics"]["score_dense"]
+    assert found["pruned, PyTorch"]["score"] == row["metrics"]["score_pruned"]
     assert found["sparse, PyTorch"]["same"] == found["pruned, PyTorch"]["same"]
     assert "sin" in found["packed, numpy"]["reason"]
     assert found["packed, compiled"]["reason"] == found["packed, numpy"]["reason"]
@@ -280,7 +281,6 @@ def test_a_network_of_the_users_module(tmp_path, monkeypatch):
 @pytest.fixture
 def private(tmp_path):
     (tmp_path / "private").mkdir()
-    np.save(tmp_path / "private" / "examples.npy", np.zeros((64, 1, 8, 8), np.float32))
     return PrivateFolder(tmp_path / "private", ())
 
 
@@ -293,13 +293,15 @@ def test_a_measuring_process_finds_no_module_by_its_surroundings(private, tmp_pa
     file = tmp_path / "w.safetensors"
     save_weights(file, build_model("digits-mlp", hidden=4))
     made = Format("x", "torch", str(file), "digits-mlp", {"hidden": 4})
-    answer = measuring._asked(private, [made], seconds=0.01)
+    examples = measuring.written(private.path / "examples", torch.zeros(64, 1, 8, 8))
+    answer = measuring._Asked(private, examples, own=False).of([made], seconds=0.01)
     assert answer["x"]["1"]["median"] > 0, answer
     assert "lacks" not in str(answer)
     (place / "mine.py").write_text("from secateur.models import build_model as make\n")
     own = Format("x", "torch", str(file), "mine:make", {"name": "digits-mlp", "hidden": 4})
-    assert "error" in measuring._asked(private, [replace(own, model="nobodys:make")], seconds=0.01)
-    answer = measuring._asked(private, [replace(own, options={})], seconds=0.01)
+    asked = measuring._Asked(private, examples, own=True)
+    assert "error" in asked.of([replace(own, model="nobodys:make")], seconds=0.01)
+    answer = asked.of([replace(own, options={})], seconds=0.01)
     assert answer["error"] == "mine:make needs the option 'name'", "it was found"
     assert not (place / "ran").exists(), (place / "ran").read_text()
 

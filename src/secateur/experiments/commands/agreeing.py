@@ -57,6 +57,6 @@ def compared(wanted: list[Tensor], given: list[Tensor]) -> Agreement:
     size = sum(float(a.double().square().sum()) for a in wanted)
     error = math.sqrt(difference / size) if size else math.inf if difference else 0.0
     same = None
-    if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1:
+    if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1 and len(wanted[0]):
         same = int((predictions(wanted[0]) == predictions(given[0])).sum())
     return Agreement(len(wanted[0]), same, error)

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 from secateur.deploy.folder import replacing_folder
 from secateur.errors import StorageError
 from secateur.experiments.commands.finished import FinishedTrial, read_trial
-from secateur.experiments.commands.making import COMPACTED, PRUNED, Making, OnStep, make_formats
+from secateur.experiments.commands.making import COMPACTED, Making, OnStep, make_formats
 from secateur.experiments.commands.measuring import measure_formats
 from secateur.experiments.commands.opening import Named
 from secateur.experiments.commands.private import private_folder
-from secateur.experiments.dense import load_dataset
+from secateur.experiments.commands.sources import PRUNED, Source, of_checkpoint, of_trial
+from secateur.experiments.dense import dataset_of
 from secateur.experiments.results import DEPLOYED, check_writable, versions
-from secateur.experiments.schema import SCHEMA
+from secateur.experiments.schema import SCHEMA, scale_of, score_of
 from secateur.storage import lock, replacing, save_json
 
 _LEFT = re.compile(r"\.(dense|compacted|packed|model|model-int8|deploy)(\.[a-z]+)?\.[a-z0-9_]{8}(\.old)?")
@@ -61,21 +62,13 @@ def deploy(
     own = trial.folder / DEPLOYED
     target = own.parent if out is None else out.resolve()
     check_writable(target)
-    with private_folder() as private:
-        making = Making(trial, load_dataset(trial.plan.data), private, target, on_step)
-        making.folder.mkdir()
-        make_formats(making)
-        rows = measure_formats(making, seconds)
-        result = {
-            "schema": SCHEMA,
-            "trial": {key: trial.row[key] for key in ("id", "method", "point", "seed")},
-            "environment": versions() | _packages() | {"device": "cpu", "threads": 1},
-            "test": len(making.data.test),
-            "seconds": seconds,
-            "formats": rows,
-            "notes": _differences(trial, {row["name"]: row for row in rows}),
-        }
-        _publish(making, own.name, result)
+    source = of_trial(trial, dataset_of(trial.plan))
+    of = {key: trial.row[key] for key in ("id", "method", "point", "seed")}
+
+    def notes(rows: Mapping[str, Any]) -> list[str]:
+        return _differences(trial, rows)
+
+    result = _deployed(source, target, {"trial": of}, notes, seconds, on_step)
     if own.parent != target:
         try:
             check_writable(own.parent)
@@ -83,6 +76,48 @@ def deploy(
                 save_json(own, result)
         except (OSError, StorageError) as error:
             on_step(f"not kept for the study's report: {error}")
+    return result
+
+
+def deploy_checkpoint(
+    file: Path, out: Path, *, seconds: float = 0.5, on_step: OnStep = lambda text: None, **given: Any
+) -> dict[str, Any]:
+    """Do for a checkpoint of one's own, or a folder of transformers, what ``deploy`` does for a trial, into
+    the folder ``out``; ``given``: what builds it and what it runs on, as ``of_checkpoint`` takes them."""
+    target = out.resolve()
+    check_writable(target)
+    source = of_checkpoint(file, **given)
+    return _deployed(
+        source, target, {"source": source.label}, lambda rows: list(source.notes), seconds, on_step
+    )
+
+
+def _deployed(
+    source: Source,
+    target: Path,
+    what: Mapping[str, Any],
+    notes: Callable[[Mapping[str, Any]], list[str]],
+    seconds: float,
+    on_step: OnStep,
+) -> dict[str, Any]:
+    """Make and measure every format of a network, and put the files and ``deploy.json`` into ``target``."""
+    with private_folder() as private:
+        making = Making(source, private, target, on_step)
+        making.folder.mkdir()
+        make_formats(making)
+        rows = measure_formats(making, seconds)
+        result = {
+            "schema": SCHEMA,
+            **what,
+            "environment": versions() | _packages() | {"device": "cpu", "threads": 1},
+            "test": source.number,
+            "score": None if source.task is None else score_of(source.task),
+            "reference": source.reference,
+            "seconds": seconds,
+            "formats": rows,
+            "notes": notes({row["name"]: row for row in rows}),
+        }
+        _publish(making, DEPLOYED.name, result)
     return result
 
 
@@ -121,17 +156,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _differences(trial: FinishedTrial, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each network whose accuracy here is not what the study recorded."""
-    metrics, lines = trial.row["metrics"], []
+    """Return a line for each network whose score here is not what the study recorded."""
+    metrics, scale, lines = trial.row["metrics"], scale_of(trial.row), []
     retrained = metrics.get("score_retrained")
     recorded = {
         "dense, PyTorch": metrics.get("score_dense"),
         PRUNED: metrics.get("score_pruned") if retrained is None else retrained,
     }
     for name, before in recorded.items():
-        now = rows[name].get("accuracy")
+        now = rows[name].get("score")
         if before is not None and now is not None and now != before:
-            lines.append(f"{name}: {100 * now:.2f} % here, {100 * before:.2f} % in the study's results")
+            lines.append(f"{name}: {scale.text(now)} here, {scale.text(before)} in the study's results")
     return lines
 
 

@@ -25,6 +25,7 @@ from secateur.text import first_line, nearest, shown
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 _MOST_NUMBERS = 2**27  # of one batch: half a gigabyte in float32
 _BATCH = 64
+_COMPARED = 1000  # examples of a test split
 _POSITION = re.compile(r"arg(0|[1-9][0-9]{0,2})")
 Batch = tuple[Any, Any]
 
@@ -49,11 +50,19 @@ class Examples:
             return calibration_batches(self.dataset.train, number, seed=0)
         return _cut(self.inputs, 0, min(number, _held_from(self.inputs))) if self.inputs is not None else []
 
-    def held(self) -> list[Batch]:
-        """Return the batches of examples that ``fitting`` has none of."""
+    def apart(self) -> Any:
+        """Return inputs that ``fitting`` has none of; random numbers where there are no others."""
         if self.dataset is not None:
-            return list(self.dataset.test.drawn(1000, 0).batches(_BATCH))
-        return _cut(self.inputs, _held_from(self.inputs), rows_of(self.inputs)) if self.real else []
+            return self.dataset.test.drawn(_COMPARED, 0).inputs
+        if self.inputs is None:
+            return self.example
+        start = _held_from(self.inputs)
+        return each_tensor(lambda tensor: tensor[start:], self.inputs)
+
+    def held(self) -> list[Batch]:
+        """Return ``apart`` in batches."""
+        apart = self.apart()
+        return _cut(apart, 0, rows_of(apart))
 
 
 def _held_from(inputs: Any) -> int:

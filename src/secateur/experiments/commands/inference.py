@@ -12,7 +12,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 BATCHES = (1, 64)
-_AT_ONCE = 1000  # examples of the test split
+_AT_ONCE = 256  # examples of the test split
 _TORCH = ("torch", "secateur.models", "secateur.training.checkpoint")
 _IMPORTS = {
     "torch": _TORCH,
@@ -32,23 +32,26 @@ _IMPORTS = {
     "onnxruntime": ("onnxruntime",),
 }
 
-Run = Callable[[np.ndarray], np.ndarray]
+Call = tuple[list[np.ndarray], dict[str, np.ndarray]]  # positional arguments, and those by name
+Run = Callable[[Call], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Format:
     """A file and how it is run. ``engine``: "torch", "sparse" (made from the same file when it is loaded),
     "numpy" and "compiled" (the ``run.py`` beside the file), "onnxruntime". ``model`` and ``options``: the
-    network that the first two build and fill."""
+    network that the first two build and fill. ``needs``: modules beside
+    torch that they import for it."""
 
     name: str
     engine: str
     file: str
     model: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    needs: Sequence[str] = ()
 
 
-def cost(made: Format, examples: np.ndarray, test: str, outputs: str) -> dict[str, Any]:
+def cost(made: Format, examples: Call, test: Call, outputs: str) -> dict[str, Any]:
     """Load a format in this process, run it, and write its outputs on the whole test split.
 
     Returns ``load_s``: seconds from the file to a network that is ready to run, imports not counted, and
@@ -59,20 +62,20 @@ def cost(made: Format, examples: np.ndarray, test: str, outputs: str) -> dict[st
     gc.collect()
     imports = _counted("begin_peak")
     start = time.perf_counter()
-    run = load(made, examples[:1])
+    run = load(made, rows(examples, 0, 1))
     load_s = time.perf_counter() - start
     peak: dict[str, int | None] = {}
     for batch in BATCHES:
         _counted("begin_peak")
-        run(examples[:batch])
+        run(rows(examples, 0, batch))
         peak[str(batch)] = _counted("peak")
-    inputs = np.load(test, mmap_mode="r")
-    parts = [run(np.array(inputs[i : i + _AT_ONCE], order="C")) for i in range(0, len(inputs), _AT_ONCE)]
-    np.save(outputs, np.concatenate(parts))
+    number = len([*test[0], *test[1].values()][0])
+    parts = [run(rows(test, i, i + _AT_ONCE)) for i in range(0, number, _AT_ONCE)]
+    np.savez(outputs, *(np.concatenate(part) for part in zip(*parts, strict=True)))
     return {"load_s": load_s, "memory": None if imports is None else {"imports": imports, "peak": peak}}
 
 
-def latency(formats: list[Format], examples: np.ndarray, seconds: float) -> dict[str, Any]:
+def latency(formats: list[Format], examples: Call, seconds: float) -> dict[str, Any]:
     """Time all formats in turn in this process, for about ``seconds`` each and batch size of BATCHES; return
     by name and batch size the median and quartiles in seconds, and the number of runs."""
     from secateur.measure.latency import time_calls
@@ -81,7 +84,7 @@ def latency(formats: list[Format], examples: np.ndarray, seconds: float) -> dict
     for made in formats:
         import_for(made)
     for batch in BATCHES:
-        x = np.ascontiguousarray(examples[:batch])
+        x = rows(examples, 0, batch)
         calls = {made.name: partial(load(made, x), x) for made in formats}
         for name, timing in time_calls(calls, seconds=seconds * len(calls)).items():
             found[name][str(batch)] = asdict(timing)
@@ -97,20 +100,40 @@ def import_for(made: Format) -> None:
         import torch
 
         torch.set_num_threads(1)
+        for name in made.needs:
+            importlib.import_module(name)
     if made.engine in ("numpy", "compiled"):
         _runner(made.file)
 
 
-def load(made: Format, example: np.ndarray) -> Run:
+def read_call(spec: Mapping[str, Any]) -> Call:
+    """Return the arguments that a request names, without reading them whole."""
+    named = {name: np.load(file, mmap_mode="r") for name, file in spec["named"].items()}
+    return [np.load(file, mmap_mode="r") for file in spec["args"]], named
+
+
+def rows(call: Call, start: int, stop: int) -> Call:
+    """Return the examples of a call from ``start`` to ``stop``."""
+    args, named = call
+
+    def part(array: np.ndarray) -> np.ndarray:
+        return np.array(array[start:stop], order="C")
+
+    return [part(array) for array in args], {name: part(array) for name, array in named.items()}
+
+
+def load(made: Format, example: Call) -> Run:
     """Return a function from a batch of inputs to the network's outputs. ``example``: what a sparse
     network's engines are timed on."""
     if made.engine == "onnxruntime":
         return _onnxruntime(made.file)
     if made.engine in ("numpy", "compiled"):
-        return _runner(made.file).Network(made.file, made.engine).run
+        return _numpy(_runner(made.file).Network(made.file, made.engine))
     import torch
 
+    from secateur.graph.compare import tensors_in
     from secateur.models import build_model
+    from secateur.running import call_model
     from secateur.training.checkpoint import load_network
 
     network = build_model(made.model, **made.options)
@@ -119,21 +142,50 @@ def load(made: Format, example: np.ndarray) -> Run:
     if made.engine == "sparse":
         from secateur.deploy.sparse import sparsify
 
-        network, _ = sparsify(network, torch.from_numpy(example))
+        network, _ = sparsify(network, _tensors(example))
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: Call) -> list[np.ndarray]:
         with torch.inference_mode():
-            return network(torch.from_numpy(x)).numpy()
+            found = tensors_in(call_model(network, _tensors(x)))
+        return [(t.float() if t.dtype == torch.bfloat16 else t).numpy() for t in found]
 
     return run
+
+
+def _tensors(call: Call) -> Any:
+    import torch
+
+    args, named = call
+    if named:  # then all are
+        return {name: torch.from_numpy(array) for name, array in named.items()}
+    tensors = tuple(map(torch.from_numpy, args))
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _numpy(network: Any) -> Run:
+    names = [spec["name"] for spec in network.graph["inputs"]]
+
+    def run(x: Call) -> list[np.ndarray]:
+        outputs = network.run(*_placed(names, x))
+        return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+    return run
+
+
+def _placed(names: Sequence[str], call: Call) -> list[np.ndarray]:
+    """Return the arrays of a call in the order of a format's inputs."""
+    args, named = call
+    return [*args, *(named[name] for name in names[len(args) :] if name in named)]
 
 
 def _onnxruntime(file: str) -> Run:
     from secateur.deploy.onnx_session import session_of
 
     session = session_of(file, file)
-    name = session.get_inputs()[0].name
-    return lambda x: np.asarray(session.run(None, {name: x})[0])
+    names = [put.name for put in session.get_inputs()]
+    return lambda x: [
+        np.asarray(y) for y in session.run(None, dict(zip(names, _placed(names, x), strict=True)))
+    ]
 
 
 def _runner(file: str) -> Any:
@@ -162,12 +214,12 @@ def main(path: str) -> None:
     """Do what a request says and write the answer beside it: a JSON object, ``error`` where it failed."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     formats = [Format(**made) for made in request["formats"]]
-    examples = np.load(request["examples"])
+    examples = read_call(request["examples"])
     try:
         if "seconds" in request:
             answer = latency(formats, examples, request["seconds"])
         else:
-            answer = cost(formats[0], examples, request["test"], request["outputs"])
+            answer = cost(formats[0], examples, read_call(request["test"]), request["outputs"])
     except Exception as error:  # every engine raises its own kinds; the table says what it was
         answer = {"error": " ".join(f"{error}".split()) or type(error).__name__}
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")

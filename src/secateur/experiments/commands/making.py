@@ -1,4 +1,4 @@
-"""The formats of a finished trial's network: each file written, or the reason why there is none."""
+"""The formats of a network: each file written, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -8,41 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.data.dataset import Dataset
 from secateur.deploy.folder import PACKAGE, check_free, write_folder
 from secateur.deploy.onnx import export_onnx
 from secateur.errors import MissingExtraError, ModelError, SecateurError
-from secateur.experiments.commands.finished import (
-    FinishedTrial,
-    dense_options,
-    load_dense,
-    load_pruned,
-    pruned_options,
-)
 from secateur.experiments.commands.inference import Format
 from secateur.experiments.commands.private import PrivateFolder
-from secateur.experiments.dense import calibration_batches
+from secateur.experiments.commands.sources import Source
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
 from secateur.structure.saved import save
 
 OnStep = Callable[[str], None]
-PRUNED = "pruned, PyTorch"
 COMPACTED = "compacted.safetensors"
-_CALIBRATION = 512  # training examples that int8 reads
 
 
 @dataclass
 class Making:
-    """The formats of one trial so far: those that were made, and of the others why not, in order.
+    """The formats of one network so far: those that were made, and of the others why not, in order.
 
     ``folder``: where they are made and run, in ``private``; ``target``: where they go in the end.
     """
 
-    trial: FinishedTrial
-    data: Dataset
+    source: Source
     private: PrivateFolder
     target: Path
     on_step: OnStep
@@ -52,10 +41,6 @@ class Making:
     @property
     def folder(self) -> Path:
         return self.private.path / "made"
-
-    @property
-    def example(self) -> Tensor:
-        return self.data.validation.inputs[:2]
 
     def add(
         self, name: str, engine: str, make: Callable[[], Path], options: Mapping[str, Any] | None = None
@@ -67,8 +52,15 @@ class Making:
         except SecateurError as error:
             self.formats[name] = str(error)
             return
-        model = "" if options is None else self.trial.plan.model.name
-        self.formats[name] = Format(name, engine, str(path), model, options or {})
+        built = options is not None
+        self.formats[name] = Format(
+            name,
+            engine,
+            str(path),
+            self.source.model if built else "",
+            options or {},
+            self.source.needs if built else (),
+        )
         self.on_step(f"  {self.shown(path)}")
 
     def shown(self, path: Path) -> Path:
@@ -78,23 +70,28 @@ class Making:
 
 def make_formats(making: Making) -> None:
     """Write every file, dense first."""
-    trial, folder, example = making.trial, making.folder, making.example
-    config = trial.plan.config
-    calibration = calibration_batches(making.data.train, _CALIBRATION, trial.row["seed"])
+    source, folder, example = making.source, making.folder, making.source.example
+    if (dense := source.dense) is not None:
 
-    def dense(name: str, write: Callable[[nn.Module, Path], object]) -> Path:
-        write(load_dense(trial, trial.dense_file()), folder / name)
-        return folder / name
+        def write(name: str, writer: Callable[[nn.Module, Path], object]) -> Path:
+            writer(dense.load(), folder / name)
+            return folder / name
 
-    making.add("dense, PyTorch", "torch", lambda: dense("dense.safetensors", save), dense_options(config))
-    making.add(
-        "dense, ONNX",
-        "onnxruntime",
-        lambda: dense("dense.onnx", lambda network, path: export_onnx(network, example, path)),
-    )
-    small = pruned = load_pruned(trial)
-    options, file = pruned_options(config), trial.network_file
-    making.add(PRUNED, "torch", lambda: file, options)
+        making.add("dense, PyTorch", "torch", lambda: write("dense.safetensors", save), dense.options)
+        making.add(
+            "dense, ONNX",
+            "onnxruntime",
+            lambda: write("dense.onnx", lambda network, path: export_onnx(network, example, path)),
+        )
+    small = pruned = source.network
+    options, file = source.options, source.file or folder / "network.safetensors"
+
+    def given() -> Path:
+        if source.file is None:
+            save(pruned, file)
+        return file
+
+    making.add(source.reference, "torch", given, options)
     compacted = folder / COMPACTED
 
     def removed() -> Path:
@@ -111,7 +108,7 @@ def make_formats(making: Making) -> None:
         small, file = small if graph else network, compacted
         before, after = proof.parameters
         making.notes["compacted, PyTorch"] = (
-            f"{after:,} of {before:,} parameters, proved equal to the pruned network to "
+            f"{after:,} of {before:,} parameters, proved equal to the network given to "
             f"{max(proof.max_error, proof.max_error_randomised):.1e}; sparse, packed and ONNX are made of it"
         )
         return compacted
@@ -144,11 +141,16 @@ def make_formats(making: Making) -> None:
             making.notes["ONNX int8"] = f"int8 in {done.layers[0]} of {done.layers[1]} layers"
         return folder / name
 
+    def int8() -> dict[str, Any]:
+        if not source.calibration:
+            raise ModelError("int8 reads examples for the ranges of its activations: give --data or --inputs")
+        return {"int8": True, "data": source.calibration}
+
     making.add("ONNX", "onnxruntime", lambda: onnx("model.onnx"))
-    making.add("ONNX int8", "onnxruntime", lambda: onnx("model-int8.onnx", int8=True, data=calibration))
+    making.add("ONNX int8", "onnxruntime", lambda: onnx("model-int8.onnx", **int8()))
 
 
-def smaller_graph(pruned: nn.Module, example: Tensor, modules: Proof) -> tuple[nn.Module, int] | None:
+def smaller_graph(pruned: nn.Module, example: Any, modules: Proof) -> tuple[nn.Module, int] | None:
     """Return a graph of a pruned network, with how many parameters it has, where it loses more than its
     modules can: formats that need no Python forward are made of it."""
     if not modules.kept:

@@ -64,9 +64,10 @@ def shrink_checkpoint(
     chosen: Mapping[str, Any] | None = None,
     on_step: OnStep = lambda text: None,
 ) -> str:
-    """Prune whole units of a checkpoint until one of ``goals`` is met (``macs``, ``parameters``: the share
-    that may be left; ``latency_ms`` of one example), refit, fine-tune where ``data`` has labels, and save what is
-    left to ``out``. Returns what was done, with a table of the dense network beside the small one.
+    """Make a checkpoint smaller and save it to ``out``; return what was done, and dense beside small.
+
+    Whole units go until one of ``goals`` is met: ``macs`` or ``parameters``, the share that may be left, or
+    ``latency_ms`` of one example. What reads them is refitted, and where ``data`` has labels it is trained.
 
     The small network is proved equal to the masked and refitted one; then it is trained for ``epochs``, and
     the weights that are best on validation stay, those before training among them. Agreement and scores are
