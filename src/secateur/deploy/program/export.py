@@ -6,15 +6,19 @@ The program is ``{"version": 1, "inputs": [...], "outputs": [...], "nodes": [...
 ``outputs``: names of values, in the order in which the network returns them.
 ``nodes``, in an order in which they can be run: ``{"op", "inputs", "output", "shape", ...}``, where
 ``inputs`` names earlier values, ``output`` is a name given once and ``shape`` is its shape without the
-first dim, which is the batch, or a multiple of it (windows of an image, say). All values are float32, but for
-what an embedding reads.
+first dim, which is the batch, or a multiple of it (windows of an image, say). Values are float32, or where an
+operator says so bools or whole numbers; inputs are float32, int64, int32 or bool, and tensors float32.
 Weights are named by their key in ``tensors``; None where there is none. What an op has besides:
 
 ======================= ==================================================================================
 linear                  weight (outputs, inputs), bias; works on the last dim
 conv                    weight (outputs, inputs/groups, *kernel), bias, kernel, stride, padding, dilation:
                         one number a spatial dim (one or two), zeros on both sides; groups
+conv_transpose          as conv; weight (inputs, outputs/groups, *kernel); its size is that of ``shape``
 embedding               weight (rows, features); its input is of int64 or int32
+lstm, gru,              one layer in one direction: what a ``linear`` took from the input, (steps, gates x size),
+rnn_tanh, rnn_relu      and the states before the first step, where not zero; weight (gates x size, size), bias,
+                        reverse: from the last step on; cells: those too, behind the hidden states
 max_pool                kernel, stride, padding, dilation; pads with -inf, on the right as
                         far as ``shape`` needs
 avg_pool                kernel, stride, padding, count_padding, divisor (None: the numbers under the kernel,
@@ -26,6 +30,13 @@ group_norm              groups, weight, bias, eps
 softmax, log_softmax    dim
 add, sub, mul, div      two inputs of the same number of dims, broadcast; or one, and a ``scalar`` or the
                         name of a ``tensor``, which is the left operand where ``reversed`` is true
+maximum, minimum        as add
+eq, ne, lt, gt, le, ge  as add; bools
+and, or, xor, not       of bools
+exp, log, abs, sin, cos of one input
+where                   of three inputs: bools, what is taken where they are true, and where not
+cast                    dtype: float32, int64, int32 or bool
+cumsum, argmax          dim
 matmul                  of two inputs, over their last two dims
 cat                     dim
 reshape                 nothing: see ``shape``; row by row. Where an example has another number of rows
@@ -35,6 +46,8 @@ expand                  nothing: see ``shape``; dims of size 1 repeated
 power                   exponent
 permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
+take                    dim, indices: which entries of it
+mix                     dim; low, high, share: low + share (high - low) of the entries at two places
 pad                     before, after: one number a dim of ``shape``; value
 an activation           its ``settings``, each a number, or None for a bound that ``clamp`` lacks: see
                         ``secateur.runtime.activations.ACTIVATIONS``
