@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import secateur as sc
+from networks.drawn import Cancelling
 from secateur.deploy import onnx as deployed
 from secateur.deploy.onnx import export_onnx, run_onnx, session
 from secateur.deploy.onnx_int8 import calibration
@@ -202,6 +203,21 @@ def test_several_inputs_outputs_and_keywords(tmp_path):
         assert small.layers == (2, 2)
 
 
+def test_a_network_that_rounds_much_is_written_by_what_it_rounds_itself(tmp_path):
+    net, x = Cancelling(512), images(2, (512,))
+    done = export_onnx(net, x, tmp_path / "net.onnx")
+    assert done.rounding > 1e-5
+    assert done.tolerance == pytest.approx(min(16 * done.rounding, 0.01))
+    assert 0 < done.max_error <= done.tolerance
+    assert f"up to {done.tolerance:.1e} is right, itself off by {done.rounding:.1e} in float32" in repr(done)
+    with pytest.raises(ModelError, match=r"\(up to 1.0e-09 is right\); nothing was written"):
+        export_onnx(net, x, tmp_path / "strict.onnx", tolerance=1e-9)
+    assert not (tmp_path / "strict.onnx").exists()
+    plain = export_onnx(toy(), ROWS, tmp_path / "plain.onnx")
+    assert plain.tolerance == 1e-4
+    assert plain.rounding < 1e-6
+
+
 def test_a_network_that_takes_some_numbers_only_is_checked_on_those(tmp_path):
     assert export_onnx(Logarithm(), ROWS[:1].abs(), tmp_path / "net.onnx").max_error < 1e-5
 
@@ -316,6 +332,8 @@ def test_a_network_that_cannot_be_exported_is_one_error(net, error, message, tmp
         ({"example_inputs": torch.randn(2, 5)}, r"does not run on example inputs \(\(2, 5\)"),
         ({"example_inputs": torch.randn(0, 6)}, r"hold no tensor whose first dim is a batch"),
         ({"example_inputs": None}, r"hold no tensor whose first dim is a batch"),
+        ({"tolerance": 0}, r"tolerance=0; a positive share of the largest output is right"),
+        ({"tolerance": True}, r"tolerance=True; a positive share"),
         ({"model": 3}, r"model is 3; it is a network, an instance of torch.nn.Module"),
     ],
 )

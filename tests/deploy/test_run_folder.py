@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from networks.drawn import numbers, stirred
+from networks.drawn import Cancelling, numbers, stirred
 from networks.packaged import network
 from secateur.deploy import folder as folders
 from secateur.deploy.folder import PACKAGE, write_folder
 from secateur.errors import ModelError, StorageError
 from secateur.models import build_model
+from secateur.runtime.unpacking import read
 
 COST = """
 status = open("/proc/self/status").read()
@@ -189,6 +190,23 @@ def test_several_inputs_and_outputs(tmp_path, bare_python):
     assert run_file(folder / "run.py", "--check", python=bare_python).returncode == 0
 
 
+def test_a_network_that_rounds_much(tmp_path, bare_python):
+    """What it rounds itself is how far off its folder may be, there too; who knows better says so."""
+    x = numbers(2, 512)
+    folder = write_folder(Cancelling(512), x, tmp_path / "a")
+    assert 1e-4 < read(folder / "model.secateur")[1]["tolerance"] <= 0.01
+    assert run_file(folder / "run.py", "--check", python=bare_python).returncode == 0
+    wrong = np.load(folder / "check_output.npy") * np.float32(1.02)
+    np.save(folder / "check_output.npy", wrong)
+    failed = run_file(folder / "run.py", "--check", python=bare_python)
+    assert failed.stdout.strip().endswith("FAILED")
+    with pytest.raises(ModelError, match=r"off by \S+ \(relative; up to 1.0e-09 is right\)"):
+        write_folder(Cancelling(512), x, tmp_path / "b", tolerance=1e-9)
+    model, shape = small()
+    folder = write_folder(model, numbers(2, *shape), tmp_path / "c")
+    assert "tolerance" not in read(folder / "model.secateur")[1]
+
+
 def test_other_check_inputs(tmp_path):
     model, shape = small()
     folder = write_folder(model, numbers(2, *shape), tmp_path / "a", check_inputs=numbers(7, *shape))
@@ -237,8 +255,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_a_model_that_has_no_program_writes_nothing(tmp_path):
-    with pytest.raises(ModelError, match="mish"):
-        write_folder(nn.Sequential(nn.Linear(6, 5), nn.Mish()), numbers(2, 6), tmp_path / "new" / "a")
+    with pytest.raises(ModelError, match="celu"):
+        write_folder(nn.Sequential(nn.Linear(6, 5), nn.CELU()), numbers(2, 6), tmp_path / "new" / "a")
     assert not list(tmp_path.iterdir())
 
 

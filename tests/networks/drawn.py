@@ -53,3 +53,21 @@ def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
 ROWS = randn(6, 3, seed=6)
 IMAGES = randn(2, 3, 8, 8, seed=7)
 SEQUENCE = randn(2, 5, 7, seed=8)
+
+
+class Cancelling(nn.Module):
+    """Nearly all of what it adds up cancels out: rounding is much of what is left."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+        self.first, self.small = nn.Linear(size, 64, bias=False), nn.Linear(size, 64, bias=False)
+        self.second = nn.Linear(size, 64, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(300 * numbers(64, size, seed=1))
+            self.second.weight.copy_(self.first.weight[:, order])
+            self.small.weight.copy_(numbers(64, size, seed=2))
+        self.register_buffer("order", order)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) - self.second(x[:, self.order]) + self.small(x)

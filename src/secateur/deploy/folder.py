@@ -24,7 +24,7 @@ from secateur.graph.capture import arguments
 from secateur.graph.compare import tensors_in
 from secateur.graph.names import unwrapped
 from secateur.running import run_once
-from secateur.runtime.runner import MODEL_FILE, check_paths, execute, off_by
+from secateur.runtime.runner import CHECK_TOLERANCE, MODEL_FILE, check_paths, execute, off_by
 from secateur.runtime.unpacking import read
 from secateur.storage import as_others, as_path
 
@@ -67,6 +67,7 @@ def write_folder(
     values: str | int = "lossless",
     compression: str = "lzma",
     check_inputs: Any = None,
+    tolerance: float | None = None,
 ) -> Path:
     """Write a folder that runs the network where there is no PyTorch, and return its path. The folder appears
     at once and whole, after its ``run.py --check`` has passed in a process of its own; one that this function
@@ -84,6 +85,8 @@ def write_folder(
         values: as ``secateur.pack`` takes them.
         compression: as ``secateur.pack`` takes it.
         check_inputs: what ``run.py --check`` runs (default: the example).
+        tolerance: how far off from the model the outputs may be, relative to the largest one (default: 16
+            times what its own float32 is off from its float64, from 1e-4 to 0.01).
 
     Returns:
         The path of the folder.
@@ -101,7 +104,7 @@ def write_folder(
     """
     target = as_path(folder)
     check_free(target)
-    program = program_of(model, example_inputs)
+    program = program_of(model, example_inputs, tolerance)
     args, kwargs = arguments(example_inputs if check_inputs is None else check_inputs, None)
     inputs = in_order(program.graph, args, kwargs)
     expected = run_once(unwrapped(model), args, kwargs=kwargs, what="check inputs")
@@ -138,6 +141,8 @@ def _write_runner(folder: Path) -> None:
 
 def _pack(program: Program, folder: Path, values: str | int, compression: str, notes: dict[str, Any]) -> None:
     metadata = {"program": program.graph, **notes}
+    if program.rounding.allowed != CHECK_TOLERANCE:
+        metadata["tolerance"] = program.rounding.allowed
     pack(program.tensors, folder / MODEL_FILE, values=values, compression=compression, metadata=metadata)
 
 

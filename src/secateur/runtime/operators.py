@@ -1,4 +1,4 @@
-"""Every operator of a program (see ``secateur.deploy.program``), in numpy alone: float32, the batch first.
+"""Every operator of a program (see ``secateur.deploy.program.export``), in numpy alone, the batch first.
 
 An operator takes (node, inputs, tensors): its entry in the program, the arrays it reads, the weights by
 name. It returns a new array or a view of its input, and never writes into what it was given. A weight is
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from .activations import ACTIVATIONS
+from .recurrent import STEPS, run_recurrent
+from .resampling import conv_transpose, mix, take
 
 Array = np.ndarray
 Node = Mapping[str, Any]
@@ -236,8 +238,35 @@ def _softmax(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
 # -- arithmetic and moving data ------------------------------------------------------------------------
 
 
+_OF_TWO: dict[str, Callable[..., Array]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "ge": np.greater_equal,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "xor": np.logical_xor,
+}
+_OF_ONE: dict[str, Callable[[Array], Array]] = {
+    "exp": np.exp,
+    "log": np.log,
+    "abs": np.abs,
+    "sin": np.sin,
+    "cos": np.cos,
+    "not": np.logical_not,
+}
+
+
 def _arithmetic(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
-    function = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[node["op"]]
+    function = _OF_TWO[node["op"]]
     left = inputs[0]
     if len(inputs) == 2:
         return function(left, inputs[1])
@@ -277,7 +306,7 @@ def _constant(node: Node, inputs: Inputs, tensors: Tensors) -> Array:
     return np.broadcast_to(rows, (number, *rows.shape)).reshape(-1 if number else 0, *node["shape"])
 
 
-OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Array]] = {
+OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Any]] = {
     "linear": _linear,
     "conv": _conv,
     "embedding": lambda node, inputs, tensors: tensors[node["weight"]][inputs[0]],
@@ -288,7 +317,16 @@ OPERATORS: dict[str, Callable[[Node, Inputs, Tensors], Array]] = {
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
+    **dict.fromkeys(_OF_TWO, _arithmetic),
+    **dict.fromkeys(_OF_ONE, lambda node, inputs, tensors: _OF_ONE[node["op"]](inputs[0])),
+    "where": lambda node, inputs, tensors: np.where(*inputs),
+    "cast": lambda node, inputs, tensors: inputs[0].astype(node["dtype"]),
+    "cumsum": lambda node, inputs, tensors: np.cumsum(inputs[0], axis=node["dim"]),
+    "argmax": lambda node, inputs, tensors: np.argmax(inputs[0], axis=node["dim"]),
+    "take": take,
+    "mix": mix,
+    "conv_transpose": conv_transpose,
+    **dict.fromkeys(STEPS, run_recurrent),
     "matmul": lambda node, inputs, tensors: inputs[0] @ inputs[1],
     "cat": lambda node, inputs, tensors: np.concatenate(inputs, axis=node["dim"]),
     "reshape": lambda node, inputs, tensors: inputs[0].reshape(_rows(node, inputs[0]), *node["shape"]),

@@ -15,12 +15,14 @@ from torch.nn import functional as F
 import secateur as sc
 from networks.drawn import numbers
 from networks.parts import After
-from secateur.deploy.program import moves, rules
+from secateur.deploy.program import elementwise, moves, recurrent, resampling, rules
 from secateur.deploy.program.export import program_of
+from secateur.deploy.program.lowering import _RULES
 from secateur.errors import ModelError
 from secateur.runtime.activations import ACTIVATIONS
 from secateur.runtime.runner import execute
 
+TABLES = (elementwise, moves, recurrent, resampling, rules)
 MODULES = [
     (nn.ReLU(), "relu"),
     (nn.ReLU(inplace=True), "relu"),
@@ -188,12 +190,12 @@ def test_every_key_of_the_tables_is_an_operator_and_stands_once():
     """A name that this torch does not have fails at import; one that stands twice is read in the source."""
     names = [
         node.attr
-        for module in (rules, moves)
+        for module in TABLES
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "_ATEN"
     ]
-    assert len(names) == len(set(names)) == len({*rules.RULES, *moves.MOVES})
-    for packet in (*rules.RULES, *moves.MOVES):
+    assert len(names) == len(set(names)) == len(_RULES)
+    for packet in _RULES:
         assert isinstance(packet, torch._ops.OpOverloadPacket)
 
 
@@ -280,7 +282,7 @@ def test_stacks_and_other_names():
     check(lambda m, x: torch.stack([x, x * 2, torch.ones(len(x), 6)], 2).flatten(1), 6)
     check(lambda m, x: torch.stack([x, x + 1], dim=1).type_as(x), 4, 6)
     check(lambda m, x: torch.multiply(x, 2.0).subtract(torch.divide(x, 3.0)), 6)
-    with pytest.raises(ModelError, match="along the batch"):
+    with pytest.raises(ModelError, match="moves the batch"):
         program_of(After(lambda m, x: torch.stack([x, x])), numbers(2, 6))
 
 

@@ -6,15 +6,20 @@ The program is ``{"version": 1, "inputs": [...], "outputs": [...], "nodes": [...
 ``outputs``: names of values, in the order in which the network returns them.
 ``nodes``, in an order in which they can be run: ``{"op", "inputs", "output", "shape", ...}``, where
 ``inputs`` names earlier values, ``output`` is a name given once and ``shape`` is its shape without the
-first dim, which is the batch, or a multiple of it (windows of an image, say). All values are float32, but for
-what an embedding reads.
+first dim, which is the batch, or a multiple of it (windows of an image, say). Values are float32, or where an
+operator says so bools or whole numbers; inputs are float32, int64, int32 or bool, and tensors float32.
 Weights are named by their key in ``tensors``; None where there is none. What an op has besides:
 
 ======================= ==================================================================================
 linear                  weight (outputs, inputs), bias; works on the last dim
 conv                    weight (outputs, inputs/groups, *kernel), bias, kernel, stride, padding, dilation:
                         one number a spatial dim (one or two), zeros on both sides; groups
+conv_transpose          as conv; weight (inputs, outputs/groups, *kernel); its size is that of ``shape``
 embedding               weight (rows, features); its input is of int64 or int32
+lstm, gru,              one layer in one direction: what a ``linear`` took from the input (steps, gates x
+rnn_tanh, rnn_relu      size), and the states before the first step, where not zero; weight (gates x size,
+                        size), bias, reverse: from the last step on; cells: those too, behind the hidden
+                        states
 max_pool                kernel, stride, padding, dilation; pads with -inf, on the right as
                         far as ``shape`` needs
 avg_pool                kernel, stride, padding, count_padding, divisor (None: the numbers under the kernel,
@@ -26,6 +31,13 @@ group_norm              groups, weight, bias, eps
 softmax, log_softmax    dim
 add, sub, mul, div      two inputs of the same number of dims, broadcast; or one, and a ``scalar`` or the
                         name of a ``tensor``, which is the left operand where ``reversed`` is true
+maximum, minimum        as add
+eq, ne, lt, gt, le, ge  as add; bools
+and, or, xor, not       of bools
+exp, log, abs, sin, cos of one input
+where                   of three inputs: bools, what is taken where they are true, and where not
+cast                    dtype: float32, int64, int32 or bool
+cumsum, argmax          dim
 matmul                  of two inputs, over their last two dims
 cat                     dim
 reshape                 nothing: see ``shape``; row by row. Where an example has another number of rows
@@ -35,6 +47,8 @@ expand                  nothing: see ``shape``; dims of size 1 repeated
 power                   exponent
 permute                 dims, the first one 0
 slice                   dim, start, stop, step (positive)
+take                    dim, indices: which entries of it
+mix                     dim; low, high, share: low + share (high - low) of the entries at two places
 pad                     before, after: one number a dim of ``shape``; value
 an activation           its ``settings``, each a number, or None for a bound that ``clamp`` lacks: see
                         ``secateur.runtime.activations.ACTIVATIONS``
@@ -59,9 +73,10 @@ from secateur.deploy.program.folding import fold, fuse, pruned
 from secateur.deploy.program.lowering import lower
 from secateur.errors import ModelError, NonFiniteError
 from secateur.graph.capture import all_tensors, arguments, capture
-from secateur.graph.compare import TOLERANCE, difference, tensors_in
+from secateur.graph.compare import difference, tensors_in
 from secateur.graph.draws import other_batch, rebatched
 from secateur.graph.names import unwrapped
+from secateur.graph.rounding import Rounding, rounding
 from secateur.running import run_once
 from secateur.runtime.operators import weights_of
 from secateur.runtime.runner import ProgramError, execute
@@ -71,25 +86,29 @@ _BATCHES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 10
 
 @dataclass(frozen=True)
 class Program:
-    """A network's operators (``graph``, pure JSON, as above) and its float32 tensors by name."""
+    """A network's operators (``graph``, pure JSON, as above), its float32 tensors by name, and how far off
+    it may be."""
 
     graph: dict[str, Any]
     tensors: dict[str, Tensor]
+    rounding: Rounding
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the tensors as numpy arrays, which share their memory."""
         return {name: tensor.numpy() for name, tensor in self.tensors.items()}
 
 
-def program_of(model: nn.Module, example_inputs: Any) -> Program:
+def program_of(model: nn.Module, example_inputs: Any, tolerance: float | None = None) -> Program:
     """Return the program of ``model`` in eval mode, batch norms folded and activations fused. It is run in
     numpy on the example and on other numbers in other batch sizes, 1 among them, and must give what the model
-    gives, to 1e-4 of the largest output.
+    gives, but for rounding (``secateur.graph.rounding``).
 
     Args:
         model: the network; nothing of it is changed, and what is not folded shares its memory.
         example_inputs: a tensor, a tuple or a dict of keyword arguments, of any batch size: the first dim of
             every tensor is the batch, and stays free.
+        tolerance: how far off the program may be, relative to the largest output, instead of what is
+            measured.
 
     Returns:
         The program and its tensors.
@@ -131,10 +150,12 @@ def program_of(model: nn.Module, example_inputs: Any) -> Program:
         raise ModelError(f"{type(model).__name__} has a setting that is no finite number") from error
     read = {name for node in nodes for name in weights_of(node).values()}
     kept = {name: t.to("cpu", torch.float32).contiguous() for name, t in tensors.items() if name in read}
-    program = Program(graph, kept)
-    _verify(model, program, args, kwargs)
-    for other in {1, 2 * size + 1}:
-        _verify(model, program, *other_batch((args, kwargs), size, other))
+    calls = [(args, kwargs)]
+    calls += [other_batch((args, kwargs), size, other) for other in sorted({1, 2 * size + 1})]
+    wanted = [run_once(model, args, kwargs=kwargs) for args, kwargs in calls]
+    program = Program(graph, kept, rounding(model, zip(calls, wanted, strict=True), tolerance))
+    for (args, kwargs), outputs in zip(calls, wanted, strict=True):
+        _verify(model, program, args, kwargs, outputs)
     return program
 
 
@@ -171,10 +192,12 @@ def _strange_size(model: nn.Module, inputs: Any) -> int:
     return next((size for size in _BATCHES if size not in taken), max(taken) + 1)
 
 
-def _verify(model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run both and compare; raises ModelError."""
+def _verify(
+    model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+) -> None:
+    """Run the program and compare; raises ModelError."""
     name = type(model).__name__
-    wanted = [t.detach().cpu() for t in tensors_in(run_once(model, args, kwargs=kwargs))]
+    wanted = [t.detach().cpu() for t in tensors_in(outputs)]
     if not all(bool(torch.isfinite(t).all()) for t in wanted):
         raise NonFiniteError(f"{name} puts out a NaN or an infinity; nothing can be compared")
     arrays = in_order(program.graph, args, kwargs)
@@ -185,9 +208,10 @@ def _verify(model: nn.Module, program: Program, args: tuple[Any, ...], kwargs: d
             f"{name} does not run as a program on a batch of {len(arrays[0])}: {error}"
         ) from error
     error = difference(wanted, [torch.from_numpy(np.ascontiguousarray(y)) for y in found])
-    if not error <= TOLERANCE[torch.float32]:
+    if not error <= program.rounding.allowed:
         raise ModelError(
-            f"{name} as a program is off by {error:.1e} (relative) on a batch of {len(arrays[0])}: "
+            f"{name} as a program is off by {error:.1e} (relative; up to {program.rounding.allowed:.1e} is "
+            f"right) on a batch of {len(arrays[0])}: "
             "its forward depends on the batch size, or writes into a view, or an operator of its own is not "
             "the one that it was registered to be like"
         )

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
+from secateur.deploy.program.elementwise import ELEMENTWISE
 from secateur.deploy.program.emitting import Constant, Lowering, Refused, Rule, Turned, Value
 from secateur.deploy.program.moves import MOVES
+from secateur.deploy.program.recurrent import RECURRENT
+from secateur.deploy.program.resampling import RESAMPLED
 from secateur.deploy.program.rules import RULES
 from secateur.errors import ModelError
 from secateur.graph.calls import Call
@@ -18,7 +21,7 @@ from secateur.graph.capture import Captured
 from secateur.graph.operators import plain
 from secateur.runtime.operators import OPERATORS
 
-_RULES: dict[Any, Rule] = {**RULES, **MOVES}
+_RULES: dict[Any, Rule] = {**RULES, **ELEMENTWISE, **MOVES, **RECURRENT, **RESAMPLED}
 
 
 def lower(captured: Captured, batch: int) -> Lowering:
@@ -55,8 +58,8 @@ def _placeholder(made: Lowering, captured: Captured, node: fx.Node) -> Any:
     if not isinstance(example, Tensor):
         return example
     kind = str(example.dtype).removeprefix("torch.")
-    if kind not in ("float32", "int64", "int32"):
-        raise ModelError(f"input {node.name!r} is of {kind}; a program reads float32, int64 and int32")
+    if kind not in ("float32", "int64", "int32", "bool"):
+        raise ModelError(f"input {node.name!r} is of {kind}; a program reads float32, int64, int32 and bool")
     made.inputs.append({"name": node.name, "shape": [None, *example.shape[1:]], "dtype": kind})
     return Value(node.name, tuple(example.shape), example.dtype)
 
@@ -84,7 +87,7 @@ def _call(made: Lowering, call: Call, stored: set[str]) -> Any:
     except KeyError as error:  # of an operator that a user has said to be like another
         raise Refused(f"has no argument {error}, which {known} has") from None
     example = call.node.meta.get("val")
-    if isinstance(example, Tensor) and example.dtype != result.dtype:
+    if isinstance(example, Tensor) and isinstance(result, Value) and example.dtype != result.dtype:
         raise Refused("changes the dtype")
     if call.in_place:
         _rename(made, first, result)

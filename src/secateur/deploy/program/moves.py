@@ -9,6 +9,7 @@ import torch
 
 from secateur.deploy.program.emitting import (
     Arguments,
+    Constant,
     Lowering,
     Refused,
     Rule,
@@ -17,6 +18,7 @@ from secateur.deploy.program.emitting import (
     beside_batch,
     is_constant,
 )
+from secateur.deploy.program.turning import along, permuted, reshaped
 from secateur.graph.calls import Call
 from secateur.graph.operators import plain
 
@@ -27,7 +29,7 @@ def _same(made: Lowering, a: Arguments, call: Call) -> Any:
         raise Refused("drops out even in eval mode")
     if call.shape != x.shape:
         raise Refused("repeats its input")
-    return x
+    return made.cast(x, call.node.meta["val"].dtype)
 
 
 def _expand(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -37,6 +39,44 @@ def _expand(made: Lowering, a: Arguments, call: Call) -> Any:
     if len(shape) != len(x.shape):
         raise Refused("repeats its input along new dims")
     return made.emit("expand", [x], shape)
+
+
+def _like(made: Lowering, a: Arguments, call: Call) -> Any:
+    """Numbers that only the shape of the input says."""
+    return Constant(call.node.name, call.run(lambda node: torch.empty(node.meta["val"].shape)))
+
+
+def _take(made: Lowering, a: Arguments, call: Call) -> Any:
+    return taken(made, a["self"], a["dim"], a["index"])
+
+
+def _index(made: Lowering, a: Arguments, call: Call) -> Any:
+    """x[:, rows], x[:, :, keep]: one constant of one dim."""
+    given = [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
+    if len(given) != 1 or not isinstance(a["self"], Value):
+        raise Refused("indexes by several tensors, or a constant by the input")
+    return taken(made, a["self"], *given[0])
+
+
+def _flip(made: Lowering, a: Arguments, call: Call) -> Any:
+    x = a["self"]
+    for dim in a["dims"]:
+        x = taken(made, x, dim, Constant("", torch.arange(x.shape[dim]).flip(0)))
+    return x
+
+
+def taken(made: Lowering, x: Value, dim: int, index: Any) -> Value:
+    """Return the entries of a dim that a constant says: indices, or True where they are."""
+    if not is_constant(index) or index.tensor.dim() != 1:
+        raise Refused("takes what the input says, or several dims of it")
+    places = index.tensor.nonzero().flatten() if index.tensor.dtype == torch.bool else index.tensor
+    numbers = (places % x.shape[dim]).tolist()
+
+    def take(x: Value, dim: int) -> Value:
+        shape = (*x.shape[:dim], len(numbers), *x.shape[dim + 1 :])
+        return made.emit("take", [x], shape, dim=beside_batch(dim, x), indices=numbers)
+
+    return along(x, dim, take)
 
 
 def _repeat(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -52,7 +92,7 @@ def _repeat(made: Lowering, a: Arguments, call: Call) -> Any:
 
 def _reshape(made: Lowering, a: Arguments, call: Call) -> Any:
     x: Any = a.get("self", a.get("input"))
-    return x if call.shape == x.shape else made.emit("reshape", [x], call.shape)
+    return reshaped(made, x, tuple(call.shape or ()))
 
 
 def _permute(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -60,19 +100,7 @@ def _permute(made: Lowering, a: Arguments, call: Call) -> Any:
     sizes = list(range(2, 2 + len(x.shape)))  # all different: the result's sizes say which dim went where
     others = [v for key, v in a.items() if key != "self"]
     moved = plain(call.operator)(torch.empty(sizes, device="meta"), *others).shape
-    return _permuted(made, x, [sizes.index(size) for size in moved])
-
-
-def _permuted(made: Lowering, x: Value, dims: list[int]) -> Value:
-    """Return a value with its dims in another order, which is only noted while the batch is not in front."""
-    if isinstance(x, Turned):
-        dims, x = [x.dims[dim] for dim in dims], x.source
-    shape = tuple(x.shape[dim] for dim in dims)
-    if dims == sorted(dims):
-        return x
-    if dims[0] != 0:
-        return Turned(x.name, shape, x.dtype, source=x, dims=tuple(dims))
-    return made.emit("permute", [x], shape, dims=dims)
+    return permuted(made, x, [sizes.index(size) for size in moved])
 
 
 def _slice(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -83,13 +111,21 @@ def _slice(made: Lowering, a: Arguments, call: Call) -> Any:
     start, stop, _ = slice(a["start"], a["end"], step).indices(x.shape[a["dim"]])
     if (start, stop, step) == (0, x.shape[a["dim"]], 1):
         return x
-    return _sliced(made, x, beside_batch(a["dim"], x), start, stop, step)
+    return _sliced(made, x, a["dim"], start, stop, step)
 
 
 def _sliced(made: Lowering, x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
-    size = len(range(start, stop, step))
-    shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
-    return made.emit("slice", [x], shape, dim=dim, start=start, stop=max(start, stop), step=step)
+    def cut(x: Value, dim: int) -> Value:
+        shape = (*x.shape[:dim], len(range(start, stop, step)), *x.shape[dim + 1 :])
+        settings: Arguments = {
+            "dim": beside_batch(dim, x),
+            "start": start,
+            "stop": max(start, stop),
+            "step": step,
+        }
+        return made.emit("slice", [x], shape, **settings)
+
+    return along(x, dim, cut)
 
 
 def _select(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -98,13 +134,9 @@ def _select(made: Lowering, a: Arguments, call: Call) -> Any:
 
 def _selected(made: Lowering, x: Value, dim: int, index: int) -> Value:
     dim %= len(x.shape)
-    if isinstance(x, Turned):
-        source = _selected(made, x.source, x.dims[dim], index)
-        left = [own - (own > x.dims[dim]) for at, own in enumerate(x.dims) if at != dim]
-        return _permuted(made, source, left)
-    dim, index = beside_batch(dim, x), index % x.shape[dim]
+    index %= x.shape[dim]
     part = _sliced(made, x, dim, index, index + 1)
-    return made.emit("reshape", [part], (*x.shape[:dim], *x.shape[dim + 1 :]))
+    return reshaped(made, part, (*x.shape[:dim], *x.shape[dim + 1 :]))
 
 
 def _unbind(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -115,7 +147,7 @@ def _unbind(made: Lowering, a: Arguments, call: Call) -> Any:
 def _split(made: Lowering, a: Arguments, call: Call) -> Any:
     """chunk and split: one slice a part; what nobody reads is dropped later."""
     x = a["self"]
-    dim, start, parts = beside_batch(a["dim"], x), 0, []
+    dim, start, parts = a["dim"] % len(x.shape), 0, []
     for value in call.node.meta["val"]:
         parts.append(_sliced(made, x, dim, start, start + value.shape[dim]))
         start += value.shape[dim]
@@ -124,9 +156,18 @@ def _split(made: Lowering, a: Arguments, call: Call) -> Any:
 
 def _pad(made: Lowering, a: Arguments, call: Call) -> Any:
     x, pads = a["self"], list(a["pad"])
-    value = a.get("value") or 0.0
-    if a.get("mode", "constant") != "constant" or min(pads) < 0 or not math.isfinite(value):
-        raise Refused("pads with other than a finite constant, or cuts")
+    value, mode = a.get("value") or 0.0, a.get("mode", "constant")
+    if not math.isfinite(value):
+        raise Refused("pads with other than a finite constant")
+    if mode != "constant":
+        return _edges(made, x, pads, mode)
+    for number, (first, last) in enumerate(zip(pads[0::2], pads[1::2], strict=True)):
+        dim = len(x.shape) - 1 - number
+        if min(first, last) < 0:
+            x = _sliced(made, x, dim, max(0, -first), x.shape[dim] - max(0, -last))
+    pads = [max(0, number) for number in pads]
+    if not any(pads):
+        return x
     pads += [0] * (2 * len(x.shape) - len(pads))
     before, after = pads[0::2][::-1], pads[1::2][::-1]
     if before[0] or after[0]:
@@ -134,20 +175,54 @@ def _pad(made: Lowering, a: Arguments, call: Call) -> Any:
     return made.emit("pad", [x], call.shape, before=before[1:], after=after[1:], value=float(value))
 
 
+def _padded_as(mode: str) -> Rule:
+    return lambda made, a, call: _edges(made, a["self"], list(a["padding"]), mode)
+
+
+def _edges(made: Lowering, x: Any, pads: list[int], mode: str) -> Any:
+    """Pads that repeat what is there, one dim after the other."""
+    for number, (before, after) in enumerate(zip(pads[0::2], pads[1::2], strict=True)):
+        dim = len(x.shape) - 1 - number
+        last, places = x.shape[dim] - 1, torch.arange(-before, x.shape[dim] + after)
+        if mode == "reflect":
+            places = last - (last - places.abs()).abs()
+        elif mode == "replicate":
+            places = places.clamp(0, last)
+        if before or after:
+            x = taken(made, x, dim, Constant("", places))
+    return x
+
+
 def _cat(made: Lowering, a: Arguments, call: Call) -> Any:
-    like = next(part for part in a["tensors"] if not is_constant(part))
-    parts = [made.repeated(part, like) if is_constant(part) else part for part in a["tensors"]]
-    return made.emit("cat", parts, call.shape, dim=beside_batch(a["dim"], like))
+    parts = [part for part in a["tensors"] if not is_constant(part) or part.tensor.numel()]
+    return _joined(made, parts, a.get("dim", 0))
 
 
 def _stack(made: Lowering, a: Arguments, call: Call) -> Any:
     like = next(part for part in a["tensors"] if not is_constant(part))
     dim, shape = a.get("dim", 0) % (len(like.shape) + 1), like.shape
-    if dim == 0:
-        raise Refused("works along the batch")
     parts = [made.repeated(part, like) if is_constant(part) else part for part in a["tensors"]]
-    parts = [made.emit("reshape", [part], (*shape[:dim], 1, *shape[dim:])) for part in parts]
-    return made.emit("cat", parts, call.shape, dim=dim)
+    return _joined(made, [reshaped(made, part, (*shape[:dim], 1, *shape[dim:])) for part in parts], dim)
+
+
+def _joined(made: Lowering, parts: list[Any], dim: int) -> Value:
+    like = next(part for part in parts if not is_constant(part))
+    kind = like.dtype if len({_kind(part) for part in parts}) == 1 else torch.float32
+    parts = [made.cast(made.repeated(p, like) if is_constant(p) else p, kind) for p in parts]
+
+    def join(x: Value, dim: int) -> Value:
+        sources = [part.source if isinstance(part, Turned) else part for part in parts]
+        if any(isinstance(p, Turned) and p.groups != like.groups for p in parts):
+            raise Refused("joins values whose batches lie otherwise")
+        size = sum(source.shape[dim] for source in sources)
+        shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
+        return made.emit("cat", sources, shape, dim=beside_batch(dim, x))
+
+    return along(like, dim, join)
+
+
+def _kind(part: Any) -> torch.dtype:
+    return part.tensor.dtype if is_constant(part) else part.dtype
 
 
 def _roll(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -179,6 +254,10 @@ _PERMUTED = (
     *(_ATEN.permute, _ATEN.transpose, _ATEN.t, _ATEN.mT, _ATEN.numpy_T),
     *(_ATEN.movedim, _ATEN.moveaxis, _ATEN.swapaxes, _ATEN.swapdims),
 )
+_LIKE = (
+    *(_ATEN.zeros_like, _ATEN.ones_like, _ATEN.full_like),
+    *(_ATEN.new_zeros, _ATEN.new_ones, _ATEN.new_full),
+)
 _CUT = (_ATEN.chunk, _ATEN.split, _ATEN.split_with_sizes, _ATEN.tensor_split)
 
 MOVES: dict[Any, Rule] = {
@@ -191,6 +270,12 @@ MOVES: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.pad, _ATEN.constant_pad_nd), _pad),
     **dict.fromkeys((_ATEN.cat, _ATEN.concat, _ATEN.concatenate), _cat),
     _ATEN.stack: _stack,
+    _ATEN.index_select: _take,
+    _ATEN.index: _index,
+    _ATEN.flip: _flip,
+    **dict.fromkeys((_ATEN.reflection_pad1d, _ATEN.reflection_pad2d), _padded_as("reflect")),
+    **dict.fromkeys((_ATEN.replication_pad1d, _ATEN.replication_pad2d), _padded_as("replicate")),
+    **dict.fromkeys(_LIKE, _like),
     _ATEN.select: _select,
     _ATEN.unbind: _unbind,
     _ATEN.roll: _roll,

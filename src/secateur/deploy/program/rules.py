@@ -6,32 +6,28 @@ a list of them; it raises ``Refused`` for settings that a program lacks.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
+from secateur.deploy.program.elementwise import combined, times
 from secateur.deploy.program.emitting import (
     Arguments,
     Constant,
     Lowering,
     Refused,
     Rule,
+    Turned,
     Value,
     beside_batch,
     is_constant,
 )
 from secateur.deploy.program.folding import scale_and_shift
+from secateur.deploy.program.resampling import each
+from secateur.deploy.program.turning import along, reshaped, through
 from secateur.graph.calls import Call
-from secateur.runtime.activations import ACTIVATIONS
 
 _LOW = -1e30  # what is added to a score that counts for nothing: a finite number in float32
-
-
-def _each(value: Any, spatial: int) -> list[int]:
-    """One number a spatial dim: PyTorch lets one stand for all."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * spatial if len(values) == 1 else values
 
 
 def _affine(made: Lowering, a: Arguments) -> Arguments:
@@ -44,14 +40,15 @@ def _affine(made: Lowering, a: Arguments) -> Arguments:
 def _linear(made: Lowering, a: Arguments, call: Call) -> Any:
     if not is_constant(a["weight"]) or a["weight"].tensor.dim() != 2:
         raise Refused("has a weight that is computed from the input, or is no matrix")
-    return made.emit("linear", [a["input"]], call.shape, **_affine(made, a))
+    size, affine = len(a["weight"].tensor), _affine(made, a)
+    return through(made, a["input"], 1, lambda x: made.emit("linear", [x], (*x.shape[:-1], size), **affine))
 
 
 def _conv(made: Lowering, a: Arguments, call: Call) -> Any:
     x = a["input"]
     spatial = len(x.shape) - 2
     kernel = list(a["weight"].tensor.shape[2:])
-    stride, dilation = _each(a["stride"], spatial), _each(a["dilation"], spatial)
+    stride, dilation = each(a["stride"], spatial), each(a["dilation"], spatial)
     padding = a["padding"]
     if padding == "same":
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -61,7 +58,7 @@ def _conv(made: Lowering, a: Arguments, call: Call) -> Any:
             shape = (*x.shape[:2], *(n + t for n, t in zip(x.shape[2:], total, strict=True)))
             x = made.emit("pad", [x], shape, before=[0, *padding], after=[0, *after], value=0.0)
             padding = [0] * spatial
-    padding = [0] * spatial if padding == "valid" else _each(padding, spatial)
+    padding = [0] * spatial if padding == "valid" else each(padding, spatial)
     windows = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
     return made.emit("conv", [x], call.shape, **_affine(made, a), **windows, groups=a["groups"])
 
@@ -86,9 +83,17 @@ def _product(made: Lowering, left: Any, right: Any, call: Call, bias: Any) -> An
     if is_constant(right) and right.tensor.dim() == 2 and not is_constant(left):
         turned = Constant(f"{right.name}.T", right.tensor.T)
         weight = made.tensor(turned)
-        return made.emit("linear", [left], call.shape, weight=weight, bias=made.tensor(bias))
-    if not isinstance(left, Value) or not isinstance(right, Value) or bias is not None:
-        raise Refused("multiplies a constant from the left, or by one that is no matrix")
+        size, named = right.tensor.shape[1], made.tensor(bias)
+        return through(
+            made,
+            left,
+            1,
+            lambda x: made.emit("linear", [x], (*x.shape[:-1], size), weight=weight, bias=named),
+        )
+    if bias is not None:
+        raise Refused("adds to a product of two values")
+    like: Any = left if isinstance(left, Value) else right
+    left, right = made.among(left, like), made.among(right, like)
     if len(left.shape) != len(right.shape) or len(left.shape) < 3:
         raise Refused("multiplies over the batch")
     return made.emit("matmul", [left, right], call.shape)
@@ -105,23 +110,23 @@ def _attention(made: Lowering, a: Arguments, call: Call) -> Any:
     scores = (*q.shape[:-1], k.shape[-2])
     turned = [*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2]
     k = made.emit("permute", [k], [k.shape[dim] for dim in turned], dims=turned)
-    x = made.emit("matmul", [_times(made, q, scale), k], scores)
+    x = made.emit("matmul", [times(made, q, scale), k], scores)
     if a["is_causal"]:
         mask = Constant("causal", torch.ones(scores[-2:], dtype=torch.bool).tril())
-    if is_constant(mask):
-        if mask.tensor.dtype == torch.bool:
-            mask = Constant(
-                f"{mask.name}.added", torch.zeros(mask.tensor.shape).masked_fill(~mask.tensor, _LOW)
-            )
-        mask = made.by_example(mask, x)
-    if isinstance(mask, Value):
-        x = made.emit("add", [x, mask], scores)
-    elif mask is not None:
-        if mask.tensor.dim() == len(scores) and len(mask.tensor) != 1:
-            raise Refused("has a mask along the batch")
-        x = made.emit("add", [x], scores, tensor=made.tensor(mask), reversed=False)
+    if mask is not None:
+        x = _masked(made, x, mask)
     x = made.emit("softmax", [x], scores, dim=len(scores) - 1)
     return made.emit("matmul", [x, v], call.shape)
+
+
+def _masked(made: Lowering, x: Value, mask: Any) -> Value:
+    """Scores plus a mask, or low where one of bools is false."""
+    if is_constant(mask) and mask.tensor.dtype == torch.bool:
+        added = torch.zeros(mask.tensor.shape).masked_fill(~mask.tensor, _LOW)
+        mask = Constant(f"{mask.name}.added", added)
+    if isinstance(mask, Value) and mask.dtype == torch.bool:
+        return made.emit("where", [made.among(mask, x), x, made.among(_LOW, x)], x.shape)
+    return combined(made, "add", x, mask, x.dtype)
 
 
 # -- pooling and reductions ----------------------------------------------------------------------------
@@ -129,11 +134,11 @@ def _attention(made: Lowering, a: Arguments, call: Call) -> Any:
 
 def _pool(spatial: int, op: str) -> Rule:
     def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        kernel = _each(a["kernel_size"], spatial)
-        stride = _each(a["stride"], spatial) if a["stride"] not in (None, []) else kernel
-        settings: Arguments = {"kernel": kernel, "stride": stride, "padding": _each(a["padding"], spatial)}
+        kernel = each(a["kernel_size"], spatial)
+        stride = each(a["stride"], spatial) if a["stride"] not in (None, []) else kernel
+        settings: Arguments = {"kernel": kernel, "stride": stride, "padding": each(a["padding"], spatial)}
         if op == "max_pool":
-            settings["dilation"] = _each(a["dilation"], spatial)
+            settings["dilation"] = each(a["dilation"], spatial)
         else:
             settings.update(count_padding=a["count_include_pad"], divisor=a.get("divisor_override"))
         return made.emit(op, [a["self"]], call.shape, **settings)
@@ -141,32 +146,27 @@ def _pool(spatial: int, op: str) -> Rule:
     return rule
 
 
-def _adaptive(spatial: int, op: str) -> Rule:
-    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        value = call.node.meta["val"]
-        shape = tuple((value[0] if op == "max_pool" else value).shape)
-        sizes = list(zip(a["self"].shape[-spatial:], shape[-spatial:], strict=True))
-        if any(size % out for size, out in sizes):
-            raise Refused(f"pools {[s for s, _ in sizes]} to {[o for _, o in sizes]}, which does not divide")
-        kernel = [size // out for size, out in sizes]
-        settings: Arguments = {"kernel": kernel, "stride": kernel, "padding": [0] * spatial}
-        if op == "max_pool":
-            return [made.emit(op, [a["self"]], shape, **settings, dilation=[1] * spatial), None]
-        return made.emit(op, [a["self"]], shape, **settings, count_padding=True, divisor=None)
-
-    return rule
-
-
 def _reduction(op: str) -> Rule:
     def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        if a.get("dtype") not in (None, torch.float32):
-            raise Refused("gives another dtype than float32")
-        dims = a.get("dim")
-        dims = [dims] if isinstance(dims, int) else dims or range(len(a["self"].shape))
-        dims = sorted(beside_batch(dim, a["self"]) for dim in dims)
-        return made.emit(op, [a["self"]], call.shape, dims=dims, keepdim=bool(a.get("keepdim")))
+        dims, kind = a.get("dim"), call.node.meta["val"].dtype
+        x = made.cast(a["self"], kind)
+        dims = [dims] if isinstance(dims, int) else dims or range(len(x.shape))
+        if isinstance(x, Turned) and len(dims) == 1 and not a.get("keepdim"):
+            return _reduced_turned(made, op, x, dims[0] % len(x.shape))
+        dims = sorted(beside_batch(dim, x) for dim in dims)
+        return made.emit(op, [x], call.shape, kind, dims=dims, keepdim=bool(a.get("keepdim")))
 
     return rule
+
+
+def _reduced_turned(made: Lowering, op: str, x: Turned, dim: int) -> Value:
+    """A mean over steps that come before the batch."""
+
+    def reduce(x: Value, dim: int) -> Value:
+        dims, shape = [beside_batch(dim, x)], (*x.shape[:dim], 1, *x.shape[dim + 1 :])
+        return made.emit(op, [x], shape, x.dtype, dims=dims, keepdim=True)
+
+    return reshaped(made, along(x, dim, reduce), (*x.shape[:dim], *x.shape[dim + 1 :]))
 
 
 # -- norms ---------------------------------------------------------------------------------------------
@@ -193,7 +193,8 @@ def _layer_norm(made: Lowering, a: Arguments, call: Call) -> Any:
     dims = len(a["normalized_shape"])
     if dims >= len(a["input"].shape):
         raise Refused("works along the batch")
-    return made.emit("layer_norm", [a["input"]], call.shape, dims=dims, **_affine(made, a), eps=a["eps"])
+    settings = {"dims": dims, **_affine(made, a), "eps": a["eps"]}
+    return through(made, a["input"], dims, lambda x: made.emit("layer_norm", [x], x.shape, **settings))
 
 
 def _group_norm(made: Lowering, a: Arguments, call: Call) -> Any:
@@ -220,105 +221,6 @@ def _plus(made: Lowering, value: Value, number: float) -> Value:
     return made.emit("add", [value], value.shape, scalar=float(number), reversed=False)
 
 
-def _softmax(op: str) -> Rule:
-    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        if a.get("dtype") not in (None, torch.float32):
-            raise Refused("gives another dtype than float32")
-        return made.emit(op, [a["self"]], call.shape, dim=beside_batch(a["dim"], a["self"]))
-
-    return rule
-
-
-# -- elementwise ---------------------------------------------------------------------------------------
-
-
-def _activation(op: str, **settings: str | float) -> Rule:
-    """``settings``: those of the activation, each the name of an argument or a number; an argument that is
-    none of them must be at its default."""
-    taken = {setting: setting for setting in ACTIVATIONS[op].settings} | settings
-    number = float if ACTIVATIONS[op].bounds is None else _bound
-
-    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        x = a["self"]
-        found = {setting: a[name] if isinstance(name, str) else name for setting, name in taken.items()}
-        _check_others(a, call, {"self", *taken.values()})
-        if any(isinstance(value, (Value, Constant)) for value in found.values()):
-            raise Refused("has bounds that are tensors")
-        return made.emit(op, [x], call.shape, **{name: number(v) for name, v in found.items()})
-
-    return rule
-
-
-def _check_others(a: Arguments, call: Call, taken: set[Any]) -> None:
-    assert call.schema is not None
-    for argument in call.schema.arguments:
-        if argument.name not in taken and a[argument.name] != argument.default_value:
-            raise Refused(f"has {argument.name}={a[argument.name]}")
-
-
-def _bound(value: float | None) -> float | None:
-    """One that is infinite is none."""
-    return None if value is None or math.isinf(value) else float(value)
-
-
-def _gelu(made: Lowering, a: Arguments, call: Call) -> Any:
-    return made.emit("gelu_tanh" if a["approximate"] == "tanh" else "gelu", [a["self"]], call.shape)
-
-
-def _arithmetic(op: str, swapped: bool = False) -> Rule:
-    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        if a.get("rounding_mode") is not None:
-            raise Refused("rounds")
-        left, right = a["self"], a["other"]
-        left, right = (right, left) if swapped else (left, right)
-        if a.get("alpha", 1) != 1:
-            right = _times(made, right, a["alpha"])
-        like = next(v for v in (left, right) if isinstance(v, Value))
-        left, right = (made.by_example(v, like) if is_constant(v) else v for v in (left, right))
-        values = [v for v in (left, right) if isinstance(v, Value)]
-        shape = call.shape or ()
-        if len(values) == 2:
-            if len(left.shape) != len(right.shape):
-                raise Refused("broadcasts tensors of different numbers of dims, batches included")
-            return made.emit(op, values, shape)
-        constant = right if values[0] is left else left
-        settings: Arguments = {"reversed": values[0] is right}
-        if not is_constant(constant):
-            settings["scalar"] = float(constant)
-        elif constant.tensor.numel() == 1 and constant.tensor.dim() <= len(values[0].shape):
-            settings["scalar"] = float(constant.tensor)
-        else:
-            form = constant.tensor.shape
-            if len(form) > len(shape) or (len(form) == len(shape) and form[0] != 1):
-                raise Refused("broadcasts a constant over the batch")
-            settings["tensor"] = made.tensor(constant)
-        return made.emit(op, values, shape, **settings)
-
-    return rule
-
-
-def _times(made: Lowering, value: Any, factor: float) -> Any:
-    if is_constant(value):
-        return Constant(f"{value.name}.scaled", value.tensor * factor)
-    if not isinstance(value, Value):
-        return value * factor
-    return made.emit("mul", [value], value.shape, scalar=float(factor), reversed=False)
-
-
-def _with_scalar(op: str, number: float, reversed: bool) -> Rule:
-    return lambda made, a, call: made.emit(op, [a["self"]], call.shape, scalar=number, reversed=reversed)
-
-
-def _power(exponent: float | None = None) -> Rule:
-    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        number = a["exponent"] if exponent is None else exponent
-        if not isinstance(a["self"], Value) or not isinstance(number, (int, float)):
-            raise Refused("has an exponent that is no number")
-        return made.emit("power", [a["self"]], call.shape, exponent=float(number))
-
-    return rule
-
-
 def _length(made: Lowering, a: Arguments, call: Call) -> Any:
     """The square root of a sum of squares."""
     if a["ord"] != 2 or a.get("dtype") not in (None, torch.float32):
@@ -328,11 +230,18 @@ def _length(made: Lowering, a: Arguments, call: Call) -> Any:
     return made.emit("power", [sums], call.shape, exponent=0.5)
 
 
+def _softmax(op: str) -> Rule:
+    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
+        if a.get("dtype") not in (None, torch.float32):
+            raise Refused("gives another dtype than float32")
+        return along(
+            a["self"], a["dim"], lambda x, dim: made.emit(op, [x], x.shape, dim=beside_batch(dim, x))
+        )
+
+    return rule
+
+
 _ATEN = torch.ops.aten
-_ACTIVATIONS = (  # those that have the names and settings of the program's
-    *(_ATEN.relu, _ATEN.elu, _ATEN.silu, _ATEN.sigmoid, _ATEN.tanh),
-    *(_ATEN.hardswish, _ATEN.hardsigmoid, _ATEN.softplus),
-)
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.conv1d, _ATEN.conv2d), _conv),
     _ATEN.linear: _linear,
@@ -344,35 +253,12 @@ RULES: dict[Any, Rule] = {
     _ATEN.max_pool2d: _pool(2, "max_pool"),
     _ATEN.avg_pool1d: _pool(1, "avg_pool"),
     _ATEN.avg_pool2d: _pool(2, "avg_pool"),
-    _ATEN.adaptive_avg_pool1d: _adaptive(1, "avg_pool"),
-    _ATEN.adaptive_avg_pool2d: _adaptive(2, "avg_pool"),
-    _ATEN.adaptive_max_pool1d: _adaptive(1, "max_pool"),
-    _ATEN.adaptive_max_pool2d: _adaptive(2, "max_pool"),
     **{op: _reduction(op.__name__) for op in (_ATEN.mean, _ATEN.sum, _ATEN.amax)},
+    _ATEN.linalg_vector_norm: _length,
     _ATEN.batch_norm: _batch_norm,
     _ATEN.instance_norm: _instance_norm,
     _ATEN.layer_norm: _layer_norm,
     _ATEN.rms_norm: _rms_norm,
     _ATEN.group_norm: _group_norm,
     **{op: _softmax(op.__name__) for op in (_ATEN.softmax, _ATEN.log_softmax)},
-    **{op: _activation(op.__name__) for op in _ACTIVATIONS},
-    _ATEN.relu6: _activation("clamp", low=0.0, high=6.0),
-    _ATEN.hardtanh: _activation("clamp", low="min_val", high="max_val"),
-    _ATEN.clamp: _activation("clamp", low="min", high="max"),
-    _ATEN.clamp_min: _activation("clamp", low="min", high=math.inf),
-    _ATEN.clamp_max: _activation("clamp", low=-math.inf, high="max"),
-    _ATEN.leaky_relu: _activation("leaky_relu", slope="negative_slope"),
-    _ATEN.gelu: _gelu,
-    **{op: _arithmetic(op.__name__) for op in (_ATEN.add, _ATEN.sub, _ATEN.mul, _ATEN.div)},
-    _ATEN.pow: _power(),
-    _ATEN.square: _power(2.0),
-    _ATEN.sqrt: _power(0.5),
-    _ATEN.rsqrt: _power(-0.5),
-    _ATEN.linalg_vector_norm: _length,
-    _ATEN.multiply: _arithmetic("mul"),
-    _ATEN.subtract: _arithmetic("sub"),
-    _ATEN.divide: _arithmetic("div"),
-    _ATEN.rsub: _arithmetic("sub", swapped=True),
-    _ATEN.reciprocal: _with_scalar("div", 1.0, reversed=True),
-    _ATEN.neg: _with_scalar("mul", -1.0, reversed=False),
 }
