@@ -81,7 +81,14 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("criterion", [sc.Wanda(), sc.Taylor(), sc.Fisher(), sc.SynFlow()])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        sc.Wanda(),
+        sc.Taylor(),
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (sc.Fisher(), sc.SynFlow())),
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_criteria(kind, criterion, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -164,7 +164,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+QUICK = ("clipping", "accumulation", "adafactor", "checkpointing")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(o, id=n, marks=[] if n in QUICK else pytest.mark.slow) for n, o in OPTIONS.items()],
+)
 def test_zeros_hold_under_options_of_the_trainer(tmp_path, options):
     net, ours = bert(), pruning()
     watch = Watch(ours)
@@ -200,7 +206,7 @@ def test_whole_units(tmp_path):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
 
 
-@pytest.mark.parametrize("criterion", [sc.Wanda(), sc.Taylor(), sc.Fisher()])
+@pytest.mark.parametrize("criterion", [sc.Wanda(), sc.Taylor()])
 def test_criteria_read_batches_of_the_trainer(tmp_path, criterion):
     net = bert()
     training = trainer(net, tmp_path)

@@ -66,8 +66,8 @@ class MLflow:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
         )  # 7 are minutes for a server that is away
         try:
-            from mlflow import MlflowClient
-            from mlflow.entities import Metric, Param
+            from mlflow import MlflowClient  # type: ignore[import-not-found]
+            from mlflow.entities import Metric, Param  # type: ignore[import-not-found]
         except ImportError as error:
             raise MissingExtraError("mlflow", "mlflow") from error
         self._metric, self._param = Metric, Param
@@ -104,7 +104,7 @@ class WandB:
 
     def __init__(self, study: str, folder: Path) -> None:
         try:
-            import wandb
+            import wandb  # type: ignore[import-not-found]
         except ImportError as error:
             raise MissingExtraError("wandb", "wandb") from error
         self.wandb, self.project, self.folder = wandb, study, folder
