@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 DATASETS: dict[str, str] = {
     "digits": "secateur.data.scikit:digits",
     "make-classification": "secateur.data.scikit:make_classification",
+    "diabetes": "secateur.data.scikit:diabetes",
     "mnist": "secateur.data.mnist:mnist",
     "fashion-mnist": "secateur.data.mnist:fashion_mnist",
     "cifar10": "secateur.data.cifar:cifar10",
     "cifar10-first5": "secateur.data.cifar:cifar10_first5",
+    "digits-on-cifar10": "secateur.data.scenes:digits_on_cifar10",
+    "tinyshakespeare": "secateur.data.texts:tinyshakespeare",
+    "text": "secateur.data.texts:text",
     "image-folder": "secateur.data.folder:image_folder",
     "npz": "secateur.data.npz:npz",
 }

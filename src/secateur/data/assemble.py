@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +25,41 @@ CHUNK = 2**20  # values taken to float64 at a time
 Array = np.ndarray[Any, Any]
 
 
+Inputs = Array | dict[str, Array]
+
+
 @dataclass(frozen=True, eq=False)
 class Arrays:
     """Examples as their source gives them, before any arithmetic: inputs (N, F) or (N, C, H, W)
-    of real numbers, labels (N,) int64. Raises DataError where test examples have another shape.
+    of real numbers, or several by name, and labels (N, ...), int64 for classes and floats for numbers.
+    Raises DataError where test examples have another shape.
     """
 
-    train_inputs: Array
+    train_inputs: Inputs
     train_labels: Array
-    test_inputs: Array
+    test_inputs: Inputs
     test_labels: Array
 
     def __post_init__(self) -> None:
-        train, test = self.train_inputs.shape[1:], self.test_inputs.shape[1:]
-        if train != test:
-            raise DataError(f"test examples have shape {test}, the training ones {train}; the same is right")
+        tests = by_name(self.test_inputs)
+        for name, array in by_name(self.train_inputs).items():
+            train, test = array.shape[1:], tests[name].shape[1:]
+            if train != test:
+                raise DataError(
+                    f"test examples have shape {test}, the training ones {train}; the same is right"
+                )
+
+
+def by_name(inputs: Inputs) -> dict[str, Array]:
+    """Return several inputs by their names; one alone has none."""
+    return inputs if isinstance(inputs, dict) else {"": inputs}
+
+
+def each_of(change: Callable[[Array], Array], inputs: Inputs) -> Inputs:
+    """Return one input, or several by name, changed."""
+    if isinstance(inputs, dict):
+        return {name: change(array) for name, array in inputs.items()}
+    return change(inputs)
 
 
 def assemble(
@@ -53,12 +73,14 @@ def assemble(
     scale: float = 1.0,
     normalise: bool = True,
     note: str = "",
+    whole: Collection[str] = (),
 ) -> Dataset:
     """Take ``validation`` examples off the training ones and normalise all three splits.
 
     Each channel (dim 1) gets mean 0 and standard deviation 1 over what is left for training; a
     constant one is only centred. ``scale`` is the source's unit (255 for 8-bit images): it shows in
-    the Dataset's ``mean`` and ``std``, and is divided by where ``normalise`` is off.
+    the Dataset's ``mean`` and ``std``, and is divided by where ``normalise`` is off. ``classes``: none where
+    labels are numbers or lie over pixels. ``whole``: the names of inputs that stay whole numbers (tokens).
     ``options``: the loader's other options that determine the data. Raises DataError for an impossible
     ``validation`` or ``seed``, and for data that are not finite.
     """
@@ -66,19 +88,24 @@ def assemble(
     number = len(arrays.train_labels)
     held = validation_count(name, validation, number)
     kept, taken = hold_out(number, held, seed)
-    _check_classes(name, arrays.train_labels[kept], classes)
+    if classes:
+        _check_classes(name, arrays.train_labels[kept], classes)
     whole_test = np.arange(len(arrays.test_labels))
     determining = dict(options or {}) | ({} if normalise else {"normalise": False})
     settings = {"name": name, "seed": seed, "validation": held, "options": determining}
     with np.errstate(over="ignore", invalid="ignore"):  # Split refuses what is not finite
-        mean, std = _moments(arrays.train_inputs, kept) if normalise else (np.zeros(1), np.full(1, scale))
-        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise DataError(f"{name}: inputs hold a NaN or an infinity, or numbers too large to be squared")
+        scales = {
+            own: _moments(name, array, kept) if normalise else (np.zeros(1), np.full(1, scale))
+            for own, array in by_name(arrays.train_inputs).items()
+            if own not in whole
+        }
         train, held_out = (
-            _split(name, arrays.train_inputs, arrays.train_labels, index, mean, std)
-            for index in (kept, taken)
+            _split(name, arrays.train_inputs, arrays.train_labels, index, scales) for index in (kept, taken)
         )
-        test = _split(name, arrays.test_inputs, arrays.test_labels, whole_test, mean, std)
+        test = _split(name, arrays.test_inputs, arrays.test_labels, whole_test, scales)
+    means, stds = (
+        (np.concatenate(part) / scale for part in zip(*scales.values(), strict=True)) if scales else ([], [])
+    )
     return Dataset(
         name,
         train,
@@ -87,8 +114,8 @@ def assemble(
         classes,
         note=note,
         fingerprint=_fingerprint(arrays, settings),
-        mean=tuple((mean / scale).tolist()) if normalise else (),
-        std=tuple((std / scale).tolist()) if normalise else (),
+        mean=tuple(map(float, means)) if normalise else (),
+        std=tuple(map(float, stds)) if normalise else (),
     )
 
 
@@ -99,13 +126,15 @@ def hold_out(number: int, held: int, seed: int) -> tuple[Array, Array]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def fifth_as_test(name: str, inputs: Array, labels: Array) -> Arrays:
-    """Set a fixed 20 % aside as test data, whatever the validation seed is."""
-    held = round(len(labels) / 5)
-    if held < 1:
-        raise DataError(f"{name}: {len(labels)} examples; 20 % of them as test data needs at least 3")
+def fifth_as_test(name: str, inputs: Inputs, labels: Array, share: float = 0.2) -> Arrays:
+    """Set a fixed 20 % (or another share) aside as test data, whatever the validation seed is."""
+    held = round(len(labels) * share)
+    if not 1 <= held < len(labels):
+        least = "" if share != 0.2 else " needs at least 3"
+        raise DataError(f"{name}: {len(labels)} examples; {100 * share:g} % of them as test data{least}")
     kept, taken = hold_out(len(labels), held, 0)
-    return Arrays(inputs[kept], labels[kept], inputs[taken], labels[taken])
+    parts = [each_of(lambda array, at=index: array[at], inputs) for index in (kept, taken)]
+    return Arrays(parts[0], labels[kept], parts[1], labels[taken])
 
 
 def validation_count(name: str, validation: int | float, number: int) -> int:
@@ -143,7 +172,7 @@ def _chunks(inputs: Array, index: Array) -> Iterator[tuple[int, int, Array]]:
         yield start, start + len(part), part.reshape(len(part), inputs.shape[1], -1)
 
 
-def _moments(inputs: Array, index: Array) -> tuple[Array, Array]:
+def _moments(name: str, inputs: Array, index: Array) -> tuple[Array, Array]:
     """Mean and population standard deviation of each channel, in two float64 passes."""
     number = len(index) * math.prod(inputs.shape[2:])
     total = np.zeros(inputs.shape[1])
@@ -154,27 +183,44 @@ def _moments(inputs: Array, index: Array) -> tuple[Array, Array]:
     for _, _, part in _chunks(inputs, index):
         squares += np.square(part - mean[:, None]).sum(axis=(0, 2))
     std = np.sqrt(squares / number)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        raise DataError(f"{name}: inputs hold a NaN or an infinity, or numbers too large to be squared")
     # a constant channel's deviation is rounding noise: dividing by it would make noise of size 1
     return mean, np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
 
 
-def _split(name: str, inputs: Array, labels: Array, index: Array, mean: Array, std: Array) -> Split:
+def _split(
+    name: str, inputs: Inputs, labels: Array, index: Array, scales: Mapping[str, tuple[Array, Array]]
+) -> Split:
+    tensors = {
+        own: _scaled(array, index, *scales[own])
+        if own in scales
+        else torch.from_numpy(array[index].astype(np.int64))
+        for own, array in by_name(inputs).items()
+    }
+    kind = np.float32 if labels.dtype.kind == "f" else np.int64
+    try:
+        ready = tensors if isinstance(inputs, dict) else tensors[""]
+        return Split(ready, torch.from_numpy(labels[index].astype(kind)))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _scaled(inputs: Array, index: Array, mean: Array, std: Array) -> torch.Tensor:
     result = np.empty((len(index), *inputs.shape[1:]), np.float32)
     flat = result.reshape(len(index), inputs.shape[1], -1)
     for start, stop, part in _chunks(inputs, index):
         part -= mean[:, None]
         part /= std[:, None]
         flat[start:stop] = part
-    try:
-        return Split(torch.from_numpy(result), torch.from_numpy(labels[index].astype(np.int64)))
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+    return torch.from_numpy(result)
 
 
 def _fingerprint(arrays: Arrays, settings: Mapping[str, Any]) -> str:
     text = json.dumps({"format": FORMAT, **settings}, sort_keys=True, allow_nan=False)
     digest = hashlib.sha256(text.encode())
-    for array in vars(arrays).values():
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    for part in vars(arrays).values():
+        for name, array in by_name(part).items():
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

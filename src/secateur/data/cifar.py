@@ -67,7 +67,7 @@ def cifar10_first5(
 
 def _load(name: str, classes: int, size: int, download: bool, normalise: bool, **drawn: Any) -> Dataset:
     check_flag("normalise", normalise)
-    arrays, note = _obtain(download)
+    arrays, note = obtain(download)
     kept = first_classes(arrays, classes, size)
     return assemble(name, kept, CLASSES[:classes], **drawn, scale=255.0, normalise=normalise, note=note)
 
@@ -85,7 +85,8 @@ def first_classes(arrays: Arrays, classes: int, size: int) -> Arrays:
     )
 
 
-def _obtain(download: bool) -> tuple[Arrays, str]:
+def obtain(download: bool) -> tuple[Arrays, str]:
+    """Return CIFAR-10 as its archive gives it, and what is to be said of it."""
     check_flag("download", download)
     for path in local((BINARY, IMAGES), FOLDER):
         return (read_pinned(path), "") if path.name == BINARY else (read_cached(path), JPEG_NOTE)

@@ -189,7 +189,8 @@ class Dataset:
     ``classes``: a name for each label, where labels are classes. ``note``: what a report must say beside its
     figures. ``fingerprint``: a hash of all that determines the tensors. ``mean`` and ``std``: what was
     subtracted from each channel (or feature) and what it was divided by, both taken on the
-    training split after validation was taken off; empty where the inputs are as they came.
+    training split after validation was taken off; empty where the inputs are as they came. ``vocabulary``: a
+    text for each token, where inputs are tokens.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Dataset:
     fingerprint: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = {part: getattr(self, part) for part in ("train", "validation", "test")}

@@ -83,13 +83,18 @@ def fashion_mnist(
 
 
 def _load(name: str, classes: tuple[str, ...], download: bool, normalise: bool, **drawn: Any) -> Dataset:
-    check_flag("download", download)
     check_flag("normalise", normalise)
+    arrays = arrays_of(name, len(classes), download)
+    return assemble(name, arrays, classes, **drawn, scale=255.0, normalise=normalise)
+
+
+def arrays_of(name: str, classes: int, download: bool) -> Arrays:
+    """Return the images (N, 1, 28, 28) and labels of a data set as its files give them."""
+    check_flag("download", download)
     x, y, test_x, test_y = (_obtain(name, number, download) for number in range(4))
     for images, labels in ((x, y), (test_x, test_y)):
-        check_pair(name, images, labels, len(classes))
-    arrays = Arrays(x[:, None], y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
-    return assemble(name, arrays, classes, **drawn, scale=255.0, normalise=normalise)
+        check_pair(name, images, labels, classes)
+    return Arrays(x[:, None], y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
 
 
 def check_pair(name: str, images: Array, labels: Array, classes: int) -> None:

@@ -42,6 +42,21 @@ def make_classification(
     return assemble("make-classification", arrays, ("0", "1"), **drawn, **more)
 
 
+def diabetes(*, validation: int | float = 0.1, seed: int = 0) -> Dataset:
+    """Diabetes of scikit-learn: 442 patients with 10 figures each, and how far the disease got in a year.
+
+    Inputs (N, 10) have mean 0 and deviation 1 by the training split; labels (N,) are in hundreds, 0.25 to
+    3.46. 88 are test data, whatever ``seed`` is.
+    """
+    sets = need("sklearn.datasets", "scikit-learn")
+    selection = need("sklearn.model_selection", "scikit-learn")
+    figures, progress = sets.load_diabetes(return_X_y=True)
+    x, test_x, y, test_y = selection.train_test_split(
+        figures, progress / 100.0, test_size=0.2, random_state=0
+    )
+    return assemble("diabetes", Arrays(x, y, test_x, test_y), (), validation=validation, seed=seed)
+
+
 def _parted(inputs: Array, labels: Array, share: float, state: int) -> Arrays:
     """Set a share aside as test data, drawn by scikit-learn."""
     selection = need("sklearn.model_selection", "scikit-learn")

@@ -23,6 +23,10 @@ MODELS = {
     "vgg-16-bn": "secateur.models.vgg:vgg_16_bn",
     "resnet-20": "secateur.models.resnet:resnet_20",
     "resnet-56": "secateur.models.resnet:resnet_56",
+    "mlp": "secateur.models.mlp:mlp",
+    "unet": "secateur.models.unet:unet",
+    "llama": "secateur.models.language:llama",
+    "gpt2": "secateur.models.language:gpt2",
 }
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from secateur.errors import ModelError
 from secateur.models.options import check_counts
 
 
@@ -40,3 +41,13 @@ def digits_mlp(hidden: int = 128, classes: int = 10) -> nn.Module:
     """64-hidden-hidden-10 for the 8 x 8 digits: 26,122 parameters at 128."""
     check_counts(hidden=hidden, classes=classes)
     return MLP([64, hidden, hidden, classes])
+
+
+def mlp(features: int = 10, hidden: Sequence[int] = (64, 64), outputs: int = 1) -> nn.Module:
+    """features-64-64-1 with ReLU, or other widths: for tables of numbers, classes or values."""
+    if not isinstance(hidden, (list, tuple)) or not hidden:
+        raise ModelError(f"hidden is {hidden!r}; it lists the layers' neurons, like [64, 64]")
+    check_counts(
+        features=features, outputs=outputs, **{f"hidden[{i}]": count for i, count in enumerate(hidden)}
+    )
+    return MLP([features, *hidden, outputs])
