@@ -202,6 +202,13 @@ class _Config(_Model):
     steps: Annotated[list[Annotated[Any, AfterValidator(_step)]], Listed]
 
 
+class _Class(_Model):
+    name: Text
+    number: Count
+    dense: Share
+    pruned: Share
+
+
 class _Row(_Model):
     id: Hash
     method: Text
@@ -219,6 +226,7 @@ class _Row(_Model):
     config: _Config | None = None
     dense: Hash | None = None
     classes: Count = 0
+    by_class: Annotated[list[_Class], Listed] = []
 
 
 class _Results(_Model):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from secateur.data.dataset import Dataset
+from secateur.experiments.by_class import by_class
 from secateur.experiments.claim import MASKS, MODEL, PACKED, Claim
 from secateur.experiments.dense import (
     OnEpoch,
@@ -115,6 +116,7 @@ def failed_row(plan: Plan, seed: int, error: str) -> dict[str, Any]:
 def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: TrialState) -> dict[str, Any]:
     start = time.perf_counter()
     metrics = _sizes(dense, state) | _accuracies(data, dense, state) | _costs(plan, data, dense, state.model)
+    classes = by_class(data, dense, state.model)
     state.seconds["measure"] = time.perf_counter() - start
     epochs = {step: len(rows) for step, rows in state.curves.items()}
     masks, said = state.masks, [[data.note] if data.note else [], *state.notes.values()]
@@ -135,6 +137,7 @@ def _result(plan: Plan, seed: int, data: Dataset, dense: nn.Module, state: Trial
         "config": plan.config,
         "dense": None if plan.model.weights else dense_name(plan, seed),
         "classes": len(data.classes),
+        "by_class": classes,
     }
 
 

@@ -16,6 +16,7 @@ from secateur.report.deployed import Deployment, deployment_lines, deployment_ta
 from secateur.report.drawing import with_texts
 from secateur.report.figures import describe_point, match, plots_of
 from secateur.report.pareto import Front, front_table, fronts_of
+from secateur.report.worst_class import worst_class_table
 from secateur.storage import replacing
 from secateur.text import printable
 
@@ -70,6 +71,9 @@ def page(studies: Sequence[Mapping[str, Any]]) -> str:
         parts.append(_section(name, f'<div class=plot id="{plot_id}"></div>'))
         if name == next(reversed(fronts), None):
             parts.append(_note_on_fronts(fronts) + _table(*front_table(fronts)))
+    header, rows = worst_class_table(groups)
+    if rows:
+        parts.append(_section("The class that lost most", _table(header, rows)))
     costs = _costs(groups)
     if costs:
         parts.append(_section("Time and memory beside the dense network", costs))
