@@ -44,11 +44,17 @@ def convert(
     keep_prefix: Annotated[
         bool, typer.Option("--keep-prefix", help="Leave what stands before every name, like 'model.'.")
     ] = False,
+    drop: Annotated[
+        list[str],
+        typer.Option(
+            help="Leave out tensors so named, like 'loss.*': the network has none.", metavar="PATTERN"
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Make a PyTorch checkpoint a safetensors file, without running what it holds."""
     from secateur.experiments.commands.convert import convert as converted
 
-    typer.echo(converted(source, target, key=key, keep_prefix=keep_prefix))
+    typer.echo(converted(source, target, key=key, keep_prefix=keep_prefix, drop=drop))
 
 
 def prune(

@@ -112,6 +112,16 @@ def test_another_part_and_names_that_are_ones_own(tmp_path):
         convert(tmp_path / "old.pth", tmp_path / "new.safetensors", key="ema/modul")
 
 
+def test_what_the_network_does_not_have_is_dropped(tmp_path):
+    torch.save({**STATE, "loss.weight": torch.ones(3), "loss.bias": torch.ones(1)}, tmp_path / "old.pth")
+    text = convert(tmp_path / "old.pth", tmp_path / "new.safetensors", drop=["loss.*"])
+    assert "dropped: loss.weight, loss.bias" in text
+    assert load_tensors(tmp_path / "new.safetensors")[0].keys() == STATE.keys()
+    with pytest.raises(StorageError, match=r"--drop los: no tensor is called so"):
+        convert(tmp_path / "old.pth", tmp_path / "never.safetensors", drop=["los"])
+    assert not (tmp_path / "never.safetensors").exists()
+
+
 def test_what_is_no_data_is_refused_with_the_reason(tmp_path):
     old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
     torch.save(net(), old)

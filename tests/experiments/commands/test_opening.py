@@ -118,7 +118,7 @@ def test_folders_without_a_config_or_with_pickled_weights(tmp_path, bert):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"a folder without config\.json; one of save_pretrained is right"):
         open_network(str(tmp_path / "empty"), None)
-    with pytest.raises(ModelError, match="there is no such folder; one with a config.json is right"):
+    with pytest.raises(ModelError, match=r"there is no such folder; one with a config\.json is right"):
         open_network(str(tmp_path / "nowhere"), None)
 
 
@@ -168,8 +168,8 @@ def test_arrays_become_arguments(tmp_path, arrays, found):
         assert set(inputs) == {"x", "y"}
         assert torch.equal(inputs["x"], x)
         assert torch.equal(inputs["y"], y)
+    np.savez(file, **arrays, more=np.zeros(3))
     with pytest.raises(DataError, match="batch, as long in all of them"):
-        np.savez(file, **arrays, more=np.zeros(3))
         read_inputs(file)
 
 
@@ -206,9 +206,9 @@ def test_a_file_that_holds_more_than_numbers(tmp_path):
     with pytest.raises(DataError, match="arg0: Python objects"):
         read_inputs(tmp_path / "o.npz")
     (tmp_path / "t.npy").write_text("x")
-    with pytest.raises(DataError, match="not a whole .npy file"):
+    with pytest.raises(DataError, match=r"not a whole \.npy file"):
         read_inputs(tmp_path / "t.npy")
-    with pytest.raises(DataError, match="no such file; the path of an .npz is right"):
+    with pytest.raises(DataError, match=r"no such file; the path of an \.npz is right"):
         read_inputs(tmp_path / "no.npz")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,21 @@ _USUAL = (
 _NOT_WEIGHTS = ("optimizer", "optim", "scheduler", "scaler", "callbacks", "loops", "rng", "hyper_parameters")
 
 
-def convert(source: Path, target: Path, *, key: str | None = None, keep_prefix: bool = False) -> str:
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    key: str | None = None,
+    keep_prefix: bool = False,
+    drop: Sequence[str] = (),
+) -> str:
     """Write the weights in a file of ``torch.save`` as safetensors, and return what was done as text.
 
     It is read on the CPU with ``weights_only=True``: tensors, numbers and containers of them, and no code.
     The state dict is the part that ``key`` names (``ema/module``, say), else the largest in the file under a
     usual name. ``module.`` and ``_orig_mod.`` go from its names, and what a trainer puts before every one of
-    them, unless ``keep_prefix``. Masks of ``torch.nn.utils.prune`` are applied.
+    them, unless ``keep_prefix``. Tensors whose names match a pattern of ``drop`` are left out. Masks of
+    ``torch.nn.utils.prune`` are applied.
 
     Raises StorageError for a file that is not there, that holds more than data, or no state dict.
     """
@@ -49,6 +58,8 @@ def convert(source: Path, target: Path, *, key: str | None = None, keep_prefix: 
     if others:
         said.append(f"left: {', '.join(repr(other) for other in others)} (--key takes another)")
     state, done = _named(found[name], keep_prefix)
+    said += done
+    state, done = _dropped(source, state, drop)
     said += done
     state, done = _masked(state)
     said += done
@@ -126,6 +137,16 @@ def _named(state: State, keep_prefix: bool) -> tuple[State, list[str]]:
             state = {name.removeprefix(outer): tensor for name, tensor in state.items()}
             said.append(f"{outer!r} stripped, which every name began with (--keep-prefix leaves it)")
     return state, said
+
+
+def _dropped(source: Path, state: State, patterns: Sequence[str]) -> tuple[State, list[str]]:
+    """Leave out what the network does not have."""
+    gone = [name for name in state if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in gone):
+            raise StorageError(f"{source}: --drop {pattern}: no tensor is called so{nearest(pattern, state)}")
+    left = {name: tensor for name, tensor in state.items() if name not in gone}
+    return left, [f"dropped: {_some(gone)}"] if gone else []
 
 
 def _masked(state: State) -> tuple[State, list[str]]:
