@@ -24,6 +24,7 @@ DATASETS: dict[str, str] = {
     "text": "secateur.data.texts:text",
     "image-folder": "secateur.data.folder:image_folder",
     "npz": "secateur.data.npz:npz",
+    "csv": "secateur.data.table:csv",
 }
 
 _SHARED = ("validation", "seed")  # every loader takes these; the rest are its own options

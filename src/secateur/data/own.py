@@ -48,7 +48,8 @@ def of_loaders(
     settings = {"name": name, "options": dict(options), "source": _source(function)}
     if len(found) == 2:
         settings |= dict(drawn)
-    return Dataset(name, *splits, fingerprint=_fingerprint(settings, splits))
+    train, validation, test = splits
+    return Dataset(name, train, validation, test, fingerprint=_fingerprint(settings, splits))
 
 
 def _split(what: str, loader: Any) -> Split | Stream:
@@ -69,7 +70,7 @@ def _halved(name: str, loader: Any, validation: int | float, seed: int) -> tuple
             f"{name} gave two loaders, and no validation part can be drawn from the first; three loaders, "
             "(train, validation, test), are right"
         )
-    number = len(loader.dataset)
+    number = len(loader.dataset)  # type: ignore[arg-type]
     kept, taken = hold_out(number, validation_count(name, validation, number), seed)
     same = {
         "batch_size": loader.batch_size,

@@ -49,10 +49,10 @@ def _placed(digits: Any, labels: Array, photographs: Any, number: int, state: in
     images = photographs[draw.permutation(len(photographs))[:number]].copy()
     places, colours = draw.randint(0, 5, (number, 2)), draw.randint(0, 256, (number, 3))
     maps = np.zeros((number, *images.shape[2:]), np.int64)
-    for image, found, index, (top, left), colour in zip(images, maps, which, places, colours, strict=True):
+    for at, (index, (top, left), colour) in enumerate(zip(which, places, colours, strict=True)):
         ink = digits[index, 0].astype(np.int64)
         inside = slice(top, top + ink.shape[0]), slice(left, left + ink.shape[1])
-        behind = image[:, *inside].astype(np.int64)
-        image[:, *inside] = (behind * (255 - ink) + colour[:, None, None] * ink) // 255
-        found[inside] = np.where(ink >= INK, labels[index] + 1, 0)
+        behind = images[at, :, *inside].astype(np.int64)
+        images[at, :, *inside] = (behind * (255 - ink) + colour[:, None, None] * ink) // 255
+        maps[at][inside] = np.where(ink >= INK, labels[index] + 1, 0)
     return images, maps
