@@ -34,6 +34,7 @@ window.addEventListener('load', () => setTimeout(() => {
     complaints: window.complaints,
     drawn: plots.map(p => p.querySelector('.main-svg') && p.getBoundingClientRect().height > 100),
     marks: plots.map(p => p.querySelectorAll('.scatterlayer .trace, .heatmaplayer image').length),
+    titles: plots.flatMap(p => [...p.querySelectorAll('.ytitle, .xtitle')].map(t => t.textContent)),
     requests: performance.getEntriesByType('resource').map(r => r.name),
     wide: document.documentElement.scrollWidth, inner: window.innerWidth,
   };
