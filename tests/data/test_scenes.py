@@ -46,6 +46,12 @@ def test_maps_lie_over_the_digits(sources: None) -> None:
     assert sorted(backgrounds) == [20 * number for number in range(10)]
 
 
+def test_all_digits_as_one_class(sources: None) -> None:
+    data = load_data("digits-on-cifar10", train=10, test=5, digits=False, validation=2)
+    assert data.train.labels.unique().tolist() == [0, 1]
+    assert int(data.test.labels.sum()) == 5 * 6
+
+
 def test_the_seed_draws_validation_alone(sources: None) -> None:
     one, other = (
         load_data("digits-on-cifar10", train=10, test=5, seed=seed, validation=2) for seed in (0, 1)

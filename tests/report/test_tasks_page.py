@@ -4,7 +4,6 @@ import re
 
 import pytest
 from rich.console import Console
-
 from test_browser import chromium, look  # noqa: F401
 
 from secateur.data.files import data_folder
