@@ -74,7 +74,7 @@ def test_names_in_docstrings_and_pages_are_plain_and_public():
         assert used <= {*secateur.PUBLIC, "errors"}, path
 
 
-@pytest.mark.parametrize(("name", "lines"), [("extending.md", 6), ("round_trips.md", 5)])
+@pytest.mark.parametrize(("name", "lines"), [("extending.md", 6), ("round_trips.md", 5), ("tasks.md", 2)])
 def test_pages_run_and_print_what_they_say(name, lines, capsys):
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from secateur.errors import ModelError
+from secateur.errors import MissingExtraError, ModelError
 from secateur.models import MODELS, build_model
 
 PARAMETERS = {
@@ -16,6 +16,18 @@ PARAMETERS = {
     "vgg-16-bn": (14_728_266, (3, 32, 32)),
     "resnet-20": (269_722, (3, 32, 32)),
     "resnet-56": (853_018, (3, 32, 32)),
+    "mlp": (4_929, (10,)),
+    "unet": (30_011, (3, 32, 32)),
+    "llama": (918_656, (7,)),
+    "gpt2": (842_496, (7,)),
+}
+SHAPES = {
+    "tabular-256": (2, 1),
+    "convnet-25": (2, 5),
+    "mlp": (2, 1),
+    "unet": (2, 11, 32, 32),
+    "llama": (2, 7, 256),
+    "gpt2": (2, 7, 256),
 }
 
 
@@ -28,8 +40,15 @@ def test_networks_have_the_sources_sizes(name):
     parameters, shape = PARAMETERS[name]
     model = build_model(name).eval()
     assert sum(p.numel() for p in model.parameters()) == parameters
-    outputs = model(torch.zeros(2, *shape))
-    assert outputs.shape == (2, {"tabular-256": 1, "convnet-25": 5}.get(name, 10))
+    tokens = name in ("llama", "gpt2")
+    outputs = model(torch.zeros(2, *shape, dtype=torch.int64 if tokens else torch.float32))
+    assert getattr(outputs, "logits", outputs).shape == SHAPES.get(name, (2, 10))
+
+
+def test_transformers_networks_are_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"'transformers' is not installed.*secateur\[transformers\]"):
+        build_model("llama")
 
 
 def test_the_seed_determines_the_weights_and_leaves_the_global_state_alone():
@@ -114,6 +133,10 @@ OPTIONS = {
     "vgg-16-bn": {"classes": 10, "width": 0.25},
     "resnet-20": {"classes": 10, "width": 0.25, "shortcut": "conv"},
     "resnet-56": {"classes": 10, "width": 0.25, "shortcut": "pad"},
+    "mlp": {"features": 10, "hidden": [8, 4], "outputs": 1},
+    "unet": {"classes": 11, "channels": 3, "width": 8, "depth": 2},
+    "llama": {"vocabulary": 66, "context": 64, "width": 64, "layers": 2, "heads": 4, "ffn": 96},
+    "gpt2": {"vocabulary": 66, "context": 64, "width": 64, "layers": 2, "heads": 4, "ffn": 96},
 }
 
 
@@ -128,5 +151,7 @@ def test_options_are_checked_before_anything_is_made(name):
         for value in wrong:
             if option == "dropout" and value == 0 and not isinstance(value, bool):
                 continue
+            if name == "mlp" and option == "hidden" and value == [1, 2, 3]:
+                continue  # it has as many layers as are listed
             with pytest.raises(ModelError, match=rf"{option}.* is "):
                 build_model(name, **{option: value})

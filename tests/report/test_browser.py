@@ -35,6 +35,7 @@ window.addEventListener('load', () => setTimeout(() => {
     drawn: plots.map(p => p.querySelector('.main-svg') && p.getBoundingClientRect().height > 100),
     marks: plots.map(p => p.querySelectorAll(
       '.scatterlayer .trace, .barlayer .point, .heatmaplayer image').length),
+    titles: plots.flatMap(p => [...p.querySelectorAll('.ytitle, .xtitle')].map(t => t.textContent)),
     requests: performance.getEntriesByType('resource').map(r => r.name),
     wide: document.documentElement.scrollWidth, inner: window.innerWidth,
   };

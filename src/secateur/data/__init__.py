@@ -24,14 +24,16 @@ DATASETS: dict[str, str] = {
     "text": "secateur.data.texts:text",
     "image-folder": "secateur.data.folder:image_folder",
     "npz": "secateur.data.npz:npz",
+    "csv": "secateur.data.table:csv",
 }
 
 _SHARED = ("validation", "seed")  # every loader takes these; the rest are its own options
 
 
 def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **options: Any) -> Dataset:
-    """Load the data set ``name`` of ``DATASETS``, or of one's own ``package.module:function``
-    that takes ``validation`` and ``seed``, with its own ``options``.
+    """Load the data set ``name`` of ``DATASETS``, or of one's own ``package.module:function``, with its own
+    ``options``; that one gives a Dataset, or loaders (train, validation, test) or (train, test), and need not
+    take ``validation`` and ``seed``.
 
     ``validation``: how many training examples (int), or which share of them (float), become the
     validation split. ``seed`` draws that split and nothing else.
@@ -39,10 +41,15 @@ def load_data(name: str, *, validation: int | float = 0.1, seed: int = 0, **opti
     MissingExtraError where a package of the extra ``lab`` is needed.
     """
     loader = loader_of(name, options)
-    dataset = loader(validation=validation, seed=seed, **options)
-    if type(dataset).__name__ != "Dataset":
-        raise DataError(f"{name} gave a {type(dataset).__name__}; it must be a secateur.data.dataset.Dataset")
-    return dataset
+    if ":" not in name:
+        return loader(validation=validation, seed=seed, **options)
+    from secateur.data.own import called, of_loaders
+
+    drawn = {"validation": validation, "seed": seed}
+    found = called(loader, drawn, options)
+    if type(found).__name__ == "Dataset":
+        return found
+    return of_loaders(name, found, loader, drawn, options)
 
 
 def loader_of(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -72,7 +72,7 @@ def _load(name: str, classes: int, size: int, download: bool, normalise: bool, *
     return assemble(name, kept, CLASSES[:classes], **drawn, scale=255.0, normalise=normalise, note=note)
 
 
-def first_classes(arrays: Arrays, classes: int, size: int) -> Arrays:
+def first_classes(arrays: Any, classes: int, size: int) -> Arrays:
     """Keep the examples of the first ``classes`` classes, and the central ``size`` x ``size`` of each."""
     start = (arrays.train_inputs.shape[-1] - size) // 2
     crop = slice(start, start + size)

@@ -34,7 +34,7 @@ def image_folder(*, path: str | Path, size: int, validation: int | float = 0.1, 
     if len(train) < 2:
         raise DataError(f"{root / 'train'}: {len(train)} class folders; two at least are right")
     _check_size(root, size, train, test or {})
-    decoded = [*_decoded(train, size), *(_decoded(test, size) if test else ())]
+    decoded: list[Any] = [*_decoded(train, size), *(_decoded(test, size) if test else ())]
     arrays = Arrays(*decoded) if test else fifth_as_test(str(root), *decoded)
     drawn = {"validation": validation, "seed": seed}
     return assemble("image-folder", arrays, tuple(train), **drawn, options={"size": size}, scale=255.0)

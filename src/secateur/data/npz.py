@@ -47,7 +47,7 @@ def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0
             raise DataError(
                 f"{file}: {x} holds {len(found[x])} examples and {y} {len(found[y])}; as many is right"
             )
-    read = [
+    read: list[Any] = [
         _as_examples(array) if name.startswith("x") else array.astype(np.int64)
         for name, array in found.items()
     ]
