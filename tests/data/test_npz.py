@@ -226,3 +226,43 @@ def test_two_arrays_of_one_name(tmp_path: Path, refused) -> None:
             archive.writestr(name, array_bytes(np.ones((60, 4))))
         with refused(r"own.npz: two arrays of one name; each once is right"):
             load_data("npz", path=path)
+
+
+def test_numbers_and_maps_as_labels(tmp_path: Path, refused) -> None:
+    rng = np.random.default_rng(0)
+    images, maps = rng.normal(size=(40, 3, 4, 4)), rng.integers(0, 3, (40, 4, 4))
+    np.savez(tmp_path / "a.npz", x=images, y=maps)
+    data = load_data("npz", path=tmp_path / "a.npz", labels="maps", validation=8)
+    assert data.train.labels.shape == (24, 4, 4)
+    assert data.train.labels.dtype == torch.int64
+    assert data.classes == ()
+    np.savez(tmp_path / "b.npz", x=images, y=rng.normal(size=(40, 2)))
+    data = load_data("npz", path=tmp_path / "b.npz", labels="numbers", validation=8)
+    assert data.test.labels.shape == (8, 2)
+    assert data.test.labels.dtype == torch.float32
+    with refused(r"b\.npz: y: shape \(40, 2\); \(N,\) is right"):
+        load_data("npz", path=tmp_path / "b.npz")
+    with refused(r"b\.npz: y: float64 of shape \(40, 2\); whole numbers \(N, H, W\) are right"):
+        load_data("npz", path=tmp_path / "b.npz", labels="maps")
+    with refused(r"labels is 'masks'; it is one of classes, numbers, maps"):
+        load_data("npz", path=tmp_path / "b.npz", labels="masks")
+
+
+def test_several_inputs_by_the_names_of_the_forward(tmp_path: Path, refused) -> None:
+    rng = np.random.default_rng(0)
+    tokens, dense = rng.integers(0, 9, (40, 6)), 5 + 3 * rng.normal(size=(40, 2))
+    parts = {"x/ids": tokens, "x/features": dense, "y": np.arange(40) % 2}
+    np.savez(tmp_path / "a.npz", **parts)
+    data = load_data("npz", path=tmp_path / "a.npz", validation=8)
+    assert data.train.inputs.keys() == {"ids", "features"}
+    assert data.train.inputs["ids"].dtype == torch.int64  # tokens stay what they are
+    assert abs(float(data.train.inputs["features"].mean())) < 1e-6
+    np.savez(tmp_path / "b.npz", **parts | {"x/ids": tokens[:39]})
+    with refused(r"b\.npz: x/ids holds 39 examples and y 40; as many is right"):
+        load_data("npz", path=tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", **parts | {"x": dense})
+    with refused(r"c\.npz: holds x and x/ids; one input, or several under x/, is right"):
+        load_data("npz", path=tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", **{"x/ids": tokens, "y/a": parts["y"]})
+    with refused(r"d\.npz: labels are one array: y is right"):
+        load_data("npz", path=tmp_path / "d.npz")

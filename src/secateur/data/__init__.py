@@ -23,6 +23,8 @@ DATASETS: dict[str, str] = {
     "tinyshakespeare": "secateur.data.texts:tinyshakespeare",
     "text": "secateur.data.texts:text",
     "image-folder": "secateur.data.folder:image_folder",
+    "image-masks": "secateur.data.masks:image_masks",
+    "hf-folder": "secateur.data.hugging_face:hf_folder",
     "npz": "secateur.data.npz:npz",
     "csv": "secateur.data.table:csv",
 }

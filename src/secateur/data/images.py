@@ -42,6 +42,27 @@ def read_image(
         return np.ascontiguousarray(np.asarray(upright, np.uint8).transpose(2, 0, 1))
 
 
+def read_map(source: Path | bytes, shown: str, *, size: int) -> Array:
+    """Decode a map of classes, grey or with a palette, into uint8 (size, size), each pixel the nearest one's
+    number. Raises DataError as ``read_image`` does, and for colours."""
+    image_module = need("PIL.Image", "pillow")
+    with reading(f"{shown}: not a whole image that Pillow can read", Exception):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with image_module.open(file, formats=readable_formats()) as image:
+                _check(image, shown)
+                if image.mode not in ("L", "P", "1"):
+                    raise DataError(
+                        f"{shown}: pixels of mode {image.mode}; a class number each (L, P) is right"
+                    )
+                plain = image.convert("L") if image.mode == "1" else image.copy()
+        if plain.size != (size, size):
+            plain = plain.resize((size, size), image_module.Resampling.NEAREST)
+        found = np.ascontiguousarray(np.asarray(plain, np.uint8))
+        return found // 255 if image.mode == "1" else found
+
+
 def readable_formats() -> list[str]:
     """Return the formats that Pillow decodes by itself: for EPS it would start Ghostscript."""
     image_module = need("PIL.Image", "pillow")

@@ -8,12 +8,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 
-from secateur.data.assemble import CHUNK, Arrays, assemble, fifth_as_test
+from secateur.data.assemble import CHUNK, Arrays, assemble, by_name, fifth_as_test
 from secateur.data.checks import MAX_VALUES, check_flag, check_path, reading
 from secateur.data.dataset import Dataset
 from secateur.errors import DataError
@@ -29,33 +29,64 @@ MAX_SMALL, MAX_RATIO = 2**26, 200  # what is larger than the first may not unpac
 Array = np.ndarray[Any, Any]
 
 
-def npz(*, path: str | Path, normalise: bool = True, validation: int | float = 0.1, seed: int = 0) -> Dataset:
+def npz(
+    *,
+    path: str | Path,
+    labels: Literal["classes", "numbers", "maps"] = "classes",
+    normalise: bool = True,
+    validation: int | float = 0.1,
+    seed: int = 0,
+) -> Dataset:
     """Your own arrays: an .npz with x_train, y_train, x_test, y_test, or x, y (20 % become test).
 
-    Inputs are (N, features), (N, H, W), which become (N, 1, H, W), or (N, C, H, W); labels are whole
-    numbers 0 to K - 1. ``normalise``: each channel or feature to mean 0 and deviation 1 by the training
-    split. The 20 % do not depend on ``seed``. Raises DataError for anything else in the file.
+    Inputs are (N, features), (N, H, W), which become (N, 1, H, W), or (N, C, H, W); several are named
+    ``x_train/NAME`` (``x/NAME``), as the network's forward names them, and whole numbers stay what they are
+    among several: tokens. ``labels``: "classes", whole numbers 0 to K - 1; "numbers", (N,) or (N, K);
+    "maps" of whole numbers over pixels or positions. ``normalise``: each channel or feature to mean 0 and
+    deviation 1 by the training split. The 20 % do not depend on ``seed``. Raises DataError for anything else.
     """
     file = check_path("path", path)
     check_flag("normalise", normalise)
+    if labels not in _CHECKS:
+        raise DataError(f"labels is {labels!r}; it is one of {', '.join(_CHECKS)}")
     found, ignored = read_arrays(file, _wanted)
+    parts: dict[str, Any] = {}
     for name, array in found.items():
-        (_check_inputs if name.startswith("x") else _check_labels)(f"{file}: {name}", array)
-    for x in (name for name in found if name.startswith("x")):
-        y = "y" + x[1:]
-        if len(found[x]) != len(found[y]):
-            raise DataError(
-                f"{file}: {x} holds {len(found[x])} examples and {y} {len(found[y])}; as many is right"
-            )
-    read: list[Any] = [
-        _as_examples(array) if name.startswith("x") else array.astype(np.int64)
-        for name, array in found.items()
-    ]
+        base, _, own = name.partition("/")
+        if base.startswith("y"):
+            _CHECKS[labels](f"{file}: {name}", array)
+            parts[base] = array.astype(np.float64 if labels == "numbers" else np.int64)
+        else:
+            _check_inputs(f"{file}: {name}", array)
+            held = parts.setdefault(base, {})
+            held[own] = array if own and array.dtype.kind in "iu" else _as_examples(array)
+    read = [_alone(part) for part in parts.values()]
+    names = list(parts)
+    for x, y in zip(names[::2], names[1::2], strict=True):
+        for own, array in parts[x].items():
+            if len(array) != len(parts[y]):
+                raise DataError(
+                    f"{file}: {x}{own and '/'}{own} holds {len(array)} examples and {y} {len(parts[y])}; "
+                    "as many is right"
+                )
     arrays = Arrays(*read) if len(read) == 4 else fifth_as_test(str(file), *read)
-    classes = _classes(str(file), arrays)
-    drawn, options = {"validation": validation, "seed": seed}, {"normalise": normalise}
-    note = f"arrays not read: {', '.join(ignored)}" if ignored else ""
-    return assemble("npz", arrays, classes, **drawn, options=options, normalise=normalise, note=note)
+    whole = [own for own, array in by_name(arrays.train_inputs).items() if own and array.dtype.kind in "iu"]
+    return assemble(
+        "npz",
+        arrays,
+        _classes(str(file), arrays) if labels == "classes" else (),
+        validation=validation,
+        seed=seed,
+        options={"normalise": normalise} | ({} if labels == "classes" else {"labels": labels}),
+        normalise=normalise,
+        note=f"arrays not read: {', '.join(ignored)}" if ignored else "",
+        whole=whole,
+    )
+
+
+def _alone(part: Any) -> Any:
+    """Return what is named, or what stands alone without a name."""
+    return part[""] if isinstance(part, dict) and "" in part else part
 
 
 def read_arrays(
@@ -92,11 +123,22 @@ def read_array(file: Path) -> Array:
 
 
 def _wanted(file: Path, members: Mapping[str, Any]) -> tuple[str, ...]:
+    bases = {name.partition("/")[0] for name in members}
     for wanted, others in ((FOUR, TWO), (TWO, FOUR)):
-        if members.keys() >= set(wanted) and members.keys().isdisjoint(others):
-            return wanted
+        if bases >= set(wanted) and bases.isdisjoint(others):
+            return tuple(name for base in wanted for name in _of(file, base, members))
     shown = ", ".join(sorted(members)[:12]) or "nothing"
     raise DataError(f"{file}: holds {shown}; {', '.join(FOUR)}, or else x, y, are right")
+
+
+def _of(file: Path, base: str, members: Mapping[str, Any]) -> Sequence[str]:
+    """Return the array of a name, or the inputs that stand under it."""
+    under = [name for name in members if name.startswith(f"{base}/")] if base.startswith("x") else []
+    if base in members and under:
+        raise DataError(f"{file}: holds {base} and {under[0]}; one input, or several under {base}/, is right")
+    if base not in members and not under:
+        raise DataError(f"{file}: labels are one array: {base} is right")
+    return under or [base]
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, shown: str) -> Array:
@@ -168,6 +210,21 @@ def _check_labels(shown: str, array: Array) -> None:
         raise DataError(f"{shown}: labels of {array.dtype}; integers are right")
     if array.min() < 0 or array.max() >= 2**31:
         raise DataError(f"{shown}: labels from {array.min()} to {array.max()}; 0 to K - 1 are right")
+
+
+def _check_numbers(shown: str, array: Array) -> None:
+    if array.ndim not in (1, 2) or not array.size:
+        raise DataError(f"{shown}: shape {array.shape}; (N,) or (N, K) is right")
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise DataError(f"{shown}: labels of {array.dtype}; finite numbers are right")
+
+
+def _check_maps(shown: str, array: Array) -> None:
+    if array.ndim < 2 or not array.size or array.dtype.kind not in "iu":
+        raise DataError(f"{shown}: {array.dtype} of shape {array.shape}; whole numbers (N, H, W) are right")
+
+
+_CHECKS = {"classes": _check_labels, "numbers": _check_numbers, "maps": _check_maps}
 
 
 def _classes(shown: str, arrays: Arrays) -> tuple[str, ...]:

@@ -1,0 +1,45 @@
+"""A checkpoint made smaller by one command: its errors, and what it says of what is left."""
+
+import numpy as np
+import pytest
+
+from secateur.errors import RecipeError
+from secateur.experiments.commands.opening import open_network
+from secateur.experiments.commands.shrinking import shrink_checkpoint
+from secateur.measure.size import count_parameters
+from secateur.models import build_model
+from secateur.training.checkpoint import save_weights
+
+NET = {"name": "digits-mlp", "hidden": 16}
+
+
+@pytest.fixture
+def given(tmp_path):
+    save_weights(tmp_path / "w.safetensors", build_model("digits-mlp", hidden=16))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((40, 1, 8, 8)).astype("f"))
+    return {"model": NET, "weights": tmp_path / "w.safetensors", "out": tmp_path / "s.safetensors"}
+
+
+def test_examples_without_labels_are_refitted_and_compared(given, tmp_path):
+    said = shrink_checkpoint(**given, goals={"parameters": 0.5}, inputs=tmp_path / "x.npy")
+    assert "refitted on 30 examples" in said
+    assert "on 10 examples" in said
+    small, reshaped = open_network(NET, given["out"])
+    assert reshaped
+    assert count_parameters(small) <= 0.5 * count_parameters(build_model("digits-mlp", hidden=16))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"goals": {"macs": None}}, "give one of --macs 0.5, --parameters 0.5 and --latency-ms 3"),
+        ({"goals": {"macs": 0.5, "parameters": 0.5}}, "give one of --macs"),
+        ({}, "give --data, or a file of them as --inputs"),
+        ({"inputs": "x.npy", "data": "digits"}, "--data and --inputs exclude each other"),
+        ({"inputs": "x.npy", "task": "regression"}, "--task: examples in --inputs have no labels"),
+    ],
+)
+def test_options_that_do_not_go_together(given, change, message):
+    with pytest.raises(RecipeError, match=message):
+        shrink_checkpoint(**{**given, "goals": {"macs": 0.5}, **change})
+    assert not given["out"].exists()
