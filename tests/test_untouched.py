@@ -119,7 +119,7 @@ def loaded(net: nn.Module, folder: Path) -> None:
 
 
 def refused_as_none_of_transformers(net: nn.Module, folder: Path) -> None:
-    with suppress(ModelError):
+    with pytest.raises(ModelError, match="no model of transformers"):
         sc.save_pretrained(net, folder / "folder", X)
 
 

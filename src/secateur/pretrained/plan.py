@@ -47,7 +47,7 @@ def plan_of(small: Any, config: Any) -> dict[str, Any]:
         "modules": {
             path: changed
             for path, module in own.items()
-            if path in made and (changed := _changed(sizes_of(made[path]), sizes_of(module)))
+            if path in made and (changed := _changed(_numbers(made[path]), _numbers(module)))
         },
         "removed": removed,
         "ranks": ranks,
@@ -63,6 +63,11 @@ def built(kind: Any, config: Any) -> Any:
     config = copy.deepcopy(config)
     with no_init_weights():
         return kind._from_config(config, dtype=torch.float32).eval()
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """Sizes, and what was computed of them when the module was built: a scale of scores, say."""
+    return sizes_of(module) | {name: value for name, value in vars(module).items() if type(value) is float}
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
