@@ -68,12 +68,12 @@ def _parts(root: Path) -> dict[str, Any]:
         raise DataError(f"{root}: no such folder; one of save_to_disk, or with *.parquet files, is right")
     with reading(f"{root}: not a folder of datasets", Exception):
         if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-            found = datasets.load_from_disk(str(root))
+            found: Any = datasets.load_from_disk(str(root))
         else:
             files = {name: sorted(root.rglob(f"*{name}*.parquet")) for name in ("train", *_TEST)}
             named = {name: found for name, found in files.items() if found}
             named = named or {"train": sorted(root.rglob("*.parquet"))}
-            if not named["train"] if "train" in named else True:
+            if not named.get("train"):
                 raise DataError(f"{root}: holds neither dataset_dict.json nor *.parquet of a training part")
             found = {
                 name: datasets.concatenate_datasets([datasets.Dataset.from_parquet(str(f)) for f in of])

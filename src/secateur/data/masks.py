@@ -29,7 +29,7 @@ def image_masks(
 
     Images are squeezed to ``size`` x ``size``, RGB, (N, 3, size, size); masks, whose pixels are the number of
     their class (palette or grey), take the nearest pixel, (N, size, size). Labels are 0 to ``classes`` - 1,
-    and ``ignore``, which counts nowhere (give the task's ``ignore`` the same). Without test/ 20 % are set aside,
+    and ``ignore``, which counts nowhere (as the task says it). Without test/ 20 % are set aside,
     whatever ``seed`` is. Raises DataError for an image without its mask, and a class beyond ``classes``.
     """
     root = check_path("path", path)
