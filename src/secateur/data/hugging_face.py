@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.data.assemble import Arrays, assemble, fifth_as_test
+from secateur.data.assemble import Arrays, assemble, by_name, fifth_as_test
 from secateur.data.checks import MAX_VALUES, check_path, reading
 from secateur.data.dataset import Dataset
 from secateur.errors import DataError, MissingExtraError
@@ -44,8 +44,7 @@ def hf_folder(
     arrays = Arrays(*pairs[0], *pairs[1]) if len(pairs) == 2 else fifth_as_test(str(root), *pairs[0])
     labels = arrays.train_labels
     classes = labels.dtype.kind in "iu" and labels.ndim == 1
-    several = isinstance(arrays.train_inputs, dict)
-    columns = arrays.train_inputs if several else {"": arrays.train_inputs}
+    columns = by_name(arrays.train_inputs)
     return assemble(
         "hf-folder",
         arrays,

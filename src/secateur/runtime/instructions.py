@@ -119,11 +119,13 @@ def _with_number(space: Workspace, node: Operator, source: Place, weights: Weigh
     one, zero = np.ones_like(numbers), np.zeros_like(numbers)
     if kind == "div" and node["reversed"]:
         raise UnsupportedError("a number divided by a value")
+    with np.errstate(divide="ignore"):
+        inverse = 1 / numbers
     scale, shift = {
         "add": (one, numbers),
         "sub": (-one, numbers) if node["reversed"] else (one, -numbers),
         "mul": (numbers, zero),
-        "div": (1 / numbers, zero),
+        "div": (inverse, zero),
     }[kind]
     return _plan_scaled(space, node, source, scale, shift)
 

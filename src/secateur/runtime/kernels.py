@@ -37,7 +37,7 @@ def _kept(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return compiled
 
 
-_exact, _fast = _kept(), _kept(fastmath=_FAST)
+exact, fast = _kept(), _kept(fastmath=_FAST)
 
 
 def _chosen() -> Callable[..., Any]:
@@ -62,10 +62,10 @@ def _chosen() -> Callable[..., Any]:
     return chosen
 
 
-_activation_of = _chosen()
+activation_of = _chosen()
 
 
-@_exact
+@exact
 def run_table(
     table: np.ndarray,
     values: np.ndarray,
@@ -103,7 +103,7 @@ def run_table(
             _run_softmax(op, arena)
 
 
-@_fast
+@fast
 def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
     """Copy a block of four dims, each with its stride on either side."""
     start, to = op[3], op[4]
@@ -127,7 +127,7 @@ def _run_copy(op: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
                         target[t + d * op[16]] = source[s + d * op[12]]
 
 
-@_fast
+@fast
 def _run_transposition(op: np.ndarray, start: int, to: int, source: np.ndarray, target: np.ndarray) -> None:
     """Copy the last two dims of a block, of which one is dense here and the other there, by tiles."""
     rows, columns, down, up = op[7], op[8], op[12], op[15]
@@ -142,7 +142,7 @@ def _run_transposition(op: np.ndarray, start: int, to: int, source: np.ndarray, 
             target[to + c * up + d] = source[start + c + d * down]
 
 
-@_fast
+@fast
 def _run_rows(
     op: np.ndarray,
     values: np.ndarray,
@@ -181,7 +181,7 @@ def _run_rows(
         column += width
 
 
-@_fast
+@fast
 def _run_vector(
     op: np.ndarray, pointers: np.ndarray, constants: np.ndarray, gaps: np.ndarray, arena: np.ndarray
 ) -> None:
@@ -212,7 +212,7 @@ def _run_vector(
     _bound(out, constants[bounds], constants[bounds + 1])
 
 
-@_fast
+@fast
 def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> None:
     """As ``_run_vector`` for a dense matrix, its columns one after the other."""
     source, inputs, outputs, first, bias, bounds = op[1], op[3], op[4], op[5], op[6], op[7]
@@ -227,20 +227,20 @@ def _run_columns(op: np.ndarray, constants: np.ndarray, arena: np.ndarray) -> No
     _bound(out, constants[bounds], constants[bounds + 1])
 
 
-@_fast
+@fast
 def _start_with(out: np.ndarray, constants: np.ndarray, bias: int) -> None:
     for o in range(len(out)):
         out[o] = constants[bias + o] if bias >= 0 else np.float32(0)
 
 
-@_fast
+@fast
 def _bound(out: np.ndarray, low: Any, high: Any) -> None:
     for o in range(len(out)):
         v = out[o]
         out[o] = low if v < low else (high if v > high else v)
 
 
-@_fast
+@fast
 def _run_pool(op: np.ndarray, arena: np.ndarray) -> None:
     """The largest or the mean over windows; what lies outside of an image is no part of them, or, for
     a mean with ``counted`` > 0, a zero that counts: the divisor is then ``counted``."""
@@ -283,7 +283,7 @@ def _run_pool(op: np.ndarray, arena: np.ndarray) -> None:
                         arena[at] = total / (counted if counted > 0 else (y1 - y0) * (x1 - x0))
 
 
-@_exact
+@exact
 def _run_combine(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
     """Two values of one shape, entry by entry, then clamped; zeros where there is no image."""
     a, b, out, channels, plane, mask, kind = op[1:8]
@@ -305,7 +305,7 @@ def _run_combine(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena
             arena[out + j] = low if v < low else (high if v > high else v)
 
 
-@_exact
+@exact
 def _run_scale(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
     """A factor and a shift a channel, then clamped; zeros where there is no image."""
     source, out, channels, plane, mask, scale, shift = op[1:8]
@@ -318,7 +318,7 @@ def _run_scale(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: 
             arena[out + j] = v if mask < 0 or masks[mask + k] != 0 else np.float32(0)
 
 
-@_exact
+@exact
 def _run_activate(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, arena: np.ndarray) -> None:
     """An activation in place of its input; zeros where there is no image."""
     source, out, channels, plane, mask, kind = op[1:7]
@@ -327,12 +327,12 @@ def _run_activate(op: np.ndarray, constants: np.ndarray, masks: np.ndarray, aren
         for k in range(plane):
             j = c * plane + k
             if mask < 0 or masks[mask + k] != 0:
-                arena[out + j] = _activation_of(kind, arena[source + j], a, b)
+                arena[out + j] = activation_of(kind, arena[source + j], a, b)
             else:
                 arena[out + j] = 0
 
 
-@_exact
+@exact
 def _run_softmax(op: np.ndarray, arena: np.ndarray) -> None:
     """Softmax (or its logarithm) over the channels of every column."""
     source, out, channels, plane, logarithm = op[1:6]

@@ -238,14 +238,18 @@ def _products(graph: Mapping[str, Any], kinds: tuple[str, ...]) -> set[str]:
 
 
 def _compiled(graph: Mapping[str, Any], tensors: Mapping[str, Any]) -> Runner:
-    """Return the program compiled; the first time on a machine that takes half a minute.
-
-    Raises ProgramError without numba, or where the kernels lack an operator of the program.
-    """
+    """Return the program compiled, whole, or piece by piece where the kernels lack an operator of it; the
+    first time on a machine that takes half a minute. Raises ProgramError without numba."""
+    weights = {name: dense(tensor) for name, tensor in tensors.items()}
     try:
         from .planning import Compiled
 
-        return Compiled(graph, {name: dense(tensor) for name, tensor in tensors.items()})
+        try:
+            return Compiled(graph, weights)
+        except ValueError:  # UnsupportedError, of modules that are imported with numba only
+            from .mixed import Mixed
+
+            return Mixed(graph, weights)
     except ImportError as error:
         raise ProgramError(f"the compiled engine needs numba (pip install numba): {error}") from error
     except ValueError as error:
