@@ -14,7 +14,7 @@ import torch
 
 import secateur as sc
 
-NAME, OPTIONS = "vit_tiny_patch16_224", {"img_size": 64, "num_classes": 10}
+NAME, OPTIONS = "vit_tiny_patch16_224", {"img_size": 64, "num_classes": 10, "depth": 4}
 
 torch.manual_seed(0)
 model = timm.create_model(NAME, **OPTIONS).eval()
@@ -28,7 +28,7 @@ again = sc.load(timm.create_model(NAME, **OPTIONS).eval(), "vit_half.safetensors
 with torch.no_grad():
     print("loaded, the same:", torch.equal(again(images), small(images)))
     maps = again.forward_intermediates(images, intermediates_only=True)
-print("features of block 0 and 11:", tuple(maps[0].shape), tuple(maps[-1].shape))
+print("features of the first and the last block:", tuple(maps[0].shape), tuple(maps[-1].shape))
 
 again.reset_classifier(7)
 print("a new classifier:", tuple(again(images).shape))

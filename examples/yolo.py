@@ -22,7 +22,7 @@ import secateur as sc
 
 class Small(DetectionTrainer):
     def get_model(self, cfg=None, weights=None, verbose=True):
-        return deepcopy(weights)
+        return deepcopy(yolo.model)
 
 
 for folder in ("data/images", "data/labels"):

@@ -326,9 +326,6 @@ def test_no_code_and_no_damage_of_a_folder_is_taken(tmp_path):
 
 # -- many more --------------------------------------------------------------------------------------------
 
-# Of those of tests/networks that pruning makes smaller: what no auto class opens, or no folder can say.
-REFUSED: dict[str, str] = {}
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", hf.NETWORKS, ids=lambda network: network.name)
