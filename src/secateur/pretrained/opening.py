@@ -70,7 +70,7 @@ def _class_of(path: Path) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError("transformers", "bench") from error
+        raise MissingExtraError("transformers", "transformers") from error
     said = load_json(path / "config.json")
     names = said.get("architectures") if isinstance(said, dict) else None
     name = names[0] if isinstance(names, list) and len(names) == 1 else None

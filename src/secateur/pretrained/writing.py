@@ -207,7 +207,7 @@ def _check_model(model: Any) -> None:
     try:
         from transformers import PreTrainedModel
     except ImportError as error:
-        raise MissingExtraError("transformers", "bench") from error
+        raise MissingExtraError("transformers", "transformers") from error
     if not isinstance(model, PreTrainedModel):
         adapters = (
             "; merge its adapters first: model.merge_and_unload()" if hasattr(model, "peft_config") else ""
