@@ -151,3 +151,19 @@ def test_columns_that_the_forward_lets_pass_change_nothing():
     data = [{**batch, "idx": torch.arange(8), "text": ["some"] * 8} for batch in collated()]
     one, other = (sc.prune(bert(), sc.Wanda(), sc.Uniform(0.5), data=d) for d in (data, collated()))
     assert one == other
+
+
+def test_the_loss_that_a_plain_dict_holds_is_the_models_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, x, labels=None):
+            found = self.layer(x)[:, 0]
+            return {"loss": (found - labels).square().mean(), "found": found}
+
+    model = Own()
+    data = [{"x": torch.randn(6, 4), "labels": torch.randn(6)}]
+    masks = sc.prune(model, sc.Taylor(), sc.Uniform(0.5), data=data)
+    assert masks.sparsity == 0.5

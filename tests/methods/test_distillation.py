@@ -1,6 +1,7 @@
 """A small network learns from a dense one: its outputs, its features, one layer after the other."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -123,5 +124,17 @@ def test_bad_input_is_one_clear_error(options, error, wrong):
 
 
 def test_data_that_end_cannot_be_read_twice():
-    with pytest.raises(CriterionError, match="without a single batch"):
+    with pytest.raises(CriterionError, match="data is an iterator, which can be read once"):
         sc.distill(smaller(), dense(), iter(BATCHES), epochs=2)
+
+
+def test_zeros_that_nobody_holds_are_said_to_be_lost():
+    pruned = dense()
+    masks = sc.prune(pruned, sc.Magnitude(), sc.Uniform(0.5))
+    held = copy.deepcopy(pruned)
+    with pytest.warns(sc.SecateurWarning, match=r"50\.0% of the weights were zero and are not any more"):
+        sc.distill(pruned, dense(), BATCHES, optimizer=adam)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.distill(held, dense(), BATCHES, optimizer=adam, masks=masks.bind(held))
+    assert sc.sparsity(held) == 0.5

@@ -175,7 +175,7 @@ def test_during_that_ends_early_warns(mlp):
             for _ in range(3):
                 step(net, optimizer)
 
-    with pytest.warns(SecateurWarning, match=r"after 3 optimizer steps, at step 2 of 4") as seen:
+    with pytest.warns(SecateurWarning, match=r"after 3 optimizer steps, of step 2 of 4") as seen:
         training()
     assert seen[0].filename == __file__
 

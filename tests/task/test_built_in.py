@@ -226,3 +226,59 @@ def test_detection_names_what_its_metric_needs():
         with pytest.raises(TaskError, match=r"pip install 'torchmetrics\[detection\]'"):
             task.score.meter()
     assert (task.in_eval, task.score.unit) == (False, "%")
+
+
+def judged(task, outputs, labels):
+    return sc.evaluate(nn.Identity(), [(outputs[:3], labels[:3]), (outputs[3:], labels[3:])], task)
+
+
+def test_the_loss_that_is_reported_is_torchs_however_the_examples_are_cut():
+    torch.manual_seed(0)
+    weights = [1.0, 2.0, 5.0]
+    logits, labels = torch.randn(8, 3), torch.randint(0, 3, (8,))
+    wanted = F.cross_entropy(logits, labels, torch.tensor(weights))
+    task = build_task("classification", class_weights=weights)
+    assert judged(task, logits, labels).loss == pytest.approx(float(wanted), rel=1e-6)
+    maps, pixels = torch.randn(8, 3, 4, 4), torch.randint(0, 3, (8, 4, 4))
+    pixels[2, :3] = 255
+    wanted = F.cross_entropy(maps, pixels, torch.tensor(weights), ignore_index=255)
+    task = build_task("segmentation", class_weights=weights, ignore=255)
+    assert judged(task, maps, pixels).loss == pytest.approx(float(wanted), rel=1e-6)
+    assert float(task.loss(maps, pixels)) == pytest.approx(float(wanted), rel=1e-6)
+    tokens, after = torch.randn(8, 6, 5), torch.randint(0, 5, (8, 6))
+    after[1, 2:] = -100
+    found = judged(build_task("language"), tokens, after)
+    assert math.exp(found.loss) == pytest.approx(found.score, rel=1e-6)
+
+
+def test_labels_that_are_padding_count_nowhere():
+    logits, labels = torch.randn(6, 5, 4), torch.randint(0, 4, (6, 5))
+    labels[0, 3:] = -100
+    found = judged(build_task("classification"), logits, labels)
+    counted = labels >= 0
+    assert found.score == pytest.approx(float((logits.argmax(-1) == labels)[counted].double().mean()))
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits[counted], labels[counted])), rel=1e-6)
+    assert sum(number for number, _ in found.classes) == int(counted.sum())
+
+
+def test_which_dim_are_the_classes_is_never_guessed():
+    square, labels = torch.randn(4, 5, 5), torch.randint(0, 5, (4, 5))
+    with pytest.raises(ModelError, match="have as many classes as positions"):
+        judged(build_task("classification"), square, labels)
+    last, teacher = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
+    task, places = build_task("classification"), torch.zeros(4, 6).long()
+    wanted = build_task("language").divergence(last, teacher, 2.0)
+    torch.testing.assert_close(task.divergence(last, teacher, 2.0, places), wanted)
+    second, other = last.movedim(-1, 1), teacher.movedim(-1, 1)
+    torch.testing.assert_close(task.divergence(second, other, 2.0, places), wanted)
+    with pytest.raises(ModelError, match="which dim are the classes is not known without labels"):
+        task.divergence(last, teacher, 2.0)
+
+
+def test_what_cannot_be_judged_is_one_error():
+    with pytest.raises(ModelError, match=r"the task classification cannot judge outputs .* by labels"):
+        judged(build_task("classification"), torch.randn(6, 3), torch.full((6,), 7))
+    with pytest.raises(TaskError, match="the score of 'x' is None"):
+        sc.Task("x", nn.functional.mse_loss, None)
+    with pytest.raises(TaskError, match="the loss of 'x' is None"):
+        sc.Task("x", None, build_task("regression").score)

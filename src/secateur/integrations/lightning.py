@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from secateur.errors import MaskError, MissingExtraError
+from secateur.errors import MaskError, MissingExtraError, ModelError
 from secateur.pruning.averages import averages_among
 from secateur.pruning.budgets import Budget
 from secateur.pruning.criteria import Criterion
@@ -15,6 +15,7 @@ from secateur.pruning.masks import Masks
 from secateur.pruning.schedules import Schedule
 from secateur.pruning.structured import UnitBudget
 from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.text import nearest
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -94,7 +95,12 @@ class Pruning(Callback):
         self._saved = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = pl_module.get_submodule(self.part)
+        parts = dict(pl_module.named_modules())
+        if self.part not in parts:
+            raise ModelError(
+                f"part: {type(pl_module).__name__} has no submodule {self.part!r}{nearest(self.part, parts)}"
+            )
+        network = parts[self.part]
         averaged = list(averages_among(trainer.callbacks))  # type: ignore[attr-defined]
         saved, self._saved = self._saved, None
         options = {**self.options, "averaged": averaged, "state": saved}

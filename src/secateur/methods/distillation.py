@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from secateur.copying import copied, fresh
-from secateur.errors import CriterionError, ModelError, NonFiniteError
+from secateur.errors import CriterionError, ModelError, NonFiniteError, SecateurWarning
 from secateur.graph.names import unwrapped
 from secateur.numeric import is_real, is_whole
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.masks import Masks
+from secateur.pruning.targets import sparsity
 from secateur.running import as_written, call_model, failing, shapes
 from secateur.task.base import Task
 from secateur.task.built_in import classification
@@ -80,7 +82,7 @@ def distill(
         task: whose divergence and loss they are; default classification.
         epochs: how often the data are read; layer by layer, for each of them.
         optimizer: makes an optimizer of parameters; default AdamW with a learning rate of 1e-4.
-        masks: zeros that are held meanwhile.
+        masks: zeros that are held meanwhile; without them those of single weights are lost, with a warning.
 
     Returns:
         The losses.
@@ -109,6 +111,8 @@ def distill(
     for network in (model, teacher):
         for path in features:
             _module(network, path)
+    if iter(data) is data and (epochs > 1 or (layer_by_layer and len(features) > 1)):
+        raise CriterionError("data is an iterator, which can be read once; a list of batches is right")
     task = classification() if task is None else task
     make = optimizer or partial(AdamW, lr=1e-4)
     work = copied(model)
@@ -119,6 +123,13 @@ def distill(
             losses = {path: lesson.layer(path) for path in features}
         else:
             losses = lesson.whole(outputs, labels, features, task, temperature)
+    lost = sparsity(model) - sparsity(work)
+    if masks is None and lost > 0:
+        warnings.warn(
+            f"{lost:.1%} of the weights were zero and are not any more; pass masks= to hold them",
+            SecateurWarning,
+            stacklevel=2,
+        )
     model.load_state_dict(work.state_dict())
     return Distilled(losses)
 
@@ -176,7 +187,7 @@ class _Lesson:
             with _looking(self.model, features) as seen:
                 found = call_model(self.model, inputs)
             if outputs:
-                yield "outputs", outputs, task.divergence(found, aim, temperature)
+                yield "outputs", outputs, task.divergence(found, aim, temperature, own)
             for path in features:
                 yield path, 1.0, _difference(path, seen[path], wanted[path], maps)
             if labels:

@@ -214,7 +214,8 @@ def _losses(
     for inputs, labels in pairs:
         with failing(work, inputs, "a batch of data="):
             outputs = call_model(work, inputs)
-        value, given = getattr(outputs, "loss", None), f"outputs {shapes(outputs)}"
+        value = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+        given = f"outputs {shapes(outputs)}"
         if loss is not None or not isinstance(value, Tensor):  # else as transformers' models return it
             if labels is None:
                 raise CriterionError(f"{who} needs batches of (inputs, labels); got inputs alone")

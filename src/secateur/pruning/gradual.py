@@ -243,7 +243,7 @@ def during(
     assert pruning.masks is not None
     if pruning.level < len(way):
         warnings.warn(
-            f"training ended after {pruning.steps} optimizer steps, at step {pruning.level} of "
+            f"the masks are those after {pruning.steps} optimizer steps, of step {pruning.level} of "
             f"{len(way)} of the schedule: sparsity {pruning.masks.sparsity:.2%} of the budget {budget}",
             SecateurWarning,
             stacklevel=3,

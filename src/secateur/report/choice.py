@@ -123,7 +123,7 @@ def choose(folders: Sequence[Path], drop: float, minimise: str = "bytes") -> Cho
     if minimise not in QUANTITIES:
         raise RecipeError(f"--minimise {minimise}: one of {', '.join(QUANTITIES)}")
     if not 0 <= drop < math.inf:
-        raise RecipeError(f"--drop {drop:g}: it is in the score's unit (percentage points), from 0")
+        raise RecipeError(f"--drop {drop:g}: it is in the score's unit, from 0")
     quantity = QUANTITIES[minimise]
     studies = [read_results(folder) for folder in folders]
     failed = sum(trial.get("state") != "finished" for study in studies for trial in study["trials"])

@@ -152,10 +152,10 @@ class _Sums:
         return float("nan") if self._sums is None else float(self._score.value(self._sums))
 
 
-def distances(outputs: Any, teacher: Any, temperature: float) -> Tensor:
+def distances(outputs: Any, teacher: Any, temperature: float, labels: Any = None) -> Tensor:
     """Return the mean square difference of a network's outputs from its teacher's; a task without classes
     has no temperature."""
-    del temperature
+    del temperature, labels
     mine, wanted = tensor_of(outputs), tensor_of(teacher)
     if mine.shape != wanted.shape:
         raise ModelError(f"the teacher gives {tuple(wanted.shape)}, the network {tuple(mine.shape)}")
@@ -187,12 +187,17 @@ class Task:
         score: what networks are judged and chosen by.
         example: what one example is, in a word or two, like "image".
         losses: ``losses(outputs, labels)``, the loss of each example: a greedy search breaks ties by it.
-        divergence: ``divergence(outputs, teacher_outputs, temperature)`` is what distillation minimises.
+        weights: ``weights(labels)``, how much each example counts in the mean loss; default all alike.
+        divergence: ``divergence(outputs, teacher_outputs, temperature, labels)`` is what distillation
+            minimises; labels are None where the batches have none.
         smoothed: ``smoothed(share)`` gives the loss with label smoothing; None where there is no such thing.
         of_inputs: the labels are the inputs themselves, as in reconstruction.
         in_eval: False where a network gives its loss in training mode alone, as detectors do.
         classes: ``classes(outputs, labels)``, where there are any: for each label (its class, whether it is
             right), from which a report says which class lost most.
+
+    Raises:
+        TaskError: for a loss that is no function, or a score that is no ``secateur.Score``.
 
     Example:
         >>> import torch, secateur as sc
@@ -208,8 +213,17 @@ class Task:
     score: Score
     example: str = "example"
     losses: Loss | None = None
-    divergence: Callable[[Any, Any, float], Tensor] = field(default=distances)
+    weights: Callable[[Any], Tensor] | None = None
+    divergence: Callable[[Any, Any, float, Any], Tensor] = field(default=distances)
     smoothed: Callable[[float], Loss] | None = None
     of_inputs: bool = False
     in_eval: bool = True
     classes: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss):
+            raise TaskError(
+                f"the loss of {self.name!r} is {self.loss!r}; it is a function of (outputs, labels)"
+            )
+        if not isinstance(self.score, Score):
+            raise TaskError(f"the score of {self.name!r} is {self.score!r}; it is a secateur.Score")

@@ -17,12 +17,15 @@ from secateur.task import scores
 from secateur.task.base import ACCURACY, Loss, Meter, Score, Task
 from secateur.task.classifying import (
     by_example,
+    class_divergence,
     cross_entropy,
     distillation_loss,
     logits_of,
     predictions,
     ranked,
 )
+
+_IGNORED = -100  # of labels, as torch has it: what counts nowhere
 
 
 def classification(
@@ -50,7 +53,8 @@ def classification(
         partial(cross_entropy, weights=weights),
         Score(name, "%", counts=partial(_right, top_k=top_k)),
         losses=partial(_class_losses, weights=weights),
-        divergence=distillation_loss,
+        weights=partial(_class_weights, weights=weights),
+        divergence=class_divergence,
         smoothed=lambda share: partial(cross_entropy, weights=weights, label_smoothing=share),
         classes=_by_class,
     )
@@ -90,22 +94,25 @@ def segmentation(
     that counts nowhere.
     """
     weights = _weights(class_weights)
-    losses = _one_of("loss", loss, {
+    kinds = {
         "cross_entropy": partial(_pixel_losses, weights=weights, ignore=ignore),
         "dice": partial(scores.dice_losses, ignore=ignore),
         "both": lambda outputs, labels: (
             _pixel_losses(outputs, labels, weights=weights, ignore=ignore)
             + scores.dice_losses(outputs, labels, ignore=ignore)
         ),
-    })  # fmt: skip
+    }  # fmt: skip
+    losses = _one_of("loss", loss, kinds)
+    whole = partial(_pixel_loss, weights=weights, ignore=ignore) if loss == "cross_entropy" else _mean(losses)
     named = {"iou": ("mean IoU", scores.mean_iou), "dice": ("mean Dice", scores.mean_dice)}
     name, value = _one_of("score", score, named)
     return Task(
         "segmentation",
-        _mean(losses),
+        whole,
         Score(name, "%", counts=partial(scores.overlaps, ignore=ignore), value=value),
         example="image",
         losses=losses,
+        weights=partial(_pixel_weights, weights=weights, ignore=ignore) if loss == "cross_entropy" else None,
         divergence=distillation_loss,
     )
 
@@ -127,6 +134,7 @@ def language(*, shift: bool = False, ignore: int = -100) -> Task:
         Score("perplexity", higher_is_better=False, counts=counts, value=scores.perplexity),
         example="text",
         losses=losses,
+        weights=partial(scores.tokens_counted, shift=shift, ignore=ignore),
         divergence=scores.token_divergence,
     )
 
@@ -191,20 +199,45 @@ def _right(outputs: Any, labels: Tensor, top_k: int) -> Tensor:
     if top_k > logits.shape[1]:
         raise TaskError(f"top_k is {top_k}, and there are {logits.shape[1]} classes")
     right = (predictions(logits) == labels) if top_k == 1 else ranked(logits, labels, top_k)
-    flat = right.double().flatten(1) if right.dim() > 1 else right.double()[:, None]
-    return torch.stack((flat.sum(1), torch.full_like(flat[:, 0], flat.shape[1])), 1)
+    parts = (right.double(), (labels != _IGNORED).double())
+    return torch.stack([part.flatten(1).sum(1) if part.dim() > 1 else part for part in parts], 1)
 
 
 def _by_class(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return labels.flatten(), (predictions(logits_of(outputs, labels)) == labels).flatten()
+    right = predictions(logits_of(outputs, labels)) == labels
+    counted = labels != _IGNORED
+    return labels[counted], right[counted]
 
 
 def _class_losses(outputs: Any, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    return by_example(cross_entropy(outputs, labels, reduction="none", weights=weights))
+    """Return the loss of each example, over its positions the mean by their classes' weights."""
+    each = cross_entropy(outputs, labels, reduction="none")
+    return by_example(each, _of_each(labels, weights))
+
+
+def _class_weights(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return how much each example counts in the mean loss, as torch's cross-entropy has it."""
+    each = _of_each(labels, weights)
+    return each.flatten(1).sum(1) if each.dim() > 1 else each
+
+
+def _of_each(labels: Tensor, weights: Tensor | None, ignore: int = _IGNORED) -> Tensor:
+    counted = labels != ignore
+    each = counted.double()
+    return each if weights is None else each * weights.to(each)[labels.where(counted, 0)]
+
+
+def _pixel_loss(outputs: Any, labels: Any, *, weights: Tensor | None, ignore: int) -> Tensor:
+    logits, labels = scores.pixels_of(outputs, labels)
+    weights = None if weights is None else weights.to(logits)
+    return F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore)
 
 
 def _pixel_losses(outputs: Any, labels: Any, *, weights: Tensor | None, ignore: int) -> Tensor:
     logits, labels = scores.pixels_of(outputs, labels)
-    weights = None if weights is None else weights.to(logits)
-    each = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore, reduction="none")
-    return scores.mean_of_counted(each, labels != ignore)
+    each = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")
+    return by_example(each, _of_each(labels, weights, ignore))
+
+
+def _pixel_weights(labels: Any, *, weights: Tensor | None, ignore: int) -> Tensor:
+    return _of_each(labels, weights, ignore).flatten(1).sum(1)

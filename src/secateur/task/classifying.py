@@ -52,6 +52,12 @@ def logits_of(outputs: Any, labels: Any) -> Tensor:
     """Return the logits for ``labels``, classes in dim 1; raises ModelError for what is no classification."""
     logits = getattr(outputs, "logits", outputs)
     if isinstance(logits, Tensor) and isinstance(labels, Tensor) and logits.dim() > 1 and _counts(labels):
+        if logits.dim() == 3 and logits.shape[1] == logits.shape[2] == labels.shape[-1] and labels.dim() == 2:
+            raise ModelError(
+                f"outputs {shapes(outputs)} have as many classes as positions: which dim is which can only "
+                "be guessed; the task language has (examples, positions, classes), segmentation (examples, "
+                "classes, positions)"
+            )
         if logits.shape[:-1] == labels.shape:
             return logits.movedim(-1, 1)
         if logits.shape[:1] + logits.shape[2:] == labels.shape:
@@ -76,9 +82,14 @@ def ranked(logits: Tensor, labels: Tensor, top_k: int) -> Tensor:
     return (logits.topk(top_k, 1).indices == labels.unsqueeze(1)).any(1)
 
 
-def by_example(each: Tensor) -> Tensor:
-    """Return the mean over the positions of each example."""
-    return each.flatten(1).mean(1) if each.dim() > 1 else each
+def by_example(each: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean over the positions of each example, where they have ``weights`` the weighted one."""
+    if each.dim() < 2:
+        return each
+    if weights is None:
+        return each.flatten(1).mean(1)
+    weights = weights.flatten(1).to(each)
+    return (each.flatten(1) * weights).sum(1) / weights.sum(1).clamp(min=1e-12)
 
 
 def judged(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,9 +98,26 @@ def judged(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return by_example(right), by_example(cross_entropy(outputs, labels, reduction="none"))
 
 
-def distillation_loss(outputs: Any, teacher: Any, temperature: float) -> Tensor:
+def class_divergence(outputs: Any, teacher: Any, temperature: float, labels: Any = None) -> Tensor:
+    """Return ``distillation_loss`` of logits whose classes lie as ``logits_of`` finds them.
+
+    Raises ModelError for logits with positions, where no labels say which dim is which.
+    """
+    mine, wanted = tensor_of(outputs), tensor_of(teacher)
+    if mine.dim() == 3 and isinstance(labels, Tensor) and _counts(labels) and labels.dim() == 2:
+        mine, wanted = logits_of(mine, labels), logits_of(wanted, labels)
+    elif mine.dim() == 3:
+        raise ModelError(
+            f"outputs {shapes(outputs)}: which dim are the classes is not known without labels; use the task "
+            "language for (examples, positions, classes), segmentation for (examples, classes, positions)"
+        )
+    return distillation_loss(mine, wanted, temperature)
+
+
+def distillation_loss(outputs: Any, teacher: Any, temperature: float, labels: Any = None) -> Tensor:
     """Kullback-Leibler divergence of a classifier's outputs from a teacher's, both softened by
     ``temperature``, times its square (Hinton et al. 2015); classes in dim 1, or one logit of two classes."""
+    del labels
     outputs, teacher = tensor_of(outputs), tensor_of(teacher)
     if outputs.shape != teacher.shape:
         raise ModelError(f"the teacher gives {tuple(teacher.shape)}, the network {tuple(outputs.shape)}")

@@ -92,8 +92,9 @@ def binary_losses(outputs: Any, labels: Any, weights: Tensor | None = None) -> T
     return F.binary_cross_entropy_with_logits(logits, there, weights, reduction="none").mean(1)
 
 
-def binary_divergence(outputs: Any, teacher: Any, temperature: float) -> Tensor:
+def binary_divergence(outputs: Any, teacher: Any, temperature: float, labels: Any = None) -> Tensor:
     """Binary cross-entropy with a teacher's probabilities, both softened, times the temperature's square."""
+    del labels
     mine, wanted = tensor_of(outputs) / temperature, tensor_of(teacher) / temperature
     return temperature**2 * F.binary_cross_entropy_with_logits(mine, wanted.sigmoid())
 
@@ -190,6 +191,11 @@ def token_losses(outputs: Any, labels: Any, *, shift: bool, ignore: int) -> Tens
     return mean_of_counted(*_each_token(outputs, labels, shift, ignore))
 
 
+def tokens_counted(labels: Any, *, shift: bool, ignore: int) -> Tensor:
+    """Return by example how many tokens count."""
+    return ((labels[:, 1:] if shift else labels) != ignore).double().sum(1)
+
+
 def token_counts(outputs: Any, labels: Any, *, shift: bool, ignore: int) -> Tensor:
     """Return by example the cross-entropy of its tokens, and how many they are."""
     each, counted = _each_token(outputs, labels, shift, ignore)
@@ -201,7 +207,8 @@ def perplexity(sums: Tensor) -> float:
     return math.exp(mean) if mean < 700 else 1e300
 
 
-def token_divergence(outputs: Any, teacher: Any, temperature: float) -> Tensor:
+def token_divergence(outputs: Any, teacher: Any, temperature: float, labels: Any = None) -> Tensor:
+    del labels
     mine, wanted = (tensor_of(part).movedim(-1, 1) for part in (outputs, teacher))
     return distillation_loss(mine, wanted, temperature)
 

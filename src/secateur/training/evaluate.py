@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from secateur.copying import copied, fresh
 from secateur.data.dataset import Examples, Split, Stream, each_tensor, rows_of
+from secateur.errors import ModelError, SecateurError
 from secateur.graph.names import unwrapped
 from secateur.pruning.batches import batches
-from secateur.running import arguments, denormals_flushed, evaluating, uncached
+from secateur.running import arguments, denormals_flushed, evaluating, shapes, uncached
 from secateur.task.base import Scale, Task
 from secateur.task.built_in import classification
+from secateur.text import first_line
 
 
 @dataclass(frozen=True)
@@ -95,29 +98,52 @@ def evaluated(
     model: nn.Module, data: Examples | Iterable[Any], task: Task, batch_size: int = 1000
 ) -> Evaluation:
     """Do what ``evaluate`` does with the network itself, which keeps what its forward keeps."""
-    meter, loss, number = task.score.meter(), 0.0, 0
+    meter, loss, weights, number = task.score.meter(), 0.0, 0.0, 0
     by_class = torch.zeros(2, 0, dtype=torch.int64)
     channels_last = prefers_channels_last(model)
     with evaluating(model), denormals_flushed(), uncached(model), torch.no_grad():
         for inputs, labels in _pairs(model, data, batch_size):
             outputs = called(model, inputs, channels_last)
-            meter.update(outputs, labels)
             rows = rows_of(labels)
             number += rows
-            if task.in_eval and task.losses is not None:
-                loss += float(task.losses(outputs, labels).double().sum())
-            elif task.in_eval:
-                loss += float(task.loss(outputs, labels)) * rows
-            if task.classes is not None:
-                by_class = _added(by_class, *task.classes(outputs, labels))
+            with _judging(task, outputs, labels):
+                meter.update(outputs, labels)
+                if task.in_eval:
+                    each, weight = _loss_of(task, outputs, labels, rows)
+                    loss, weights = loss + each, weights + weight
+                if task.classes is not None:
+                    by_class = _added(by_class, *task.classes(outputs, labels))
     return Evaluation(
         float(meter.compute()),
-        loss / number,
+        loss / max(weights, 1e-12),
         number,
         Scale(task.score.name, task.score.unit, task.score.higher_is_better),
         task.example,
         tuple(map(tuple, by_class.T.tolist())),
     )
+
+
+def _loss_of(task: Task, outputs: Any, labels: Any, rows: int) -> tuple[float, float]:
+    """Return the loss of a batch times the weight of its examples, and that weight."""
+    if task.losses is None:
+        return float(task.loss(outputs, labels)) * rows, float(rows)
+    losses = task.losses(outputs, labels).double()
+    weights = torch.ones_like(losses) if task.weights is None else task.weights(labels).to(losses)
+    return float((losses * weights).sum()), float(weights.sum())
+
+
+@contextmanager
+def _judging(task: Task, outputs: Any, labels: Any) -> Iterator[None]:
+    """Whatever a loss or a score raises on what a network gave is one ModelError that shows it."""
+    try:
+        yield
+    except SecateurError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f"the task {task.name} cannot judge outputs {shapes(outputs)[:200]} by labels "
+            f"{shapes(labels)[:200]}: {first_line(error)}"
+        ) from error
 
 
 def _pairs(model: nn.Module, data: Any, size: int) -> Iterator[tuple[Any, Any]]:

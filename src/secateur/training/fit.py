@@ -214,7 +214,7 @@ class _Loop:
                 with evaluating(self.teacher), torch.no_grad():
                     wanted = called(self.teacher, inputs, self.channels_last)
                 share = self.settings.distill
-                divergence = self.task.divergence(outputs, wanted, self.settings.temperature)
+                divergence = self.task.divergence(outputs, wanted, self.settings.temperature, labels)
                 loss = (1 - share) * loss + share * divergence
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

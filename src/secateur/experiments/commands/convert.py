@@ -119,7 +119,8 @@ def _chosen(source: Path, found: Mapping[str, State], key: str | None) -> str:
         raise StorageError(f"{source}: holds no state dict (names with tensors), at no depth")
     if key is not None:
         if key not in found:
-            raise StorageError(f"{source}: holds no state dict {key!r}{nearest(key, found)}")
+            known = nearest(key, [name for name in found if name]) if any(found) else "; leave --key out"
+            raise StorageError(f"{source}: holds no state dict {key!r}{known}")
         return key
     usual = [name for name in found if name.rpartition("/")[2] in _USUAL]
     return max(usual or found, key=lambda name: (len(found[name]), -len(name)))

@@ -168,7 +168,7 @@ def _table(
     costs = profile(dense, given.example), profile(small, given.example, dense=dense)
     rows = [("", "dense", "small"), *cost_rows(*costs)]
     agrees = agreement(dense, small, given.held())
-    if agrees.same is not None:
+    if agrees.same is not None and (labelled is None or labelled.task.classes is not None):
         rows.append(("same largest output", "", f"{agrees.same:,} of {agrees.number:,} ({agrees.share})"))
     rows.append(("outputs differ by", "", f"{100 * agrees.error:.2g} % on {agrees.number:,} examples"))
     if labelled is not None and before is not None:
