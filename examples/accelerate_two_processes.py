@@ -19,14 +19,14 @@ inputs = torch.randn(2048, 8, generator=torch.Generator().manual_seed(0))
 labels = (inputs[:, 0] * inputs[:, 1] > 0).long()  # no plane parts them
 
 
-def train(name: str, first: int, last: int) -> None:
+def train(name: str, first: int, last: int, share: float = 0.9) -> None:
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 2))
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
     loader = DataLoader(TensorDataset(inputs[512:], labels[512:]), batch_size=32)
     net, optimizer, loader = accelerator.prepare(net, optimizer, loader)
-    with sc.during(optimizer, net, sc.Magnitude(), sc.Global(0.9), sc.Cubic(10), every=12) as pruning:
+    with sc.during(optimizer, net, sc.Magnitude(), sc.Global(share), sc.Cubic(10), every=12) as pruning:
         accelerator.register_for_checkpointing(pruning)  # its masks and its place in the schedule
         if first:
             accelerator.load_state("runs/state")
@@ -42,18 +42,19 @@ def train(name: str, first: int, last: int) -> None:
     right = (net(inputs[:512]).argmax(1) == labels[:512]).float().mean().item()
     sc.save(accelerator.unwrap_model(net), f"runs/{name}-rank{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
-        print(f"{name:<14} {pruning.masks.sparsity:6.1%} zeros   {right:6.1%} right")
+        print(f"{name:<16} {pruning.masks.sparsity:6.1%} zeros   {right:6.1%} right")
 
 
 def both() -> None:
-    train("uninterrupted", 0, EPOCHS)
-    train("gone on", EPOCHS // 2, EPOCHS)
+    train("dense", 0, EPOCHS, share=0.0)
+    train("pruned", 0, EPOCHS)
+    train("pruned, gone on", EPOCHS // 2, EPOCHS)
     Accelerator(cpu=True).end_training()
 
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     debug_launcher(both, num_processes=2)
-    files = list(Path("runs").glob("*.safetensors"))
+    files = list(Path("runs").glob("pruned*.safetensors"))
     different = len({file.read_bytes() for file in files})
     print(f"{len(files)} files of weights, of two runs on two processes: {different} different content(s)")

@@ -50,7 +50,11 @@ def trained(schedule=None) -> tuple[torch.nn.Module, float]:
 
 
 if __name__ == "__main__":
-    ways = {"dense": None, "all at once at the start": sc.OneShot(), "little by little": sc.Cubic(steps=10)}
+    ways = {
+        "dense": None,
+        "pruned at once at the start": sc.OneShot(),
+        "pruned little by little": sc.Cubic(10),
+    }
     rows = {name: trained(schedule) for name, schedule in ways.items()}
     for name, (model, right) in rows.items():
-        print(f"{name:<26} {sc.sparsity(model):6.1%} zeros   {right:6.1%} right")
+        print(f"{name:<28} {sc.sparsity(model):6.1%} zeros   {right:6.1%} right")

@@ -48,7 +48,7 @@ if __name__ == "__main__":
     train(model, old, 200, 4e-3)
     say("dense, before it saw the new text", model, held_out)
     masks = sc.prune(model, sc.Wanda(), sc.Uniform(0.5), data=[{"input_ids": old[:64]}])
-    say("halved", model, held_out)
+    say("pruned by half", model, held_out)
     adapted = get_peft_model(model, LoraConfig(r=16, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True))
     train(adapted, new, 150, 1e-2)  # the base is frozen: its zeros stay
     say("adapters trained beside the zeros", adapted, held_out)

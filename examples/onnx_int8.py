@@ -1,4 +1,4 @@
-"""Half of the units of a convolutional network removed, then ONNX in float32 and in int8: bytes, time, accuracy.
+"""Half of the units of a convolutional network removed, then ONNX in float32 and int8: bytes, time, accuracy.
 
 onnxruntime runs the files, each checked against PyTorch when it is written.
 """

@@ -42,7 +42,7 @@ def test_every_entry_is_a_documented_function(name: str) -> None:
     ("name", "options", "message"),
     [
         ("mnits", {}, r"unknown data set 'mnits'; did you mean 'mnist'"),
-        ("imagenet-21k", {}, r"unknown data set 'imagenet-21k'; known: digits, "),
+        ("voc-2012", {}, r"unknown data set 'voc-2012'; known: digits, "),
         ("mnist", {"donwload": False}, r"^mnist has no option 'donwload'; did you mean 'download'"),
         ("digits", {"path": "x"}, r"^digits has no option 'path'$"),
         ("npz", {}, r"^npz needs the option 'path'$"),

@@ -42,9 +42,14 @@ def test_results_have_the_documented_schema(done):
         assert metrics["sparsity"] == pytest.approx(asked, abs=1e-3)
         assert row["requested"]["sparsity"] == asked
         assert metrics["compression_rate"] == pytest.approx(metrics["parameters"] / metrics["nonzero"])
-        names = {
-            f"accuracy_{s}{v}" for s in ("dense", "pruned", "retrained") for v in ("", "_validation")
-        } | {"macs", "bytes_dense", "bytes_sparse", "latency_ms", "latency_dense_ms", "peak_memory_mb"}
+        names = {f"score_{s}{v}" for s in ("dense", "pruned", "retrained") for v in ("", "_validation")} | {
+            "macs",
+            "bytes_dense",
+            "bytes_sparse",
+            "latency_ms",
+            "latency_dense_ms",
+            "peak_memory_mb",
+        }
         assert names <= set(metrics)
         assert set(row["curves"]) == {"dense", "prune.0", "retrain"}
         assert set(row["seconds"]) == {"train", "prune", "retrain", "measure"}

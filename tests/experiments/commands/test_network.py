@@ -212,7 +212,7 @@ PRUNINGS = [
     ({"units": True, "input_shape": (1, 1, 28, 28)}, "how much should go"),
     ({"sparsity": 0.5, "input_shape": (1, 1, 28, 28)}, "it goes with --units or --compact"),
     ({"sparsity": 0.5, "removing": True}, "--compact runs the network: give --input-shape"),
-    ({"sparsity": 0.5, "round_to": 8}, "round_to and min_kept count whole units: add --units"),
+    ({"sparsity": 0.5, "round_to": 8}, "round_to, min_kept and alike count whole units: add --units"),
     ({**UNITS, "budget": "erk"}, "ERK does not go with whole units"),
     ({**UNITS, "exclude": ["conv7"]}, "exclude pattern 'conv7' matches no group"),
     ({**UNITS, "criterion": "activation_norm"}, "ActivationNorm reads data: name a data set with --data"),
