@@ -41,6 +41,4 @@ print(sc.save_pretrained(small, folder))  # opened again in a process that has n
 again = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 with torch.no_grad():
     off = (again(**ids).logits - small(**ids).logits).abs().max()
-print(
-    f"dense {model.num_parameters():,} parameters, small {again.num_parameters():,}; logits differ by {off:.1e}"
-)
+print(f"dense {model.num_parameters():,} parameters, small {again.num_parameters():,}; off by {off:.1e}")
