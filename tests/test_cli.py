@@ -193,7 +193,7 @@ ERRORS = [
     (("choose", "no", "--accuracy-drop", "1"), "error: no/results.json: no such file"),
     (
         ("choose", "no", "--accuracy-drop", "-1"),
-        "error: --drop -1: it is in the score's unit (percentage points)",
+        "error: --drop -1: it is in the score's unit",
     ),
     (
         ("choose", "no", "--accuracy-drop", "1", "--minimise", "size"),
