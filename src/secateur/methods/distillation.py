@@ -262,17 +262,11 @@ def _looking(network: nn.Module, paths: Sequence[str], *, stop: bool = False) ->
         for path in paths:
             hook = _module(network, path).register_forward_hook(partial(note, path=path))
             stack.callback(hook.remove)
-        stack.enter_context(_ended())
+        stack.enter_context(suppress(_Reached))
         yield seen
     missing = [path for path in paths if path not in seen]
     if missing:
         raise ModelError(f"{missing[0]}: does not run on the data; name another module in features=")
-
-
-@contextmanager
-def _ended() -> Iterator[None]:
-    with suppress(_Reached):
-        yield
 
 
 def _difference(path: str, found: Tensor, wanted: Tensor, maps: nn.ModuleDict) -> Tensor:

@@ -224,9 +224,9 @@ def _layer_norm(node: Node, inputs: Sequence[Array], tensors: Tensors) -> Array:
 
 
 # Those that numpy computes in several passes or in float64. For the others it has vectors, numba has not.
-_FASTER = ("gelu", "erf", "hardswish", "hardsigmoid", "leaky_relu")
+_FASTER = ("gelu", "hardswish", "hardsigmoid", "leaky_relu")
 ARRAYS: dict[str, Operator] = {
     "linear": _linear,
     "layer_norm": _layer_norm,
-    **{name: _activation for name in _FASTER if name in ACTIVATIONS},
+    **dict.fromkeys(_FASTER, _activation),
 }

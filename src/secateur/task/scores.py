@@ -13,13 +13,7 @@ from torch.nn import functional as F
 from secateur.errors import ModelError
 from secateur.running import shapes
 from secateur.task.base import Loss, Score, tensor_of
-from secateur.task.classifying import distillation_loss
-
-
-def mean_of_counted(each: Tensor, counted: Tensor) -> Tensor:
-    """Return for each example the mean of those of its values that are counted; 0 where none is."""
-    each, counted = each.flatten(1), counted.flatten(1)
-    return (each * counted).sum(1) / counted.sum(1).clamp(min=1)
+from secateur.task.classifying import by_example, distillation_loss
 
 
 def numbers_of(outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
@@ -188,7 +182,7 @@ def token_loss(outputs: Any, labels: Any, *, shift: bool, ignore: int) -> Tensor
 
 
 def token_losses(outputs: Any, labels: Any, *, shift: bool, ignore: int) -> Tensor:
-    return mean_of_counted(*_each_token(outputs, labels, shift, ignore))
+    return by_example(*_each_token(outputs, labels, shift, ignore))
 
 
 def tokens_counted(labels: Any, *, shift: bool, ignore: int) -> Tensor:

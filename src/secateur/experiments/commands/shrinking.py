@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from secateur.experiments.plan import TaskSpec
 from secateur.measure.summary import profile
 from secateur.methods.constraints import prune_to
 from secateur.models import is_folder
+from secateur.pretrained.writing import save_pretrained
 from secateur.structure.compact import compact
 from secateur.structure.proof import Proof
 from secateur.structure.saved import save
@@ -183,25 +182,17 @@ def _table(
 def _check_out(out: Path, name: str, weights: Path | None) -> None:
     if _as_folder(out, name) and out.exists() and not out.is_dir():
         raise RecipeError(f"--out {shown(out)}: is a file; give a folder, or NAME.safetensors")
-    check_files({"--weights": weights}, {"--out": _file(out, name)})
+    check_files({"--weights": weights}, {"--out": None if _as_folder(out, name) else out})
 
 
 def _as_folder(out: Path, name: str) -> bool:
     """Whether the small network becomes a folder of transformers, as it came from one."""
-    return is_folder(name) and not out.suffix and importlib.util.find_spec("secateur.pretrained") is not None
-
-
-def _file(out: Path, name: str) -> Path | None:
-    if _as_folder(out, name):
-        return None
-    return out if out.suffix or not is_folder(name) else out.with_suffix(".safetensors")
+    return is_folder(name) and not out.suffix
 
 
 def _saved(small: nn.Module, name: str, out: Path) -> str:
-    file = _file(out, name)
-    if file is None:
-        writing = importlib.import_module("secateur.pretrained.writing")
-        writing.save_pretrained(small, out)
+    if _as_folder(out, name):
+        save_pretrained(small, out)
         return f"{out}: open it with secateur.from_pretrained({str(out)!r})"
-    save(small, file)
-    return f"load it into the network at its full size: secateur.load(network, {str(file)!r})"
+    save(small, out)
+    return f"load it into the network at its full size: secateur.load(network, {str(out)!r})"
