@@ -1,5 +1,8 @@
 """What every test begins with: where the real data is, one thread, one seed, hypothesis without surprises.
 
+One thread from the start, in processes that a test starts too: a fork of one that has computed on several
+hangs.
+
 The real data is at $SECATEUR_DATA, else in a folder shared/data beside the repository.
 """
 
@@ -8,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,15 +39,32 @@ def load_network(path: str | Path, model: nn.Module) -> bool:
 
 def load_state(model: nn.Module, tensors: State, where: str) -> None:
     """Load a state dict that has been read from the file ``where``, all of it or nothing."""
+    tensors = _under_todays_names(model, tensors)
     _check_state(model, tensors, where)
     model.load_state_dict(tensors)
+
+
+def _under_todays_names(model: nn.Module, tensors: State) -> State:
+    """Return a state dict as the model's own hooks on loading read it: they know older names (those of
+    ``torch.nn.utils.weight_norm``) and what older files lack (batch norm's counter)."""
+    if tensors.keys() == model.state_dict(keep_vars=True).keys():
+        return tensors
+    skeleton = deepcopy(model).to("meta")
+    try:
+        differ = skeleton.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError:  # sizes, which the check names
+        return tensors
+    return tensors if differ.missing_keys or differ.unexpected_keys else skeleton.state_dict()
 
 
 def _check_state(model: nn.Module, tensors: State, where: str) -> None:
     expected = model.state_dict(keep_vars=True)
     for name in expected:
         if name not in tensors:
-            raise StorageError(f"{where}: lacks {name!r}, which {type(model).__name__} has")
+            raise StorageError(
+                f"{where}: lacks {name!r}, which {type(model).__name__} has"
+                + _under_another_prefix(name, tensors)
+            )
         if tensors[name].shape != expected[name].shape:
             raise StorageError(
                 f"{where}: {name} has shape {tuple(tensors[name].shape)} there and "
@@ -59,8 +77,19 @@ def _check_state(model: nn.Module, tensors: State, where: str) -> None:
             )
     extra = next((name for name in tensors if name not in expected), None)
     if extra is not None:
-        raise StorageError(f"{where}: holds {extra!r}, which {type(model).__name__} does not have")
+        raise StorageError(
+            f"{where}: holds {extra!r}, which {type(model).__name__} does not have; "
+            "secateur convert --drop leaves out what a network does not need"
+        )
     check_finite(expected, tensors, where)
+
+
+def _under_another_prefix(name: str, tensors: State) -> str:
+    _, _, inner = name.partition(".")
+    if inner in tensors:
+        return f"; it has {inner!r}: load it into the inner network, in the factory"
+    outer = next((other for other in tensors if other.endswith(f".{name}")), None)
+    return "" if outer is None else f"; it has {outer!r}: secateur convert strips a prefix of all names"
 
 
 def save_run(

@@ -43,12 +43,19 @@ class Examples:
     def real(self) -> bool:
         return self.inputs is not None or self.dataset is not None
 
+    @property
+    def rows(self) -> int:
+        """How many examples there are to fit to."""
+        if self.dataset is not None:
+            return len(self.dataset.train)
+        return 0 if self.inputs is None else _held_from(self.inputs)
+
     def fitting(self, number: int) -> list[Batch]:
         """Return batches of up to ``number`` examples that a network is fitted to; none where there is only
         one."""
         if self.dataset is not None:
             return calibration_batches(self.dataset.train, number, seed=0)
-        return _cut(self.inputs, 0, min(number, _held_from(self.inputs))) if self.inputs is not None else []
+        return _cut(self.inputs, 0, min(number, self.rows))
 
     def apart(self) -> Any:
         """Return inputs that ``fitting`` has none of; random numbers where there are no others."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from secateur.data.dataset import Dataset, each_tensor, rows_of
+from secateur.data.dataset import Dataset, Split, Stream, each_tensor, rows_of
 from secateur.errors import RecipeError
 from secateur.experiments.commands.agreeing import agreement
 from secateur.experiments.commands.examples import Examples, dataset_named, examples_of
+from secateur.experiments.commands.imitating import imitation
 from secateur.experiments.commands.network import check_files, check_one_of, cost_rows, refitted
 from secateur.experiments.commands.opening import Named, check_runs, described, model_spec, open_network
 from secateur.experiments.plan import TaskSpec
@@ -33,6 +34,8 @@ from secateur.training.fit import fit
 from secateur.training.settings import Training
 
 OnStep = Callable[[str], None]
+_FEWEST = 20  # examples; of fewer, those to choose the best epoch by would say nothing
+_TAUGHT = 10_000  # examples at most, whose outputs lie in memory
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Labelled:
     def test(self, network: nn.Module) -> Evaluation:
         return evaluate(network, self.data.test, self.task)
 
-    def validated(self, network: nn.Module) -> Evaluation:
-        return evaluate(network, self.data.validation, self.task)
+    @property
+    def lesson(self) -> tuple[Split | Stream, Split | Stream, Task]:
+        return self.data.train, self.data.validation, self.task
 
 
 def shrink_checkpoint(
@@ -66,7 +70,8 @@ def shrink_checkpoint(
     """Make a checkpoint smaller and save it to ``out``; return what was done, and dense beside small.
 
     Whole units go until one of ``goals`` is met: ``macs`` or ``parameters``, the share that may be left, or
-    ``latency_ms`` of one example. What reads them is refitted, and where ``data`` has labels it is trained.
+    ``latency_ms`` of one example. What reads them is refitted, and all of it is trained: on the labels of
+    ``data``, or else towards what the dense network puts out.
 
     The small network is proved equal to the masked and refitted one; then it is trained for ``epochs``, and
     the weights that are best on validation stay, those before training among them. Agreement and scores are
@@ -94,9 +99,8 @@ def shrink_checkpoint(
     on_step("refitting")
     small, proof, refit = _refitted(dense, proof, given)
     said = [f"{proof!r}", refit]
-    if labelled is not None and epochs:
-        on_step(f"fine-tuning for {epochs} epochs")
-        said.append(_fine_tuned(small, labelled, settings, on_step))
+    if epochs:
+        said.append(_trained(small, dense, labelled, given, settings, on_step))
     on_step("measuring")
     said += [_table(dense, small, given, labelled, before), _saved(small, name, out)]
     return "\n\n".join(said)
@@ -136,24 +140,42 @@ def _refitted(dense: nn.Module, proof: Proof, given: Examples) -> tuple[nn.Modul
     return small, proof, refit
 
 
-def _fine_tuned(small: nn.Module, labelled: Labelled, settings: Training, on_step: OnStep) -> str:
-    """Train in place; what it was stays where no epoch is better on validation."""
-    before, state = labelled.validated(small), deepcopy(small.state_dict())
-    scale = labelled.task.score
+def _trained(
+    small: nn.Module,
+    dense: nn.Module,
+    labelled: Labelled | None,
+    given: Examples,
+    settings: Training,
+    on_step: OnStep,
+) -> str:
+    """Train in place, on labels or towards the dense network; what it was stays where no epoch is better on
+    validation."""
+    if labelled is not None:
+        how, (train, validation, task) = "fine-tuned", labelled.lesson
+    elif given.rows < _FEWEST:
+        return f"not taught by the dense network: {given.rows} examples are too few (from {_FEWEST} on)"
+    else:
+        how, (train, validation, task) = (
+            "taught by the dense network",
+            imitation(dense, given.fitting(_TAUGHT)),
+        )
+    scale = task.score
+    on_step(f"{how} for {settings.epochs} epochs:")
+    before, state = evaluate(small, validation, task), deepcopy(small.state_dict())
     history = fit(
         small,
-        labelled.data.train,
-        labelled.data.validation,
+        train,
+        validation,
         settings,
-        task=labelled.task,
+        task=task,
         on_epoch=lambda row: on_step(f"  epoch {row.epoch}: validation {scale.text(row.validation_score)}"),
     )
-    after = labelled.validated(small)
+    after = evaluate(small, validation, task)
     scores = f"validation {scale.name} {scale.text(before.score)} -> {scale.text(after.score)}"
     if after.rank > before.rank:
-        return f"fine-tuned for {len(history.epochs)} epochs, the best is {history.best_epoch}: {scores}"
+        return f"{how} for {len(history.epochs)} epochs, the best is {history.best_epoch}: {scores}"
     small.load_state_dict(state)
-    return f"fine-tuned for {len(history.epochs)} epochs, none better than before ({scores}): left as it was"
+    return f"{how} for {len(history.epochs)} epochs, none better than before ({scores}): left as it was"
 
 
 def _table(
