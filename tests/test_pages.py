@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+import secateur as sc
+from secateur.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -44,6 +52,29 @@ def test_every_how_to_shows_a_script_and_what_it_printed():
             text = page.read_text(encoding="utf-8")
             assert "<!-- script: " in text, page
             assert "```text" in text, page
+
+
+def test_the_commands_from_a_checkpoint_to_every_format(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "own_checkpoint.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("mynets.py").write_text(blocks[0][1])
+    np.save("x.npy", np.random.default_rng(0).standard_normal((60, 3, 12, 12)).astype(np.float32))
+    space: dict[str, Any] = {}
+    exec(blocks[0][1], space)
+    torch.save({"model": space["make"]().state_dict()}, "net.pth")
+    commands = [line.split() for kind, block in blocks if kind == "console" for line in block.splitlines()]
+    assert [words[1] for words in commands[:-1]] == ["convert", "inspect", "shrink", "deploy"]
+    for words in commands[:-1]:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, capsys.readouterr().err
+    subprocess.run([sys.executable, *commands[-1][1:]], check=True, timeout=60)
+    small, wanted = space["make"](), np.load("y.npy")
+    with torch.no_grad():
+        found = sc.load(small, "small.safetensors").eval()(torch.from_numpy(np.load("x.npy")))
+    assert np.allclose(found, wanted, atol=1e-4)
 
 
 def test_llms_txt_is_as_llmstxt_org_says_and_its_pages_are_there():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from secateur.errors import SecateurError
+from secateur.errors import MissingExtraError, SecateurError
 from secateur.text import nearest
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -71,6 +71,27 @@ def check_options(
     missing = [p.name for p in own.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise error(f"{name} needs the option {missing[0]!r}")
+
+
+def made_by(
+    name: str, make: Callable[..., Any], options: Mapping[str, Any], error: type[SecateurError]
+) -> Any:
+    """Return what a factory makes with its options; whatever a user's own code raises, ``error`` names it."""
+    check_options(name, make, options, error)
+    try:
+        return make(**options)
+    except SecateurError:
+        raise
+    except Exception as raised:
+        raise error(f"{name}: its factory failed: {type(raised).__name__}: {raised}") from raised
+
+
+def need(module: str, package: str | None = None, *, extra: str = "lab") -> Any:
+    """Import ``module``; raise MissingExtraError naming ``package`` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(package or module, extra) from error
 
 
 def find_factory(path: str, error: type[SecateurError]) -> Callable[..., Any]:

@@ -286,6 +286,24 @@ def test_tied_weights_stay_right_in_int8(int8, tmp_path):
     assert done.layers == (2, 2)
 
 
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, 2, batch_first=True)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+def test_layers_whose_weights_the_export_computes_count_too(tmp_path):
+    """Those of an LSTM are put together from torch's, in the file."""
+    x = torch.randn(20, 7, 6)
+    done = export_onnx(Tagger(), x[:2], tmp_path / "net.onnx", int8=True, data=[x])
+    assert done.layers == (1, 3)
+    assert export_onnx(Tagger(), x[:2], tmp_path / "dynamic.onnx", int8="dynamic").layers == (3, 3)
+
+
 def test_dynamic_int8_needs_no_data_and_leaves_convolutions(tmp_path):
     done = export_onnx(toy(), ROWS, tmp_path / "net.onnx", int8="dynamic")
     assert (done.int8, done.agreement, done.layers) == (True, None, (2, 2))

@@ -156,13 +156,17 @@ def shrink(
     data: Data = None,
     inputs: Inputs = None,
     task: Task = None,
-    epochs: Annotated[int, typer.Option(help="Of fine-tuning, with --data.")] = 10,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
+    epochs: Annotated[
+        int, typer.Option(help="Of training: on labels of --data, else towards the dense network's outputs.")
+    ] = 10,
+    lr: Annotated[
+        float | None, typer.Option(help="Adam's learning rate [1e-3 on labels, 1e-4 without].")
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only groups that match this pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No group that matches this pattern.")] = None,
     round_to: Annotated[int, typer.Option(help="Every group keeps a multiple of this.")] = 1,
 ) -> None:
-    """Make a network smaller: prune it to a goal, refit, fine-tune, prove, save, and compare with dense."""
+    """Make a network smaller: prune it to a goal, refit, prove, train, save, and compare with dense."""
     from secateur.experiments.commands.shrinking import shrink_checkpoint
 
     typer.echo(

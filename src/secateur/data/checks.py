@@ -1,25 +1,15 @@
-"""Small checks of options, and packages that come with the extra ``lab``."""
+"""Small checks of options."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from secateur.errors import DataError, MissingExtraError
+from secateur.errors import DataError
 
 MAX_VALUES = 2**31  # of one data set: 8 GiB as float32; everything lives in memory
-
-
-def need(module: str, package: str) -> Any:
-    """Import ``module``; raise MissingExtraError naming ``package`` where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(package, "lab") from error
 
 
 def check_flag(option: str, value: object) -> bool:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from secateur.data.checks import need, one_line
+from secateur.data.checks import one_line
 from secateur.errors import DataError
+from secateur.factories import need
 from secateur.storage import replacing
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def data_folder() -> Path | None:
 def cache_folder() -> Path:
     """Return the folder for downloads and decoded images: $SECATEUR_CACHE, or the user's cache."""
     text = os.environ.get(CACHE)
-    return Path(text).expanduser() if text else Path(need("pooch", "pooch").os_cache("secateur"))
+    return Path(text).expanduser() if text else Path(need("pooch").os_cache("secateur"))
 
 
 def local(names: Sequence[str], folder: str) -> Iterator[Path]:
@@ -59,7 +60,7 @@ def download(url: str, name: str, folder: str, read: Callable[[Path], T]) -> T:
     ``read`` checks the file against its pinned hash before it takes its name. Raises DataError where
     the address cannot be reached or gives another file.
     """
-    pooch = need("pooch", "pooch")
+    pooch = need("pooch")
     target = cache_folder() / folder / name
     logger.info("downloading %s to %s", url, target)
     try:

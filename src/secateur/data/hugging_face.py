@@ -11,7 +11,8 @@ import numpy as np
 from secateur.data.assemble import Arrays, assemble, by_name, fifth_as_test
 from secateur.data.checks import MAX_VALUES, check_path, reading
 from secateur.data.dataset import Dataset
-from secateur.errors import DataError, MissingExtraError
+from secateur.errors import DataError
+from secateur.factories import need
 from secateur.text import nearest
 
 Array = np.ndarray[Any, Any]
@@ -59,10 +60,7 @@ def hf_folder(
 
 def _parts(root: Path) -> dict[str, Any]:
     """Return the training part and, where there is one, the test part."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "datasets") from error
+    datasets = need("datasets", extra="datasets")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; one of save_to_disk, or with *.parquet files, is right")
     with reading(f"{root}: not a folder of datasets", Exception):

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.data.checks import need, reading
+from secateur.data.checks import reading
 from secateur.errors import DataError
+from secateur.factories import need
 
 MAX_PIXELS = 2**26  # 8192 x 8192; a few kilobytes can claim far more
 EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}

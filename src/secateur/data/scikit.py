@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.data.assemble import Array, Arrays, assemble
-from secateur.data.checks import check_flag, check_whole, need
+from secateur.data.checks import check_flag, check_whole
 from secateur.data.dataset import Dataset
+from secateur.factories import need
 
 
 def digits(*, validation: int | float = 0.1, seed: int = 0) -> Dataset:

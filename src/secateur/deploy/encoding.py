@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.errors import MissingExtraError, StorageError
+from secateur.errors import StorageError
+from secateur.factories import need
 from secateur.runtime.contents import FLOATS, ITEM_BYTES, MAGIC, PRELUDE, Entry
 from secateur.runtime.streams import LARGEST_WINDOW, lzma_filters
 
@@ -114,13 +115,7 @@ class Squeeze:
     """Compresses bytes in the way that was chosen, or leaves them where it does not help."""
 
     def __init__(self, compression: str) -> None:
-        self.zstandard: Any = None
-        if compression == "zstd":
-            try:
-                import zstandard
-            except ImportError as error:
-                raise MissingExtraError("zstandard", "fast") from error
-            self.zstandard = zstandard
+        self.zstandard = need("zstandard", extra="fast") if compression == "zstd" else None
 
     def __call__(self, data: bytes) -> tuple[str, bytes]:
         """Return (codec, bytes) of the smallest that was found."""

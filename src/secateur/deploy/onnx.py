@@ -6,7 +6,6 @@ the int8 one on its calibration data, where what it is off by is measured and re
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secateur.copying import check_network, copied
-from secateur.deploy.onnx_int8 import calibration, layers_of, measured, quantised
+from secateur.deploy.onnx_int8 import calibration, layers_of, made_int8, measured, prepared, quantised
 from secateur.deploy.onnx_session import session_of
-from secateur.errors import MissingExtraError, ModelError, NonFiniteError, StorageError
+from secateur.errors import ModelError, NonFiniteError, StorageError
+from secateur.factories import need
 from secateur.graph.capture import EXPORTED, Captured, all_tensors, arguments, batch_size, capture_any_batch
 from secateur.graph.compare import TOLERANCE, difference, hollow, tensors_in
 from secateur.graph.draws import other_batch, rebatched
@@ -146,7 +146,8 @@ def export_onnx(
     """
     path = _writable(path)
     _check_choices(model, int8, data)
-    _require("onnx", "onnxscript", "onnxruntime")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        need(package, extra="onnx")
     model = copied(unwrapped(model)).cpu()  # there torch and onnxruntime round alike
     args, named = _cpu(arguments(example_inputs, kwargs))
     _check_numbers(model, (args, named))
@@ -160,9 +161,11 @@ def export_onnx(
     if not int8:
         done = Exported(path, 0, error, False, sum(sizes), sizes)
         return _written(path, content, replace(done, tolerance=rounded.allowed, rounding=rounded.own))
+    content = prepared(model, content)
     layers = layers_of(model, content)
     read = list(calibration(model, data, feed, _cpu(dict(kwargs or {})))) if data is not None else None
-    content, made = quantised(model, content, read, int8 == "dynamic", reduce_range)
+    content = quantised(model, content, read, int8 == "dynamic", reduce_range)
+    made = made_int8(model, content, layers, int8 == "dynamic")
     loaded = session_of(content, name)
     pairs = read or [(feed(inputs), outputs) for _, inputs, outputs in draws]
     error, agreement, sizes = measured(model, lambda arrays: _ran(loaded, arrays, name), pairs)
@@ -197,14 +200,6 @@ def run_onnx(path: str | Path, inputs: Any, threads: int = 1) -> Any:
         raise ModelError(f"{path} takes the inputs {', '.join(names)}; given: {', '.join(given) or 'none'}")
     outputs = _ran(loaded, {name: _array(value) for name, value in given.items()}, str(path))
     return outputs[0] if len(outputs) == 1 else outputs
-
-
-def _require(*packages: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(package, "onnx") from error
 
 
 def _writable(path: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,24 @@ def calibration(
         raise ModelError(str(error)) from error
 
 
+def prepared(model: nn.Module, content: bytes) -> bytes:
+    """Return a float file as it is quantised: what is constant computed, shapes known."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    graph = onnx.load_from_string(content)
+    _straighten(graph)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder, _quantising(model):
+        start, out = Path(folder, "float.onnx"), Path(folder, "prepared.onnx")
+        start.write_bytes(graph.SerializeToString())
+        # The export has inferred every shape already, and where symbolic inference gives up it
+        # leaves a file in the working folder.
+        quant_pre_process(str(start), str(out), skip_symbolic_shape=True)
+        return out.read_bytes()
+
+
 def layers_of(model: nn.Module, content: bytes) -> int:
-    """Return how many layers of a float file could be int8; ModelError where it is none."""
+    """Return how many layers of a prepared file could be int8; ModelError where it is none."""
     import onnx
 
     number = _float_layers(onnx.load_from_string(content))
@@ -66,56 +83,59 @@ def layers_of(model: nn.Module, content: bytes) -> int:
 
 def quantised(
     model: nn.Module, content: bytes, read: list[tuple[Arrays, Any]] | None, dynamic: bool, reduce_range: bool
-) -> tuple[bytes, int]:
-    """Return a float file's bytes as int8, and how many of its layers are.
+) -> bytes:
+    """Return a prepared file's bytes as int8.
 
     ``read``: what ``calibration`` yields, from which the ranges of the activations come.
     """
-    import onnx
     from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    name, graph = type(model).__name__, onnx.load_from_string(content)
-    layers = _float_layers(graph)
-    _straighten(graph)
     settings: dict[str, Any] = {
         "per_channel": True,
         "reduce_range": reduce_range,
         "weight_type": quantization.QuantType.QInt8,
     }
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        start, prepared, out = (Path(folder, name) for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
-        start.write_bytes(graph.SerializeToString())
-        try:
-            # The export has inferred every shape already, and where symbolic inference gives up it
-            # leaves a file in the working folder.
-            quant_pre_process(str(start), str(prepared), skip_symbolic_shape=True)
-            if dynamic:
-                # Convolutions: onnxruntime has no ConvInteger for int8 weights on the CPU.
-                quantization.quantize_dynamic(
-                    prepared, out, op_types_to_quantize=["MatMul", "LSTM"], **settings
-                )
-            else:
-                quantization.quantize_static(
-                    prepared,
-                    out,
-                    _reader([arrays for arrays, _ in read or ()]),
-                    quant_format=quantization.QuantFormat.QDQ,
-                    op_types_to_quantize=[*(kind for kind in _LAYERS if kind != "LSTM"), *_BETWEEN],
-                    activation_type=quantization.QuantType.QUInt8,
-                    calibrate_method=quantization.CalibrationMethod.MinMax,
-                    **settings,
-                )
-        except Exception as error:  # onnxruntime's own and Python's
-            raise ModelError(f"{name}: onnxruntime cannot quantise it: {first_line(error)}") from error
-        result = out.read_bytes()
-    made = layers - _float_layers(onnx.load_from_string(result))
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder, _quantising(model):
+        start, out = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        start.write_bytes(content)
+        if dynamic:
+            # Convolutions: onnxruntime has no ConvInteger for int8 weights on the CPU.
+            quantization.quantize_dynamic(start, out, op_types_to_quantize=["MatMul", "LSTM"], **settings)
+        else:
+            quantization.quantize_static(
+                start,
+                out,
+                _reader([arrays for arrays, _ in read or ()]),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=[*(kind for kind in _LAYERS if kind != "LSTM"), *_BETWEEN],
+                activation_type=quantization.QuantType.QUInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                **settings,
+            )
+        return out.read_bytes()
+
+
+def made_int8(model: nn.Module, content: bytes, layers: int, dynamic: bool) -> int:
+    """Return how many of a prepared file's ``layers`` are int8 in ``content``; ModelError where none is."""
+    import onnx
+
+    made = layers - _float_layers(onnx.load_from_string(content))
     if not made:
         raise ModelError(
-            f"{name}: none of its {layers} layers could be made int8"
+            f"{type(model).__name__}: none of its {layers} layers could be made int8"
             + (" without data; pass int8=True and data=" if dynamic else "")
         )
-    return result, made
+    return made
+
+
+@contextmanager
+def _quantising(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's own and Python's
+        raise ModelError(
+            f"{type(model).__name__}: onnxruntime cannot quantise it: {first_line(error)}"
+        ) from error
 
 
 def _straighten(graph: Any) -> None:

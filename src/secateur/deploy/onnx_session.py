@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.errors import MissingExtraError, ModelError
+from secateur.errors import ModelError
+from secateur.factories import need
 from secateur.text import first_line
 
 
@@ -21,10 +22,7 @@ def session_of(content: bytes | str, name: str, threads: int = 1) -> Any:
         MissingExtraError: without onnxruntime.
         ModelError: for what onnxruntime cannot load.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
+    onnxruntime = need("onnxruntime", extra="onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from secateur.errors import MissingExtraError, RecipeError, StorageError
+from secateur.factories import need
 from secateur.storage import load_json, save_json
 from secateur.text import first_line, nearest
 
@@ -103,10 +104,7 @@ class WandB:
     files in the study's folder."""
 
     def __init__(self, study: str, folder: Path) -> None:
-        try:
-            import wandb  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise MissingExtraError("wandb", "wandb") from error
+        wandb = need("wandb", extra="wandb")
         self.wandb, self.project, self.folder = wandb, study, folder
 
     def _run(self, **options: Any) -> Any:

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import ModelError, SecateurError
-from secateur.factories import check_options, function_of
+from secateur.errors import ModelError
+from secateur.factories import function_of, made_by, need
+from secateur.text import nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,15 +58,9 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     import torch
 
     factory = _factory(name)
-    check_options(name, factory, options, ModelError)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model = factory(**options)
-        except SecateurError:
-            raise
-        except Exception as error:  # a user's own code: whatever it raises, this line names it
-            raise ModelError(f"{name}: its factory failed: {type(error).__name__}: {error}") from error
+        model = made_by(name, factory, options, ModelError)
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}; a factory returns a torch.nn.Module")
     return model
@@ -78,15 +73,19 @@ def is_folder(name: str) -> bool:
 
 def _factory(name: str) -> Callable[..., Any]:
     if is_folder(name):
-        return _from("transformers_network", name)
+        from secateur.pretrained.opening import from_pretrained
+
+        return partial(from_pretrained, name)
     if name.startswith(TIMM):
-        return _from("timm_network", name.removeprefix(TIMM))
+        return partial(_timm_network, name.removeprefix(TIMM))
     if "/" in name and ":" not in name:
         raise ModelError(f"{name}: there is no such folder; one with a config.json is right")
     return function_of(name, MODELS, ModelError, "network")
 
 
-def _from(function: str, name: str) -> Callable[..., Any]:
-    from secateur.models import elsewhere
-
-    return partial(getattr(elsewhere, function), name)
+def _timm_network(name: str, **options: Any) -> Any:
+    """``timm.create_model``, which downloads nothing unless ``pretrained`` is asked for."""
+    timm = need("timm", extra="timm")
+    if not timm.is_model(name):
+        raise ModelError(f"timm:{name}: timm has no such network{nearest(name, timm.list_models())}")
+    return timm.create_model(name, **options)

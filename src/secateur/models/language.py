@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
-from secateur.errors import MissingExtraError, ModelError
+from secateur.errors import ModelError
+from secateur.factories import need
 from secateur.models.options import check_counts
 
 
@@ -25,7 +24,7 @@ def llama(
     _check(width, heads, vocabulary=vocabulary, context=context, layers=layers, ffn=ffn)
     if width // heads % 2:
         raise ModelError(f"heads is {heads}; rotary positions need an even share of width {width} for each")
-    kinds = _transformers()
+    kinds = need("transformers", extra="transformers")
     config = kinds.LlamaConfig(
         vocab_size=vocabulary,
         max_position_embeddings=context,
@@ -53,7 +52,7 @@ def gpt2(
     ``width`` is a multiple of ``heads``; the embedding is the classifier too; ``ffn``: a layer's neurons.
     """
     _check(width, heads, vocabulary=vocabulary, context=context, layers=layers, ffn=ffn)
-    kinds = _transformers()
+    kinds = need("transformers", extra="transformers")
     config = kinds.GPT2Config(
         vocab_size=vocabulary,
         n_positions=context,
@@ -75,11 +74,3 @@ def _check(width: int, heads: int, **counts: int) -> None:
     check_counts(width=width, heads=heads, **counts)
     if width % heads:
         raise ModelError(f"heads is {heads}; width {width} is a multiple of it, so that each has as much")
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", "transformers") from error
-    return transformers

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import MissingExtraError, ModelError, StorageError
+from secateur.errors import ModelError, StorageError
+from secateur.factories import need
 from secateur.numeric import is_whole
 from secateur.pretrained.plan import FORMAT
 from secateur.pretrained.writing import PLAN
@@ -16,14 +17,15 @@ from secateur.structure.replaced.two_layers import TwoLayers
 from secateur.text import first_line
 
 
-def from_pretrained(folder: str | Path) -> Any:
+def from_pretrained(folder: str | Path, **options: Any) -> Any:
     """Open a folder that ``save_pretrained`` or transformers wrote, as small as it was written, in eval mode.
 
-    It reads data and runs none of the folder's code: the class is transformers' own, by the name that stands
-    in ``config.json``.
+    It reads data (safetensors) and runs none of the folder's code: the class is transformers' own, by the
+    name that stands in ``config.json``.
 
     Args:
         folder: the folder, on this machine.
+        **options: further ones of transformers' ``from_pretrained``, like ``dtype``.
 
     Returns:
         A model of transformers, of the dtype that it was written in.
@@ -46,18 +48,26 @@ def from_pretrained(folder: str | Path) -> Any:
     """
     path = as_path(folder)
     kind = _class_of(path)
+    if not [*path.glob("*.safetensors")]:
+        held = next((file.name for file in path.glob("*.bin")), None)
+        why = "holds no weights" if held is None else f"{held} may hold code"
+        raise StorageError(f"{path}: {why}; *.safetensors are right, as save_pretrained writes them")
     plan = _plan_in(path, kind) if (path / PLAN).exists() else None
     opened = kind if plan is None else _narrowed(kind)
+    own = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    own |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # which is an error below
     try:
-        model, said = opened.from_pretrained(
-            path, local_files_only=True, output_loading_info=True, dtype="auto", use_safetensors=True
-        )
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise StorageError(f"{path}: cannot be opened: {first_line(error)}") from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if said.get(what):
-            name = sorted(map(str, said[what]))[0]
-            raise StorageError(f"{path}: {name} is among the {what.replace('_', ' ')} of a {kind.__name__}")
+        model, said = opened.from_pretrained(path, **{"dtype": "auto", **options}, **own)
+    except Exception as error:  # whatever transformers raises, this line names the folder
+        raise StorageError(
+            f"{path}: cannot be opened: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    wrong = {"missing_keys": "lack {}, which {} has", "mismatched_keys": "have {} of another size than {}"}
+    if plan is not None:
+        wrong["unexpected_keys"] = "hold {}, which {} has not"
+    for what, text in wrong.items():
+        if names := sorted(name if isinstance(name, str) else name[0] for name in said.get(what, ())):
+            raise StorageError(f"{path}: its weights {text.format(repr(names[0]), kind.__name__)}")
     if plan is not None:
         model.__class__ = kind
         del model.secateur_plan
@@ -67,16 +77,19 @@ def from_pretrained(folder: str | Path) -> Any:
 
 
 def _class_of(path: Path) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", "transformers") from error
+    if not (path / "config.json").is_file():
+        raise StorageError(f"{path}: a folder without config.json; one of save_pretrained is right")
     said = load_json(path / "config.json")
-    names = said.get("architectures") if isinstance(said, dict) else None
-    name = names[0] if isinstance(names, list) and len(names) == 1 else None
-    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    named = said.get("architectures") if isinstance(said, dict) else None
+    if not (isinstance(named, list) and len(named) == 1 and isinstance(named[0], str)):
+        raise StorageError(f"{path}/config.json: names no class; one in 'architectures' is right")
+    transformers = need("transformers", extra="transformers")
+    kind = getattr(transformers, named[0], None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ModelError(f"{path}: its architecture is {name!r}, which is no class of transformers'")
+        raise ModelError(
+            f"{path}/config.json: {named[0]!a:.80} is no network of transformers {transformers.__version__}; "
+            "code that comes with a folder is not run"
+        )
     return kind
 
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from secateur.copying import copied
 from secateur.deploy.folder import replacing_folder
-from secateur.errors import MissingExtraError, ModelError, StorageError
+from secateur.errors import ModelError, StorageError
+from secateur.factories import need
 from secateur.graph.capture import all_tensors
 from secateur.graph.compare import difference, tensors_in
 from secateur.graph.names import unwrapped
@@ -204,11 +205,7 @@ def _check_free(target: Path) -> None:
 
 def _check_model(model: Any) -> None:
     name = type(model).__name__
-    try:
-        from transformers import PreTrainedModel
-    except ImportError as error:
-        raise MissingExtraError("transformers", "transformers") from error
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, need("transformers", extra="transformers").PreTrainedModel):
         adapters = (
             "; merge its adapters first: model.merge_and_unload()" if hasattr(model, "peft_config") else ""
         )

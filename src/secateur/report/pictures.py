@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import MissingExtraError, RecipeError
+from secateur.errors import RecipeError
+from secateur.factories import need
 from secateur.report.aggregate import all_groups, references_of
 from secateur.report.drawing import with_texts
 from secateur.report.figures import Plot, plots_of
@@ -24,10 +25,7 @@ _STEPS = {"linear": "default", "vh": "steps-pre", "hv": "steps-post"}
 def write_pictures(studies: Sequence[Mapping[str, Any]], folder: Path, kind: str) -> list[Path]:
     """Draw every plot of the page of ``studies`` into ``folder`` as ``kind`` (png, svg or pdf)."""
     check_format(kind)
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "lab") from error
+    matplotlib = need("matplotlib")
     matplotlib.use("Agg")
     groups = all_groups(studies)
     reference = references_of(studies)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import SecateurError, TaskError
-from secateur.factories import check_options, function_of
+from secateur.errors import TaskError
+from secateur.factories import function_of, made_by
 
 if TYPE_CHECKING:
     from secateur.task.base import Task
@@ -39,13 +39,7 @@ def build_task(name: str, **options: Any) -> Task:
     from secateur.task.base import Task
 
     make = function_of(name, TASKS, TaskError, "task")
-    check_options(name, make, options, TaskError)
-    try:
-        task = make(**options)
-    except SecateurError:
-        raise
-    except Exception as error:  # a user's own code: whatever it raises, this line names it
-        raise TaskError(f"{name}: cannot be made: {type(error).__name__}: {error}") from error
+    task = made_by(name, make, options, TaskError)
     if not isinstance(task, Task):
         raise TaskError(f"{name} gave a {type(task).__name__}; a secateur.Task is right")
     return task

@@ -43,6 +43,25 @@ def test_a_bool_and_whole_numbers_may_be_put_out():
         assert np.array_equal(ours, theirs.numpy())
 
 
+EXTREMES = [
+    lambda x: x.max(1).values,
+    lambda x: x.min(2).values + x.amin(-1),
+    lambda x: x.max(-1, keepdim=True)[0] * x,
+    lambda x: x.amin((1, 2)) - x.amax((1, 2)),
+    lambda x: torch.max(x, -x) + torch.min(x, x * 2),
+    lambda x: torch.stack((x, x * x, -x), 3).max(3).values,
+    lambda x: x.transpose(0, 1).max(0).values,
+    lambda x: sum(part.float() for part in x.max(1)),
+    lambda x: sum(part.float() for part in x.min(2, keepdim=True)),
+    lambda x: (x.argmin(-1) + x.argmax(1, keepdim=True).squeeze(1).sum(1, keepdim=True)).float(),
+]
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_what_is_largest_and_smallest(extreme):
+    check(lambda m, x: extreme(x), 4, 6)
+
+
 def test_slopes():
     assert ops(check(lambda m, x: m.p(x), 4, 5, 6, p=nn.PReLU(4, init=0.3))).count("relu") == 1
     check(lambda m, x: m.p(x), 4, 5, p=nn.PReLU(4))

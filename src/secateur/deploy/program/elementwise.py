@@ -124,7 +124,7 @@ def _glu(made: Lowering, a: Arguments, call: Call) -> Any:
 # -- arithmetic and comparisons --------------------------------------------------------------------------
 
 
-def _arithmetic(op: str, swapped: bool = False) -> Rule:
+def arithmetic(op: str, swapped: bool = False) -> Rule:
     def rule(made: Lowering, a: Arguments, call: Call) -> Any:
         if a.get("rounding_mode") is not None:
             raise Refused("rounds")
@@ -255,12 +255,6 @@ def _cumsum(made: Lowering, a: Arguments, call: Call) -> Any:
     return made.emit("cumsum", [x], x.shape, kind, dim=beside_batch(a["dim"], x))
 
 
-def _argmax(made: Lowering, a: Arguments, call: Call) -> Any:
-    if a["dim"] is None or a["keepdim"]:
-        raise Refused("is over all dims, or keeps the dim")
-    return made.emit("argmax", [a["self"]], call.shape, torch.int64, dim=beside_batch(a["dim"], a["self"]))
-
-
 _ATEN = torch.ops.aten
 _ACTIVATIONS = (  # those that have the names and settings of the program's
     *(_ATEN.relu, _ATEN.elu, _ATEN.silu, _ATEN.sigmoid, _ATEN.tanh),
@@ -284,15 +278,15 @@ ELEMENTWISE: dict[Any, Rule] = {
     _ATEN.mish: _mish,
     _ATEN.glu: _glu,
     **{op: _of_one(op.__name__) for op in (_ATEN.exp, _ATEN.log, _ATEN.abs, _ATEN.sin, _ATEN.cos)},
-    **{op: _arithmetic(op.__name__) for op in _OF_TWO},
+    **{op: arithmetic(op.__name__) for op in _OF_TWO},
     _ATEN.pow: _power(),
     _ATEN.square: _power(2.0),
     _ATEN.sqrt: _power(0.5),
     _ATEN.rsqrt: _power(-0.5),
-    _ATEN.multiply: _arithmetic("mul"),
-    _ATEN.subtract: _arithmetic("sub"),
-    _ATEN.divide: _arithmetic("div"),
-    _ATEN.rsub: _arithmetic("sub", swapped=True),
+    _ATEN.multiply: arithmetic("mul"),
+    _ATEN.subtract: arithmetic("sub"),
+    _ATEN.divide: arithmetic("div"),
+    _ATEN.rsub: arithmetic("sub", swapped=True),
     _ATEN.reciprocal: _with_scalar("div", 1.0, reversed=True),
     _ATEN.neg: _with_scalar("mul", -1.0, reversed=False),
     _ATEN.where: _where,
@@ -302,5 +296,4 @@ ELEMENTWISE: dict[Any, Rule] = {
     **dict.fromkeys((_ATEN.logical_or, _ATEN.bitwise_or, _ATEN.__or__), _logical("or")),
     **dict.fromkeys((_ATEN.logical_xor, _ATEN.bitwise_xor, _ATEN.__xor__), _logical("xor")),
     _ATEN.cumsum: _cumsum,
-    _ATEN.argmax: _argmax,
 }

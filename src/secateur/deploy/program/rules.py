@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from secateur.deploy.program.elementwise import combined, times
+from secateur.deploy.program.elementwise import arithmetic, combined, times
 from secateur.deploy.program.emitting import (
     Arguments,
     Constant,
@@ -148,15 +149,20 @@ def _pool(spatial: int, op: str) -> Rule:
 
 def _reduction(op: str) -> Rule:
     def rule(made: Lowering, a: Arguments, call: Call) -> Any:
-        dims, kind = a.get("dim"), call.node.meta["val"].dtype
-        x = made.cast(a["self"], kind)
-        dims = [dims] if isinstance(dims, int) else dims or range(len(x.shape))
-        if isinstance(x, Turned) and len(dims) == 1 and not a.get("keepdim"):
-            return _reduced_turned(made, op, x, dims[0] % len(x.shape))
-        dims = sorted(beside_batch(dim, x) for dim in dims)
-        return made.emit(op, [x], call.shape, kind, dims=dims, keepdim=bool(a.get("keepdim")))
+        found = call.node.meta["val"]
+        return _reduced(made, op, made.cast(a["self"], found.dtype), a, found)
 
     return rule
+
+
+def _reduced(made: Lowering, op: str, x: Value, a: Arguments, found: Tensor) -> Value:
+    """Reduce over the dims that a call names (all where it names none) to the shape of ``found``."""
+    dims = a.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims or range(len(x.shape))
+    if isinstance(x, Turned) and len(dims) == 1 and not a.get("keepdim"):
+        return _reduced_turned(made, op, x, dims[0] % len(x.shape))
+    dims = sorted(beside_batch(dim, x) for dim in dims)
+    return made.emit(op, [x], tuple(found.shape), found.dtype, dims=dims, keepdim=bool(a.get("keepdim")))
 
 
 def _reduced_turned(made: Lowering, op: str, x: Turned, dim: int) -> Value:
@@ -167,6 +173,46 @@ def _reduced_turned(made: Lowering, op: str, x: Turned, dim: int) -> Value:
         return made.emit(op, [x], shape, x.dtype, dims=dims, keepdim=True)
 
     return reshaped(made, along(x, dim, reduce), (*x.shape[:dim], *x.shape[dim + 1 :]))
+
+
+def _largest(sign: int) -> Rule:
+    """``amax``; ``max(x, dim)``, the values and where they are; of two tensors the larger ones. What is
+    smallest is what is largest of the negative ones."""
+    of_two = arithmetic("maximum" if sign > 0 else "minimum")
+
+    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
+        if "other" in a:
+            return of_two(made, a, call)
+        found = call.node.meta["val"]
+        pair = isinstance(found, (tuple, list))
+        x, whole = _signed(made, a["self"], sign), found[0] if pair else found
+        value = _signed(made, _reduced(made, "amax", x, a, whole), sign)
+        if not pair:
+            return value
+        read = any(user.args[1] == 1 and user.users for user in call.node.users)
+        return [value, _place(made, x, a["dim"], a["keepdim"]) if read else None]
+
+    return rule
+
+
+def _place_of(sign: int) -> Rule:
+    def rule(made: Lowering, a: Arguments, call: Call) -> Any:
+        if a["dim"] is None:
+            raise Refused("is over all dims")
+        return _place(made, _signed(made, a["self"], sign), a["dim"], a["keepdim"])
+
+    return rule
+
+
+def _signed(made: Lowering, x: Value, sign: int) -> Value:
+    return x if sign > 0 else combined(made, "mul", x, -1.0, x.dtype)
+
+
+def _place(made: Lowering, x: Value, dim: int, keepdim: bool) -> Value:
+    """Where along a dim the first largest number is."""
+    dim = beside_batch(dim, x)
+    found = made.emit("argmax", [x], (*x.shape[:dim], *x.shape[dim + 1 :]), torch.int64, dim=dim)
+    return reshaped(made, found, (*x.shape[:dim], 1, *x.shape[dim + 1 :])) if keepdim else found
 
 
 # -- norms ---------------------------------------------------------------------------------------------
@@ -253,7 +299,11 @@ RULES: dict[Any, Rule] = {
     _ATEN.max_pool2d: _pool(2, "max_pool"),
     _ATEN.avg_pool1d: _pool(1, "avg_pool"),
     _ATEN.avg_pool2d: _pool(2, "avg_pool"),
-    **{op: _reduction(op.__name__) for op in (_ATEN.mean, _ATEN.sum, _ATEN.amax)},
+    **{op: _reduction(op.__name__) for op in (_ATEN.mean, _ATEN.sum)},
+    **dict.fromkeys((_ATEN.max, _ATEN.amax), _largest(1)),
+    **dict.fromkeys((_ATEN.min, _ATEN.amin), _largest(-1)),
+    _ATEN.argmax: _place_of(1),
+    _ATEN.argmin: _place_of(-1),
     _ATEN.linalg_vector_norm: _length,
     _ATEN.batch_norm: _batch_norm,
     _ATEN.instance_norm: _instance_norm,

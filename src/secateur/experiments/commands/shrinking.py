@@ -63,7 +63,7 @@ def shrink_checkpoint(
     inputs: Path | None = None,
     task: Named | None = None,
     epochs: int = 10,
-    lr: float = 1e-3,
+    lr: float | None = None,
     chosen: Mapping[str, Any] | None = None,
     on_step: OnStep = lambda text: None,
 ) -> str:
@@ -75,8 +75,8 @@ def shrink_checkpoint(
 
     The small network is proved equal to the masked and refitted one; then it is trained for ``epochs``, and
     the weights that are best on validation stay, those before training among them. Agreement and scores are
-    of examples that neither the refit nor the training has read. ``chosen``: further arguments of
-    ``secateur.prune_to``.
+    of examples that neither the refit nor the training has read. ``lr``: Adam's, by default 1e-3 on labels
+    and 1e-4 towards the dense network. ``chosen``: further arguments of ``secateur.prune_to``.
     """
     if sum(limit is not None for limit in goals.values()) != 1:
         raise RecipeError("what may be left? give one of --macs 0.5, --parameters 0.5 and --latency-ms 3")
@@ -85,6 +85,7 @@ def shrink_checkpoint(
         raise RecipeError("shrink reads examples: give --data, or a file of them as --inputs")
     if task is not None and data is None:
         raise RecipeError("--task: examples in --inputs have no labels; it goes with --data")
+    lr = (1e-3 if data is not None else 1e-4) if lr is None else lr
     settings = Training(epochs=epochs, lr=lr, lr_schedule="cosine")
     name = model_spec(model).name
     _check_out(out, name, weights)
