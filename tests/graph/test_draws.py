@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from secateur.graph.draws import other_batch, rebatched
+from secateur.graph.draws import other_batch, rebatched, redrawn
 
 
 def test_examples_are_repeated_where_the_first_dim_is_the_batch():
@@ -28,4 +28,17 @@ def test_another_batch_has_other_numbers_and_the_same_ones_at_every_call():
     assert all(torch.equal(one[name], two[name]) for name in given)
     assert 6 < one["x"].std() < 12
     assert one["flat"].std() > 0.5, "one number all over says too little"
-    assert set(one["words"].flatten().tolist()) <= set(range(8))
+    assert set(one["words"].flatten().tolist()) == set(range(8))
+
+
+def test_integers_keep_the_range_of_their_place():
+    """Of features that index a table each, and of numbers in a row."""
+    given = torch.stack((torch.arange(40) % 3, torch.arange(40) % 30 - 5), 1)
+    found = redrawn(given, torch.Generator().manual_seed(0))
+    assert set(found[:, 0].tolist()) == {0, 1, 2}
+    assert found[:, 1].min() < 0
+    assert 10 < found[:, 1].max() <= 24
+    row = redrawn(torch.tensor([9, 0, 0, 0, 0, 0, 0, 0]), torch.Generator().manual_seed(0))
+    assert set(row[1:].tolist()) <= set(range(10))
+    assert row[1:].any()
+    assert redrawn(torch.tensor(7), torch.Generator().manual_seed(0)).dim() == 0

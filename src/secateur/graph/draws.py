@@ -26,7 +26,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def redrawn(value: Any, generator: torch.Generator) -> Any:
-    """Return nested arguments with other numbers: of the same scale, or integers in the same range."""
+    """Return nested arguments with other numbers: of the same scale, or integers in the range that the
+    examples have at each place: what stands beside each other may index tables of different sizes."""
 
     def new(leaf: Tensor) -> Tensor:
         if not leaf.numel() or leaf.dtype == torch.bool:
@@ -34,8 +35,11 @@ def redrawn(value: Any, generator: torch.Generator) -> Any:
         if leaf.is_complex():
             return torch.view_as_complex(new(torch.view_as_real(leaf.resolve_conj())))
         if not leaf.is_floating_point():
-            low, high = min(0, int(leaf.min())), int(leaf.max()) + 1
-            return torch.randint(low, high, leaf.shape, generator=generator).to(leaf)
+            examples = leaf if leaf.dim() > 1 else leaf.flatten()
+            low, high = (end(0, keepdim=leaf.dim() > 1).long() for end in (examples.amin, examples.amax))
+            low = low.clamp(max=0)
+            share = torch.rand(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
+            return torch.minimum(low + (share * (high - low + 1)).long(), high).to(leaf)
         noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
         deviation = leaf.std() if leaf.numel() > 1 else leaf.abs().mean()
         return leaf.mean() + noise * deviation.clamp(min=1e-3)
