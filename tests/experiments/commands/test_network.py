@@ -4,11 +4,13 @@ import copy
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import secateur as sc
+from networks.drawn import numbers
 from secateur.errors import ModelError, RecipeError, SecateurError, StorageError
 from secateur.experiments.commands.network import inspect_model, open_network, prune_checkpoint
 from secateur.measure.size import count_parameters
@@ -135,6 +137,41 @@ def test_compacting_after_single_weights_and_its_masks(place):
     before = copy.deepcopy(small.state_dict())
     masks.apply()
     assert all(torch.equal(before[name], tensor) for name, tensor in small.state_dict().items())
+
+
+@pytest.mark.parametrize("units", [True, False], ids=["units", "single weights"])
+def test_examples_in_a_file_say_how_far_it_agrees_with_the_dense_network(place, units):
+    """On those that nothing was fitted to: of 40 the last ten, whose outputs are compared here once more."""
+    x = numbers(40, 1, 28, 28)
+    np.save("x.npy", x.numpy())
+    text = pruned(place, sparsity=0.5, units=units or None, inputs=place / "x.npy")
+    (said,) = [line for line in text.splitlines() if line.startswith("agreement with the dense network: ")]
+    small, _ = open_network("lenet-5", place / "out.safetensors")
+    with torch.no_grad():
+        wanted, found = build_model("lenet-5", seed=3).eval()(x[30:]), small.eval()(x[30:])
+    same = int((wanted.argmax(1) == found.argmax(1)).sum())
+    assert f"the same largest output in {same} of 10 examples ({10 * same}.00 %); " in said
+    error = float((wanted - found).norm() / wanted.norm())
+    assert error > 0.01
+    assert said.endswith(f"outputs differ by {100 * error:.2g} %")
+    assert ("refitted on 30 examples" in text) == units
+    assert ("secateur.load(" in text) == units
+
+
+def test_units_without_examples_are_not_compared_and_it_says_so(place):
+    text = pruned(place, **UNITS)
+    assert "agreement" not in text
+    assert "neither refitted nor compared with the dense network: that takes --data, or examples" in text
+    text = pruned(place, sparsity=0.9)
+    assert "agree" not in text
+    assert "compared" not in text
+
+
+def test_units_of_examples_that_are_not_to_be_refitted(place):
+    np.save("x.npy", numbers(40, 1, 28, 28).numpy())
+    text = pruned(place, sparsity=0.5, units=True, inputs=place / "x.npy", refit=False)
+    assert "refitted" not in text
+    assert "agreement with the dense network: the same largest output in " in text
 
 
 def test_without_removing_the_file_is_a_state_dict(place):
