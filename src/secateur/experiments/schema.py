@@ -1,7 +1,7 @@
 """What the files of results hold, checked where they are read: names and figures, never code.
 
-``results.json``, a trial's ``result.json`` and row in ``study.db``: whatever reads one of them takes what these
-functions return, which has no key but those below, each of its kind and in its range.
+``results.json``, a trial's ``result.json`` and row in ``study.db``: whatever reads one of them takes what
+these functions return, which has no key but those below, each of its kind and in its range.
 """
 
 from __future__ import annotations
