@@ -25,6 +25,7 @@ from secateur.text import first_line, nearest, shown
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 _MOST_NUMBERS = 2**27  # of one batch: half a gigabyte in float32
 _BATCH = 64
+_FEWEST = 24  # examples of a file of which some are for validation
 _COMPARED = 1000  # examples of a test split
 _POSITION = re.compile(r"arg(0|[1-9][0-9]{0,2})")
 Batch = tuple[Any, Any]
@@ -44,38 +45,37 @@ class Examples:
         return self.inputs is not None or self.dataset is not None
 
     @property
-    def rows(self) -> int:
-        """How many examples there are to fit to."""
-        if self.dataset is not None:
-            return len(self.dataset.train)
-        return 0 if self.inputs is None else _held_from(self.inputs)
+    def parts(self) -> tuple[int, int]:
+        """Of a file's examples: up to which one is fitted to, and from which one is held back. Between the
+        two are those for validation, where there are enough to say something."""
+        rows = 0 if self.inputs is None else rows_of(self.inputs)
+        held = rows - min(rows, max(1, rows // 4))
+        return (held - rows // 8 if rows >= _FEWEST else held), held
 
     def fitting(self, number: int) -> list[Batch]:
         """Return batches of up to ``number`` examples that a network is fitted to; none where there is only
         one."""
         if self.dataset is not None:
             return calibration_batches(self.dataset.train, number, seed=0)
-        return _cut(self.inputs, 0, min(number, self.rows))
+        return _cut(self.inputs, 0, min(number, self.parts[0]))
+
+    def validating(self) -> list[Batch]:
+        """Return batches of a file's examples for validation; none where it has few."""
+        return _cut(self.inputs, *self.parts)
 
     def apart(self) -> Any:
-        """Return inputs that ``fitting`` has none of; random numbers where there are no others."""
+        """Return inputs that neither ``fitting`` nor ``validating`` has any of; random numbers where there
+        are no others."""
         if self.dataset is not None:
             return self.dataset.test.drawn(_COMPARED, 0).inputs
         if self.inputs is None:
             return self.example
-        start = _held_from(self.inputs)
-        return each_tensor(lambda tensor: tensor[start:], self.inputs)
+        return each_tensor(lambda tensor: tensor[self.parts[1] :], self.inputs)
 
     def held(self) -> list[Batch]:
         """Return ``apart`` in batches."""
         apart = self.apart()
         return _cut(apart, 0, rows_of(apart))
-
-
-def _held_from(inputs: Any) -> int:
-    """Return how many of a file's examples are fitted to: three of four, and one at least is held back."""
-    rows = rows_of(inputs)
-    return rows - max(1, rows // 4)
 
 
 def _cut(inputs: Any, start: int, stop: int) -> list[Batch]:

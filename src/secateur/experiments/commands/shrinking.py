@@ -34,7 +34,6 @@ from secateur.training.fit import fit
 from secateur.training.settings import Training
 
 OnStep = Callable[[str], None]
-_FEWEST = 20  # examples; of fewer, those to choose the best epoch by would say nothing
 _TAUGHT = 10_000  # examples at most, whose outputs lie in memory
 
 
@@ -153,13 +152,11 @@ def _trained(
     validation."""
     if labelled is not None:
         how, (train, validation, task) = "fine-tuned", labelled.lesson
-    elif given.rows < _FEWEST:
-        return f"not taught by the dense network: {given.rows} examples are too few (from {_FEWEST} on)"
+    elif not (apart := given.validating()):
+        return "not taught by the dense network: the examples are too few to set some aside for validation"
     else:
-        how, (train, validation, task) = (
-            "taught by the dense network",
-            imitation(dense, given.fitting(_TAUGHT)),
-        )
+        how = "taught by the dense network"
+        train, validation, task = imitation(dense, given.fitting(_TAUGHT), apart)
     scale = task.score
     on_step(f"{how} for {settings.epochs} epochs:")
     before, state = evaluate(small, validation, task), deepcopy(small.state_dict())
