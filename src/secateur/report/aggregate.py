@@ -227,11 +227,13 @@ def is_number(value: Any) -> bool:
 
 
 def scored(figure: Figure | None, scale: Scale) -> str:
-    """Return "98.31 ± 0.05" for a score, in its unit; the deviation only over several seeds."""
+    """Return "98.31 ± 0.05" for a score, in its unit; the deviation, to as many digits, only over several
+    seeds."""
     if figure is None:
         return ""
     text = scale.number(figure.mean)
-    return f"{text} ± {scale.number(figure.std)}" if figure.number > 1 else text
+    digits = len(text.partition(".")[2])
+    return f"{text} ± {scale.factor * figure.std:.{digits}f}" if figure.number > 1 else text
 
 
 def columns_unit(scale: Scale) -> str:
