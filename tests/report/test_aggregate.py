@@ -32,7 +32,7 @@ def test_means_and_sample_deviations_over_seeds():
     assert figure_of([None]) is None
     assert scored(Figure(0.98765, 0.001, 3), ACCURACY) == "98.77 ± 0.10"
     assert scored(Figure(0.98765, 0.0, 1), ACCURACY) == "98.77"
-    assert scored(Figure(4.25, 0.125, 3), Scale("perplexity", "", False)) == "4.25 ± 0.125"
+    assert scored(Figure(4.25, 0.125, 3), Scale("perplexity", "", False)) == "4.25 ± 0.12"
     assert scored(None, ACCURACY) == ""
 
 
