@@ -1,5 +1,7 @@
 """A checkpoint made smaller by one command: its errors, and what it says of what is left."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -45,3 +47,21 @@ def test_options_that_do_not_go_together(given, change, message):
     with pytest.raises(RecipeError, match=message):
         shrink_checkpoint(**{**given, "goals": {"macs": 0.5}, **change})
     assert not given["out"].exists()
+
+
+def test_labels_train_it_and_the_table_has_both_scores(given):
+    said = shrink_checkpoint(**given, goals={"macs": 0.6}, data="digits", epochs=2)
+    assert re.search(r"fine-tuned for 2 epochs, .*validation accuracy [0-9.]+ % -> [0-9.]+ %", said)
+    assert re.search(r"accuracy, 360 test examples +[0-9.]+ % +[0-9.]+ %", said)
+    assert "same largest output" in said
+    untrained = shrink_checkpoint(**given, goals={"macs": 0.6}, data="digits", epochs=0)
+    assert "fine-tuned" not in untrained
+    assert re.search(r"accuracy, 360 test examples", untrained)
+
+
+def test_few_examples_are_not_taught_from(given, tmp_path):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal((8, 1, 8, 8)).astype("f"))
+    said = shrink_checkpoint(**given, goals={"macs": 0.6}, inputs=tmp_path / "few.npy")
+    assert "refitted on 6 examples" in said
+    assert "not taught by the dense network: the examples are too few" in said
+    assert "on 2 examples" in said
