@@ -241,6 +241,7 @@ ERRORS = [
         (*PRUNE, "--units"),
         "error: --units runs the network: give --input-shape, like 1,3,32,32, --inputs or --data",
     ),
+    ((*PRUNE, "--alike"), "round_to, min_kept and alike count whole units: add --units"),
     ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
 

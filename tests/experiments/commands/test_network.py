@@ -40,6 +40,16 @@ class Sized(nn.Module):
     def forward(self, x):
         return self.b(self.a(x).relu().view(-1, 12))
 
+class Twins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = (nn.ModuleList(nn.Linear(*size) for _ in "ab") for size in [(4, 12), (12, 4)])
+        self.up[1].weight.data *= 1.3
+    def forward(self, x):
+        for up, down in zip(self.up, self.down):
+            x = x + down(up(x).relu())
+        return x
+
 class Odd(Whole):
     def forward(self, x):
         raise ZeroDivisionError("odd")
@@ -74,7 +84,9 @@ def place(tmp_path, monkeypatch):
 
 def pruned(place, out="out.safetensors", model="lenet-5", weights="in.safetensors", **options):
     step = {
-        k: options.pop(k) for k in ("criterion", "budget", "units", "round_to", "exclude") if k in options
+        k: options.pop(k)
+        for k in ("criterion", "budget", "units", "round_to", "exclude", "alike")
+        if k in options
     }
     return prune_checkpoint(model=model, weights=place / weights, out=place / out, step=step, **options)
 
@@ -105,6 +117,15 @@ def test_the_file_computes_what_the_library_does(place):
         sc.prune(model, sc.L1Norm(), sc.Global(0.5), structure=sc.trace(model, x), round_to=4)
     assert count_parameters(found) == count_parameters(sc.compact(model, x)[0])
     assert torch.allclose(found.eval()(x), model.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_like_groups_lose_as_many_units_each(place, alike):
+    save_weights(place / "twins.safetensors", open_network("own_networks:Twins", None)[0])
+    options = {"model": "own_networks:Twins", "weights": "twins.safetensors", "input_shape": (2, 4)}
+    pruned(place, budget="global", units=True, sparsity=0.5, alike=alike, **options)
+    small, _ = open_network("own_networks:Twins", place / "out.safetensors")
+    assert (small.up[0].out_features == small.up[1].out_features == 6) is alike
 
 
 @pytest.mark.parametrize("criterion", ["l2_norm", "l1_norm", "bn_scale", "activation_norm", "magnitude"])

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.copying import copied
 from secateur.data.dataset import Split, rows_of
 from secateur.graph.compare import tensors_in
-from secateur.running import evaluating
+from secateur.running import evaluating, uncached
 from secateur.task.base import Score, Task
 from secateur.training.evaluate import called
 
@@ -27,7 +27,7 @@ def imitation(dense: nn.Module, batches: Iterable[tuple[Any, Any]]) -> tuple[Spl
     """
     given = [inputs for inputs, _ in batches]
     work = copied(dense)  # forwards keep things
-    with evaluating(work), torch.no_grad():
+    with evaluating(work), uncached(work), torch.no_grad():
         found = [_numbers(called(work, inputs, False)) for inputs in given]
     wanted = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
     inputs = _joined(given)

@@ -169,6 +169,7 @@ def _masks(network: nn.Module, spec: Prune, given: Examples | None, structure: S
             structure=structure,
             round_to=spec.round_to,
             min_kept=spec.min_kept,
+            alike=spec.alike,
         )
 
 
