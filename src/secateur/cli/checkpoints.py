@@ -105,9 +105,11 @@ def prune(
     ] = None,
     data: Data = None,
     refit: Annotated[
-        bool,
-        typer.Option(help="With --units, what reads removed units is refitted on --data or --inputs."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="With --units: whether what reads removed units is refitted on --data or --inputs [it is]."
+        ),
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Where the masks of the network in --out go too.")
     ] = None,

@@ -143,6 +143,15 @@ def test_criteria_on_units_find_them_on_data_too(place, criterion):
     assert [tuple(p.shape) for p in loaded.parameters() if p.dim() > 1] == [(16, 64), (16, 16), (10, 16)]
 
 
+@pytest.mark.parametrize("refit", [None, True, False])
+def test_units_are_refitted_where_there_are_examples_unless_told_not_to(place, refit):
+    network = {"name": "digits-mlp", "hidden": 16}
+    save_weights(place / "own.safetensors", build_model("digits-mlp", hidden=16))
+    options = {"model": network, "weights": "own.safetensors", "units": True, "sparsity": 0.5}
+    text = pruned(place, data="digits", refit=refit, **options)
+    assert ("refitted on " in text) is (refit is not False)
+
+
 def test_compacting_after_single_weights_and_its_masks(place):
     """What the zeros left dead goes for real; the masks written fit the network written."""
     text = pruned(
