@@ -40,6 +40,16 @@ class Sized(nn.Module):
     def forward(self, x):
         return self.b(self.a(x).relu().view(-1, 12))
 
+class Twins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = (nn.ModuleList(nn.Linear(*size) for _ in "ab") for size in [(4, 12), (12, 4)])
+        self.up[1].weight.data *= 1.3
+    def forward(self, x):
+        for up, down in zip(self.up, self.down):
+            x = x + down(up(x).relu())
+        return x
+
 class Odd(Whole):
     def forward(self, x):
         raise ZeroDivisionError("odd")
@@ -74,7 +84,9 @@ def place(tmp_path, monkeypatch):
 
 def pruned(place, out="out.safetensors", model="lenet-5", weights="in.safetensors", **options):
     step = {
-        k: options.pop(k) for k in ("criterion", "budget", "units", "round_to", "exclude") if k in options
+        k: options.pop(k)
+        for k in ("criterion", "budget", "units", "round_to", "exclude", "alike")
+        if k in options
     }
     return prune_checkpoint(model=model, weights=place / weights, out=place / out, step=step, **options)
 
@@ -107,6 +119,15 @@ def test_the_file_computes_what_the_library_does(place):
     assert torch.allclose(found.eval()(x), model.eval()(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_like_groups_lose_as_many_units_each(place, alike):
+    save_weights(place / "twins.safetensors", open_network("own_networks:Twins", None)[0])
+    options = {"model": "own_networks:Twins", "weights": "twins.safetensors", "input_shape": (2, 4)}
+    pruned(place, budget="global", units=True, sparsity=0.5, alike=alike, **options)
+    small, _ = open_network("own_networks:Twins", place / "out.safetensors")
+    assert (small.up[0].out_features == small.up[1].out_features == 6) is alike
+
+
 @pytest.mark.parametrize("criterion", ["l2_norm", "l1_norm", "bn_scale", "activation_norm", "magnitude"])
 def test_criteria_on_units_find_them_on_data_too(place, criterion):
     """Without an input shape the data set's own examples are what the network runs on."""
@@ -120,6 +141,15 @@ def test_criteria_on_units_find_them_on_data_too(place, criterion):
     assert "32 of 64 units removed" in pruned(place, criterion=criterion, data="digits", **options)
     loaded, _ = open_network(network, place / "out.safetensors")
     assert [tuple(p.shape) for p in loaded.parameters() if p.dim() > 1] == [(16, 64), (16, 16), (10, 16)]
+
+
+@pytest.mark.parametrize("refit", [None, True, False])
+def test_units_are_refitted_where_there_are_examples_unless_told_not_to(place, refit):
+    network = {"name": "digits-mlp", "hidden": 16}
+    save_weights(place / "own.safetensors", build_model("digits-mlp", hidden=16))
+    options = {"model": network, "weights": "own.safetensors", "units": True, "sparsity": 0.5}
+    text = pruned(place, data="digits", refit=refit, **options)
+    assert ("refitted on " in text) is (refit is not False)
 
 
 def test_compacting_after_single_weights_and_its_masks(place):

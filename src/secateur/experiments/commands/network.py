@@ -84,7 +84,7 @@ def prune_checkpoint(
     data: Named | None = None,
     masks_out: Path | None = None,
     graph: bool = False,
-    refit: bool = True,
+    refit: bool | None = None,
 ) -> str:
     """Prune the checkpoint ``weights`` of ``model`` into ``out`` and return what was done as text.
 
@@ -95,7 +95,8 @@ def prune_checkpoint(
     is what the network runs on for that. With ``graph`` they are removed from its graph.
 
     Where there are examples, the layers that read removed units are refitted on some of them, unless
-    ``refit`` is False, and the text says how far the result agrees with the network given on others.
+    ``refit`` is False, and the text says how far the result agrees with the network given on others. Without
+    whole units, or examples to refit on, ``refit`` is left out.
     """
     spec = _prune_spec(step, sparsity)
     removing = removing or spec.units
@@ -111,6 +112,13 @@ def prune_checkpoint(
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
     if graph and not removing:
         raise RecipeError("--graph: nothing is removed here; it goes with --units or --compact")
+    if refit is not None and not spec.units:
+        option = "--refit" if refit else "--no-refit"
+        raise RecipeError(
+            f"{option}: single weights are pruned, and nothing is refitted; it goes with --units"
+        )
+    if refit and data is None and inputs is None:
+        raise RecipeError("--refit reads examples: give --data, or a file of them as --inputs")
     form = FORMS[1] if graph else FORMS[0]
     check_files({"--weights": weights}, {"--out": out, "--masks": masks_out})
     dataset = dataset_named(data)
@@ -127,7 +135,7 @@ def prune_checkpoint(
     structure = _units(network, given.example, form) if spec.units and given is not None else None
     masks = _masks(network, spec, given, structure)
     said = [repr(masks)]
-    if refit and dense is not None and given is not None and structure is not None:
+    if refit is not False and dense is not None and given is not None and structure is not None:
         said.append(refitted(network, dense, structure, given, masks))
     if before is not None and given is not None:
         small, proof = compact(network, given.example, masks=masks, structure=structure, form=form)
@@ -169,6 +177,7 @@ def _masks(network: nn.Module, spec: Prune, given: Examples | None, structure: S
             structure=structure,
             round_to=spec.round_to,
             min_kept=spec.min_kept,
+            alike=spec.alike,
         )
 
 

@@ -212,7 +212,6 @@ def _as_folder(out: Path, name: str) -> bool:
 
 def _saved(small: nn.Module, name: str, out: Path) -> str:
     if _as_folder(out, name):
-        save_pretrained(small, out)
-        return f"{out}: open it with secateur.from_pretrained({str(out)!r})"
+        return repr(save_pretrained(small, out))
     save(small, out)
     return f"load it into the network at its full size: secateur.load(network, {str(out)!r})"
