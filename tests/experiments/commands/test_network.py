@@ -4,6 +4,7 @@ import copy
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +50,10 @@ class Twins(nn.Module):
         for up, down in zip(self.up, self.down):
             x = x + down(up(x).relu())
         return x
+
+class Pairs(Whole):
+    def forward(self, x):
+        return self.a(x.view(-1, 2, 4))
 
 class Odd(Whole):
     def forward(self, x):
@@ -141,6 +146,27 @@ def test_criteria_on_units_find_them_on_data_too(place, criterion):
     assert "32 of 64 units removed" in pruned(place, criterion=criterion, data="digits", **options)
     loaded, _ = open_network(network, place / "out.safetensors")
     assert [tuple(p.shape) for p in loaded.parameters() if p.dim() > 1] == [(16, 64), (16, 16), (10, 16)]
+
+
+def test_costs_are_of_one_example_or_of_the_input_that_was_given(place):
+    np.save(place / "x.npy", np.zeros((9, 1, 28, 28), "f"))
+    one = inspect_model("lenet-5", None, inputs=place / "x.npy")
+    assert "multiply-adds 2,293,000, " in one
+    assert one.endswith("\nmultiply-adds, latency and memory: of one example")
+    given = inspect_model("lenet-5", None, (4, 1, 28, 28))
+    assert "multiply-adds 9,172,000, " in given
+    assert given.endswith("\nmultiply-adds, latency and memory: of an input of shape 4x1x28x28")
+    text = pruned(place, units=True, sparsity=0.5, inputs=place / "x.npy")
+    assert "2,293,000 -> 646,500 MACs" in text
+    assert ["multiply-adds", "2,293,000", "646,500"] in [line.split() for line in text.splitlines()]
+    assert "multiply-adds, latency and memory: of one example, on one thread" in text
+
+
+def test_of_a_network_that_runs_on_no_single_example_costs_are_of_two(place):
+    np.save(place / "x.npy", np.zeros((9, 4), "f"))
+    said = inspect_model("own_networks:Pairs", None, inputs=place / "x.npy")
+    assert "multiply-adds 40, " in said
+    assert said.endswith("memory: of a batch of 2, as one alone does not run")
 
 
 @pytest.mark.parametrize("refit", [None, True, False])

@@ -11,6 +11,7 @@ from secateur.cli import main
 from secateur.errors import RecipeError
 from secateur.experiments.commands.opening import open_network
 from secateur.experiments.commands.shrinking import shrink_checkpoint
+from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
@@ -31,6 +32,11 @@ def test_examples_without_labels_are_refitted_and_compared(given, tmp_path):
     assert "taught by the dense network for 10 epochs" in said
     assert "validation difference from dense" in said
     assert "on 10 examples" in said
+    assert "multiply-adds, latency and memory: of one example, on one thread" in said
+    counts = next(line.split() for line in said.splitlines() if line.startswith("multiply-adds "))
+    dense = count_macs(build_model("digits-mlp", hidden=16), torch.zeros(1, 1, 8, 8)).dense
+    assert int(counts[1].replace(",", "")) == dense
+    assert f"{counts[1]} -> {counts[2]} MACs" in said
     small, reshaped = open_network(NET, given["out"])
     assert reshaped
     assert count_parameters(small) <= 0.5 * count_parameters(build_model("digits-mlp", hidden=16))

@@ -108,7 +108,9 @@ def test_like_blocks_lose_as_many_units_each(recipe, tmp_path, monkeypatch, inde
 
 
 def test_a_constraint_is_met(recipe, tmp_path):
-    metrics = run(recipe().plans[1], tmp_path / "b", tmp_path / "dense")["metrics"]
+    row = run(recipe().plans[1], tmp_path / "b", tmp_path / "dense")
+    metrics = row["metrics"]
+    assert any(f"25,856 -> {metrics['macs']:,} MACs" in note for note in row["notes"])
     assert 0.4 * 25_856 < metrics["macs"] <= 0.5 * 25_856
 
 
