@@ -251,6 +251,13 @@ ERRORS = [
         (*PRUNE, "--units"),
         "error: --units runs the network: give --input-shape, like 1,3,32,32, --inputs or --data",
     ),
+    ((*PRUNE, "--refit"), "error: --refit: single weights are pruned, and nothing is refitted"),
+    ((*PRUNE, "--no-refit"), "error: --no-refit: single weights are pruned"),
+    (
+        (*PRUNE, "--units", "--refit", "--input-shape", "1,1,28,28"),
+        "error: --refit reads examples: give --data",
+    ),
+    ((*PRUNE, "--alike"), "round_to, min_kept and alike count whole units: add --units"),
     ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.options import (
+    Alike,
     Data,
     InputDtype,
     Inputs,
@@ -95,6 +96,7 @@ def prune(
     inputs: Inputs = None,
     round_to: Annotated[int, typer.Option(help="Of units, every group keeps a multiple of this.")] = 1,
     min_kept: Annotated[int, typer.Option(help="Of units, every group keeps at least this many.")] = 1,
+    alike: Alike = False,
     include: Annotated[
         list[str] | None, typer.Option(help="Only tensors (with --units groups) that match this pattern.")
     ] = None,
@@ -103,9 +105,11 @@ def prune(
     ] = None,
     data: Data = None,
     refit: Annotated[
-        bool,
-        typer.Option(help="With --units, what reads removed units is refitted on --data or --inputs."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="With --units: whether what reads removed units is refitted on --data or --inputs [it is]."
+        ),
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Where the masks of the network in --out go too.")
     ] = None,
@@ -124,6 +128,7 @@ def prune(
             "units": units,
             "round_to": round_to,
             "min_kept": min_kept,
+            "alike": alike,
             "include": include,
             "exclude": exclude,
         },
@@ -165,6 +170,7 @@ def shrink(
     include: Annotated[list[str] | None, typer.Option(help="Only groups that match this pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No group that matches this pattern.")] = None,
     round_to: Annotated[int, typer.Option(help="Every group keeps a multiple of this.")] = 1,
+    alike: Alike = False,
 ) -> None:
     """Make a network smaller: prune it to a goal, refit, prove, train, save, and compare with dense."""
     from secateur.experiments.commands.shrinking import shrink_checkpoint
@@ -180,7 +186,7 @@ def shrink(
             task=named("--task", task),
             epochs=epochs,
             lr=lr,
-            chosen={"include": include, "exclude": exclude, "round_to": round_to},
+            chosen={"include": include, "exclude": exclude, "round_to": round_to, "alike": alike},
             on_step=lambda text: typer.echo(text, err=True),
         )
     )

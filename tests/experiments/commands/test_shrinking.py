@@ -1,13 +1,17 @@
 """A checkpoint made smaller by one command: its errors, and what it says of what is left."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
+import torch
 
+from secateur.cli import main
 from secateur.errors import RecipeError
 from secateur.experiments.commands.opening import open_network
 from secateur.experiments.commands.shrinking import shrink_checkpoint
+from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
@@ -28,9 +32,56 @@ def test_examples_without_labels_are_refitted_and_compared(given, tmp_path):
     assert "taught by the dense network for 10 epochs" in said
     assert "validation difference from dense" in said
     assert "on 10 examples" in said
+    assert "multiply-adds, latency and memory: of one example, on one thread" in said
+    counts = next(line.split() for line in said.splitlines() if line.startswith("multiply-adds "))
+    dense = count_macs(build_model("digits-mlp", hidden=16), torch.zeros(1, 1, 8, 8)).dense
+    assert int(counts[1].replace(",", "")) == dense
+    assert f"{counts[1]} -> {counts[2]} MACs" in said
     small, reshaped = open_network(NET, given["out"])
     assert reshaped
     assert count_parameters(small) <= 0.5 * count_parameters(build_model("digits-mlp", hidden=16))
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A folder as transformers writes one, in which the second block's units matter more."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **sizes))
+    for parameter in network.model.layers[1].parameters():
+        parameter.data *= 1.2
+    network.save_pretrained(tmp_path / "llama")
+    np.savez(tmp_path / "x.npz", input_ids=np.random.default_rng(0).integers(0, 64, (24, 7)))
+    return {"model": str(tmp_path / "llama"), "inputs": tmp_path / "x.npz", "goals": {"parameters": 0.7}}
+
+
+def test_blocks_cut_alike_become_a_folder_that_transformers_opens_alone(llama, tmp_path, monkeypatch, capsys):
+    import transformers
+
+    out = tmp_path / "small"
+    named = ("--model", llama["model"], "--inputs", str(llama["inputs"]), "--out", str(out))
+    options = ("--parameters", "0.7", "--epochs", "1", "--alike")
+    monkeypatch.setattr(sys, "argv", ["secateur", "shrink", *named, *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "opened by AutoModelForCausalLM\nconfig.json says " in said
+    assert not (out / "secateur.json").exists()
+    small = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
+    assert small.config.intermediate_size < 48
+    widths = {layer.mlp.up_proj.weight.shape[0] for layer in small.model.layers}
+    assert widths == {small.config.intermediate_size}
+    dense = transformers.AutoModelForCausalLM.from_pretrained(llama["model"])
+    assert small.num_parameters() <= 0.7 * dense.num_parameters()
+
+
+def test_blocks_of_their_own_sizes_say_what_their_folder_needs(llama, tmp_path):
+    said = shrink_checkpoint(**llama, out=tmp_path / "small", epochs=0)
+    assert (
+        "opened by AutoModelForCausalLM with trust_remote_code=True, and by secateur.from_pretrained" in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,8 @@ def _attention(made: Lowering, a: Arguments, call: Call) -> Any:
     if mask is not None:
         x = _masked(made, x, mask)
     x = made.emit("softmax", [x], scores, dim=len(scores) - 1)
+    if isinstance(mask, Value) and mask.dtype == torch.bool:  # what may look nowhere sees nothing
+        x = made.emit("where", [made.among(mask, x), x, made.among(0.0, x)], scores)
     return made.emit("matmul", [x, v], call.shape)
 
 

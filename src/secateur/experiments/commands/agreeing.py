@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.copying import copied
 from secateur.graph.compare import tensors_in
-from secateur.running import evaluating
+from secateur.running import evaluating, uncached
 from secateur.task.classifying import predictions
 from secateur.training.evaluate import called
 
@@ -44,7 +44,7 @@ def agreement(dense: nn.Module, other: nn.Module, batches: Iterable[tuple[Any, A
     outputs: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
     for network, found in zip((dense, other), outputs, strict=True):
         work = copied(network)  # forwards keep things
-        with evaluating(work), torch.no_grad():
+        with evaluating(work), uncached(work), torch.no_grad():
             found.extend(tensors_in(called(work, inputs, False)) for inputs, _ in batches)
     wanted, given = ([torch.cat(parts) for parts in zip(*each, strict=True)] for each in outputs)
     return compared(wanted, given)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from secateur.data.checks import reading
 from secateur.data.dataset import Dataset, Inputs, each_tensor, rows_of
 from secateur.data.npz import read_array, read_arrays
-from secateur.errors import DataError, RecipeError
-from secateur.experiments.commands.opening import Named, described
+from secateur.errors import DataError, ModelError, RecipeError
+from secateur.experiments.commands.opening import Named, check_runs, described
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.plan import DataSpec
 from secateur.pruning.batches import arguments_of
@@ -33,12 +33,25 @@ Batch = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Examples:
-    """``example``: two inputs that a network is traced on. ``inputs``: those of a file; ``dataset``: that of
-    --data. Random numbers have neither: nothing is fitted to them and nothing compared on them."""
+    """``example``: two inputs that a network is traced on; ``one`` of them, where it is known which dim holds
+    them. ``inputs``: those of a file; ``dataset``: that of --data. Random numbers have neither: nothing is
+    fitted to them and nothing compared on them."""
 
     example: Any
     inputs: Inputs | None = None
     dataset: Dataset | None = None
+    one: Any = None
+
+    def measured(self, network: nn.Module) -> tuple[Any, str]:
+        """Return what costs are measured on, and that in words: one example, as everywhere else; a shape that
+        somebody gave, as it is; and the batch where the network runs on no single one."""
+        if self.one is None:
+            return self.example, f"of an input of shape {'x'.join(map(str, self.example.shape))}"
+        try:
+            check_runs(network, self.one)
+        except ModelError:
+            return self.example, f"of a batch of {rows_of(self.example)}, as one alone does not run"
+        return self.one, "of one example"
 
     @property
     def real(self) -> bool:
@@ -96,11 +109,12 @@ def examples_of(
     """Return what a network is run on, of the one of three options that is given."""
     if inputs is not None:
         found = bound(read_inputs(inputs), network, inputs)
-        return Examples(each_tensor(lambda tensor: tensor[:2], found), found, data)
+        two, one = (each_tensor(lambda tensor, n=n: tensor[:n], found) for n in (2, 1))
+        return Examples(two, found, data, one)
     if input_shape is not None:
         return Examples(example_inputs(network, input_shape, dtype_of(input_shape, input_dtype)), None, data)
     if data is not None:
-        return Examples(data.validation.first(2), None, data)
+        return Examples(data.validation.first(2), None, data, data.validation.first(1))
     raise RecipeError("nothing to run the network on; give --input-shape, --inputs or --data")
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.copying import copied
 from secateur.data.dataset import Split
 from secateur.graph.compare import tensors_in
-from secateur.running import evaluating
+from secateur.running import evaluating, uncached
 from secateur.task.base import Score, Task
 from secateur.training.evaluate import called
 
@@ -44,7 +44,7 @@ def imitation(
 
 def _taught(dense: nn.Module, batches: list[Any]) -> Split:
     work = copied(dense)  # forwards keep things
-    with evaluating(work), torch.no_grad():
+    with evaluating(work), uncached(work), torch.no_grad():
         found = [_numbers(called(work, inputs, False)) for inputs in batches]
     return Split(_joined(batches), tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
 
