@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -231,9 +232,13 @@ def scored(figure: Figure | None, scale: Scale) -> str:
     seeds."""
     if figure is None:
         return ""
-    text = scale.number(figure.mean)
-    digits = len(text.partition(".")[2])
-    return f"{text} ± {scale.factor * figure.std:.{digits}f}" if figure.number > 1 else text
+    mean, std = scale.factor * figure.mean, scale.factor * figure.std
+    if figure.number == 1:
+        return scale.number(figure.mean)
+    if scale.unit != "%" and not 1e-3 <= abs(mean) < 1e4:
+        return f"{scale.number(figure.mean)} ± {scale.number(figure.std)}"
+    digits = 2 if scale.unit == "%" else 3 - math.floor(math.log10(abs(mean)))
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def columns_unit(scale: Scale) -> str:

@@ -89,7 +89,7 @@ def _under_another_prefix(name: str, tensors: State) -> str:
     if inner in tensors:
         return f"; it has {inner!r}: load it into the inner network, in the factory"
     outer = next((other for other in tensors if other.endswith(f".{name}")), None)
-    return "" if outer is None else f"; it has {outer!r}: secateur convert strips a prefix of all names"
+    return "" if outer is None else f"; it has {outer!r}: convert strips a prefix of all names"
 
 
 def save_run(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secateur.cli import main
-from secateur.errors import RecipeError
+from secateur.errors import DataError, RecipeError
 from secateur.experiments.commands.opening import open_network
 from secateur.experiments.commands.shrinking import shrink_checkpoint
 from secateur.measure.macs import count_macs
@@ -114,5 +114,59 @@ def test_few_examples_are_not_taught_from(given, tmp_path):
     np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal((8, 1, 8, 8)).astype("f"))
     said = shrink_checkpoint(**given, goals={"macs": 0.6}, inputs=tmp_path / "few.npy")
     assert "refitted on 6 examples" in said
-    assert "not taught by the dense network: the examples are too few" in said
+    assert "not taught by the dense network: of fewer than 24 examples" in said
     assert "on 2 examples" in said
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.a, self.b = way, nn.Linear(6, 24), nn.Linear(24, 4)
+        self.norm = nn.BatchNorm1d(24)
+    def forward(self, x):
+        y = self.b(torch.relu(self.norm(self.a(x))))
+        return {"flat": y[:, 0], "two": (y, y.sum(1)), "turned": y.T, "scalar": (y, y.mean()),
+                "choice": y.argmax(1), "named": {"boxes": y, "score": y[:, 1]}}[self.way]
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "taught"),
+    [("flat", True), ("two", True), ("named", True), ("turned", False), ("scalar", False), ("choice", False)],
+)
+def test_whatever_a_network_puts_out_it_is_made_smaller(way, taught, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((100, 6)).astype("f"))
+    monkeypatch.chdir(tmp_path)
+    model, out = {"name": "own:Net", "way": way}, tmp_path / "small.safetensors"
+    said = shrink_checkpoint(model=model, out=out, inputs=tmp_path / "x.npy", goals={"macs": 0.6}, epochs=2)
+    assert out.exists()
+    assert ("not taught by the dense network: it puts out" in said) != taught
+    assert ("taught by the dense network for 2 epochs" in said) == taught
+    assert "on 25 examples" in said
+    assert "no --weights: as own:Net made them" in said
+
+
+def test_teaching_leaves_the_norms_statistics_alone(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    np.save(tmp_path / "x.npy", 3 + np.random.default_rng(0).standard_normal((100, 6)).astype("f"))
+    monkeypatch.chdir(tmp_path)
+    model, out = {"name": "own:Net", "way": "two"}, tmp_path / "small.safetensors"
+    said = shrink_checkpoint(model=model, out=out, inputs=tmp_path / "x.npy", goals={"macs": 0.6}, epochs=3)
+    assert "the best is" in said
+    small, _ = open_network(model, out)
+    assert not small.norm.running_mean.any()  # as they began
+    assert type(small).train is torch.nn.Module.train
+
+
+def test_a_nan_among_the_examples_is_one_error_at_once(given, tmp_path):
+    x = np.random.default_rng(0).standard_normal((40, 1, 8, 8)).astype("f")
+    x[39, 0, 3, 3] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=r"x\.npy: arg0 holds a NaN"):
+        shrink_checkpoint(**given, goals={"macs": 0.6}, inputs=tmp_path / "x.npy")

@@ -57,9 +57,9 @@ def convert(
     others = [other for other in found if other != name and not other.startswith(f"{name}/" if name else "/")]
     if others:
         said.append(f"left: {', '.join(repr(other) for other in others)} (--key takes another)")
-    state, done = _named(found[name], keep_prefix)
+    state, done = _dropped(source, found[name], drop)
     said += done
-    state, done = _dropped(source, state, drop)
+    state, done = _named(state, keep_prefix)
     said += done
     state, done = _masked(state)
     said += done
@@ -137,11 +137,12 @@ def _named(state: State, keep_prefix: bool) -> tuple[State, list[str]]:
         if len(state) > 1 and all(name.startswith(outer) for name in state):
             state = {name.removeprefix(outer): tensor for name, tensor in state.items()}
             said.append(f"{outer!r} stripped, which every name began with (--keep-prefix leaves it)")
+            break  # what stands behind it is the network's own
     return state, said
 
 
 def _dropped(source: Path, state: State, patterns: Sequence[str]) -> tuple[State, list[str]]:
-    """Leave out what the network does not have."""
+    """Leave out what the network does not have, by the names in the file."""
     gone = [name for name in state if any(fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in gone):

@@ -25,7 +25,7 @@ from secateur.text import first_line, nearest, shown
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 _MOST_NUMBERS = 2**27  # of one batch: half a gigabyte in float32
 _BATCH = 64
-_FEWEST = 24  # examples of a file of which some are for validation
+FEWEST = 24  # examples of a file of which some are for validation
 _COMPARED = 1000  # examples of a test split
 _POSITION = re.compile(r"arg(0|[1-9][0-9]{0,2})")
 Batch = tuple[Any, Any]
@@ -35,12 +35,13 @@ Batch = tuple[Any, Any]
 class Examples:
     """``example``: two inputs that a network is traced on; ``one`` of them, where it is known which dim holds
     them. ``inputs``: those of a file; ``dataset``: that of --data. Random numbers have neither: nothing is
-    fitted to them and nothing compared on them."""
+    fitted to them and nothing compared on them. ``validated``: some are kept for validation."""
 
     example: Any
     inputs: Inputs | None = None
     dataset: Dataset | None = None
     one: Any = None
+    validated: bool = False
 
     def measured(self, network: nn.Module) -> tuple[Any, str]:
         """Return what costs are measured on, and that in words: one example, as everywhere else; a shape that
@@ -63,7 +64,7 @@ class Examples:
         two are those for validation, where there are enough to say something."""
         rows = 0 if self.inputs is None else rows_of(self.inputs)
         held = rows - min(rows, max(1, rows // 4))
-        return (held - rows // 8 if rows >= _FEWEST else held), held
+        return (held - rows // 8 if self.validated and rows >= FEWEST else held), held
 
     def fitting(self, number: int) -> list[Batch]:
         """Return batches of up to ``number`` examples that a network is fitted to; none where there is only
@@ -105,12 +106,14 @@ def examples_of(
     input_dtype: str | None = None,
     inputs: Path | None = None,
     data: Dataset | None = None,
+    validated: bool = False,
 ) -> Examples:
-    """Return what a network is run on, of the one of three options that is given."""
+    """Return what a network is run on, of the one of three options that is given; ``validated``: some of a
+    file's examples are kept for validation."""
     if inputs is not None:
         found = bound(read_inputs(inputs), network, inputs)
         two, one = (each_tensor(lambda tensor, n=n: tensor[:n], found) for n in (2, 1))
-        return Examples(two, found, data, one)
+        return Examples(two, found, data, one, validated)
     if input_shape is not None:
         return Examples(example_inputs(network, input_shape, dtype_of(input_shape, input_dtype)), None, data)
     if data is not None:
@@ -152,6 +155,9 @@ def read_inputs(file: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
     with reading(f"{file}: torch has no such numbers", TypeError):
         native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
         tensors = {name: torch.from_numpy(array) for name, array in native.items()}
+    for name, tensor in tensors.items():
+        if bool(tensor.isnan().any()):
+            raise DataError(f"{file}: {name} holds a NaN; leave out the examples that do")
     positions = [name for name in tensors if _POSITION.fullmatch(name)]
     if {*positions} != {f"arg{i}" for i in range(len(positions))}:
         raise DataError(f"{file}: holds {', '.join(positions)}; positional arguments count from arg0")

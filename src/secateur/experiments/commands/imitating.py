@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.copying import copied
-from secateur.data.dataset import Split
+from secateur.data.dataset import Split, rows_of
+from secateur.errors import DataError
 from secateur.graph.compare import tensors_in
-from secateur.running import evaluating, uncached
+from secateur.running import evaluating, shapes, uncached
 from secateur.task.base import Score, Task
 from secateur.training.evaluate import called
 
@@ -24,14 +26,14 @@ def imitation(
     """Return the inputs of two sets of batches with what the dense network puts out as their labels, and the
     task of coming near: each output tensor's squared difference over the mean square of the dense network's.
 
-    Raises DataError where the first dim of an output is not the examples.
+    Raises DataError where there are no outputs to come near, or their first dim is not the examples.
     """
     splits = [_taught(dense, [inputs for inputs, _ in batches]) for batches in (train, validation)]
     sizes = [float(tensor.square().mean()) or 1.0 for tensor in splits[0].labels]
 
     def losses(outputs: Any, labels: Any) -> Tensor:
         pairs = zip(_numbers(outputs), labels, sizes, strict=True)
-        each = [((a - b).square() / size).flatten(1).mean(1) for a, b, size in pairs]
+        each = [((a - b).square() / size).reshape(len(b), -1).mean(1) for a, b, size in pairs]
         return torch.stack(each).sum(0)
 
     def root(sums: Tensor) -> float:
@@ -42,10 +44,26 @@ def imitation(
     return splits[0], splits[1], task
 
 
+@contextmanager
+def in_eval(network: nn.Module) -> Iterator[None]:
+    """Train a network in eval mode: what it comes near was put out so, and few examples would move the norms'
+    statistics away from those of the data that it was trained on."""
+    network.eval()
+    network.train = lambda mode=True: network  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del network.train
+
+
 def _taught(dense: nn.Module, batches: list[Any]) -> Split:
     work = copied(dense)  # forwards keep things
     with evaluating(work), uncached(work), torch.no_grad():
         found = [_numbers(called(work, inputs, False)) for inputs in batches]
+    for inputs, outputs in zip(batches, found, strict=True):
+        if not outputs or any(not out.dim() or len(out) != rows_of(inputs) for out in outputs):
+            what = shapes(outputs) if outputs else "no numbers"
+            raise DataError(f"it puts out {what} for {rows_of(inputs)} examples, not one output each")
     return Split(_joined(batches), tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 

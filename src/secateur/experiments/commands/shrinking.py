@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from secateur.data.dataset import Dataset, Split, Stream
-from secateur.errors import RecipeError
+from secateur.errors import DataError, RecipeError
 from secateur.experiments.commands.agreeing import agreement
-from secateur.experiments.commands.examples import Examples, dataset_named, examples_of
-from secateur.experiments.commands.imitating import imitation
+from secateur.experiments.commands.examples import FEWEST, Examples, dataset_named, examples_of
+from secateur.experiments.commands.imitating import imitation, in_eval
 from secateur.experiments.commands.network import check_files, check_one_of, refitted, side_by_side
 from secateur.experiments.commands.opening import Named, check_runs, described, model_spec, open_network
 from secateur.experiments.plan import TaskSpec
@@ -92,7 +93,7 @@ def shrink_checkpoint(
     dataset = dataset_named(data)
     dense, _ = open_network(model, weights, trained=True)
     labelled = None if dataset is None else labelled_by(dataset, task, epochs)
-    given = examples_of(dense, inputs=inputs, data=dataset)
+    given = examples_of(dense, inputs=inputs, data=dataset, validated=bool(epochs))
     check_runs(dense, given.example)
     before = None if labelled is None else labelled.test(dense)  # first: labels of another kind end it here
     on_step(f"pruning {name} to its goal")
@@ -102,6 +103,10 @@ def shrink_checkpoint(
     on, what = given.measured(dense)
     proof = replace(proof, macs=(count_macs(dense, on).dense, count_macs(small, on).dense))  # as in the table
     said = [f"{proof!r}", refit]
+    if not proof.removed:
+        said.insert(0, "the dense network meets the goal: nothing had to go")
+    if weights is None and labelled is None and not is_folder(name):
+        said.insert(0, f"no --weights: as {name} made them")
     if epochs:
         said.append(_trained(small, dense, labelled, given, settings, on_step))
     on_step("measuring")
@@ -120,8 +125,8 @@ def labelled_by(data: Dataset, task: Named | None, epochs: int = 1) -> Labelled 
         if not epochs:
             return None
         raise RecipeError(
-            f"{data.name}: its labels are no classes; name their task, like --task regression, or leave "
-            "training out with --epochs 0"
+            f"{data.name}: it does not say what its labels are; name their task, --task classification or "
+            "regression, say, or leave training out with --epochs 0"
         )
     built = described("--task", task or "classification", TaskSpec).build()
     return Labelled(data.of_inputs() if built.of_inputs else data, built)
@@ -155,23 +160,30 @@ def _trained(
     """Train in place, on labels or towards the dense network; what it was stays where no epoch is better on
     validation."""
     if labelled is not None:
-        how, (train, validation, task) = "fine-tuned", labelled.lesson
+        how, lesson, mode = "fine-tuned", labelled.lesson, nullcontext()
     elif not (apart := given.validating()):
-        return "not taught by the dense network: the examples are too few to set some aside for validation"
+        return f"not taught by the dense network: of fewer than {FEWEST} examples none is left for validation"
     else:
-        how = "taught by the dense network"
-        train, validation, task = imitation(dense, given.fitting(_TAUGHT), apart)
+        try:
+            lesson = imitation(dense, given.fitting(_TAUGHT), apart)
+        except DataError as error:
+            return f"not taught by the dense network: {error}"
+        how, mode = "taught by the dense network", in_eval(small)
+    train, validation, task = lesson
     scale = task.score
-    on_step(f"{how} for {settings.epochs} epochs:")
+    on_step(f"training for {settings.epochs} epochs")
     before, state = evaluate(small, validation, task), deepcopy(small.state_dict())
-    history = fit(
-        small,
-        train,
-        validation,
-        settings,
-        task=task,
-        on_epoch=lambda row: on_step(f"  epoch {row.epoch}: validation {scale.text(row.validation_score)}"),
-    )
+    with mode:
+        history = fit(
+            small,
+            train,
+            validation,
+            settings,
+            task=task,
+            on_epoch=lambda row: on_step(
+                f"  epoch {row.epoch}: validation {scale.name} {scale.text(row.validation_score)}"
+            ),
+        )
     after = evaluate(small, validation, task)
     scores = f"validation {scale.name} {scale.text(before.score)} -> {scale.text(after.score)}"
     if after.rank > before.rank:
