@@ -13,6 +13,7 @@ from secateur.experiments.commands.opening import open_network
 from secateur.experiments.commands.shrinking import shrink_checkpoint
 from secateur.measure.macs import count_macs
 from secateur.measure.size import count_parameters
+from secateur.measure.summary import profile
 from secateur.models import build_model
 from secateur.training.checkpoint import save_weights
 
@@ -170,3 +171,18 @@ def test_a_nan_among_the_examples_is_one_error_at_once(given, tmp_path):
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(DataError, match=r"x\.npy: arg0 holds a NaN"):
         shrink_checkpoint(**given, goals={"macs": 0.6}, inputs=tmp_path / "x.npy")
+
+
+def test_what_is_measured_lies_as_a_file_opens(tmp_path, monkeypatch):
+    """Training turns convolutions to channels last, which can be much faster, and a file does not."""
+    seen = []
+    monkeypatch.setattr(
+        "secateur.experiments.commands.shrinking.profile",
+        lambda network, *_, **given: seen.append(network) or profile(network, *_, **given),
+    )
+    images = np.random.default_rng(0).standard_normal((60, 1, 28, 28)).astype("f")
+    np.save(tmp_path / "x.npy", images)
+    save_weights(tmp_path / "w.safetensors", build_model("lenet-5"))
+    given = {"model": "lenet-5", "weights": tmp_path / "w.safetensors", "out": tmp_path / "s.safetensors"}
+    shrink_checkpoint(**given, goals={"macs": 0.6}, inputs=tmp_path / "x.npy", epochs=1)
+    assert all(parameter.is_contiguous() for network in seen for parameter in network.parameters())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.data.dataset import Dataset, Split, Stream
@@ -184,6 +185,8 @@ def _trained(
                 f"  epoch {row.epoch}: validation {scale.name} {scale.text(row.validation_score)}"
             ),
         )
+    # Training lays convolutions out channels last and a file does not: it is measured as it opens.
+    small.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     after = evaluate(small, validation, task)
     scores = f"validation {scale.name} {scale.text(before.score)} -> {scale.text(after.score)}"
     if after.rank > before.rank:
