@@ -142,6 +142,15 @@ def test_inputs_that_are_always_zero_take_their_weights_along():
     assert not masks["weight"][:, 2].any()
 
 
+def test_inputs_that_depend_on_each_other_need_damping():
+    net, x = nn.Linear(6, 3), torch.randn(50, 2) @ torch.randn(2, 6)
+    before = net.weight.clone()
+    with pytest.raises(BudgetError, match="damping=0: inputs that depend on each other"):
+        sc.sparsegpt(net, sc.Uniform(0.5), [x], damping=0)
+    assert torch.equal(net.weight, before)
+    assert sc.sparsegpt(net, sc.Uniform(0.5), [x]).sparsity == 0.5
+
+
 def test_shared_and_recurrent_weights_stay_dense_and_are_named():
     class Tied(nn.Module):
         def __init__(self):

@@ -208,7 +208,10 @@ def solved(
     dead = diagonal == 0
     gram = gram + torch.diag(dead.to(gram.dtype) + damping * diagonal.mean())
     work[:, dead] = 0.0
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise BudgetError(f"damping={damping:g}: inputs that depend on each other need more, like 0.01")
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     pattern = taken if isinstance(taken, NM) else None
     of = 1 if pattern is None else pattern.of
     step = max(1, _BLOCK // of) * of
