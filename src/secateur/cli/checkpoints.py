@@ -45,17 +45,25 @@ def convert(
     keep_prefix: Annotated[
         bool, typer.Option("--keep-prefix", help="Leave what stands before every name, like 'model.'.")
     ] = False,
+    strip: Annotated[
+        str | None,
+        typer.Option(help="What else stands before every name, like 'student.model.'.", metavar="PREFIX"),
+    ] = None,
     drop: Annotated[
         list[str],
         typer.Option(
             help="Leave out tensors so named, like 'loss.*': the network has none.", metavar="PATTERN"
         ),
     ] = [],  # noqa: B006
+    dtype: Annotated[
+        str | None, typer.Option(help="What half precision, say, becomes: float32.", metavar="DTYPE")
+    ] = None,
 ) -> None:
     """Make a PyTorch checkpoint a safetensors file, without running what it holds."""
     from secateur.experiments.commands.convert import convert as converted
 
-    typer.echo(converted(source, target, key=key, keep_prefix=keep_prefix, drop=drop))
+    given = {"key": key, "keep_prefix": keep_prefix, "strip": strip, "drop": drop, "dtype": dtype}
+    typer.echo(converted(source, target, **given))
 
 
 def prune(

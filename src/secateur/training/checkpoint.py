@@ -73,7 +73,7 @@ def _check_state(model: nn.Module, tensors: State, where: str) -> None:
         if tensors[name].dtype != expected[name].dtype:
             raise StorageError(
                 f"{where}: {name} is {tensors[name].dtype} there and {expected[name].dtype} in "
-                f"{type(model).__name__}; convert one of them first"
+                f"{type(model).__name__}; secateur convert --dtype makes it another"
             )
     extra = next((name for name in tensors if name not in expected), None)
     if extra is not None:

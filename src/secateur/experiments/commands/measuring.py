@@ -67,7 +67,7 @@ def _cost(made: Format, making: Making, asked: _Asked, test: Mapping[str, Any]) 
         first = answer["load_s"]
         answer = asked.of([made], **given)
         if made.engine == "compiled" and first > 2 * answer.get("load_s", first):
-            making.notes[made.name] = f"the first start on a machine compiles: here {first:.0f} s"
+            making.notes[made.name] = f"the first start on a machine compiles: here {first:.1f} s"
     if "error" in answer:
         return {"reason": answer["error"]}
     path = Path(made.file)
