@@ -49,9 +49,9 @@ def convert(
     It is read on the CPU with ``weights_only=True``: tensors, numbers and containers of them, and no code.
     The state dict is the part that ``key`` names (``ema/module``, say), else the largest in the file under a
     usual name. Tensors whose names match a pattern of ``drop`` are left out. ``module.`` and ``_orig_mod.``
-    go from the other names, and what a trainer puts before every one of them, unless ``keep_prefix``; ``strip``
-    is a prefix that goes instead. Masks of ``torch.nn.utils.prune`` are applied. ``dtype``: what numbers that
-    are no integers become, where the network's are others.
+    go from the other names, and what a trainer puts before every one of them, unless ``keep_prefix``;
+    ``strip`` is a prefix that goes instead. Masks of ``torch.nn.utils.prune`` are applied. ``dtype``: what
+    numbers that are no integers become, where the network's are others.
 
     Raises StorageError for a file that is not there, that holds more than data, or no state dict.
     """
