@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from secateur.experiments.results import read_results
 from secateur.report.aggregate import Figure, Group, all_groups, scored, value_text
 from secateur.report.figures import match
 from secateur.report.pictures import write_pictures
-from secateur.task.base import ACCURACY
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "results"
@@ -48,10 +46,10 @@ PICTURES = {  # the picture of a page: the studies of the report, and which of i
 METRICS = {  # what a table may show: its title, and how a figure is written
     "sparsity": ("sparsity", lambda f: f"{100 * f.mean:.2f} %"),
     "compression": ("compression", lambda f: f"{f.mean:.2f}x"),
-    "dense": ("dense", partial(scored, scale=ACCURACY)),
-    "pruned": ("pruned", partial(scored, scale=ACCURACY)),
-    "retrained": ("retrained", partial(scored, scale=ACCURACY)),
-    "validation": ("validation", partial(scored, scale=ACCURACY)),
+    "dense": ("dense", scored),
+    "pruned": ("pruned", scored),
+    "retrained": ("retrained", scored),
+    "validation": ("validation", scored),
     "score": ("score", lambda f: _spread(f"{f.mean:.3f}", f"{f.std:.3f}", f)),
     "error": ("error", lambda f: _spread(f"{100 * (1 - f.mean):.2f}", f"{100 * f.std:.2f}", f)),
     "parameters": ("parameters", lambda f: f"{f.mean:,.0f}"),
@@ -180,7 +178,10 @@ def _cell(group: Group, column: str, groups: Sequence[Group], reference: Iterabl
         return group.method
     if column in METRICS:
         shown = figure(group, column)
-        return "" if shown is None else METRICS[column][1](shown)
+        write = METRICS[column][1]
+        if shown is None:
+            return ""
+        return scored(shown, group.scale) if write is scored else write(shown)
     return value_text(group.point[column]) if column in group.point else ""
 
 

@@ -1,10 +1,13 @@
 import contextlib
 import errno
+import io
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -19,16 +22,23 @@ from secateur.training.checkpoint import save_weights
 from secateur.training.evaluate import evaluate
 
 
-def secateur_command(*arguments, cwd=None):
-    command = [sys.executable, "-m", "secateur.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+def secateur_command(*arguments, cwd="."):
+    """Run the command line in this process, which has imported everything that it does."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    words = mock.patch.object(sys, "argv", ["secateur", *map(str, arguments)])
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), words:
+        try:
+            main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def test_the_main_job(tmp_path):
     """What a stranger does first: run a recipe, read the table, open the report."""
-    done = secateur_command(
-        "run", "quickstart", "--seeds", "0", "--set", "train.epochs=4", "--out", tmp_path / "qs"
-    )
+    command = [sys.executable, "-m", "secateur.cli", "run", "quickstart", "--seeds", "0"]
+    command += ["--set", "train.epochs=4", "--out", str(tmp_path / "qs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "retrained %" in done.stdout
     assert "97.99" in done.stdout or "98.00" in done.stdout  # the sparsity column of the last zeros
@@ -241,6 +251,13 @@ ERRORS = [
         (*PRUNE, "--units"),
         "error: --units runs the network: give --input-shape, like 1,3,32,32, --inputs or --data",
     ),
+    ((*PRUNE, "--refit"), "error: --refit: single weights are pruned, and nothing is refitted"),
+    ((*PRUNE, "--no-refit"), "error: --no-refit: single weights are pruned"),
+    (
+        (*PRUNE, "--units", "--refit", "--input-shape", "1,1,28,28"),
+        "error: --refit reads examples: give --data",
+    ),
+    ((*PRUNE, "--alike"), "round_to, min_kept and alike count whole units: add --units"),
     ((*PRUNE, "--criterion", "l2_norm"), "L2Norm ranks whole units: add --units"),
 ]
 

@@ -89,6 +89,14 @@ def refit(net: nn.Module, folder: Path) -> None:
     assert before.changes(dense) == []
 
 
+def moved_along(net: nn.Module, folder: Path) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    sc.sparsegpt(net, sc.Uniform(0.5), DATA)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.copy_(before[name])  # what it is for
+
+
 def recalibrated(net: nn.Module, folder: Path) -> None:
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     sc.recalibrate(net, DATA)
@@ -220,6 +228,7 @@ WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
 # These take seconds: one network with all idioms at once.
 SLOW: dict[str, Callable[[nn.Module, Path], Any]] = {
     "recalibrate": recalibrated,
+    "sparsegpt": moved_along,
     "distill": taught,
     "prune_to": constrained,
     "prune_greedily": lambda net, folder: sc.prune_greedily(net, X, DATA, parameters=0.8),

@@ -85,6 +85,7 @@ from secateur.methods.low_rank import LowRank as LowRank
 from secateur.methods.greedy import prune_greedily as prune_greedily
 from secateur.methods.greedy import Greedy as Greedy
 from secateur.methods.greedy import GreedyRun as GreedyRun
+from secateur.methods.sparsegpt import sparsegpt as sparsegpt
 from secateur.methods.structure_selection import StructureSelection as StructureSelection
 from secateur.methods.structure_selection import Selected as Selected
 from secateur.methods.network_slimming import slimming as slimming

@@ -90,7 +90,7 @@ def need(module: str, package: str | None = None, *, extra: str = "lab") -> Any:
     """Import ``module``; raise MissingExtraError naming ``package`` where it is not installed."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError(package or module, extra) from error
 
 

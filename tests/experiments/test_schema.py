@@ -5,9 +5,10 @@ import json
 import pytest
 
 from secateur.errors import StorageError
+from secateur.experiments.deployment_schema import validated_deployment
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
-from secateur.experiments.schema import scale_of, validated_deployment, validated_results, validated_row
+from secateur.experiments.schema import scale_of, validated_results, validated_row
 from secateur.experiments.study import run_study
 from secateur.experiments.trial import failed_row
 from secateur.task.base import Scale

@@ -32,7 +32,7 @@ def test_means_and_sample_deviations_over_seeds():
     assert figure_of([None]) is None
     assert scored(Figure(0.98765, 0.001, 3), ACCURACY) == "98.77 ± 0.10"
     assert scored(Figure(0.98765, 0.0, 1), ACCURACY) == "98.77"
-    assert scored(Figure(4.25, 0.125, 3), Scale("perplexity", "", False)) == "4.25 ± 0.125"
+    assert scored(Figure(4.25, 0.125, 3), Scale("perplexity", "", False)) == "4.250 ± 0.125"
     assert scored(None, ACCURACY) == ""
 
 
@@ -122,3 +122,19 @@ def test_the_front_is_what_nothing_beats():
     assert front(points) == [1, 2]
     assert front([(0.5, 0.9), (0.5, 0.9)]) in ([0], [1])
     assert front([]) == []
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (0.90001, 0.0123, "0.9000 ± 0.0123"),
+        (0.99999, 0.004, "1.0000 ± 0.0040"),
+        (8.1, 0.0876, "8.100 ± 0.088"),
+        (12345.6, 37.0, "1.235e+04 ± 37"),
+        (1.234e-5, 3.7e-8, "1.234e-05 ± 3.7e-08"),
+        (0.0, 0.5, "0 ± 0.5"),
+        (-3.169, 0.08457, "-3.169 ± 0.085"),
+    ],
+)
+def test_a_deviation_has_the_digits_of_its_mean(mean, std, text):
+    assert scored(Figure(mean, std, 3), Scale("R2")) == text

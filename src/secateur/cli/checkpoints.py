@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.options import (
+    Alike,
     Data,
     InputDtype,
     Inputs,
@@ -44,17 +45,25 @@ def convert(
     keep_prefix: Annotated[
         bool, typer.Option("--keep-prefix", help="Leave what stands before every name, like 'model.'.")
     ] = False,
+    strip: Annotated[
+        str | None,
+        typer.Option(help="What else stands before every name, like 'student.model.'.", metavar="PREFIX"),
+    ] = None,
     drop: Annotated[
         list[str],
         typer.Option(
             help="Leave out tensors so named, like 'loss.*': the network has none.", metavar="PATTERN"
         ),
     ] = [],  # noqa: B006
+    dtype: Annotated[
+        str | None, typer.Option(help="What half precision, say, becomes: float32.", metavar="DTYPE")
+    ] = None,
 ) -> None:
     """Make a PyTorch checkpoint a safetensors file, without running what it holds."""
     from secateur.experiments.commands.convert import convert as converted
 
-    typer.echo(converted(source, target, key=key, keep_prefix=keep_prefix, drop=drop))
+    given = {"key": key, "keep_prefix": keep_prefix, "strip": strip, "drop": drop, "dtype": dtype}
+    typer.echo(converted(source, target, **given))
 
 
 def prune(
@@ -95,6 +104,7 @@ def prune(
     inputs: Inputs = None,
     round_to: Annotated[int, typer.Option(help="Of units, every group keeps a multiple of this.")] = 1,
     min_kept: Annotated[int, typer.Option(help="Of units, every group keeps at least this many.")] = 1,
+    alike: Alike = False,
     include: Annotated[
         list[str] | None, typer.Option(help="Only tensors (with --units groups) that match this pattern.")
     ] = None,
@@ -103,9 +113,11 @@ def prune(
     ] = None,
     data: Data = None,
     refit: Annotated[
-        bool,
-        typer.Option(help="With --units, what reads removed units is refitted on --data or --inputs."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="With --units: whether what reads removed units is refitted on --data or --inputs [it is]."
+        ),
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Where the masks of the network in --out go too.")
     ] = None,
@@ -124,6 +136,7 @@ def prune(
             "units": units,
             "round_to": round_to,
             "min_kept": min_kept,
+            "alike": alike,
             "include": include,
             "exclude": exclude,
         },
@@ -165,6 +178,7 @@ def shrink(
     include: Annotated[list[str] | None, typer.Option(help="Only groups that match this pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No group that matches this pattern.")] = None,
     round_to: Annotated[int, typer.Option(help="Every group keeps a multiple of this.")] = 1,
+    alike: Alike = False,
 ) -> None:
     """Make a network smaller: prune it to a goal, refit, prove, train, save, and compare with dense."""
     from secateur.experiments.commands.shrinking import shrink_checkpoint
@@ -180,7 +194,7 @@ def shrink(
             task=named("--task", task),
             epochs=epochs,
             lr=lr,
-            chosen={"include": include, "exclude": exclude, "round_to": round_to},
+            chosen={"include": include, "exclude": exclude, "round_to": round_to, "alike": alike},
             on_step=lambda text: typer.echo(text, err=True),
         )
     )

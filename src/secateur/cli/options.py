@@ -43,6 +43,14 @@ Data = Annotated[
     str | None,
     typer.Option(help="A data set, package.module:function, or YAML: {name: image-folder, path: ...}."),
 ]
+Alike = Annotated[
+    bool,
+    typer.Option(
+        "--alike",
+        help="Of units, like groups of like blocks lose as many each: a stock configuration of transformers "
+        "can say what is left.",
+    ),
+]
 Task = Annotated[
     str | None,
     typer.Option(help="The task of --data [classification]: see `secateur list`, or package.module:Task."),

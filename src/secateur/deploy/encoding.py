@@ -115,7 +115,7 @@ class Squeeze:
     """Compresses bytes in the way that was chosen, or leaves them where it does not help."""
 
     def __init__(self, compression: str) -> None:
-        self.zstandard = need("zstandard", extra="fast") if compression == "zstd" else None
+        self.zstandard: Any = need("zstandard", extra="fast") if compression == "zstd" else None
 
     def __call__(self, data: bytes) -> tuple[str, bytes]:
         """Return (codec, bytes) of the smallest that was found."""

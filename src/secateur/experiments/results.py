@@ -17,9 +17,11 @@ import torch
 
 import secateur
 from secateur.errors import StorageError
+from secateur.experiments.checked_json import SCHEMA
+from secateur.experiments.deployment_schema import validated_deployment
 from secateur.experiments.plan import pick_device
 from secateur.experiments.recipe import Recipe
-from secateur.experiments.schema import SCHEMA, validated_deployment, validated_results
+from secateur.experiments.schema import validated_results
 from secateur.storage import load_json, replacing, save_json
 
 DEPLOYED = Path("deploy", "deploy.json")  # in a trial's folder

@@ -1,156 +1,80 @@
 """What the files of results hold, checked where they are read: names and figures, never code.
 
-``results.json``, a trial's ``result.json`` and row in ``study.db``, ``deploy.json``: whatever reads one of
-them takes what these functions return, which has no key but those below, each of its kind and in its range.
+``results.json``, a trial's ``result.json`` and row in ``study.db``: whatever reads one of them takes what
+these functions return, which has no key but those below, each of its kind and in its range.
 """
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from secateur.errors import StorageError
+from secateur.experiments.checked_json import (
+    SCHEMA,
+    Count,
+    Finite,
+    Hash,
+    Left,
+    Listed,
+    Model,
+    Named,
+    Object,
+    Positive,
+    Real,
+    ScoreNamed,
+    Seed,
+    Share,
+    Text,
+    Texts,
+    check_schema,
+    checked,
+    named,
+    options,
+    plain_object,
+    positive,
+    short,
+    text,
+)
 from secateur.task.base import ACCURACY, Scale, Task
 
-SCHEMA = 2
-_READ = (1, SCHEMA)  # 1: of classification alone, whose score was called accuracy
-_LENGTH = 1_000_000  # of a list, and of a text in characters
-_DEPTH, _WORD = 32, 4096  # of what a recipe's settings hold, and of a text in them
-_SHOWN = 60
-_WORDS = {
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "bool_type": "true or false",
-    "too_long": f"a list of at most {_LENGTH:,}",
-}
 _WHOLE = ("layers", "curves", "epochs", "config", "classes")  # what every finished trial has
 EMPTY = {"requested": {}, "metrics": {}, "layers": [], "curves": {}, "stages": {}, "seconds": {}}
 EMPTY |= {"epochs": {}, "notes": [], "by_class": []}  # what a failed trial has of them
 
 
-def _number(kinds: tuple[type, ...], low: float, high: float) -> Callable[[Any], Any]:
-    words = "a whole number" if float not in kinds else "a number"
-
-    def check(value: Any) -> Any:
-        if type(value) not in kinds or not low <= value <= high:  # a bool is none, and a NaN fails too
-            raise ValueError(f"{words} from {low:g} to {high:g} is right")
-        return value
-
-    return check
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _LENGTH:
-        raise ValueError(f"a text of at most {_LENGTH:,} characters is right")
-    return value
-
-
-def _hash(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{1,64}", value):
-        raise ValueError("a hash in hexadecimal digits is right")
-    return value
-
-
-def _plain(value: Any, depth: int = _DEPTH) -> Any:
-    """Return what a recipe can hold: texts, numbers, lists and objects of them."""
-    match value:
-        case None | bool():
-            return value
-        case int() | float():
-            return _finite(value)
-        case str() if len(value) <= _WORD:
-            return value
-        case list() | dict() if depth and len(value) <= _LENGTH:
-            for part in (*value, *(value.values() if isinstance(value, dict) else ())):
-                _plain(part, depth - 1)
-            return value
-    raise ValueError(f"plain data are right, of at most {_DEPTH} levels and {_WORD} characters a text")
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("an object is right")
-    return _plain(value)
-
-
-def _options(value: Any) -> dict[str, Any]:
-    """Return keyword arguments: their names are pasted into the Python that ``secateur choose`` prints."""
-    for name in _object(value):
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise ValueError(f"the option {_short(name)} is no name that Python takes")
-    return value
-
-
-def _named(value: Any) -> dict[str, Any]:
-    if not isinstance(_options(value).get("name"), str):
-        raise ValueError("an object with a name is right")
-    return value
-
-
 def _step(value: Any) -> dict[str, Any]:
     """Return a step of a recipe; what is read of it later is there."""
-    cut, scratch = _object(value).get("prune"), value.get("scratch")
+    cut, scratch = plain_object(value).get("prune"), value.get("scratch")
     if "prune" in value:
-        _named(_object(cut).get("budget"))
+        named(plain_object(cut).get("budget"))
         if not isinstance(criterion := value["prune"].get("criterion", ""), str):
-            _named(criterion)
+            named(criterion)
     if "scratch" in value:
-        _options(_object(scratch).get("model", {}))
+        options(plain_object(scratch).get("model", {}))
         if value["scratch"].get("width") is not None:
-            _positive(value["scratch"]["width"])
+            positive(value["scratch"]["width"])
     return value
 
 
 def _reference(value: Any) -> dict[str, Any]:
     for name in ("method", "study", "note"):
-        _text(_object(value).get(name, ""))
+        text(plain_object(value).get(name, ""))
     return value
 
 
-_finite = _number((int, float), -1e300, 1e300)
-_positive = _number((int, float), 1e-18, 1e18)
-Finite = Annotated[Any, AfterValidator(_finite)]
-Real = Annotated[Any, AfterValidator(_number((int, float), -1e18, 1e18))]
-Positive = Annotated[Any, AfterValidator(_positive)]
-Share = Annotated[Any, AfterValidator(_number((int, float), 0, 1))]
-# A wider control's sparsity is below 0.
-Left = Annotated[Any, AfterValidator(_number((int, float), -1e18, 1))]
-Count = Annotated[Any, AfterValidator(_number((int,), 0, 2**63))]
-Seed = Annotated[Any, AfterValidator(_number((int,), -(2**64), 2**64))]
-Text = Annotated[Any, AfterValidator(_text)]
-Hash = Annotated[Any, AfterValidator(_hash)]
-Plain = Annotated[Any, AfterValidator(_plain)]
-Object = Annotated[Any, AfterValidator(_object)]
-Named = Annotated[Any, AfterValidator(_named)]
-Listed = Field(max_length=_LENGTH)
-Texts = Annotated[list[Text], Listed]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
-
-
-class _Score(_Model):
-    name: Text
-    unit: Text = ""
-    higher_is_better: bool = True
-    example: Text = "example"
-
-
-class _Class(_Model):
+class _Class(Model):
     name: Text
     number: Count
     dense: Share
     final: Share
 
 
-class _Metrics(_Model):
+class _Metrics(Model):
     score_dense: Finite | None = None
     score_dense_validation: Finite | None = None
     score_pruned: Finite | None = None
@@ -176,20 +100,20 @@ class _Metrics(_Model):
     average_memory_dense_mb: Positive | None = None
 
 
-class _Requested(_Model):
+class _Requested(Model):
     sparsity: Real | None = None
 
 
-class _Layer(_Model):
+class _Layer(Model):
     name: Text
-    shape: Annotated[list[Count], Listed] = []
+    shape: Annotated[list[Count], Listed] = Field(default_factory=list)
     weights: Count = 0
     kept: Count = 0
     sparsity: Left
     requested: Real | None = None
 
 
-class _Epoch(_Model):
+class _Epoch(Model):
     epoch: Count = 0
     lr: Finite = 0.0
     train_loss: Finite = 0.0
@@ -198,7 +122,7 @@ class _Epoch(_Model):
     seconds: Finite = 0.0
 
 
-class _Stage(_Model):
+class _Stage(Model):
     alpha: Share
     rate: Finite = 1.0
     score: Real | None
@@ -206,12 +130,12 @@ class _Stage(_Model):
     kept: bool = True
 
 
-class _Epochs(_Model):
+class _Epochs(Model):
     dense: Count = 0
     retrain: Count = 0
 
 
-class _Config(_Model):
+class _Config(Model):
     data: Named
     model: Named
     task: Named | None = None
@@ -219,7 +143,7 @@ class _Config(_Model):
     steps: Annotated[list[Annotated[Any, AfterValidator(_step)]], Listed]
 
 
-class _Row(_Model):
+class _Row(Model):
     id: Hash
     method: Text
     state: Literal["finished", "failed"]
@@ -227,88 +151,30 @@ class _Row(_Model):
     seed: Seed
     requested: _Requested = _Requested()
     metrics: _Metrics = _Metrics()
-    layers: Annotated[list[_Layer], Listed] = []
-    curves: dict[Text, Annotated[list[_Epoch], Listed]] = {}
-    stages: dict[Text, Annotated[list[_Stage], Listed]] = {}
-    seconds: dict[Text, Real] = {}
+    layers: Annotated[list[_Layer], Listed] = Field(default_factory=list)
+    curves: dict[Text, Annotated[list[_Epoch], Listed]] = Field(default_factory=dict)
+    stages: dict[Text, Annotated[list[_Stage], Listed]] = Field(default_factory=dict)
+    seconds: dict[Text, Real] = Field(default_factory=dict)
     epochs: _Epochs = _Epochs()
-    notes: Texts = []
+    notes: Texts = Field(default_factory=list)
     config: _Config | None = None
     dense: Hash | None = None
     classes: Count = 0
-    score: _Score | None = None
-    by_class: Annotated[list[_Class], Listed] = []
+    score: ScoreNamed | None = None
+    by_class: Annotated[list[_Class], Listed] = Field(default_factory=list)
 
 
-class _Results(_Model):
+class _Results(Model):
     recipe: Text
     description: Text = ""
     source: Text = ""
     text: Text = ""
-    settings: Object = {}
-    environment: Object = {}
+    settings: Object = Field(default_factory=dict)
+    environment: Object = Field(default_factory=dict)
     trials: Annotated[list[Any], Listed]
-    reference: Annotated[list[Annotated[Any, AfterValidator(_reference)]], Listed] = []
-
-
-class _Timing(_Model):
-    median: Real
-    low: Real
-    high: Real
-    runs: Count = 0
-    threads: Count = 1
-
-
-class _Timings(_Model):
-    at_1: Annotated[_Timing, Field(alias="1")]
-    at_64: Annotated[_Timing, Field(alias="64")]
-
-
-class _Peak(_Model):
-    at_1: Annotated[Count, Field(alias="1")]
-    at_64: Annotated[Count, Field(alias="64")]
-
-
-class _Memory(_Model):
-    imports: Count
-    peak: _Peak
-
-
-class _Format(_Model):
-    name: Text
-    reason: None
-    file: Text
-    bytes: Count
-    load_s: Real
-    memory: _Memory | None
-    latency: _Timings
-    score: Real | None
-    same: Count | None
-    error: Real | None = None
-    note: Text | None = None
-
-
-class _NotMade(_Model):
-    name: Text
-    reason: Text
-
-
-class _Deployed(_Model):
-    id: Hash
-    method: Text
-    point: Object
-    seed: Seed
-
-
-class _Deployment(_Model):
-    trial: _Deployed
-    environment: Object
-    test: Count
-    score: _Score | None = None
-    reference: Text = "pruned, PyTorch"
-    seconds: Real = 0.0
-    formats: Annotated[list[Any], Listed]
-    notes: Texts = []
+    reference: Annotated[list[Annotated[Any, AfterValidator(_reference)]], Listed] = Field(
+        default_factory=list
+    )
 
 
 def validated_results(value: Any, where: str) -> dict[str, Any]:
@@ -316,8 +182,8 @@ def validated_results(value: Any, where: str) -> dict[str, Any]:
 
     Raises StorageError for the first thing that is not what a study writes.
     """
-    _check_schema(value, where)
-    results = _validated(_Results, value, where)
+    check_schema(value, where)
+    results = checked(_Results, value, where)
     rows = [validated_row(row, f"{where}: trials.{i}") for i, row in enumerate(results["trials"])]
     for name, number in Counter(row["id"] for row in rows).items():
         if number > 1:
@@ -339,7 +205,7 @@ def validated_row(value: Any, where: str) -> dict[str, Any]:
             raise StorageError(
                 f"{where}: a trial lacks {lacking[0]!r}: written by an early version; run the study again"
             )
-    row = _validated(_Row, _renewed_row(value), where)
+    row = checked(_Row, _renewed_row(value), where)
     _check_shares(row, where)
     if row.get("config", ...) is None:  # of a failed trial
         del row["config"]
@@ -378,7 +244,7 @@ def _check_shares(row: Mapping[str, Any], where: str) -> None:
     ]
     for place, value in metrics + epochs:
         if not 0 <= value <= 1:
-            raise StorageError(f"{where}: {place} is {_short(value)}; a number from 0 to 1 is right")
+            raise StorageError(f"{where}: {place} is {short(value)}; a number from 0 to 1 is right")
 
 
 def score_of(task: Task) -> dict[str, Any]:
@@ -398,57 +264,3 @@ def scale_of(row: Mapping[str, Any]) -> Scale:
     if score is None:
         return ACCURACY
     return Scale(score["name"], score.get("unit", ""), score.get("higher_is_better", True))
-
-
-def validated_deployment(value: Any, where: str) -> dict[str, Any]:
-    """Return what ``secateur deploy`` measured, as ``deploy.json`` holds it, checked.
-
-    Raises StorageError, naming the file by ``where``, for the first thing that it would not write.
-    """
-    _check_schema(value, where)
-    found = _validated(_Deployment, value, where)
-    formats: list[dict[str, Any]] = []
-    for i, each in enumerate(found["formats"]):
-        made = isinstance(each, dict) and each.get("reason") is None
-        if made and "accuracy" in each:  # of classification alone
-            each = {"score" if key == "accuracy" else key: value for key, value in each.items()}
-        formats.append(_validated(_Format if made else _NotMade, each, f"{where}: formats.{i}"))
-    return {"schema": SCHEMA} | found | {"formats": formats, "notes": found.get("notes", [])}
-
-
-def _check_schema(value: Any, where: str) -> None:
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if type(schema) is not int or schema not in _READ:
-        raise StorageError(f"{where}: not results of schema {SCHEMA} or before, which this version reads")
-
-
-def _validated(kind: type[_Model], value: Any, where: str) -> dict[str, Any]:
-    try:
-        checked = kind.model_validate(value)
-    except ValidationError as error:
-        raise StorageError(f"{where}: {_said(error)}") from error
-    return checked.model_dump(exclude_unset=True, by_alias=True)
-
-
-def _said(error: ValidationError) -> str:
-    """Return the first thing wrong in one line: where it stands, what it is, and what would be right."""
-    first = error.errors(include_url=False)[0]
-    parts = [str(part) if str(part).isprintable() else _short(part) for part in first["loc"]]
-    place = ".".join(part[:_SHOWN] for part in parts)
-    if first["type"] == "missing":
-        return f"lacks {place!r}"
-    if first["type"] == "value_error":
-        wanted = first["msg"].removeprefix("Value error, ")
-    else:
-        wanted = f"{_WORDS[first['type']]} is right" if first["type"] in _WORDS else first["msg"]
-    return f"{f'{place} is ' if place else 'is '}{_short(first['input'])}; {wanted}"
-
-
-def _short(value: Any) -> str:
-    """Return a value as an error shows it: never long, and never as what a terminal obeys."""
-    if isinstance(value, (list, dict)):
-        return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)} keys"
-    if isinstance(value, int) and value.bit_length() > 128:  # Python writes out no number of 4,301 digits
-        return f"a whole number of {value.bit_length()} bits"
-    text = ascii(value if not isinstance(value, str) else value[: _SHOWN + 1])
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from secateur.experiments.dense import OnEpoch, calibration_batches
 from secateur.experiments.plan import Plan
 from secateur.experiments.resumed import fit_resumed
 from secateur.experiments.state import TrialState, save_state
+from secateur.measure.macs import count_macs
+from secateur.structure.proof import Proof
 from secateur.task.base import Task
 from secateur.training.batches import seed_of
 from secateur.training.evaluate import Evaluation, evaluate
@@ -83,6 +85,11 @@ class Work:
     def replace(self, small: nn.Module, step: str, done: object, skipped: Sequence[str] = ()) -> None:
         """Put a really smaller network in the place of the one before, as the result of a pruning; what was
         ``done`` becomes a note."""
+        if isinstance(done, Proof):  # it counts multiply-adds of two examples, results those of one
+            before, after = (
+                count_macs(network, self.example(1)).dense for network in (self.state.model, small)
+            )
+            done = replace(done, macs=(before, after))
         self.state.model, self.state.structured, self.state.compacted = small, True, True
         self.state.notes[step] = ["; ".join(repr(done).splitlines()), *skipped]
         self.cut(copy.deepcopy(small))

@@ -58,12 +58,13 @@ class Profile:
     def __repr__(self) -> str:
         dense = "" if self.latency_dense_ms is None else f", dense {self.latency_dense_ms:.3f} ms"
         low, high = self.latency_spread_ms
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         peak = "unknown here" if self.peak_memory_mb is None else f"{self.peak_memory_mb:.2f} MB"
         return (
             f"{format_layers(self.layers)}\n"
             f"multiply-adds {self.macs:,}, effective {self.macs_effective:,}\n"
             f"bytes {self.bytes_dense:,} dense, {self.bytes_sparse:,} sparse with indices\n"
-            f"latency {self.latency_ms:.3f} ms ({low:.3f} to {high:.3f}, {self.threads} threads){dense}\n"
+            f"latency {self.latency_ms:.3f} ms ({low:.3f} to {high:.3f}, {threads}){dense}\n"
             f"peak memory {peak}, on average {self.average_memory_mb:.2f} MB"
         )
 

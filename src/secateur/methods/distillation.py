@@ -148,8 +148,8 @@ def _check(
         raise CriterionError(f"features is {features!r}; it is a list of paths: [{features!r}]")
     if layers and not features:
         raise CriterionError("layer_by_layer: name the modules, in their order, in features=")
-    if not (outputs or features):
-        raise CriterionError("nothing is taught: give outputs= a weight, or name features=")
+    if not (outputs or features or labels):
+        raise CriterionError("nothing is taught: give outputs= or labels= a weight, or name features=")
 
 
 def _module(network: nn.Module, path: str) -> nn.Module:

@@ -90,7 +90,7 @@ class FittedLayer:
         if self.view.product == "windows":
             batched = self.view.kernel + 2
             x, y = (t if t.dim() == batched else t[None] for t in (x, y))
-            x, y = _windows(self.module, x), y.movedim(1, -1)
+            x, y = windows(self.module, x), y.movedim(1, -1)
         else:
             x, y = (t.movedim(self.view.channels, -1) for t in (x, y))
             x, y = (t.reshape(-1, t.shape[-1]) for t in (x, y))
@@ -241,7 +241,7 @@ def _solved(xx: Tensor, xy: Tensor, pull: Any) -> Tensor:
     return vectors[:, some] @ ((vectors[:, some].T @ xy) / (values[some, None] + pull))
 
 
-def _windows(conv: Any, x: Tensor) -> Tensor:
+def windows(conv: Any, x: Tensor) -> Tensor:
     """Return a view (batch, *positions, channels, *kernel) of what a convolution reads."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     x = F.pad(x, conv._reversed_padding_repeated_twice, mode)

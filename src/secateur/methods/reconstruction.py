@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -252,7 +253,14 @@ class Shown:
         return ""
 
 
-def calls_of(model: nn.Module, layers: Mapping[str, FittedLayer], data: Batches) -> Mapping[str, int]:
+class OfModule(Protocol):
+    """What is known of a layer, whose module it says."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+
+def calls_of(model: nn.Module, layers: Mapping[str, OfModule], data: Batches) -> Mapping[str, int]:
     """Return how often each layer runs in a forward, in the order in which they run."""
     most: Counter[str] = Counter()
     now: Counter[str] = Counter()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from secateur.errors import ModelError, StorageError
+from secateur.errors import ModelError, SecateurWarning, StorageError
 from secateur.factories import need
 from secateur.numeric import is_whole
 from secateur.pretrained.plan import FORMAT
@@ -15,6 +16,9 @@ from secateur.pretrained.writing import PLAN
 from secateur.storage import as_path, load_json
 from secateur.structure.replaced.two_layers import TwoLayers
 from secateur.text import first_line
+
+_OWN = {"local_files_only", "trust_remote_code", "use_safetensors", "output_loading_info"}
+_OWN |= {"ignore_mismatched_sizes"}
 
 
 def from_pretrained(folder: str | Path, **options: Any) -> Any:
@@ -54,6 +58,8 @@ def from_pretrained(folder: str | Path, **options: Any) -> Any:
         raise StorageError(f"{path}: {why}; *.safetensors are right, as save_pretrained writes them")
     plan = _plan_in(path, kind) if (path / PLAN).exists() else None
     opened = kind if plan is None else _narrowed(kind)
+    if strange := sorted(options.keys() & _OWN):
+        raise ModelError(f"{strange[0]}= is not yours to choose: a folder is read as data, from this machine")
     own = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     own |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # which is an error below
     try:
@@ -68,6 +74,12 @@ def from_pretrained(folder: str | Path, **options: Any) -> Any:
     for what, text in wrong.items():
         if names := sorted(name if isinstance(name, str) else name[0] for name in said.get(what, ())):
             raise StorageError(f"{path}: its weights {text.format(repr(names[0]), kind.__name__)}")
+    if left := sorted(map(str, said.get("unexpected_keys", ()))):
+        warnings.warn(
+            f"{path}: {len(left)} tensors are read by nothing in a {kind.__name__}: {left[0]}, ...",
+            SecateurWarning,
+            stacklevel=2,
+        )
     if plan is not None:
         model.__class__ = kind
         del model.secateur_plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -227,11 +228,17 @@ def is_number(value: Any) -> bool:
 
 
 def scored(figure: Figure | None, scale: Scale) -> str:
-    """Return "98.31 ± 0.05" for a score, in its unit; the deviation only over several seeds."""
+    """Return "98.31 ± 0.05" for a score, in its unit; the deviation, to as many digits, only over several
+    seeds."""
     if figure is None:
         return ""
-    text = scale.number(figure.mean)
-    return f"{text} ± {scale.number(figure.std)}" if figure.number > 1 else text
+    mean, std = scale.factor * figure.mean, scale.factor * figure.std
+    if figure.number == 1:
+        return scale.number(figure.mean)
+    if scale.unit != "%" and not 1e-3 <= abs(mean) < 1e4:
+        return f"{scale.number(figure.mean)} ± {scale.number(figure.std)}"
+    digits = 2 if scale.unit == "%" else 3 - math.floor(math.log10(abs(mean)))
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def columns_unit(scale: Scale) -> str:

@@ -123,10 +123,16 @@ def _agreed(deployment: Deployment) -> str:
     return f"{score}First choice and outputs: beside {reference}, on {deployment['test']:,} examples."
 
 
+def _with_error(row: Mapping[str, Any]) -> str:
+    """Return a format's name, with what must not be missed: outputs that are others by over a percent."""
+    error = row.get("error") or 0.0
+    return row["name"] if error <= 0.01 else f"{row['name']} (outputs differ by {100 * error:.2g} %)"
+
+
 def _best(made: Sequence[Mapping[str, Any]]) -> str:
     def least(of: Callable[[Mapping[str, Any]], float]) -> str:
         best = min(map(of, made))
-        return " and ".join(row["name"] for row in made if of(row) == best)
+        return " and ".join(_with_error(row) for row in made if of(row) == best)
 
     # A network without a file of its own has no smallest one, and two engines share the packed file.
     files = {row["file"]: row for row in reversed(made)}

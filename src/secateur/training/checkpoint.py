@@ -73,7 +73,7 @@ def _check_state(model: nn.Module, tensors: State, where: str) -> None:
         if tensors[name].dtype != expected[name].dtype:
             raise StorageError(
                 f"{where}: {name} is {tensors[name].dtype} there and {expected[name].dtype} in "
-                f"{type(model).__name__}; convert one of them first"
+                f"{type(model).__name__}; secateur convert --dtype makes it another"
             )
     extra = next((name for name in tensors if name not in expected), None)
     if extra is not None:
@@ -89,7 +89,7 @@ def _under_another_prefix(name: str, tensors: State) -> str:
     if inner in tensors:
         return f"; it has {inner!r}: load it into the inner network, in the factory"
     outer = next((other for other in tensors if other.endswith(f".{name}")), None)
-    return "" if outer is None else f"; it has {outer!r}: secateur convert strips a prefix of all names"
+    return "" if outer is None else f"; it has {outer!r}: convert strips a prefix of all names"
 
 
 def save_run(

@@ -122,6 +122,29 @@ def test_what_the_network_does_not_have_is_dropped(tmp_path):
     assert not (tmp_path / "never.safetensors").exists()
 
 
+def test_what_is_dropped_is_not_in_the_way_of_a_prefix_and_one_alone_is_stripped(tmp_path):
+    """``net`` is a part of the network's own, behind the trainer's ``model``."""
+    state = {f"model.net.{name}": tensor for name, tensor in STATE.items()}
+    torch.save(state | {"loss.weight": torch.ones(3)}, tmp_path / "old.pth")
+    text = convert(tmp_path / "old.pth", tmp_path / "new.safetensors", drop=["loss.*"])
+    assert "'model.' stripped" in text
+    assert "'net.' stripped" not in text
+    assert load_tensors(tmp_path / "new.safetensors")[0].keys() == {f"net.{name}" for name in STATE}
+
+
+def test_another_prefix_and_another_precision(tmp_path):
+    old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
+    torch.save({f"student.model.{name}": tensor.half() for name, tensor in STATE.items()}, old)
+    assert "'student.model.' stripped" in convert(old, new, strip="student.model.", dtype="float32")
+    tensors, _ = load_tensors(new)
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert torch.equal(tensors["0.weight"], STATE["0.weight"].half().float())
+    with pytest.raises(StorageError, match=r"--strip teacher.: student\.model\.0\.weight does not begin so"):
+        convert(old, new, strip="teacher.")
+    with pytest.raises(StorageError, match="--dtype int8: is none of float32, float64"):
+        convert(old, new, dtype="int8")
+
+
 def test_what_is_no_data_is_refused_with_the_reason(tmp_path):
     old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
     torch.save(net(), old)

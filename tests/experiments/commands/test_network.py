@@ -42,6 +42,20 @@ class Sized(nn.Module):
     def forward(self, x):
         return self.b(self.a(x).relu().view(-1, 12))
 
+class Twins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = (nn.ModuleList(nn.Linear(*size) for _ in "ab") for size in [(4, 12), (12, 4)])
+        self.up[1].weight.data *= 1.3
+    def forward(self, x):
+        for up, down in zip(self.up, self.down):
+            x = x + down(up(x).relu())
+        return x
+
+class Pairs(Whole):
+    def forward(self, x):
+        return self.a(x.view(-1, 2, 4))
+
 class Odd(Whole):
     def forward(self, x):
         raise ZeroDivisionError("odd")
@@ -76,7 +90,9 @@ def place(tmp_path, monkeypatch):
 
 def pruned(place, out="out.safetensors", model="lenet-5", weights="in.safetensors", **options):
     step = {
-        k: options.pop(k) for k in ("criterion", "budget", "units", "round_to", "exclude") if k in options
+        k: options.pop(k)
+        for k in ("criterion", "budget", "units", "round_to", "exclude", "alike")
+        if k in options
     }
     return prune_checkpoint(model=model, weights=place / weights, out=place / out, step=step, **options)
 
@@ -109,6 +125,15 @@ def test_the_file_computes_what_the_library_does(place):
     assert torch.allclose(found.eval()(x), model.eval()(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_like_groups_lose_as_many_units_each(place, alike):
+    save_weights(place / "twins.safetensors", open_network("own_networks:Twins", None)[0])
+    options = {"model": "own_networks:Twins", "weights": "twins.safetensors", "input_shape": (2, 4)}
+    pruned(place, budget="global", units=True, sparsity=0.5, alike=alike, **options)
+    small, _ = open_network("own_networks:Twins", place / "out.safetensors")
+    assert (small.up[0].out_features == small.up[1].out_features == 6) is alike
+
+
 @pytest.mark.parametrize("criterion", ["l2_norm", "l1_norm", "bn_scale", "activation_norm", "magnitude"])
 def test_criteria_on_units_find_them_on_data_too(place, criterion):
     """Without an input shape the data set's own examples are what the network runs on."""
@@ -122,6 +147,36 @@ def test_criteria_on_units_find_them_on_data_too(place, criterion):
     assert "32 of 64 units removed" in pruned(place, criterion=criterion, data="digits", **options)
     loaded, _ = open_network(network, place / "out.safetensors")
     assert [tuple(p.shape) for p in loaded.parameters() if p.dim() > 1] == [(16, 64), (16, 16), (10, 16)]
+
+
+def test_costs_are_of_one_example_or_of_the_input_that_was_given(place):
+    np.save(place / "x.npy", np.zeros((9, 1, 28, 28), "f"))
+    one = inspect_model("lenet-5", None, inputs=place / "x.npy")
+    assert "multiply-adds 2,293,000, " in one
+    assert one.endswith("\nmultiply-adds, latency and memory: of one example")
+    given = inspect_model("lenet-5", None, (4, 1, 28, 28))
+    assert "multiply-adds 9,172,000, " in given
+    assert given.endswith("\nmultiply-adds, latency and memory: of an input of shape 4x1x28x28")
+    text = pruned(place, units=True, sparsity=0.5, inputs=place / "x.npy")
+    assert "2,293,000 -> 646,500 MACs" in text
+    assert ["multiply-adds", "2,293,000", "646,500"] in [line.split() for line in text.splitlines()]
+    assert "multiply-adds, latency and memory: of one example, on one thread" in text
+
+
+def test_of_a_network_that_runs_on_no_single_example_costs_are_of_two(place):
+    np.save(place / "x.npy", np.zeros((9, 4), "f"))
+    said = inspect_model("own_networks:Pairs", None, inputs=place / "x.npy")
+    assert "multiply-adds 40, " in said
+    assert said.endswith("memory: of a batch of 2, as one alone does not run")
+
+
+@pytest.mark.parametrize("refit", [None, True, False])
+def test_units_are_refitted_where_there_are_examples_unless_told_not_to(place, refit):
+    network = {"name": "digits-mlp", "hidden": 16}
+    save_weights(place / "own.safetensors", build_model("digits-mlp", hidden=16))
+    options = {"model": network, "weights": "own.safetensors", "units": True, "sparsity": 0.5}
+    text = pruned(place, data="digits", refit=refit, **options)
+    assert ("refitted on " in text) is (refit is not False)
 
 
 def test_compacting_after_single_weights_and_its_masks(place):

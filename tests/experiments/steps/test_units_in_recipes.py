@@ -58,8 +58,59 @@ def test_units_go_for_real(recipe, tmp_path):
     assert any("removed" in note for note in row["notes"])
 
 
+TWINS = """
+import torch
+from torch import nn
+
+class Branch(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 12), nn.Linear(12, 64)
+        self.up.weight.data *= size
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), Branch(1.0), Branch(1.1), nn.Linear(64, 10))
+"""
+
+ALIKE = """
+name: alike
+data: {name: digits, validation: 200}
+model: {name: "own_twins:make"}
+train: {epochs: 0}
+measure: []
+methods:
+  a share:
+    steps:
+      - prune: {units: true, criterion: l2_norm, budget: {name: global, sparsity: 0.5}, alike: true}
+      - compact:
+  a goal:
+    steps:
+      - prune_to: {criterion: l2_norm, parameters: 0.6, alike: true}
+seeds: [0]
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_like_blocks_lose_as_many_units_each(recipe, tmp_path, monkeypatch, index):
+    (tmp_path / "own_twins.py").write_text(TWINS)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = run(recipe(ALIKE).plans[index], tmp_path / "a", tmp_path / "dense")
+    uneven = run(recipe(ALIKE.replace(", alike: true", "")).plans[index], tmp_path / "b", tmp_path / "dense")
+
+    def widths(row):
+        return [layer["shape"][0] for layer in row["layers"] if layer["name"].endswith("up.weight")]
+
+    assert len(set(widths(row))) == 1
+    assert len(set(widths(uneven))) == 2
+
+
 def test_a_constraint_is_met(recipe, tmp_path):
-    metrics = run(recipe().plans[1], tmp_path / "b", tmp_path / "dense")["metrics"]
+    row = run(recipe().plans[1], tmp_path / "b", tmp_path / "dense")
+    metrics = row["metrics"]
+    assert any(f"25,856 -> {metrics['macs']:,} MACs" in note for note in row["notes"])
     assert 0.4 * 25_856 < metrics["macs"] <= 0.5 * 25_856
 
 
@@ -96,6 +147,18 @@ def test_the_small_network_is_in_the_folder(recipe, tmp_path):
         ("{name: uniform, sparsity: 0.75}", "{name: std, sensitivity: 1}", "does not go with whole units"),
         ("macs: 0.5", "macs: 0.5, parameters: 0.5", "exactly one of macs, parameters and latency_ms"),
         ("criterion: l2_norm, macs", "criterion: magnitude, macs", "l2_norm ranks units"),
+        (
+            "units: true, criterion: activation_norm",
+            "alike: true",
+            "alike count whole units: .* or units: true in a recipe",
+        ),
+        ("units: true, ", "units: true, alike: 1, ", "alike"),
+        (
+            "{name: uniform, sparsity: 0.75}",
+            "{name: parameter_share, sparsity: 0.5}, alike: true",
+            "weighs each",
+        ),
+        ("macs: 0.5", "macs: 0.5, alike: half", "alike"),
         ("calibration: 300", "calibrations: 300", "unknown key 'calibrations'"),
     ],
 )

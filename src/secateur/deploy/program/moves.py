@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from secateur.deploy.program.emitting import (
     Arguments,
@@ -51,11 +52,26 @@ def _take(made: Lowering, a: Arguments, call: Call) -> Any:
 
 
 def _index(made: Lowering, a: Arguments, call: Call) -> Any:
-    """x[:, rows], x[:, :, keep]: one constant of one dim."""
-    given = [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
-    if len(given) != 1 or not isinstance(a["self"], Value):
+    """x[:, rows], x[:, :, keep]: one constant of one dim; or the examples in their order beside it, as masks
+    of transformers have it."""
+    x, given = a["self"], [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
+    if not isinstance(x, Value) or not all(is_constant(index) for _, index in given):
         raise Refused("indexes by several tensors, or a constant by the input")
-    return taken(made, a["self"], *given[0])
+    if len(given) == 2 and len(x.shape) == 2 and _examples(made, given[0][1].tensor):
+        places = given[1][1].tensor
+        shape = tuple(call.shape or ())
+        if places.dim() == len(shape) and shape == (made.batch, *places.shape[1:]):
+            return reshaped(made, taken(made, x, 1, Constant("", places.flatten())), shape)
+    if len(given) != 1:
+        raise Refused("indexes by several tensors, or a constant by the input")
+    return taken(made, x, *given[0])
+
+
+def _examples(made: Lowering, index: Tensor) -> bool:
+    """Whether an index is every example in its order, along its first dim."""
+    return index.shape[:1] == (made.batch,) and torch.equal(
+        index.flatten(), torch.arange(made.batch, device=index.device)
+    )
 
 
 def _flip(made: Lowering, a: Arguments, call: Call) -> Any:

@@ -117,6 +117,8 @@ def _attention(made: Lowering, a: Arguments, call: Call) -> Any:
     if mask is not None:
         x = _masked(made, x, mask)
     x = made.emit("softmax", [x], scores, dim=len(scores) - 1)
+    if isinstance(mask, Value) and mask.dtype == torch.bool:  # what may look nowhere sees nothing
+        x = made.emit("where", [made.among(mask, x), x, made.among(0.0, x)], scores)
     return made.emit("matmul", [x, v], call.shape)
 
 
@@ -166,7 +168,7 @@ def _reduced(made: Lowering, op: str, x: Value, a: Arguments, found: Tensor) -> 
 
 
 def _reduced_turned(made: Lowering, op: str, x: Turned, dim: int) -> Value:
-    """A mean over steps that come before the batch."""
+    """A reduction over steps that come before the batch."""
 
     def reduce(x: Value, dim: int) -> Value:
         dims, shape = [beside_batch(dim, x)], (*x.shape[:dim], 1, *x.shape[dim + 1 :])
@@ -205,6 +207,8 @@ def _place_of(sign: int) -> Rule:
 
 
 def _signed(made: Lowering, x: Value, sign: int) -> Value:
+    if sign < 0 and x.dtype not in (torch.float32, torch.int64):
+        raise Refused("looks for the smallest of numbers that have no negative")
     return x if sign > 0 else combined(made, "mul", x, -1.0, x.dtype)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.copying import copied
+from secateur.data.dataset import rows_of
 from secateur.graph.compare import tensors_in
-from secateur.running import evaluating
+from secateur.running import evaluating, uncached
 from secateur.task.classifying import predictions
 from secateur.training.evaluate import called
 
@@ -41,22 +42,30 @@ class Agreement:
 
 def agreement(dense: nn.Module, other: nn.Module, batches: Iterable[tuple[Any, Any]]) -> Agreement:
     """Run both networks in eval mode on batches of (inputs, anything), and compare what they give."""
-    outputs: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
-    for network, found in zip((dense, other), outputs, strict=True):
+    given = [inputs for inputs, _ in batches]
+    found: list[list[list[Tensor]]] = []
+    for network in (dense, other):
         work = copied(network)  # forwards keep things
-        with evaluating(work), torch.no_grad():
-            found.extend(tensors_in(called(work, inputs, False)) for inputs, _ in batches)
-    wanted, given = ([torch.cat(parts) for parts in zip(*each, strict=True)] for each in outputs)
-    return compared(wanted, given)
+        with evaluating(work), uncached(work), torch.no_grad():
+            found.append([tensors_in(called(work, inputs, False)) for inputs in given])
+    return compared(found[0], found[1], [rows_of(inputs) for inputs in given])
 
 
-def compared(wanted: list[Tensor], given: list[Tensor]) -> Agreement:
-    """Compare outputs with those of the dense network: tensors whose first dim is the examples."""
-    pairs = zip(wanted, given, strict=True)
-    difference = sum(float((b.double() - a.double()).square().sum()) for a, b in pairs)
-    size = sum(float(a.double().square().sum()) for a in wanted)
+def compared(wanted: list[list[Tensor]], given: list[list[Tensor]], rows: list[int]) -> Agreement:
+    """Compare what two networks gave on batches of so many examples, the dense one first."""
+    difference = size = 0.0
+    same: int | None = 0
+    for theirs, ours, number in zip(wanted, given, rows, strict=True):
+        pairs = zip(theirs, ours, strict=True)
+        difference += sum(float((b.double() - a.double()).square().sum()) for a, b in pairs)
+        size += sum(float(a.double().square().sum()) for a in theirs)
+        if same is not None and len(theirs) == 1 and theirs[0].dim() == 2 and theirs[0].shape[1] > 1:
+            same = None if len(theirs[0]) != number else same + int(_alike(theirs[0], ours[0]))
+        else:
+            same = None
     error = math.sqrt(difference / size) if size else math.inf if difference else 0.0
-    same = None
-    if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1 and len(wanted[0]):
-        same = int((predictions(wanted[0]) == predictions(given[0])).sum())
-    return Agreement(len(wanted[0]), same, error)
+    return Agreement(sum(rows), same if rows else None, error)
+
+
+def _alike(wanted: Tensor, given: Tensor) -> Tensor:
+    return (predictions(wanted) == predictions(given)).sum()

@@ -17,6 +17,7 @@ from secateur.storage import save_tensors
 from secateur.text import first_line, nearest
 
 State = dict[str, Tensor]
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile: no name of anybody's own
 _OUTER = ("model.", "net.", "network.", "backbone.")  # of trainers; stripped where every name has it
 _USUAL = (
@@ -39,15 +40,18 @@ def convert(
     *,
     key: str | None = None,
     keep_prefix: bool = False,
+    strip: str | None = None,
     drop: Sequence[str] = (),
+    dtype: str | None = None,
 ) -> str:
     """Write the weights in a file of ``torch.save`` as safetensors, and return what was done as text.
 
     It is read on the CPU with ``weights_only=True``: tensors, numbers and containers of them, and no code.
     The state dict is the part that ``key`` names (``ema/module``, say), else the largest in the file under a
-    usual name. ``module.`` and ``_orig_mod.`` go from its names, and what a trainer puts before every one of
-    them, unless ``keep_prefix``. Tensors whose names match a pattern of ``drop`` are left out. Masks of
-    ``torch.nn.utils.prune`` are applied.
+    usual name. Tensors whose names match a pattern of ``drop`` are left out. ``module.`` and ``_orig_mod.``
+    go from the other names, and what a trainer puts before every one of them, unless ``keep_prefix``;
+    ``strip`` is a prefix that goes instead. Masks of ``torch.nn.utils.prune`` are applied. ``dtype``: what
+    numbers that are no integers become, where the network's are others.
 
     Raises StorageError for a file that is not there, that holds more than data, or no state dict.
     """
@@ -57,14 +61,16 @@ def convert(
     others = [other for other in found if other != name and not other.startswith(f"{name}/" if name else "/")]
     if others:
         said.append(f"left: {', '.join(repr(other) for other in others)} (--key takes another)")
-    state, done = _named(found[name], keep_prefix)
+    state, done = _dropped(source, found[name], drop)
     said += done
-    state, done = _dropped(source, state, drop)
+    state, done = _named(state, keep_prefix) if strip is None else _stripped(source, state, strip)
     said += done
     state, done = _masked(state)
     said += done
     tensors, done = _plain(source, state)
     said += done
+    if dtype is not None:
+        tensors = {name: _as(tensor, dtype) for name, tensor in tensors.items()}
     save_tensors(target, tensors)
     number = sum(t.numel() for t in tensors.values())
     kinds = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
@@ -137,11 +143,25 @@ def _named(state: State, keep_prefix: bool) -> tuple[State, list[str]]:
         if len(state) > 1 and all(name.startswith(outer) for name in state):
             state = {name.removeprefix(outer): tensor for name, tensor in state.items()}
             said.append(f"{outer!r} stripped, which every name began with (--keep-prefix leaves it)")
+            break  # what stands behind it is the network's own
     return state, said
 
 
+def _stripped(source: Path, state: State, prefix: str) -> tuple[State, list[str]]:
+    other = next((name for name in state if not name.startswith(prefix) or name == prefix), None)
+    if other is not None:
+        raise StorageError(f"{source}: --strip {prefix}: {other} does not begin so; --drop leaves it out")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}, [f"{prefix!r} stripped"]
+
+
+def _as(tensor: Tensor, dtype: str) -> Tensor:
+    if dtype not in DTYPES:
+        raise StorageError(f"--dtype {dtype}: is none of {', '.join(DTYPES)}")
+    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+
+
 def _dropped(source: Path, state: State, patterns: Sequence[str]) -> tuple[State, list[str]]:
-    """Leave out what the network does not have."""
+    """Leave out what the network does not have, by the names in the file."""
     gone = [name for name in state if any(fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in gone):

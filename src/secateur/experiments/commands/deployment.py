@@ -19,6 +19,7 @@ from typing import Any
 
 from secateur.deploy.folder import replacing_folder
 from secateur.errors import StorageError
+from secateur.experiments.checked_json import SCHEMA
 from secateur.experiments.commands.finished import FinishedTrial, read_trial
 from secateur.experiments.commands.making import COMPACTED, Making, OnStep, make_formats
 from secateur.experiments.commands.measuring import measure_formats
@@ -27,7 +28,7 @@ from secateur.experiments.commands.private import private_folder
 from secateur.experiments.commands.sources import PRUNED, Source, of_checkpoint, of_trial
 from secateur.experiments.dense import dataset_of
 from secateur.experiments.results import DEPLOYED, check_writable, versions
-from secateur.experiments.schema import SCHEMA, scale_of, score_of
+from secateur.experiments.schema import scale_of, score_of
 from secateur.storage import lock, replacing, save_json
 
 _LEFT = re.compile(r"\.(dense|compacted|packed|model|model-int8|deploy)(\.[a-z]+)?\.[a-z0-9_]{8}(\.old)?")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from secateur.data.checks import reading
 from secateur.data.dataset import Dataset, Inputs, each_tensor, rows_of
 from secateur.data.npz import read_array, read_arrays
-from secateur.errors import DataError, RecipeError
-from secateur.experiments.commands.opening import Named, described
+from secateur.errors import DataError, ModelError, RecipeError
+from secateur.experiments.commands.opening import Named, check_runs, described
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.plan import DataSpec
 from secateur.pruning.batches import arguments_of
@@ -25,6 +25,7 @@ from secateur.text import first_line, nearest, shown
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 _MOST_NUMBERS = 2**27  # of one batch: half a gigabyte in float32
 _BATCH = 64
+FEWEST = 24  # examples of a file of which some are for validation
 _COMPARED = 1000  # examples of a test split
 _POSITION = re.compile(r"arg(0|[1-9][0-9]{0,2})")
 Batch = tuple[Any, Any]
@@ -32,50 +33,63 @@ Batch = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Examples:
-    """``example``: two inputs that a network is traced on. ``inputs``: those of a file; ``dataset``: that of
-    --data. Random numbers have neither: nothing is fitted to them and nothing compared on them."""
+    """``example``: two inputs that a network is traced on; ``one`` of them, where it is known which dim holds
+    them. ``inputs``: those of a file; ``dataset``: that of --data. Random numbers have neither: nothing is
+    fitted to them and nothing compared on them. ``validated``: some are kept for validation."""
 
     example: Any
     inputs: Inputs | None = None
     dataset: Dataset | None = None
+    one: Any = None
+    validated: bool = False
+
+    def measured(self, network: nn.Module) -> tuple[Any, str]:
+        """Return what costs are measured on, and that in words: one example, as everywhere else; a shape that
+        somebody gave, as it is; and the batch where the network runs on no single one."""
+        if self.one is None:
+            return self.example, f"of an input of shape {'x'.join(map(str, self.example.shape))}"
+        try:
+            check_runs(network, self.one)
+        except ModelError:
+            return self.example, f"of a batch of {rows_of(self.example)}, as one alone does not run"
+        return self.one, "of one example"
 
     @property
     def real(self) -> bool:
         return self.inputs is not None or self.dataset is not None
 
     @property
-    def rows(self) -> int:
-        """How many examples there are to fit to."""
-        if self.dataset is not None:
-            return len(self.dataset.train)
-        return 0 if self.inputs is None else _held_from(self.inputs)
+    def parts(self) -> tuple[int, int]:
+        """Of a file's examples: up to which one is fitted to, and from which one is held back. Between the
+        two are those for validation, where there are enough to say something."""
+        rows = 0 if self.inputs is None else rows_of(self.inputs)
+        held = rows - min(rows, max(1, rows // 4))
+        return (held - rows // 8 if self.validated and rows >= FEWEST else held), held
 
     def fitting(self, number: int) -> list[Batch]:
         """Return batches of up to ``number`` examples that a network is fitted to; none where there is only
         one."""
         if self.dataset is not None:
             return calibration_batches(self.dataset.train, number, seed=0)
-        return _cut(self.inputs, 0, min(number, self.rows))
+        return _cut(self.inputs, 0, min(number, self.parts[0]))
+
+    def validating(self) -> list[Batch]:
+        """Return batches of a file's examples for validation; none where it has few."""
+        return _cut(self.inputs, *self.parts)
 
     def apart(self) -> Any:
-        """Return inputs that ``fitting`` has none of; random numbers where there are no others."""
+        """Return inputs that neither ``fitting`` nor ``validating`` has any of; random numbers where there
+        are no others."""
         if self.dataset is not None:
             return self.dataset.test.drawn(_COMPARED, 0).inputs
         if self.inputs is None:
             return self.example
-        start = _held_from(self.inputs)
-        return each_tensor(lambda tensor: tensor[start:], self.inputs)
+        return each_tensor(lambda tensor: tensor[self.parts[1] :], self.inputs)
 
     def held(self) -> list[Batch]:
         """Return ``apart`` in batches."""
         apart = self.apart()
         return _cut(apart, 0, rows_of(apart))
-
-
-def _held_from(inputs: Any) -> int:
-    """Return how many of a file's examples are fitted to: three of four, and one at least is held back."""
-    rows = rows_of(inputs)
-    return rows - max(1, rows // 4)
 
 
 def _cut(inputs: Any, start: int, stop: int) -> list[Batch]:
@@ -92,15 +106,18 @@ def examples_of(
     input_dtype: str | None = None,
     inputs: Path | None = None,
     data: Dataset | None = None,
+    validated: bool = False,
 ) -> Examples:
-    """Return what a network is run on, of the one of three options that is given."""
+    """Return what a network is run on, of the one of three options that is given; ``validated``: some of a
+    file's examples are kept for validation."""
     if inputs is not None:
         found = bound(read_inputs(inputs), network, inputs)
-        return Examples(each_tensor(lambda tensor: tensor[:2], found), found, data)
+        two, one = (each_tensor(lambda tensor, n=n: tensor[:n], found) for n in (2, 1))
+        return Examples(two, found, data, one, validated)
     if input_shape is not None:
         return Examples(example_inputs(network, input_shape, dtype_of(input_shape, input_dtype)), None, data)
     if data is not None:
-        return Examples(data.validation.first(2), None, data)
+        return Examples(data.validation.first(2), None, data, data.validation.first(1))
     raise RecipeError("nothing to run the network on; give --input-shape, --inputs or --data")
 
 
@@ -138,6 +155,9 @@ def read_inputs(file: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
     with reading(f"{file}: torch has no such numbers", TypeError):
         native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
         tensors = {name: torch.from_numpy(array) for name, array in native.items()}
+    for name, tensor in tensors.items():
+        if bool(tensor.isnan().any()):
+            raise DataError(f"{file}: {name} holds a NaN; leave out the examples that do")
     positions = [name for name in tensors if _POSITION.fullmatch(name)]
     if {*positions} != {f"arg{i}" for i in range(len(positions))}:
         raise DataError(f"{file}: holds {', '.join(positions)}; positional arguments count from arg0")

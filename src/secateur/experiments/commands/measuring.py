@@ -52,7 +52,7 @@ def measure_formats(making: Making, seconds: float) -> list[dict[str, Any]]:
         raise ModelError(f"the formats cannot be timed together: {times['error']}")
     for name, given in outputs.items():
         rows[name] |= {"latency": times[name], "score": _score(given, source)}
-        rows[name] |= _agreement(given, outputs.get(source.reference), source.task)
+        rows[name] |= _agreement(given, outputs.get(source.reference), source.number, source.task)
     for name, note in making.notes.items():
         if rows[name]["reason"] is None:
             rows[name]["note"] = note
@@ -67,7 +67,7 @@ def _cost(made: Format, making: Making, asked: _Asked, test: Mapping[str, Any]) 
         first = answer["load_s"]
         answer = asked.of([made], **given)
         if made.engine == "compiled" and first > 2 * answer.get("load_s", first):
-            making.notes[made.name] = f"the first start on a machine compiles: here {first:.0f} s"
+            making.notes[made.name] = f"the first start on a machine compiles: here {first:.1f} s"
     if "error" in answer:
         return {"reason": answer["error"]}
     path = Path(made.file)
@@ -150,11 +150,13 @@ def _score(outputs: list[Tensor], source: Source) -> float | None:
     return float(meter.compute())
 
 
-def _agreement(outputs: list[Tensor], reference: list[Tensor] | None, task: Task | None) -> dict[str, Any]:
+def _agreement(
+    outputs: list[Tensor], reference: list[Tensor] | None, number: int, task: Task | None
+) -> dict[str, Any]:
     """Return for how many examples a format chooses as the network in PyTorch does, where outputs are scores
     of classes, and by how much its outputs differ from that one's."""
     if reference is None:
         return {"same": None, "error": None}
-    found = compared(reference, outputs)
+    found = compared([reference], [outputs], [number])
     classes = task is None or task.classes is not None
     return {"same": found.same if classes else None, "error": found.error}

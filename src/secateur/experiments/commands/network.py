@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from secateur.text import shown, table
 from secateur.training.checkpoint import save_weights
 
 FITTED = 4096  # examples that a refit reads
+MEASURED = "multiply-adds, latency and memory"
 
 
 def inspect_model(
@@ -58,9 +60,10 @@ def inspect_model(
     if input_shape is None and inputs is None:
         check_sized(model)
         return format_layers(layer_profiles(model))
-    example = examples_of(model, input_shape=input_shape, input_dtype=input_dtype, inputs=inputs).example
-    check_runs(model, example)
-    return repr(profile(model, example))
+    given = examples_of(model, input_shape=input_shape, input_dtype=input_dtype, inputs=inputs)
+    check_runs(model, given.example)
+    example, what = given.measured(model)
+    return f"{profile(model, example)!r}\n{MEASURED}: {what}"
 
 
 def check_one_of(options: Mapping[str, Any]) -> None:
@@ -84,7 +87,7 @@ def prune_checkpoint(
     data: Named | None = None,
     masks_out: Path | None = None,
     graph: bool = False,
-    refit: bool = True,
+    refit: bool | None = None,
 ) -> str:
     """Prune the checkpoint ``weights`` of ``model`` into ``out`` and return what was done as text.
 
@@ -95,7 +98,8 @@ def prune_checkpoint(
     is what the network runs on for that. With ``graph`` they are removed from its graph.
 
     Where there are examples, the layers that read removed units are refitted on some of them, unless
-    ``refit`` is False, and the text says how far the result agrees with the network given on others.
+    ``refit`` is False, and the text says how far the result agrees with the network given on others. Without
+    whole units, or examples to refit on, ``refit`` is left out.
     """
     spec = _prune_spec(step, sparsity)
     removing = removing or spec.units
@@ -111,11 +115,19 @@ def prune_checkpoint(
         raise RecipeError("--input-shape: nothing runs the network here; it goes with --units or --compact")
     if graph and not removing:
         raise RecipeError("--graph: nothing is removed here; it goes with --units or --compact")
+    if refit is not None and not spec.units:
+        option = "--refit" if refit else "--no-refit"
+        raise RecipeError(
+            f"{option}: single weights are pruned, and nothing is refitted; it goes with --units"
+        )
+    if refit and data is None and inputs is None:
+        raise RecipeError("--refit reads examples: give --data, or a file of them as --inputs")
     form = FORMS[1] if graph else FORMS[0]
     check_files({"--weights": weights}, {"--out": out, "--masks": masks_out})
     dataset = dataset_named(data)
     network, reshaped = open_network(model, weights, trained=True)
-    given = before = None
+    given = before = example = None
+    what = ""
     if not (input_shape is None and inputs is None and dataset is None):
         given = examples_of(
             network, input_shape=input_shape, input_dtype=input_dtype, inputs=inputs, data=dataset
@@ -123,16 +135,19 @@ def prune_checkpoint(
         check_runs(network, given.example)
     dense = deepcopy(network) if given is not None and given.real else None
     if removing and given is not None:
-        before = profile(network, given.example)
+        example, what = given.measured(network)
+        before = profile(network, example)
     structure = _units(network, given.example, form) if spec.units and given is not None else None
     masks = _masks(network, spec, given, structure)
     said = [repr(masks)]
-    if refit and dense is not None and given is not None and structure is not None:
+    if refit is not False and dense is not None and given is not None and structure is not None:
         said.append(refitted(network, dense, structure, given, masks))
     if before is not None and given is not None:
         small, proof = compact(network, given.example, masks=masks, structure=structure, form=form)
         # A zero takes as long as any number: the masked network's latency is that of before.
-        said += [repr(proof), _side_by_side(before, profile(small, given.example, dense=network))]
+        after = profile(small, example, dense=network)
+        proof = replace(proof, macs=(before.macs, after.macs))  # of what the table is of
+        said += [repr(proof), side_by_side(before, after, what)]
         network, masks = small, proof.masks
     if dense is not None and given is not None:
         said.append(f"agreement with the dense network: {agreement(dense, network, given.held())}")
@@ -169,6 +184,7 @@ def _masks(network: nn.Module, spec: Prune, given: Examples | None, structure: S
             structure=structure,
             round_to=spec.round_to,
             min_kept=spec.min_kept,
+            alike=spec.alike,
         )
 
 
@@ -235,17 +251,21 @@ def check_files(read: Mapping[str, Path | None], written: Mapping[str, Path | No
         taken[option] = path
 
 
-def _side_by_side(before: Profile, after: Profile) -> str:
-    return "\n".join(table([("", "before", "after"), *cost_rows(before, after)], words=1))
-
-
-def cost_rows(before: Profile, after: Profile) -> list[tuple[str, str, str]]:
-    """Return what two networks cost, side by side; ``after`` timed both, in turn."""
+def side_by_side(
+    before: Profile,
+    after: Profile,
+    what: str,
+    heads: tuple[str, str] = ("before", "after"),
+    more: Sequence[tuple[str, str, str]] = (),
+) -> str:
+    """Return what two networks cost, and ``more`` of them, as a table and ``what`` it is of; ``after`` timed
+    both, in turn."""
 
     def peak(profile: Profile) -> str:
         return "unknown here" if profile.peak_memory_mb is None else f"{profile.peak_memory_mb:.2f}"
 
-    return [
+    rows = [
+        ("", *heads),
         ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
         ("non-zero", f"{before.nonzero:,}", f"{after.nonzero:,}"),
         ("multiply-adds", f"{before.macs:,}", f"{after.macs:,}"),
@@ -253,4 +273,7 @@ def cost_rows(before: Profile, after: Profile) -> list[tuple[str, str, str]]:
         ("latency, ms", f"{after.latency_dense_ms:.3f}", f"{after.latency_ms:.3f}"),
         ("peak memory, MB", peak(before), peak(after)),
         ("average memory, MB", f"{before.average_memory_mb:.2f}", f"{after.average_memory_mb:.2f}"),
+        *more,
     ]
+    threads = "one thread" if after.threads == 1 else f"{after.threads} threads"
+    return "\n".join([*table(rows, words=1), f"{MEASURED}: {what}, on {threads}"])

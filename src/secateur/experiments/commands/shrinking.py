@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from secateur.data.dataset import Dataset, Split, Stream, each_tensor, rows_of
-from secateur.errors import RecipeError
+from secateur.data.dataset import Dataset, Split, Stream
+from secateur.errors import DataError, RecipeError
 from secateur.experiments.commands.agreeing import agreement
-from secateur.experiments.commands.examples import Examples, dataset_named, examples_of
-from secateur.experiments.commands.imitating import imitation
-from secateur.experiments.commands.network import check_files, check_one_of, cost_rows, refitted
+from secateur.experiments.commands.examples import FEWEST, Examples, dataset_named, examples_of
+from secateur.experiments.commands.imitating import imitation, in_eval
+from secateur.experiments.commands.network import check_files, check_one_of, refitted, side_by_side
 from secateur.experiments.commands.opening import Named, check_runs, described, model_spec, open_network
 from secateur.experiments.plan import TaskSpec
+from secateur.measure.macs import count_macs
 from secateur.measure.summary import profile
 from secateur.methods.constraints import prune_to
 from secateur.models import is_folder
@@ -28,13 +31,12 @@ from secateur.structure.saved import save
 from secateur.structure.surgery import mask_units
 from secateur.structure.tracing import trace
 from secateur.task.base import Task
-from secateur.text import shown, table
+from secateur.text import shown
 from secateur.training.evaluate import Evaluation, evaluate
 from secateur.training.fit import fit
 from secateur.training.settings import Training
 
 OnStep = Callable[[str], None]
-_FEWEST = 20  # examples; of fewer, those to choose the best epoch by would say nothing
 _TAUGHT = 10_000  # examples at most, whose outputs lie in memory
 
 
@@ -92,18 +94,26 @@ def shrink_checkpoint(
     dataset = dataset_named(data)
     dense, _ = open_network(model, weights, trained=True)
     labelled = None if dataset is None else labelled_by(dataset, task, epochs)
-    given = examples_of(dense, inputs=inputs, data=dataset)
+    given = examples_of(dense, inputs=inputs, data=dataset, validated=bool(epochs))
     check_runs(dense, given.example)
     before = None if labelled is None else labelled.test(dense)  # first: labels of another kind end it here
     on_step(f"pruning {name} to its goal")
     small, proof = _pruned(dense, given, goals, chosen or {})
     on_step("refitting")
     small, proof, refit = _refitted(dense, proof, given)
+    on, what = given.measured(dense)
+    proof = replace(proof, macs=(count_macs(dense, on).dense, count_macs(small, on).dense))  # as in the table
     said = [f"{proof!r}", refit]
+    if not proof.removed:
+        said.insert(0, "the dense network meets the goal: nothing had to go")
+    if weights is None and labelled is None and not is_folder(name):
+        said.insert(0, f"no --weights: as {name} made them")
     if epochs:
         said.append(_trained(small, dense, labelled, given, settings, on_step))
     on_step("measuring")
-    said += [_table(dense, small, given, labelled, before), _saved(small, name, out)]
+    costs = profile(dense, on), profile(small, on, dense=dense)
+    judged = _judged(dense, small, given, labelled, before)
+    said += [side_by_side(*costs, what, ("dense", "small"), judged), _saved(small, name, out)]
     return "\n\n".join(said)
 
 
@@ -116,8 +126,8 @@ def labelled_by(data: Dataset, task: Named | None, epochs: int = 1) -> Labelled 
         if not epochs:
             return None
         raise RecipeError(
-            f"{data.name}: its labels are no classes; name their task, like --task regression, or leave "
-            "training out with --epochs 0"
+            f"{data.name}: it does not say what its labels are; name their task, --task classification or "
+            "regression, say, or leave training out with --epochs 0"
         )
     built = described("--task", task or "classification", TaskSpec).build()
     return Labelled(data.of_inputs() if built.of_inputs else data, built)
@@ -126,8 +136,7 @@ def labelled_by(data: Dataset, task: Named | None, epochs: int = 1) -> Labelled 
 def _pruned(
     dense: nn.Module, given: Examples, goals: Mapping[str, float | None], chosen: Mapping[str, Any]
 ) -> tuple[nn.Module, Proof]:
-    one = goals.get("latency_ms") is not None
-    example = each_tensor(lambda tensor: tensor[:1], given.example) if one else given.example
+    example = given.example if goals.get("latency_ms") is None else given.one
     return prune_to(dense, example, **goals, **chosen)
 
 
@@ -152,25 +161,32 @@ def _trained(
     """Train in place, on labels or towards the dense network; what it was stays where no epoch is better on
     validation."""
     if labelled is not None:
-        how, (train, validation, task) = "fine-tuned", labelled.lesson
-    elif given.rows < _FEWEST:
-        return f"not taught by the dense network: {given.rows} examples are too few (from {_FEWEST} on)"
+        how, lesson, mode = "fine-tuned", labelled.lesson, nullcontext()
+    elif not (apart := given.validating()):
+        return f"not taught by the dense network: of fewer than {FEWEST} examples none is left for validation"
     else:
-        how, (train, validation, task) = (
-            "taught by the dense network",
-            imitation(dense, given.fitting(_TAUGHT)),
-        )
+        try:
+            lesson = imitation(dense, given.fitting(_TAUGHT), apart)
+        except DataError as error:
+            return f"not taught by the dense network: {error}"
+        how, mode = "taught by the dense network", in_eval(small)
+    train, validation, task = lesson
     scale = task.score
-    on_step(f"{how} for {settings.epochs} epochs:")
+    on_step(f"training for {settings.epochs} epochs")
     before, state = evaluate(small, validation, task), deepcopy(small.state_dict())
-    history = fit(
-        small,
-        train,
-        validation,
-        settings,
-        task=task,
-        on_epoch=lambda row: on_step(f"  epoch {row.epoch}: validation {scale.text(row.validation_score)}"),
-    )
+    with mode:
+        history = fit(
+            small,
+            train,
+            validation,
+            settings,
+            task=task,
+            on_epoch=lambda row: on_step(
+                f"  epoch {row.epoch}: validation {scale.name} {scale.text(row.validation_score)}"
+            ),
+        )
+    # Training lays convolutions out channels last and a file does not: it is measured as it opens.
+    small.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     after = evaluate(small, validation, task)
     scores = f"validation {scale.name} {scale.text(before.score)} -> {scale.text(after.score)}"
     if after.rank > before.rank:
@@ -179,16 +195,15 @@ def _trained(
     return f"{how} for {len(history.epochs)} epochs, none better than before ({scores}): left as it was"
 
 
-def _table(
+def _judged(
     dense: nn.Module,
     small: nn.Module,
     given: Examples,
     labelled: Labelled | None,
     before: Evaluation | None,
-) -> str:
-    """Return dense beside small: what they cost, how far they agree, and the task's score on test."""
-    costs = profile(dense, given.example), profile(small, given.example, dense=dense)
-    rows = [("", "dense", "small"), *cost_rows(*costs)]
+) -> list[tuple[str, str, str]]:
+    """Return dense beside small: how far they agree, and the task's score on test."""
+    rows: list[tuple[str, str, str]] = []
     agrees = agreement(dense, small, given.held())
     if agrees.same is not None and (labelled is None or labelled.task.classes is not None):
         rows.append(("same largest output", "", f"{agrees.same:,} of {agrees.number:,} ({agrees.share})"))
@@ -197,9 +212,7 @@ def _table(
         after, scale = labelled.test(small), labelled.task.score
         figures = (scale.text(before.score), scale.text(after.score))
         rows.append((f"{scale.name}, {after.number:,} test examples", *figures))
-    number, threads = rows_of(given.example), costs[1].threads
-    note = f"multiply-adds, latency and memory: of a batch of {number}, on {threads} threads"
-    return "\n".join([*table(rows, words=1), note.replace("on 1 threads", "on one thread")])
+    return rows
 
 
 def _check_out(out: Path, name: str, weights: Path | None) -> None:
@@ -215,7 +228,6 @@ def _as_folder(out: Path, name: str) -> bool:
 
 def _saved(small: nn.Module, name: str, out: Path) -> str:
     if _as_folder(out, name):
-        save_pretrained(small, out)
-        return f"{out}: open it with secateur.from_pretrained({str(out)!r})"
+        return repr(save_pretrained(small, out))
     save(small, out)
     return f"load it into the network at its full size: secateur.load(network, {str(out)!r})"

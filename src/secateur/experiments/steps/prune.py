@@ -20,6 +20,7 @@ from secateur.experiments.fields import EXACT, Count
 from secateur.experiments.steps.base import Action, Step
 from secateur.experiments.steps.rewind import check_epoch, rewind
 from secateur.experiments.steps.settings import (
+    Alike,
     Budget,
     Calibration,
     Criterion,
@@ -86,6 +87,7 @@ class Prune(Step):
     units: bool = Field(False, description="Whole neurons, filters or heads go, not single weights.")
     round_to: Count = Field(1, description="Of units, each group that is pruned keeps a multiple of this.")
     min_kept: Count = Field(1, description="Of units, each group keeps at least this many.")
+    alike: Alike = False
     include: Include = None
     exclude: Exclude = None
     calibration: Calibration = 1024
@@ -105,6 +107,7 @@ class Prune(Step):
             scheduled=self.schedule is not None,
             round_to=self.round_to,
             min_kept=self.min_kept,
+            alike=self.alike,
         )
         if self.relative_to == "dense" and (self.units or not isinstance(self.budget, Global)):
             raise ValueError("relative_to: dense goes with single weights and a global budget")
@@ -185,6 +188,7 @@ class Prune(Step):
                 structure=trace(model, work.example()) if self.units else None,
                 round_to=self.round_to,
                 min_kept=self.min_kept,
+                alike=self.alike,
             )
 
     def _of_dense(self, budget: Global, work: Work) -> tuple[Global, list[str]]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from secateur.experiments.fields import Count, Real
 from secateur.experiments.steps.base import Step
-from secateur.experiments.steps.settings import Calibration, Criterion, Exclude, Include
+from secateur.experiments.steps.settings import Alike, Calibration, Criterion, Exclude, Include
 from secateur.experiments.work import Work
 from secateur.methods.constraints import prune_to
 from secateur.methods.goals import check_goal
@@ -29,6 +29,7 @@ class PruneTo(Step):
     latency_ms: Real | None = Field(None, description="What one example may take, measured here.")
     round_to: Count = Field(1, description="Each group that is pruned keeps a multiple of this.")
     min_kept: Count = Field(1, description="Each group keeps at least this many units.")
+    alike: Alike = False
     include: Include = None
     exclude: Exclude = None
     calibration: Calibration = 1024
@@ -62,6 +63,7 @@ class PruneTo(Step):
             exclude=self.exclude,
             round_to=self.round_to,
             min_kept=self.min_kept,
+            alike=self.alike,
         )
         state.masks, state.requested = None, None
         work.replace(small, id, proof)

@@ -81,4 +81,11 @@ Include = Annotated[
     Field(description="Only what these patterns match; null is all."),
 ]
 Exclude = Annotated[list[str] | None, Field(description="Nothing that these patterns match.")]
+Alike = Annotated[
+    bool,
+    Field(
+        description="Like groups of like blocks lose as many units each (heads, neurons), so that a stock "
+        "configuration of transformers can say what is left."
+    ),
+]
 Calibration = Annotated[Count, Field(description="Training examples that are read, if any are.")]
