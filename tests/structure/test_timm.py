@@ -6,11 +6,16 @@ import pytest
 import torch
 
 import secateur as sc
+from networks.packages import imported
+from networks.zoo import Unavailable
 from secateur.graph.compare import difference
 from secateur.running import run_once
 
-timm = pytest.importorskip("timm")
-FeatureGetterNet = pytest.importorskip("timm.models._features").FeatureGetterNet
+try:  # it imports torchvision, which beside another torch is there and does not load
+    timm = imported("timm")
+    FeatureGetterNet = imported("timm.models._features").FeatureGetterNet
+except Unavailable as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 SIZES = {
     "resnet18": 64,

@@ -23,6 +23,7 @@ def yolo(tmp_path, monkeypatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     try:
+        imported("torchvision")  # which it imports when it first sorts boxes
         return imported("ultralytics.models.yolo").YOLO
     except Unavailable as error:
         pytest.skip(str(error))
