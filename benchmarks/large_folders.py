@@ -1,7 +1,7 @@
 """What pruning a folder costs beside copying it: seconds over those of ``cp``, and memory that is no cache.
 
-Makes a random Llama in bf16, shard by shard, if --folder does not hold one; then copies and prunes it in turn,
-each in a process of its own, and prints the ratio of every round and the most memory of its own that
+Makes a random Llama in bf16, shard by shard, if --folder does not hold one; then copies and prunes it in
+turn, each in a process of its own, and prints the ratio of every round and the most memory of its own that
 pruning had.
 
     python benchmarks/large_folders.py --folder /tmp/llama-7b                 # 13.5 GB
