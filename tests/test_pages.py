@@ -65,11 +65,17 @@ def test_the_commands_from_a_checkpoint_to_every_format(tmp_path, monkeypatch, c
     torch.save({"model": space["make"]().state_dict()}, "net.pth")
     commands = [line.split() for kind, block in blocks if kind == "console" for line in block.splitlines()]
     assert [words[1] for words in commands[:-1]] == ["convert", "inspect", "shrink", "deploy"]
-    for words in commands[:-1]:
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code, capsys.readouterr().err
+    others = sys.modules.pop("mynets", None)  # of another test's folder
+    try:
+        for words in commands[:-1]:
+            monkeypatch.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code, capsys.readouterr().err
+    finally:
+        sys.modules.pop("mynets", None)
+        if others is not None:
+            sys.modules["mynets"] = others
     subprocess.run([sys.executable, *commands[-1][1:]], check=True, timeout=60)
     small, wanted = space["make"](), np.load("y.npy")
     with torch.no_grad():

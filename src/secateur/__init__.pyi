@@ -72,6 +72,8 @@ from secateur.structure.saved import load as load
 from secateur.pretrained.writing import save_pretrained as save_pretrained
 from secateur.pretrained.writing import WrittenFolder as WrittenFolder
 from secateur.pretrained.opening import from_pretrained as from_pretrained
+from secateur.large.pruning import prune_folder as prune_folder
+from secateur.large.pruning import PrunedFolder as PrunedFolder
 
 # Methods that search and train
 from secateur.methods.constraints import prune_to as prune_to

@@ -1,6 +1,6 @@
 """Files of every kind that is read, mutated: each is read, or refused in one typed line.
 
-About 20 seconds over all formats; SECATEUR_FUZZ_SECONDS says how many, benchmarks/fuzz.py runs for an hour.
+About 10 seconds over all formats; SECATEUR_FUZZ_SECONDS says how many, benchmarks/fuzz.py runs for an hour.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import pytest
 from campaign import FORMATS, Campaign, lines_of, table_of
 
-SECONDS = float(os.environ.get("SECATEUR_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("SECATEUR_FUZZ_SECONDS", "10"))
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ class Pruning(Callback):
 
     Raises:
         BudgetError, CriterionError: when training begins, for choices that do not go together, and for a
-            checkpoint of another schedule.
+            checkpoint of other settings.
 
     Example:
         >>> import lightning, secateur as sc, torch

@@ -51,7 +51,7 @@ def from_pretrained(folder: str | Path, **options: Any) -> Any:
         True
     """
     path = as_path(folder)
-    kind = _class_of(path)
+    kind = class_of(path)
     if not [*path.glob("*.safetensors")]:
         held = next((file.name for file in path.glob("*.bin")), None)
         why = "holds no weights" if held is None else f"{held} may hold code"
@@ -88,7 +88,8 @@ def from_pretrained(folder: str | Path, **options: Any) -> Any:
     return model
 
 
-def _class_of(path: Path) -> Any:
+def class_of(path: Path) -> Any:
+    """Return the class of transformers that a folder's config.json names."""
     if not (path / "config.json").is_file():
         raise StorageError(f"{path}: a folder without config.json; one of save_pretrained is right")
     said = load_json(path / "config.json")

@@ -174,7 +174,7 @@ def prune(
         targets = find_targets(model, include, exclude)
         check_writable({name: t.weight for name, t in targets.items()})
         earlier = _already_masked(masks, targets, model)
-        scores = _scored(cast(Criterion, criterion), targets, data, loss, earlier)
+        scores = scored(cast(Criterion, criterion), targets, data, loss, earlier)
         check_telling(criterion, list(scores.values()), data, loss)
         entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
         weights: dict[str, Tensor] = {name: t.weight for name, t in targets.items()}
@@ -343,7 +343,7 @@ def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> 
     return {n: ~masks[n].to(t.weight.device) for n, t in targets.items() if n in masks}
 
 
-def _scored(
+def scored(
     criterion: Criterion, targets: Targets, data: Any, loss: Any, earlier: dict[str, Tensor]
 ) -> dict[str, Scores]:
     weights = {name: target.weight for name, target in targets.items()}
@@ -383,6 +383,12 @@ def _notes(
         warnings.warn(note, SecateurWarning, stacklevel=4)
     frozen = [name for name, target in targets.items() if not target.weight.requires_grad]
     notes += [f"{name} is pruned though it is frozen: retraining cannot make up for it" for name in frozen]
+    return (*notes, *notes_of(targets, cuts))
+
+
+def notes_of(targets: Targets, cuts: Mapping[str, Cut | PatternCut]) -> tuple[str, ...]:
+    """Return lines on what was not pruned, and why."""
+    notes: list[str] = []
     by_reason: dict[str, list[str]] = {}
     dense = {name: cut.note for name, cut in cuts.items() if isinstance(cut, Cut) and cut.note}
     for name, reason in (targets.protected | dense).items():

@@ -86,7 +86,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("pruned", [False, True], ids=["dense", "pruned"])
+@pytest.mark.parametrize("pruned", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_whole_network_is_a_program(name, pruned):
     torch.manual_seed(0)

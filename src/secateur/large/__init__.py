@@ -1,0 +1,1 @@
+"""Checkpoints that need not fit into memory: folders in, folders out."""
