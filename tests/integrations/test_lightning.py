@@ -55,7 +55,7 @@ def test_killed_and_resumed_as_uninterrupted(tmp_path):
     state = torch.load(last, weights_only=True)["callbacks"]["Pruning"]
     masks = sc.Masks(resumed, {})
     masks.load_state_dict(state["masks"])
-    assert {name: n for name, n in state.items() if name != "masks"} == {
+    assert {name: n for name, n in state.items() if name not in ("masks", "settings")} == {
         "level": 5, "levels": 5, "steps": 18, "every": 4,
     }  # fmt: skip
     assert masks.sparsity == 0.9
@@ -78,6 +78,8 @@ def test_a_checkpoint_of_another_schedule(tmp_path):
     path = trainer.checkpoint_callback.best_model_path
     with pytest.raises(BudgetError, match="this schedule has 3, one every 4"):
         fit(Module(), pruning(schedule=sc.Cubic(3)), ckpt_path=path, epochs=6)
+    with pytest.raises(BudgetError, match=r"saved with criterion Magnitude\(\), and here it is Random"):
+        fit(Module(), pruning(criterion=sc.Random()), ckpt_path=path, epochs=6)
     with pytest.raises(MaskError, match="the Trainer has not begun to train"):
         print(pruning().masks)
 

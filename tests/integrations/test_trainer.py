@@ -55,10 +55,12 @@ def test_killed_and_resumed_as_uninterrupted(tmp_path):
     assert again.pruning is not None
     assert (again.pruning.level, again.pruning.steps) == (5, 24)
     assert sc.sparsity(resumed) == ours.masks.sparsity
+    names = ("criterion", "budget", "schedule")
     # what a checkpoint holds is plain: the masks open on their own, and fit the weights beside them
     folder = tmp_path / "killed" / "checkpoint-12"
     assert json.loads((folder / "pruning.json").read_text()) == {
         "level": 4, "levels": 5, "steps": 12, "every": 4,
+        "settings": {name: repr(pruning().arguments[at]) for at, name in enumerate(names)},
     }  # fmt: skip
     shipped = type(whole).from_pretrained(folder)
     masks = sc.Masks.load(folder / "masks.safetensors", shipped)
@@ -87,6 +89,21 @@ def test_a_checkpoint_elsewhere(tmp_path):
         (lambda f: (f / "masks.safetensors").unlink(), {}, StorageError, "masks.safetensors: no such file"),
         (lambda f: (f / "pruning.json").write_text("[1]"), {}, StorageError, "not one of during"),
         (lambda f: None, {"schedule": sc.Cubic(7)}, BudgetError, "this schedule has 7, one every 4"),
+        (lambda f: None, {"criterion": sc.Random()}, BudgetError, r"saved with criterion Magnitude\(\), and"),
+        (
+            lambda f: None,
+            {"budget": sc.Global(0.8)},
+            BudgetError,
+            "saved with budget .*0.9.* here it is .*0.8",
+        ),
+        (
+            lambda f: None,
+            {"schedule": sc.Iterative(5)},
+            BudgetError,
+            "saved with schedule Cubic.* is Iterative",
+        ),
+        (lambda f: None, {"every": 2}, BudgetError, "one every 4 optimizer steps; this .* one every 2"),
+        (lambda f: None, {"exclude": "classifier"}, BudgetError, "exclude the default, .* is .'classifier'."),
         (lambda f: None, {"resume_from": "checkpoint-24"}, MaskError, "masked weights are not zero"),
     ],
 )

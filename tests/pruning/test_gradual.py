@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam
 
 import secateur as sc
 from networks.toy import hooks, loss_of, step, weights
-from secateur.errors import BudgetError, MaskError, NonFiniteError, SecateurWarning
+from secateur.errors import BudgetError, MaskError, NonFiniteError, SecateurWarning, StorageError
 
 # -- gradually ---------------------------------------------------------------------------------------
 
@@ -206,6 +206,46 @@ def test_during_asserts_the_zeros_and_finds_a_nan(mlp):
         spoiling(1.0)
     with pytest.raises(NonFiniteError, match=r"0\.weight"):
         spoiling(float("nan"))
+
+
+class Own:
+    """A criterion whose words are where it lies."""
+
+    reads_data = False
+
+    def __call__(self, targets, data=None, loss=None):
+        return sc.Magnitude()(targets)
+
+
+def test_a_state_goes_on_with_the_settings_it_was_saved_with(mlp):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    usual = {"criterion": Own(), "budget": sc.Global(0.5), "schedule": sc.Cubic(3), "every": 2}
+    with sc.during(optimizer, net, **usual, exclude=["2"]) as pruning:
+        saved = pruning.state_dict()
+        for _ in range(4):
+            step(net, optimizer)
+    with sc.during(
+        optimizer, net, **usual | {"criterion": Own()}, exclude="2", round_to=1, state=saved
+    ) as again:
+        assert (again.level, again.steps) == (1, 0)
+        for _ in range(4):
+            step(net, optimizer)
+    for change, message in [
+        ({"criterion": sc.Magnitude()}, "criterion .*Own object.* here it is Magnitude"),
+        ({"budget": sc.Uniform(0.5)}, "budget Global.* here it is Uniform"),
+        ({"exclude": None}, "exclude .'2'., and here it is the default"),
+    ]:
+        with pytest.raises(BudgetError, match=f"saved with {message}"):
+            sc.during(optimizer, net, **{**usual, "exclude": "2", **change}, state=saved).__enter__()
+        assert hooks(optimizer) == 0
+    with pytest.raises(StorageError, match="its settings are words by name"):
+        sc.during(
+            optimizer, net, **usual, exclude="2", state={**saved, "settings": {"budget": 1}}
+        ).__enter__()
+    old = {name: value for name, value in saved.items() if name != "settings"}
+    with pytest.warns(SecateurWarning, match="of step 1 of 3"), sc.during(optimizer, net, **usual, state=old):
+        pass
 
 
 def test_during_settings(mlp):

@@ -27,8 +27,8 @@ class Pruning(Callback):
     """Prune a module while Lightning's ``Trainer`` fits it, as ``secateur.during`` does in a loop of one's
     own. The zeros hold through every step of every optimizer, and in the averages that other callbacks keep.
 
-    Checkpoints hold the masks and where the schedule stands, as numbers and tensors, so that
-    ``fit(ckpt_path=)`` goes on from there. The place among the callbacks makes no difference.
+    Checkpoints hold the masks, where the schedule stands and the settings, as numbers, tensors and words, so
+    that ``fit(ckpt_path=)`` goes on from there. The place among the callbacks makes no difference.
 
     Args:
         criterion: as for ``secateur.prune``.
@@ -41,7 +41,7 @@ class Pruning(Callback):
 
     Raises:
         BudgetError, CriterionError: when training begins, for choices that do not go together, and for a
-            checkpoint of another schedule.
+            checkpoint of other settings.
 
     Example:
         >>> import lightning, secateur as sc, torch

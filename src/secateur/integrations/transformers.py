@@ -46,7 +46,8 @@ class PruningCallback(TrainerCallback):
             own batches), ``structure`` for whole units.
 
     Raises:
-        BudgetError, CriterionError: when training begins, for choices that do not go together.
+        BudgetError, CriterionError: when training begins, for choices that do not go together, and for a
+            checkpoint of other settings.
         StorageError: for a checkpoint without masks.
         MaskError: for one whose weights are not those of its masks.
 

@@ -19,6 +19,7 @@ from secateur.pruning.criteria import Criterion
 from secateur.pruning.holding import Optimizers, check_updates, levels_of
 from secateur.pruning.masks import Masks
 from secateur.pruning.prune import check, prune
+from secateur.pruning.remembered import check_same, settings_of
 from secateur.pruning.schedules import Schedule, budgets_along
 from secateur.pruning.structured import UnitBudget, already_pruned, select_groups
 from secateur.pruning.targets import count_nonzero, find_targets
@@ -99,6 +100,7 @@ class GradualPruning:
     model: nn.Module
     way: list[Any]
     every: int
+    settings: dict[str, str]
     _take: Callable[[Any, Masks | None], Masks]
     _optimizer: Optimizers
     _averaged: Any
@@ -117,6 +119,7 @@ class GradualPruning:
             "levels": len(self.way),
             "steps": self.steps,
             "every": self.every,
+            "settings": self.settings,
             "masks": self.masks.state_dict(),
         }
 
@@ -125,7 +128,7 @@ class GradualPruning:
         it pruned is then gone.
 
         Raises StorageError for what is no such state, MaskError for masks of another network, BudgetError
-        for another schedule.
+        for other settings: criterion, budget, schedule, ``every`` or options of ``secateur.prune``.
         """
         names = ("level", "steps", "levels", "every")
         numbers = [state.get(name) if isinstance(state, Mapping) else None for name in names]
@@ -139,6 +142,7 @@ class GradualPruning:
                 f"the state is of step {level} of {schedule[0]}, one every {schedule[1]} optimizer steps; "
                 f"this schedule has {len(self.way)}, one every {self.every}"
             )
+        check_same(state.get("settings"), self.settings)
         masks = Masks(self.model, {})
         masks.load_state_dict(state.get("masks", {}))
         self._go_on(level, steps, masks)  # type: ignore[arg-type]
@@ -202,7 +206,8 @@ def during(
         start: the step of the schedule to resume at.
         steps: how many steps of the optimizer have been taken.
         masks: those in force at ``start``.
-        state: where the pruning stood, instead of the last three.
+        state: where the pruning stood, instead of the last three; it goes on with the settings it was saved
+            with, while the last three go with any.
         averaged: see ``secateur.Masks.held``.
         **options: those of ``secateur.prune``.
 
@@ -211,7 +216,7 @@ def during(
 
     Raises:
         BudgetError, CriterionError: for choices that do not go together; for a network that is sparser than
-            the first step would leave it.
+            the first step would leave it; for a ``state`` of other settings.
         MaskError: for an optimizer that updates nothing of what would be pruned.
 
     Example:
@@ -237,7 +242,8 @@ def during(
     def take(step: Any, before: Masks | None) -> Masks:
         return prune(model, criterion, step, masks=before, **options)
 
-    pruning = GradualPruning(model, way, every, take, optimizer, averaged)
+    settings = settings_of(criterion, budget, schedule, options)  # before training changes any of it
+    pruning = GradualPruning(model, way, every, settings, take, optimizer, averaged)
     with pruning._under_way(start, steps, masks, state):
         yield pruning
     assert pruning.masks is not None
