@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -261,6 +262,49 @@ def test_run_writes_an_output(shell, tmp_path):
     np.save(tmp_path / "x.npy", X)
     assert shell("--input", tmp_path / "x.npy", "--output", tmp_path / "y") == 0
     assert close(np.load(tmp_path / "y"), wanted())
+
+
+class Two(nn.Module):
+    def forward(self, x, scale):
+        return x.relu() * 2 + scale
+
+
+@pytest.mark.parametrize("names", [("arg0", "arg1"), ("arg0", "scale"), ("scale", "x"), ("x", "arg1")])
+def test_one_archive_holds_all_inputs(tmp_path, names):
+    x, scale = numbers(3, 4), numbers(3, 4) * 5
+    packed(program_of(Two(), (x, scale)), tmp_path / "model.secateur")
+    arrays = {"arg0": x, "x": x, "arg1": scale, "scale": scale}
+    np.savez_compressed(tmp_path / "in.npz", **{name: arrays[name].numpy() for name in names})
+    assert main(str(tmp_path), ["--input", str(tmp_path / "in.npz"), "--output", str(tmp_path / "y")]) == 0
+    assert close(np.load(tmp_path / "y"), Two()(x, scale).numpy())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"arg0": X}, "in.npz: holds arg0; the network reads x: (batch, 4) of float32; scale: "),
+        (
+            {"arg0": X, "scal": X},
+            "holds arg0, scal; the network reads .*arrays of these names, or arg0, arg1",
+        ),
+        ({"arg0": X, "x": X}, "holds arg0, x; the network reads"),
+        ({"arg0": X, "arg1": X, "scale": X}, "holds arg0, arg1, scale; the network reads"),
+        ({}, "holds no array; the network reads"),
+        ({"x": np.array([object()]), "scale": X}, "in.npz: cannot be read as a .npz file: Object arrays"),
+        (b"PK\x03\x04no archive", "in.npz: cannot be read as a .npz file: "),
+        (b"", "in.npz: cannot be read as a .npz file: "),
+    ],
+)
+def test_archives_that_do_not_fit_are_one_line(tmp_path, capsys, arrays, says):
+    packed(program_of(Two(), (numbers(3, 4), numbers(3, 4))), tmp_path / "model.secateur")
+    if isinstance(arrays, bytes):
+        (tmp_path / "in.npz").write_bytes(arrays)
+    else:
+        np.savez(tmp_path / "in.npz", **arrays)
+    assert main(str(tmp_path), ["--input", str(tmp_path / "in.npz")]) == 1
+    said = capsys.readouterr().err
+    assert re.search(says.replace("(", r"\(").replace(")", r"\)"), said)
+    assert said.strip().count("\n") == 0
 
 
 def test_run_prints_an_output(shell, tmp_path, capsys):

@@ -65,6 +65,24 @@ def test_numbers(kind, wanted, unit, better):
     assert task.losses(outputs, labels).tolist() == pytest.approx([0.0, 0.25, 0.25])
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0, 0.1, -1234.567])
+def test_r2_of_constant_labels_is_one_where_they_are_met_and_else_zero(value):
+    task = build_task("regression", score="r2")
+    labels = torch.full((999,), value)
+    assert score(task, (labels[:, None].clone(), labels)) == 1.0
+    assert score(task, (labels[:, None] + 0.5, labels)) == 0.0
+    varied = torch.stack((labels, torch.arange(999.0)), 1)  # one number of two has a variance
+    assert score(task, (varied.clone(), varied)) == 1.0
+    found = varied + torch.tensor([0.5, 0.0])
+    assert score(task, (found, varied)) == 0.5
+
+
+def test_r2_of_labels_far_from_zero_is_no_constant():
+    task = build_task("regression", score="r2")
+    labels = 100_000 + torch.arange(9.0)
+    assert score(task, (labels[:, None] + 1, labels)) == pytest.approx(1 - 9 / 60)
+
+
 def test_pixels_and_the_label_that_counts_nowhere():
     task = build_task("segmentation", ignore=255)
     labels = torch.tensor([[[0, 0], [1, 255]]])

@@ -120,7 +120,9 @@ def _agreed(deployment: Deployment) -> str:
     scale, reference = scale_of(deployment), deployment.get("reference", "pruned, PyTorch")
     scored = any(row.get("score") is not None for row in deployment["formats"])
     score = f"{scale.name[:1].upper()}{scale.name[1:]}: of the whole test split. " if scored else ""
-    return f"{score}First choice and outputs: beside {reference}, on {deployment['test']:,} examples."
+    chosen = any(row.get("same") is not None for row in deployment["formats"])
+    compared = "First choice and outputs" if chosen else "Outputs"
+    return f"{score}{compared}: beside {reference}, on {deployment['test']:,} examples."
 
 
 def _with_error(row: Mapping[str, Any]) -> str:

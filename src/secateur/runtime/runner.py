@@ -265,7 +265,13 @@ def main(here: str, arguments: Sequence[str] | None = None) -> int:
     import argparse  # a network that is imported as a module does not need it
 
     parser = argparse.ArgumentParser(description="Run a packed network on a batch of inputs.")
-    parser.add_argument("--input", nargs="+", metavar="X.npy", help="the inputs, in the program's order")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="X.npy",
+        help="the inputs, in the program's order, or all in one .npz: "
+        "arg0, arg1, ... and the others by their names",
+    )
     parser.add_argument(
         "--output", nargs="+", metavar="Y.npy", help="where to write the outputs (default: print)"
     )
@@ -287,7 +293,7 @@ def main(here: str, arguments: Sequence[str] | None = None) -> int:
         if options.check:
             return _check(network, here)
         paths = options.input or check_paths(here, "input", len(network.graph["inputs"]))
-        inputs = [load_array(path) for path in paths]
+        inputs = load_inputs(paths, network.graph)
         if options.time:
             print(timed(network, inputs, options.time))
         else:
@@ -298,15 +304,39 @@ def main(here: str, arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def load_inputs(paths: Sequence[str], graph: Mapping[str, Any]) -> list[np.ndarray]:
+    """Read the inputs of a program in its order: a .npy file each, or one .npz that holds arg0, arg1, ... as
+    the first and the others by their names; raises ProgramError."""
+    if len(paths) != 1 or not paths[0].endswith(".npz"):
+        return [load_array(path) for path in paths]
+    arrays = _load(paths[0], ".npz")
+    names = [spec["name"] for spec in graph["inputs"]]
+    places = [f"arg{i}" if f"arg{i}" in arrays else name for i, name in enumerate(names)]
+    if sorted(places) != sorted(arrays):
+        raise ProgramError(
+            f"{paths[0]}: holds {', '.join(arrays) or 'no array'}; the network reads {described(graph)}: "
+            "arrays of these names, or arg0, arg1, ... for the first of them, are right"
+        )
+    return [arrays[place] for place in places]
+
+
 def load_array(path: str) -> np.ndarray:
     """Read a .npy file, never a pickle; raises ProgramError."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ProgramError(f"{path}: cannot be read as a .npy file: {error}") from error
+    array = _load(path, ".npy")
     if not isinstance(array, np.ndarray):
-        raise ProgramError(f"{path}: holds several arrays; give one .npy file an input")
+        raise ProgramError(f"{path}: holds several arrays; give one .npy file an input, or one .npz for all")
     return array
+
+
+def _load(path: str, kind: str) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded if kind == ".npy" else {"arg0": loaded}  # a name alone makes no archive
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # a damaged archive raises what its compression does
+        raise ProgramError(f"{path}: cannot be read as a {kind} file: {error}") from error
 
 
 def check_paths(folder: str, kind: str, number: int) -> list[str]:

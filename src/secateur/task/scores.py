@@ -15,6 +15,8 @@ from secateur.running import shapes
 from secateur.task.base import Loss, Score, tensor_of
 from secateur.task.classifying import by_example, distillation_loss
 
+_ROUNDING = 1e-13  # a difference of sums of squares under this share of them is what adding them up left
+
 
 def numbers_of(outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """Return outputs and labels as (examples, numbers); raises ModelError where they do not fit.
@@ -51,7 +53,11 @@ def mae(unit: str) -> Score:
 
 
 def r2(unit: str) -> Score:
-    """The share of the labels' variance that the outputs explain: 1 - residual / total sum of squares."""
+    """The share of the labels' variance that the outputs explain: 1 - residual / total sum of squares.
+
+    Of labels that are all one number, which have no variance, it is 1 where the outputs are that number and
+    else 0, as in scikit-learn: a search and a mean over seeds go on with it.
+    """
     del unit
     return Score("R2", counts=_squares, value=_explained)
 
@@ -65,7 +71,9 @@ def _squares(outputs: Any, labels: Any) -> Tensor:
 def _explained(sums: Tensor) -> float:
     residual, total, squares, number = sums.reshape(4, -1)
     spread = squares - total.square() / number
-    return float((1 - residual / spread).mean())  # of several numbers an example the mean, as scikit-learn
+    constant = spread <= _ROUNDING * squares
+    share = torch.where(constant, (residual == 0).double(), 1 - residual / spread)
+    return float(share.mean())  # of several numbers an example the mean, as scikit-learn
 
 
 def hits(outputs: Any, labels: Any) -> Tensor:

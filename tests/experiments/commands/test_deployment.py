@@ -18,14 +18,16 @@ import secateur as sc
 from secateur.data import load_data
 from secateur.errors import MissingExtraError, StorageError
 from secateur.experiments.commands import deployment, making, measuring
-from secateur.experiments.commands.deployment import deploy
+from secateur.experiments.commands.deployment import deploy, deploy_checkpoint
 from secateur.experiments.commands.finished import pruned_options, read_trial
 from secateur.experiments.commands.inference import Format
 from secateur.experiments.commands.private import PrivateFolder
+from secateur.experiments.commands.sources import of_checkpoint
 from secateur.experiments.recipe import load_recipe
 from secateur.experiments.results import read_results
 from secateur.experiments.study import run_study
 from secateur.models import build_model
+from secateur.report.deployed import deployment_lines
 from secateur.storage import save_json
 from secateur.training.checkpoint import save_weights
 
@@ -276,6 +278,29 @@ def test_a_network_of_the_users_module(tmp_path, monkeypatch):
     assert found["sparse, PyTorch"]["same"] == found["pruned, PyTorch"]["same"]
     assert "sort" in found["packed, numpy"]["reason"]
     assert found["packed, compiled"]["reason"] == found["packed, numpy"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "chooses"),
+    [("classes", {}, True), ("numbers", {}, False), ("numbers", {"task": "regression"}, False)],
+)
+def test_first_choices_are_compared_where_outputs_are_of_classes(
+    tmp_path, monkeypatch, labels, options, chooses
+):
+    save_weights(tmp_path / "w.safetensors", build_model("mlp", features=10, outputs=2))
+    x = np.random.default_rng(0).standard_normal((200, 10)).astype("f")
+    np.savez(tmp_path / "d.npz", x=x, y=x[:, :2] if labels == "numbers" else (x[:, 0] > 0).astype(int))
+    data = {"name": "npz", "path": str(tmp_path / "d.npz"), "labels": labels}
+    model = {"name": "mlp", "features": 10, "outputs": 2}
+    given = {"model": model, "data": data, **options}
+    assert of_checkpoint(tmp_path / "w.safetensors", **given).choices is chooses
+    if labels == "numbers" and not options:
+        monkeypatch.setattr(making, "export_onnx", no_onnx)  # half of the time
+        result = deploy_checkpoint(tmp_path / "w.safetensors", tmp_path / "out", seconds=0.01, **given)
+        found = formats_of(result)["packed, numpy"]
+        assert found["same"] is None
+        assert found["error"] < 1e-4
+        assert not any("irst choice" in line for line in deployment_lines(result))
 
 
 @pytest.fixture

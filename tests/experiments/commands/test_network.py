@@ -13,6 +13,7 @@ import secateur as sc
 from networks.drawn import numbers
 from secateur.errors import ModelError, RecipeError, SecateurError, StorageError
 from secateur.experiments.commands.network import inspect_model, open_network, prune_checkpoint
+from secateur.experiments.commands.shrinking import shrink_checkpoint
 from secateur.measure.size import count_parameters
 from secateur.models import build_model
 from secateur.training.checkpoint import load_network, save_weights
@@ -177,6 +178,28 @@ def test_units_are_refitted_where_there_are_examples_unless_told_not_to(place, r
     options = {"model": network, "weights": "own.safetensors", "units": True, "sparsity": 0.5}
     text = pruned(place, data="digits", refit=refit, **options)
     assert ("refitted on " in text) is (refit is not False)
+
+
+@pytest.mark.parametrize("labels", ["classes", "numbers"])
+def test_first_choices_are_compared_where_labels_are_classes(place, labels):
+    x = np.random.default_rng(0).standard_normal((200, 10)).astype("f")
+    np.savez(place / "d.npz", x=x, y=x[:, :2] if labels == "numbers" else (x[:, 0] > 0).astype(int))
+    data = {"name": "npz", "path": str(place / "d.npz"), "labels": labels}
+    model = {"name": "mlp", "features": 10, "outputs": 2}
+    save_weights(place / "own.safetensors", build_model("mlp", features=10, outputs=2))
+    given = {
+        "model": model,
+        "weights": place / "own.safetensors",
+        "data": data,
+        "out": place / "s.safetensors",
+    }
+    said = [
+        prune_checkpoint(**given, step={"units": True}, sparsity=0.5),
+        shrink_checkpoint(**given, goals={"macs": 0.5}, epochs=0),
+    ]
+    for text in said:
+        assert "outputs differ by" in text
+        assert ("same largest output" in text) is (labels == "classes")
 
 
 def test_compacting_after_single_weights_and_its_masks(place):

@@ -20,6 +20,7 @@ from secateur.experiments.commands.opening import Named, check_runs, described
 from secateur.experiments.dense import calibration_batches, load_dataset
 from secateur.experiments.plan import DataSpec
 from secateur.pruning.batches import arguments_of
+from secateur.task.base import Task
 from secateur.text import first_line, nearest, shown
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
@@ -119,6 +120,14 @@ def examples_of(
     if data is not None:
         return Examples(data.validation.first(2), None, data, data.validation.first(1))
     raise RecipeError("nothing to run the network on; give --input-shape, --inputs or --data")
+
+
+def chooses(task: Task | None, data: Dataset | None) -> bool:
+    """Return whether outputs are scores of classes as far as is known, so that two networks' first choices
+    can be the same: the task says it, or else the labels of a data set."""
+    if task is not None:
+        return task.classes is not None
+    return data is None or bool(data.classes)
 
 
 def dataset_named(data: Named | None) -> Dataset | None:

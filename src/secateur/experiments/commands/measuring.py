@@ -24,7 +24,6 @@ from secateur.experiments.commands.private import PrivateFolder
 from secateur.experiments.commands.sources import Source
 from secateur.running import arguments
 from secateur.storage import load_json, save_json
-from secateur.task.base import Task
 
 _OUTPUTS = "outputs.npz"
 _COMPILING = ("compiled", "sparse")  # engines whose first use on a machine is not like the next ones
@@ -52,7 +51,7 @@ def measure_formats(making: Making, seconds: float) -> list[dict[str, Any]]:
         raise ModelError(f"the formats cannot be timed together: {times['error']}")
     for name, given in outputs.items():
         rows[name] |= {"latency": times[name], "score": _score(given, source)}
-        rows[name] |= _agreement(given, outputs.get(source.reference), source.number, source.task)
+        rows[name] |= _agreement(given, outputs.get(source.reference), source.number, source.choices)
     for name, note in making.notes.items():
         if rows[name]["reason"] is None:
             rows[name]["note"] = note
@@ -151,12 +150,11 @@ def _score(outputs: list[Tensor], source: Source) -> float | None:
 
 
 def _agreement(
-    outputs: list[Tensor], reference: list[Tensor] | None, number: int, task: Task | None
+    outputs: list[Tensor], reference: list[Tensor] | None, number: int, choices: bool
 ) -> dict[str, Any]:
     """Return for how many examples a format chooses as the network in PyTorch does, where outputs are scores
     of classes, and by how much its outputs differ from that one's."""
     if reference is None:
         return {"same": None, "error": None}
     found = compared([reference], [outputs], [number])
-    classes = task is None or task.classes is not None
-    return {"same": found.same if classes else None, "error": found.error}
+    return {"same": found.same if choices else None, "error": found.error}

@@ -16,6 +16,7 @@ from secateur.errors import ModelError, RecipeError, SecateurWarning
 from secateur.experiments.commands.agreeing import agreement
 from secateur.experiments.commands.examples import (
     Examples,
+    chooses,
     dataset_named,
     dtype_of,
     examples_of,
@@ -150,7 +151,9 @@ def prune_checkpoint(
         said += [repr(proof), side_by_side(before, after, what)]
         network, masks = small, proof.masks
     if dense is not None and given is not None:
-        said.append(f"agreement with the dense network: {agreement(dense, network, given.held())}")
+        agrees = agreement(dense, network, given.held())
+        agrees = agrees if chooses(None, given.dataset) else replace(agrees, same=None)
+        said.append(f"agreement with the dense network: {agrees}")
     elif spec.units:
         said.append(
             "neither refitted nor compared with the dense network: that takes --data, or examples as --inputs"

@@ -15,7 +15,7 @@ from torch import nn
 from secateur.data.dataset import Dataset, Split, Stream
 from secateur.errors import DataError, RecipeError
 from secateur.experiments.commands.agreeing import agreement
-from secateur.experiments.commands.examples import FEWEST, Examples, dataset_named, examples_of
+from secateur.experiments.commands.examples import FEWEST, Examples, chooses, dataset_named, examples_of
 from secateur.experiments.commands.imitating import imitation, in_eval
 from secateur.experiments.commands.network import check_files, check_one_of, refitted, side_by_side
 from secateur.experiments.commands.opening import Named, check_runs, described, model_spec, open_network
@@ -205,7 +205,7 @@ def _judged(
     """Return dense beside small: how far they agree, and the task's score on test."""
     rows: list[tuple[str, str, str]] = []
     agrees = agreement(dense, small, given.held())
-    if agrees.same is not None and (labelled is None or labelled.task.classes is not None):
+    if agrees.same is not None and chooses(None if labelled is None else labelled.task, given.dataset):
         rows.append(("same largest output", "", f"{agrees.same:,} of {agrees.number:,} ({agrees.share})"))
     rows.append(("outputs differ by", "", f"{100 * agrees.error:.2g} % on {agrees.number:,} examples"))
     if labelled is not None and before is not None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.data.dataset import Dataset, Split, Stream, each_tensor, rows_of
 from secateur.errors import RecipeError
-from secateur.experiments.commands.examples import dataset_named, examples_of
+from secateur.experiments.commands.examples import chooses, dataset_named, examples_of
 from secateur.experiments.commands.finished import (
     FinishedTrial,
     dense_options,
@@ -47,7 +47,7 @@ class Source:
 
     ``example``: two inputs; ``timed``: those of the largest batch; ``calibration``: batches that int8 reads;
     ``test``: inputs whose outputs are compared with those of the format ``reference``, and judged by ``task``
-    where there are ``labels``.
+    where there are ``labels``; ``choices``: whether outputs may be scores of classes.
     """
 
     label: str
@@ -62,6 +62,7 @@ class Source:
     test: Any
     labels: Any = None
     task: Task | None = None
+    choices: bool = True
     dense: Dense | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -88,6 +89,7 @@ class Source:
 def of_trial(trial: FinishedTrial, data: Dataset) -> Source:
     """Return the network that a trial left, on its data, beside the dense one it came from."""
     plan, seed = trial.plan, trial.row["seed"]
+    task = plan.task.build()
     test = _whole(data.test)
     return Source(
         label="",
@@ -102,7 +104,8 @@ def of_trial(trial: FinishedTrial, data: Dataset) -> Source:
         calibration=calibration_batches(data.train, _CALIBRATION, seed),
         test=test.inputs,
         labels=test.labels,
-        task=plan.task.build(),
+        task=task,
+        choices=chooses(task, data),
         dense=Dense(dense_options(plan.config), lambda: load_dense(trial, trial.dense_file())),
     )
 
@@ -139,6 +142,7 @@ def of_checkpoint(
         network, input_shape=input_shape, input_dtype=input_dtype, inputs=inputs, data=dataset
     )
     check_runs(network, given.example)
+    judge = labelled.task if labelled else None
     test, labels = given.apart(), None
     if labelled is not None:
         whole = _whole(labelled.data.test)
@@ -155,7 +159,8 @@ def of_checkpoint(
         calibration=given.fitting(_CALIBRATION),
         test=test,
         labels=labels,
-        task=labelled.task if labelled else None,
+        task=judge,
+        choices=chooses(judge, dataset),
         notes=() if given.real else ("Its inputs are random numbers: agreement on real ones may differ.",),
     )
 
