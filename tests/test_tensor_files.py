@@ -190,7 +190,7 @@ def test_metadata_that_are_no_plain_json_stay_text(tmp_path):
 def test_a_file_is_byte_for_byte_what_safetensors_itself_writes(tmp_path):
     draw = torch.Generator().manual_seed(0)
     raw = torch.randint(0, 2, (24,), dtype=torch.uint8, generator=draw)
-    dtypes = [dtype for dtype in storage._DTYPES if dtype != torch.bool]
+    dtypes = [dtype for dtype in storage.DTYPES if dtype != torch.bool]
     tensors = {f'n{i % 7} é\x01"{i}': raw[: 8 * (i % 4)].clone().view(d) for i, d in enumerate(dtypes * 2)}
     tensors |= {"bool": raw.bool(), "number": torch.tensor(3.0), "empty": torch.zeros(0, 3)}
     for metadata in ({}, {"one": "é\u2028\x7f"}):

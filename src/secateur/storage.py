@@ -28,7 +28,7 @@ except ImportError:  # not a POSIX system
 
 # In the order of the format: the widest last here, and first in a file, where each begins at a multiple of
 # its width.
-_DTYPES = {
+DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -48,7 +48,7 @@ _DTYPES = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
-_RANKS = {dtype: -rank for rank, dtype in enumerate(_DTYPES)}
+_RANKS = {dtype: -rank for rank, dtype in enumerate(DTYPES)}
 _TEMPORARY = re.compile(r"\..+\.(json|csv|html|safetensors|secateur|part)\.[a-z0-9_]{8}")
 
 _LARGEST_JSON = 1 << 28
@@ -271,7 +271,7 @@ def save_tensors(
     """Write tensors as safetensors; ``metadata`` may hold anything that JSON can."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, tensor in plain.items():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise StorageError(f"{path}: {name} is {tensor.dtype}, which safetensors cannot hold")
     try:
         text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
@@ -290,7 +290,7 @@ def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: 
     for name in order:
         tensor, start = tensors[name], end
         end += tensor.nbytes
-        dtype = _DTYPES[tensor.dtype]
+        dtype = DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)

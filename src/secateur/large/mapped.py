@@ -15,15 +15,11 @@ from torch import Tensor
 from secateur.errors import StorageError
 from secateur.pretrained.opening import class_of
 from secateur.pretrained.writing import PLAN
-from secateur.storage import load_json
+from secateur.storage import DTYPES, load_json
 from secateur.text import first_line
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _HEADER = 100 << 20  # bytes, as the safetensors library has it
 
 
