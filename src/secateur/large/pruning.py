@@ -14,8 +14,9 @@ from secateur.errors import StorageError
 from secateur.large.mapped import mapped, shards_of
 from secateur.pruning.budgets import Budget
 from secateur.pruning.criteria import Magnitude
+from secateur.pruning.entries import scored
 from secateur.pruning.given import check_cuts
-from secateur.pruning.prune import check, notes_of, scored
+from secateur.pruning.prune import check, notes_of
 from secateur.pruning.targets import find_targets
 from secateur.storage import as_path
 from secateur.text import table

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from secateur.errors import CriterionError, MaskError
 from secateur.graph.names import canonical_parameters
+from secateur.shards import any_sharded, local, places, sharded
 
 
 class Peers:
@@ -38,6 +39,11 @@ class Peers:
         if not self.over:
             self.over = True
             self._exchange((None, f"{type(error).__name__}: {error}"))
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among them."""
+        return dist.get_rank(self.group) if self.number > 1 else 0
 
     def add(self, tensors: list[Tensor]) -> None:
         """Add up tensors over the ranks, in place; they have the same shapes on all."""
@@ -104,20 +110,45 @@ def together(model: nn.Module, group: Any = None) -> Iterator[Peers]:
 def _find(model: nn.Module, group: Any) -> Peers:
     if group is False or not (dist.is_available() and dist.is_initialized()):
         return Peers()
+    shards = any_sharded(model)
     wrapped = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
-    group = group or (wrapped[0].process_group if wrapped else None)
+    if wrapped and not shards:  # those that share shards may be more than those that share gradients
+        group = group or wrapped[0].process_group
     if dist.get_world_size(group) == 1:
         return Peers()
     peers = Peers(group, dist.get_world_size(group))
-    if not wrapped and len(set(peers.gather(_digest(canonical_parameters(model).values())))) > 1:
-        return Peers()  # each rank has a network of its own
+    if shards or not wrapped:
+        parameters = canonical_parameters(model)
+        if not _agree(peers.gather({n: (*where_of(p), _digest([p])) for n, p in parameters.items()})):
+            return Peers()  # each rank has a network of its own
     return peers
+
+
+def where_of(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    """Return the shape of a tensor, and which part of it this process holds, in a word."""
+    held = _digest(places(tensor)) if sharded(tensor) else ""
+    return tuple(tensor.shape), held
+
+
+def _agree(told: list[dict[str, tuple[Any, ...]]]) -> bool:
+    """Whether what ranks say of their parameters are parts of one network: those who hold the same part hold
+    the same numbers."""
+    first = told[0]
+    numbers: dict[Any, str] = {}
+    return all(
+        parts.keys() == first.keys()
+        and all(
+            shape == first[name][0] and numbers.setdefault((name, where), digest) == digest
+            for name, (shape, where, digest) in parts.items()
+        )
+        for parts in told
+    )
 
 
 def _digest(tensors: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        local = getattr(tensor, "to_local", lambda t=tensor: t)().detach().cpu().contiguous()
-        digest.update(f"{tuple(local.shape)}".encode())
-        digest.update(local.reshape(-1).view(torch.uint8).numpy())
+        plain = local(tensor).detach().cpu().contiguous()
+        digest.update(f"{tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
