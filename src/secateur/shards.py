@@ -132,18 +132,30 @@ def total(number: int, like: Tensor) -> int:
     hold the same; speaks to them."""
     if not sharded(like):
         return number
-    from torch.distributed.tensor import DTensor, Partial, Replicate
+    cut = [along for along, placement in enumerate(like.placements) if _cuts(placement)]  # type: ignore[attr-defined]
+    return _added(number, like, cut)
 
-    mesh: Any = like.device_mesh  # type: ignore[attr-defined]
-    kinds = [Partial() if _cuts(p) else Replicate() for p in like.placements]  # type: ignore[attr-defined]
-    mine = torch.tensor([number], device=mesh.device_type)
-    return int(DTensor.from_local(mine, mesh, kinds, run_check=False).full_tensor())
+
+def _added(number: int, like: Any, dims: Iterable[int]) -> int:
+    """Return the sum of a number over the processes along some dims of the mesh that a tensor lies on."""
+    mine = torch.tensor([number], device=like.device_mesh.device_type)
+    for along in dims:
+        torch.distributed.all_reduce(mine, group=like.device_mesh.get_group(along))
+    return int(mine)
 
 
 def first_of(tensors: Iterable[Tensor]) -> bool:
     """Whether this process is the first of those that hold tensors together, which is the one that writes."""
     shared = next(filter(sharded, tensors), None)
     return shared is None or torch.distributed.get_rank() == int(shared.device_mesh.mesh.min())  # type: ignore[attr-defined]
+
+
+def anywhere(flag: bool, tensors: Iterable[Tensor]) -> bool:
+    """Whether a process that holds a part of some tensors says so; speaks to them."""
+    shared = next(filter(sharded, tensors), None)
+    if shared is None:
+        return flag
+    return _added(int(flag), shared, range(shared.device_mesh.ndim)) > 0  # type: ignore[attr-defined]
 
 
 def count(tensor: Tensor) -> int:
@@ -170,6 +182,9 @@ def _of_torch(hook: Any) -> bool:
 def as_written(model: nn.Module) -> Iterator[None]:
     """Inside the block the modules are of the classes that they were written as, and nothing hangs on them
     that shards or gathers."""
+    if not any_sharded(model):
+        yield
+        return
     with ExitStack() as back:
         for module in model.modules():
             if (kind := _written_as(module)) is not type(module):

@@ -42,7 +42,7 @@ class Part:
 
     def add(self, tensors: list[Tensor]) -> None:
         """Add up over the processes, in place, what each counts; one that failed has nothing to add."""
-        self.peers.gather(None)
+        self.peers.gather(None, f"add {[tuple(tensor.shape) for tensor in tensors]}")
         self.peers.add(tensors)
 
     def total(self, number: int) -> int:
@@ -53,7 +53,7 @@ class Part:
 
     def whole(self, part: Tensor) -> Tensor:
         """Return a tensor of the weight's shape, from the part of each process."""
-        self.peers.gather(None)
+        self.peers.gather(None, f"gather {tuple(self.weight.shape)}")
         return whole(as_sharded(part, self.weight))
 
     def own(self, whole: Tensor) -> Tensor:

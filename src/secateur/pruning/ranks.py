@@ -17,6 +17,11 @@ from secateur.errors import CriterionError, MaskError
 from secateur.graph.names import canonical_parameters
 from secateur.shards import any_sharded, local, places, sharded
 
+_ALIKE = (
+    "give all ranks the same criterion, budget and masks, and read data through secateur's own criteria, or "
+    "pass group=False where each rank is to prune a network of its own"
+)
+
 
 class Peers:
     """The ranks that prune one network together, or this process alone; ``over`` once one has failed.
@@ -30,15 +35,16 @@ class Peers:
         self.number = number
         self.over = False
 
-    def gather(self, said: Any) -> list[Any]:
-        """Return what each rank says, by rank; CriterionError where one of them failed before this."""
-        return [told for told, _ in self._exchange((said, None))]
+    def gather(self, said: Any, step: str = "") -> list[Any]:
+        """Return what each rank says, by rank. Raises CriterionError where one of them failed before this,
+        MaskError where one has come to another ``step``."""
+        return [told for told, _, _ in self._exchange((said, None, step))]
 
     def failed(self, error: Exception) -> None:
         """Tell the others that this rank goes no further, unless they know that it is over."""
         if not self.over:
             self.over = True
-            self._exchange((None, f"{type(error).__name__}: {error}"))
+            self._exchange((None, f"{type(error).__name__}: {error}", ""))
 
     @property
     def rank(self) -> int:
@@ -59,27 +65,26 @@ class Peers:
         """Raise MaskError where the ranks would not mask the same entries."""
         if self.number == 1:
             return
-        digests = self.gather({name: _digest([mask]) for name, mask in what.items()})
+        digests = self.gather({name: _digest([mask]) for name, mask in what.items()}, "compare")
         for rank, others in enumerate(digests):
             for name in digests[0] | others:
                 if others.get(name) != digests[0].get(name):
                     self.over = True
-                    raise MaskError(
-                        f"{name}: rank {rank} would prune other entries than rank 0; give all ranks the same "
-                        "criterion, budget and masks, and read data through secateur's own criteria, or pass "
-                        "group=False where each rank is to prune a network of its own"
-                    )
+                    raise MaskError(f"{name}: rank {rank} would prune other entries than rank 0; {_ALIKE}")
 
-    def _exchange(self, told: tuple[Any, str | None]) -> list[tuple[Any, str | None]]:
+    def _exchange(self, told: tuple[Any, str | None, str]) -> list[tuple[Any, str | None, str]]:
         if self.number == 1:
             return [told]
         heard: list[Any] = [None] * self.number
         dist.all_gather_object(heard, told, group=self.group)
-        failures = {rank: why for rank, (_, why) in enumerate(heard) if why is not None}
+        failures = {rank: why for rank, (_, why, _) in enumerate(heard) if why is not None}
         if failures and told[1] is None:
             self.over = True
             rank, why = next(iter(failures.items()))
             raise CriterionError(f"rank {rank} failed, so that no rank prunes: {why}")
+        if not failures and (other := next((r for r, h in enumerate(heard) if h[2] != heard[0][2]), 0)):
+            self.over = True
+            raise MaskError(f"rank {other} would not prune as rank 0 does; {_ALIKE}")
         return heard
 
 
