@@ -40,16 +40,14 @@ class Part:
             stride *= self.weight.shape[dim]
         return found
 
-    def add(self, tensors: list[Tensor]) -> None:
-        """Add up over the processes, in place, what each counts; one that failed has nothing to add."""
-        self.peers.gather(None, f"add {[tuple(tensor.shape) for tensor in tensors]}")
-        self.peers.add(tensors)
+    def add(self, tensor: Tensor, step: str) -> None:
+        """Add up over the processes, in place, what each counts, where all have come to the same ``step``."""
+        self.peers.gather(None, step)  # one that failed has nothing to add
+        self.peers.add([tensor])
 
     def total(self, number: int) -> int:
         """Return the sum of what each process counts in its own part."""
-        counted = torch.tensor(number if self.counted else 0)
-        self.add([counted])
-        return int(counted)
+        return sum(self.peers.gather(number if self.counted else 0, "total"))
 
     def whole(self, part: Tensor) -> Tensor:
         """Return a tensor of the weight's shape, from the part of each process."""
@@ -82,8 +80,9 @@ def parts_of(weights: Mapping[str, Tensor], peers: Peers) -> dict[str, Part]:
     return parts
 
 
-def adding(parts: Iterable[Part | None], tensors: list[Tensor]) -> None:
-    """Add up, in place, what processes count of tensors that these are parts of; whole ones have none."""
+def adding(parts: Iterable[Part | None], tensor: Tensor, step: str) -> None:
+    """Add up, in place, what processes count of tensors that these are parts of, where all have come to the
+    same ``step``; nothing where all are whole."""
     some = next((part for part in parts if part is not None), None)
     if some is not None:
-        some.add(tensors)
+        some.add(tensor, step)

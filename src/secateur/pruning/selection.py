@@ -309,7 +309,7 @@ def _kth(
                 high = _select(high, (high >> 16) == wanted)
             digits = high.to(torch.int32) & 0xFFFF
             histogram += torch.bincount(digits, minlength=65536).cpu()
-        adding((s.part for s in scores), [histogram])
+        adding((s.part for s in scores), histogram, f"the {k} lowest")
         if first:  # from bit patterns 0..65535 to the order of signed numbers
             histogram = histogram.roll(32768)
             if signed_magnitude:
@@ -359,7 +359,7 @@ def _tied(scores: list[Scores], value: float) -> dict[str, int]:
     for at, s in enumerate(scores):
         if s.counted and _rounded_up(value, s.dtype) == value:
             numbers[at] = sum(int(torch.count_nonzero(_comparable(c) == value)) for _, c in s.chunks())
-    adding((s.part for s in scores), [numbers])
+    adding((s.part for s in scores), numbers, "ties")
     return {s.name: int(number) for s, number in zip(scores, numbers, strict=True)}
 
 
