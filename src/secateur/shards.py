@@ -36,7 +36,7 @@ def refuse_sharded(model: nn.Module, who: str) -> None:
     """Raise TargetError for a network that lies on several processes."""
     if any_sharded(model):
         raise TargetError(
-            f"{who} reads whole parameters, and those of {type(model).__name__} are sharded over processes; "
+            f"{who} reads whole parameters, and those of {_written_as(model).__name__} are sharded over processes; "
             "use it before they are sharded"
         )
 
@@ -204,20 +204,26 @@ def copied_whole(model: nn.Module) -> nn.Module:
     """Return a copy of a network; of a sharded one, a copy with whole parameters on every process that holds
     a part, to which it speaks.
 
-    Raises ModelError where it cannot be copied, or does not fit.
+    Raises ModelError where it cannot be copied, or does not fit on one of them.
     """
     if not any_sharded(model):
         return copied(model)
     parts = [t for t in (*model.parameters(), *model.buffers()) if sharded(t)]
-    try:
-        gathered = {id(part): _gathered(part) for part in parts}
-    except RuntimeError as error:  # out of memory
+    if anywhere(not _there_is_room(parts), parts):  # asked before: one that fails in between is waited for
         raise ModelError(
-            f"the whole of {type(model).__name__} cannot be gathered on this process: {error}; what reads "
-            "data runs a copy of it on each, while Magnitude and Random read shards alone"
-        ) from error
+            f"the whole of {_written_as(model).__name__} does not fit on each of the processes that hold it; "
+            "what reads data runs a copy of it there, while Magnitude and Random read one parameter at a time"
+        )
+    gathered = {id(part): _gathered(part) for part in parts}
     with as_written(model):
         return copied(model, instead=gathered)
+
+
+def _there_is_room(parts: Iterable[Tensor]) -> bool:
+    try:
+        return bool([torch.empty(t.shape, dtype=t.dtype, device=local(t).device) for t in parts])
+    except RuntimeError:  # out of memory
+        return False
 
 
 def _gathered(part: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -290,8 +291,7 @@ def save_tensors(
                 _write_safetensors(file, {n: tensors[n] for n in order}, dict(sorted(text.items())), wholes)
         except WriteError as error:
             wrong = error
-    for _ in wholes:  # for the one that writes, or in its place where it cannot any more
-        pass
+    deque(wholes, maxlen=0)  # for the one that writes, or in its place where it cannot any more
     if anywhere(wrong is not None, tensors.values()):
         raise wrong or WriteError(f"{path}: cannot be written by the first of the processes")
 
@@ -314,6 +314,7 @@ def _write_safetensors(
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in wholes:
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        del tensor  # before the next one is gathered
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -349,6 +350,7 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str
         tensor = whole(tensors[name]).detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        del tensor  # before the next one is gathered
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import secateur as sc
+import secateur.shards
 
 Shard = Callable[[nn.Module], nn.Module]
 SHAPES = {"first": (13, 8), "second": (8, 13), "last": (1, 8)}
@@ -218,6 +219,16 @@ def said(call: Callable[[nn.Module], Any], net: nn.Module) -> str:
     return text if same else f"CHANGED, {text}"
 
 
+def prune_without_room(net: nn.Module, rank: int) -> sc.Masks:
+    """Prune where one of the ranks has no memory for the whole."""
+    own = secateur.shards._there_is_room
+    secateur.shards._there_is_room = lambda parts: rank != 1 and own(parts)
+    try:
+        return sc.prune(net, sc.Taylor(), sc.Global(0.5), data=batches(range(2)), loss=loss)
+    finally:
+        secateur.shards._there_is_room = own
+
+
 def refused(rank: int, number: int, folder: Path) -> dict[str, str]:
     magnitude, half = sc.Magnitude(), sc.Global(0.5)
     spoilt = fsdp(Net())
@@ -232,6 +243,7 @@ def refused(rank: int, number: int, folder: Path) -> dict[str, str]:
         "bad data": said(
             lambda net: sc.prune(net, sc.Wanda(), half, data=[torch.ones(2, 8 + (rank == 1))]), fsdp(Net())
         ),
+        "no room": said(lambda net: prune_without_room(net, rank), fsdp(Net())),
         "units": said(lambda net: sc.prune(net, sc.L2Norm(), half, structure=structure), fsdp(traced)),
         "sparsegpt": said(lambda net: sc.sparsegpt(net, sc.Uniform(0.5), [torch.ones(2, 8)]), fsdp(Net())),
         "trace": said(lambda net: sc.trace(net, torch.ones(2, 8)), fsdp(Net())),
