@@ -36,8 +36,8 @@ def refuse_sharded(model: nn.Module, who: str) -> None:
     """Raise TargetError for a network that lies on several processes."""
     if any_sharded(model):
         raise TargetError(
-            f"{who} reads whole parameters, and those of {_written_as(model).__name__} are sharded over processes; "
-            "use it before they are sharded"
+            f"{who} reads whole parameters, and those of {_written_as(model).__name__} are sharded over "
+            "processes; use it before they are sharded"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from secateur.graph.names import canonical_modules, canonical_parameters
 from secateur.pruning.averages import weights_in
 from secateur.pruning.holding import Optimizers, bound, check_writable, require_finite
 from secateur.pruning.mask_files import FIELDS, as_state, from_state, packed, unpacked
+from secateur.pruning.mask_tables import written
 from secateur.pruning.zeros import Holder, mask_sparse_gradient
 from secateur.shards import as_sharded, count, first_of, fitted, local, sharded, total
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.surgery import Removed, sliced
-from secateur.text import table
 
 
 class Masks(Mapping[str, Tensor]):
@@ -129,29 +129,8 @@ class Masks(Mapping[str, Tensor]):
         return self.dense.get(name, self.kept[name].numel())
 
     def __repr__(self) -> str:
-        rows: list[tuple[Any, ...]] = [
-            (row["name"], "x".join(map(str, row["shape"])), row["weights"], row["kept"], row["requested"])
-            for row in self.layers()
-        ]
-        if not self.units:
-            lines = self._table(("tensor", "shape", "weights"), rows)
-        else:
-            units = [(name, of, left, self.requested.get(name)) for name, (left, of) in self.units.items()]
-            total, kept = (sum(row[i] for row in rows) for i in (-3, -2))
-            entries = f"{total - kept:,} of {total:,} entries of {len(rows)} tensors are masked"
-            lines = [*self._table(("group", "units"), units), entries]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def _table(self, head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[str]:
-        """Lay out rows (words, number, kept, requested share) as lines, with their totals."""
-        total, kept = (sum(row[i] for row in rows) for i in (-3, -2))
-        whole = ("all", *[""] * (len(head) - 2), total, kept, self.requested_overall)
-        cells = [(*head, "kept", "sparsity", "requested")]
-        for *names, number, left, asked in [*rows, whole]:
-            share = "" if asked is None else f"{asked:.2%}"
-            masked = 1 - left / number if number else 0.0
-            cells.append((*names, f"{number:,}", f"{left:,}", f"{masked:.2%}", share))
-        return table(cells, words=len(head) - 1)
+        units = {name: (left, of, self.requested.get(name)) for name, (left, of) in self.units.items()}
+        return written(self.layers(), units, self.requested_overall, self.notes)
 
     # -- holding -----------------------------------------------------------------------------
 
