@@ -61,8 +61,8 @@ def try_sharded(rank: int, folder: str) -> None:
             sc.prune(net, sc.Magnitude(), sc.Global(0.5))
         except TargetError as error:
             said.append(str(error))
+    # The group is left to the end of the process: torch aborts now and then where FSDP's is destroyed.
     Path(f"{folder}/said{rank}").write_text("\n".join(said))
-    dist.destroy_process_group()
 
 
 @pytest.fixture
