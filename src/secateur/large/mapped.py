@@ -29,7 +29,7 @@ from secateur.pretrained.writing import PLAN
 from secateur.storage import DTYPES, load_json
 from secateur.text import first_line
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _HEADER = 100 << 20  # bytes, as the safetensors library has it
 
@@ -65,10 +65,11 @@ class Mapped:
     mergers: dict[str, _Merger] = field(default_factory=dict)
     pages: tuple[np.memmap, ...] = ()
 
-    def block(self, path: str) -> nn.Module:
-        """Return a copy of the module at ``path`` with all its values, in float32."""
+    def block(self, path: str, *, float32: bool = True) -> nn.Module:
+        """Return a copy of the module at ``path`` with all its values, in float32 or as the files have it."""
         with self._filled(path):
-            return copied(self.model.get_submodule(path)).float().eval()
+            block = copied(self.model.get_submodule(path)).eval()
+        return block.float() if float32 else block
 
     @contextmanager
     def running(self) -> Iterator[Any]:
@@ -238,18 +239,18 @@ def _natural(name: str) -> list[tuple[int, Any]]:
 
 def shards_of(folder: Path) -> list[str]:
     """Return the names of the files that hold a folder's weights."""
-    if not (folder / _INDEX).is_file():
-        if not (folder / _SINGLE).is_file():
-            raise StorageError(f"{folder}: holds no {_SINGLE}, as save_pretrained writes it")
-        return [_SINGLE]
-    index = load_json(folder / _INDEX)
+    if not (folder / INDEX).is_file():
+        if not (folder / SINGLE).is_file():
+            raise StorageError(f"{folder}: holds no {SINGLE}, as save_pretrained writes it")
+        return [SINGLE]
+    index = load_json(folder / INDEX)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise StorageError(f"{folder / _INDEX}: names no shards in 'weight_map'")
+        raise StorageError(f"{folder / INDEX}: names no shards in 'weight_map'")
     found = sorted(set(names.values()))
     wrong = next((name for name in found if Path(name).name != name or not (folder / name).is_file()), None)
     if wrong is not None:
-        raise StorageError(f"{folder / _INDEX}: {wrong!r} is no file of the folder")
+        raise StorageError(f"{folder / INDEX}: {wrong!r} is no file of the folder")
     return found
 
 

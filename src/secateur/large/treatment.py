@@ -1,0 +1,138 @@
+"""What is done to one block: a network of its own, whose calls are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.copying import copied
+from secateur.errors import BudgetError, TargetError
+from secateur.methods.reconstruction import reconstruct
+from secateur.methods.sparsegpt import sparsegpt
+from secateur.pruning.budgets import NM, Uniform
+from secateur.pruning.capabilities import name_of
+from secateur.pruning.prune import prune
+from secateur.pruning.targets import find_targets, matches
+from secateur.pruning.unit_criteria import ActivationNorm
+from secateur.structure.compact import compact
+from secateur.structure.layers import layer_view
+from secateur.structure.tracing import trace
+from secateur.structure.units import Structure
+
+Named = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Treated:
+    """A block as it has become.
+
+    ``kept``: by weight that was thinned out, how many entries are not zero, of how many. ``units``: by group
+    of units how many are left, of how many. ``errors``: of the proofs, the largest relative error of each.
+    """
+
+    block: nn.Module
+    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    units: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    errors: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """The shares of units that go from a block, and how its weights are thinned out, in this order.
+
+    ``method``: a criterion that reads data, or ``sparsegpt`` itself; ``budget``: ``Uniform`` or ``NM``.
+    ``include`` and ``exclude``: patterns of weights by their names in the whole network.
+    """
+
+    units: float = 0.0
+    refit: bool = True
+    method: Any = None
+    budget: Any = None
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.units) or self.method is not None
+
+    def __call__(self, path: str, block: nn.Module, calls: Iterable[Named], example: Named) -> Treated:
+        """Return what a block becomes that is called so; it is changed."""
+        found = Treated(block)
+        if self.units:
+            found = self._without_units(found, calls, example)
+        return found if self.method is None else self._thinned(path, found, calls)
+
+    def _without_units(self, found: Treated, calls: Iterable[Named], example: Named) -> Treated:
+        block = found.block
+        structure = trace(block, (), kwargs=example)
+        names = rankable(structure)
+        if not names:
+            raise TargetError(f"{type(block).__name__}: has no heads or neurons that can be removed")
+        dense = copied(block) if self.refit else block
+        masks = prune(
+            block, ActivationNorm(), Uniform(self.units), data=calls, structure=structure, include=names
+        )
+        notes = list(masks.notes)
+        if self.refit:
+            refit = reconstruct(block, dense, structure, calls)
+            notes += [f"not refitted: {name}: {why}" for name, why in refit.skipped.items()]
+        small, proof = compact(block, (), kwargs=example, structure=structure)
+        return Treated(
+            small,
+            found.kept,
+            {**found.units, **masks.units},
+            (*found.errors, proof.max_error, proof.max_error_randomised),
+            (*found.notes, *notes, *proof.notes),
+        )
+
+    def _thinned(self, path: str, found: Treated, calls: Iterable[Named]) -> Treated:
+        block = found.block
+        names = self._targets(path, block)
+        if not names:
+            return found
+        if self.method is sparsegpt:
+            masks = sparsegpt(block, self.budget, calls, include=names)
+        else:
+            masks = prune(block, self.method, self.budget, data=calls, include=names)
+        kept = {f"{path}.{name}": (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
+        return Treated(block, kept, found.units, found.errors, (*found.notes, *masks.notes))
+
+    def _targets(self, path: str, block: nn.Module) -> list[str]:
+        """Return the names in a block of the weights that are thinned out."""
+        patterns = [[one] if isinstance(one, str) else one for one in (self.include, self.exclude)]
+        found = []
+        for name in find_targets(block):
+            full = f"{path}.{name}"
+            wanted, unwanted = (
+                [] if given is None else [p for p in given if matches(full, p)] for given in patterns
+            )
+            if (patterns[0] is None or wanted) and not unwanted:
+                found.append(name)
+        return found
+
+
+def check_method(method: Any, budget: Any) -> None:
+    """Refuse what cannot be done block by block."""
+    if not isinstance(budget, (Uniform, NM)):
+        raise BudgetError(
+            f"{name_of(budget)} compares over the whole network, and {name_of(method)} reads one block after "
+            "the other; Uniform and NM are right"
+        )
+
+
+def rankable(structure: Structure) -> list[str]:
+    """Return the groups of units of a block of which a layer reads what they put out."""
+    paths = dict(structure.model.named_modules())
+    return [
+        name
+        for name, group in structure.groups.items()
+        if name not in structure.stays
+        and any(
+            part.reads and layer_view(paths[part.name.rpartition(".")[0]]) is not None
+            for part in group.slices
+        )
+    ]
