@@ -85,6 +85,8 @@ def sparsegpt(
     model = unwrapped(model)
     if not isinstance(budget, (Uniform, NM)):
         raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
+    if isinstance(budget, Uniform) and budget.per != "layer":
+        raise BudgetError(f"sparsegpt compares all rows of a layer; Uniform({budget.sparsity}) is right")
     if not is_real(damping) or not 0 <= damping < float("inf"):
         raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
     if isinstance(data, Iterator):
