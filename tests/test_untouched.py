@@ -136,6 +136,11 @@ def without_experts(net: nn.Module, folder: Path) -> None:
         sc.remove_experts(net, X, {"keep": [0]})
 
 
+def scored_experts(net: nn.Module, folder: Path) -> None:
+    with pytest.raises(ModelError, match="no mixture"):
+        sc.score_experts(net, DATA)
+
+
 def unpacked(net: nn.Module, folder: Path) -> None:
     sc.pack(net, folder / "net.secateur")
     sc.unpack(net, folder / "net.secateur")
@@ -191,6 +196,7 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
     "compact as a graph": lambda net, folder: sc.compact(net, X, form="graph"),
     "find_experts": lambda net, folder: sc.find_experts(net, X),
     "remove_experts": without_experts,
+    "score_experts": scored_experts,
     "save": saved,
     "save_pretrained": refused_as_none_of_transformers,
     "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),
