@@ -110,8 +110,8 @@ def prune_folder(
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.startswith("."):
                 shutil.copyfile(file, made / file.name)
-        with mapped(made, writable=True) as model:
-            targets = find_targets(model, include, exclude)
+        with mapped(made, writable=True) as opened:
+            targets = find_targets(opened.model, include, exclude)
             scores = scored(criterion, targets, None, None, {})
             weights = {name: target.weight for name, target in targets.items()}
             cuts = check_cuts(budget, budget(scores, weights), targets)

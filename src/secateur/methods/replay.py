@@ -75,12 +75,20 @@ class Replay:
     """Runs a network again and again on the same batches, each time up to the calls of one module.
 
     ``stored``: by batch, what the largest modules that were done before gave, without the values where
-    nothing reads them any more; ``bytes``: what that takes. Without a ``flow``, or where a batch takes
-    another way than it says, or where they take more than ``MEMORY``, everything is computed each time.
+    nothing reads them any more, as ``keep`` keeps it; ``bytes``: what that takes. Without a ``flow``, or
+    where a batch takes another way than it says, or where they take more than ``limit``, everything is
+    computed each time.
     """
 
-    def __init__(self, model: nn.Module, flow: Flow | None) -> None:
-        self.model, self.flow = model, flow
+    def __init__(
+        self,
+        model: nn.Module,
+        flow: Flow | None,
+        *,
+        limit: float = MEMORY,
+        keep: Callable[[Tensor], Tensor] = Tensor.clone,
+    ) -> None:
+        self.model, self.flow, self.limit, self.keep = model, flow, limit, keep
         self.stored: dict[int, dict[str, Any]] = {}
         self.bytes: dict[int, int] = {}
 
@@ -94,12 +102,12 @@ class Replay:
 
         def given(own: str, *_: Any, **__: Any) -> Any:
             times[own] += 1
-            return _map(Tensor.clone, old[own])
+            return _given(old[own])
 
         def kept(own: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             times[own] += 1
             output = forward(*args, **kwargs)
-            new[own] = _map(Tensor.clone if done[own] else _hollow, output)
+            new[own] = _map(self.keep if done[own] else _hollow, output)
             return output
 
         with ExitStack() as stack:
@@ -120,9 +128,24 @@ class Replay:
             for own, live in done.items()
         }
         self.bytes[index] = _bytes(self.stored[index])
-        if sum(self.bytes.values()) > MEMORY:
+        if sum(self.bytes.values()) > self.limit:
             self.flow, self.stored = None, {}
         return seen
+
+
+    def finished(self, batch: Any, index: int) -> Any:
+        """Return what the network puts out, of which what came before the module last asked for is not run
+        again."""
+        with ExitStack() as stack:
+            for own, output in self.stored.get(index, {}).items():
+                module = self.model.get_submodule(own)
+                stack.enter_context(_forward_of(module, partial(_given, output)))
+            with failing(self.model, batch, "a batch of data="):
+                return call_model(self.model, fresh(batch))
+
+
+def _given(output: Any, *_: Any, **__: Any) -> Any:
+    return _map(Tensor.clone, output)  # what follows may change it in place
 
 
 class _Enough(BaseException):
@@ -215,7 +238,9 @@ class _Watch(TorchDispatchMode):
         return output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read = {_key(leaf) for leaf in tensors_in((args, kwargs))}
+        # A constant comes from no operator: its memory may have been another tensor's, long gone.
+        fresh_constant = func is torch.ops.aten.lift_fresh.default
+        read = set() if fresh_constant else {_key(leaf) for leaf in tensors_in((args, kwargs))}
         for key in read & self.memory.keys():
             memory = self.memory[key]
             ended = [path for path in memory.made_in if path not in self.running]

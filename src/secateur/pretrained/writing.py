@@ -25,7 +25,8 @@ from secateur.pretrained.auto_classes import auto_class_of
 from secateur.pretrained.config_search import find_config
 from secateur.pretrained.inputs import inputs_of
 from secateur.pretrained.opened_anew import off_anew
-from secateur.pretrained.plan import built, plan_of
+from secateur.pretrained.plan import plan_of
+from secateur.pretrained.skeleton import skeleton
 from secateur.running import arguments, forward_once
 from secateur.storage import as_path, save_json
 
@@ -173,8 +174,9 @@ def save_pretrained(
 def _off(work: Any, config: Any, expected: Any, inputs: Any) -> float:
     """Return how far the model that a configuration builds is from ``work``, with its weights."""
     try:
-        fresh = built(type(work), config)
-        fresh.load_state_dict(work.state_dict())
+        fresh = skeleton(type(work), config, dtype=torch.float32)
+        fresh.load_state_dict(work.state_dict(), assign=True)
+        fresh.tie_weights()
         found = forward_once(fresh, *_called(inputs))
     except (ModelError, RuntimeError, ValueError, TypeError, LookupError, AttributeError):
         return float("inf")
