@@ -108,6 +108,7 @@ def recalibrated(net: nn.Module, folder: Path) -> None:
 def taught(net: nn.Module, folder: Path) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     sc.distill(net, copied(net), DATA)
+    sc.distill(net, copied(net), DATA, rank=2)
     net.load_state_dict(before)  # what it is for
 
 
@@ -134,6 +135,11 @@ def refused_as_none_of_transformers(net: nn.Module, folder: Path) -> None:
 def without_experts(net: nn.Module, folder: Path) -> None:
     with pytest.raises(ModelError, match="no mixture"):
         sc.remove_experts(net, X, {"keep": [0]})
+
+
+def scored_experts(net: nn.Module, folder: Path) -> None:
+    with pytest.raises(ModelError, match="no mixture"):
+        sc.score_experts(net, DATA)
 
 
 def unpacked(net: nn.Module, folder: Path) -> None:
@@ -191,6 +197,7 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
     "compact as a graph": lambda net, folder: sc.compact(net, X, form="graph"),
     "find_experts": lambda net, folder: sc.find_experts(net, X),
     "remove_experts": without_experts,
+    "score_experts": scored_experts,
     "save": saved,
     "save_pretrained": refused_as_none_of_transformers,
     "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),

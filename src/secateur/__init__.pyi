@@ -77,6 +77,8 @@ from secateur.large.pruning import PrunedFolder as PrunedFolder
 
 # Methods that search and train
 from secateur.methods.constraints import prune_to as prune_to
+from secateur.methods.expert_scores import score_experts as score_experts
+from secateur.methods.expert_scores import weakest_experts as weakest_experts
 from secateur.methods.reconstruction import reconstruct as reconstruct
 from secateur.methods.reconstruction import Refit as Refit
 from secateur.methods.recalibration import recalibrate as recalibrate

@@ -36,7 +36,11 @@ def files(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("budget", [sc.Global(0.6), sc.Uniform(0.37), sc.NM(2, 4), sc.ERK(0.5)], ids=str)
+@pytest.mark.parametrize(
+    "budget",
+    [sc.Global(0.6), sc.Uniform(0.37), sc.Uniform(0.5, per="row"), sc.NM(2, 4), sc.ERK(0.5)],
+    ids=str,
+)
 def test_the_same_bits_as_in_memory(budget, dtype, folder, tmp_path):
     model = llama(dtype=dtype)
     source = folder(model)

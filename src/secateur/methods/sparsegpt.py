@@ -26,6 +26,7 @@ from secateur.structure.layers import LayerView, layer_view
 _BLOCK = 128  # columns that one choice prunes
 _POLISH = 5  # steps towards the least squares of what is left
 _TINY = 1e-300
+_SINGULAR = 1e-12  # of an input's square, what the others leave of it: float32 rounds to about its root
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
 
@@ -85,6 +86,8 @@ def sparsegpt(
     model = unwrapped(model)
     if not isinstance(budget, (Uniform, NM)):
         raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
+    if isinstance(budget, Uniform) and budget.per != "layer":
+        raise BudgetError(f"sparsegpt compares all rows of a layer; Uniform({budget.sparsity}) is right")
     if not is_real(damping) or not 0 <= damping < float("inf"):
         raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
     if isinstance(data, Iterator):
@@ -209,7 +212,7 @@ def solved(
     gram = gram + torch.diag(dead.to(gram.dtype) + damping * diagonal.mean())
     work[:, dead] = 0.0
     factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
+    if failed or (factor.diagonal().square() < _SINGULAR * gram.diagonal()).any():
         raise BudgetError(f"damping={damping:g}: inputs that depend on each other need more, like 0.01")
     upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     pattern = taken if isinstance(taken, NM) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ from secateur.pruning.allocation import (
 )
 from secateur.pruning.selection import (
     CHUNK,
+    AnyCut,
     Cut,
     PatternCut,
+    RowCut,
     Scores,
     cut_globally,
 )
@@ -44,7 +46,7 @@ class Budget(Protocol):
     ``secateur.pruning.capabilities``.
     """
 
-    def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, Cut | PatternCut]: ...
+    def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, AnyCut]: ...
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,12 @@ class _KeepingShare(Share):
 class Uniform(Share):
     """The same share of every layer: its lowest ``sparsity`` x N scores.
 
-    The count is exact in every layer: round(sparsity x N), half to even, whatever the ties.
+    The count is exact in every layer: round(sparsity x N), half to even, whatever the ties. Per row it is
+    exact in the weights of every output, as Wanda compares them.
 
     Args:
         sparsity: the share that goes, from 0 to 1; of a layer's weights, or of a group's units.
+        per: ``"layer"``, or ``"row"``: of the weights of each output, which are single ones, not units.
 
     Raises:
         BudgetError: for what is no such share.
@@ -95,10 +99,43 @@ class Uniform(Share):
         >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
         >>> {name: int(mask.sum()) for name, mask in masks.items()}  # of 128 and 64
         {'0.weight': 32, '1.weight': 16}
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75, per="row"))
+        >>> masks["1.weight"].sum(1)
+        tensor([4, 4, 4, 4])
     """
 
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        return {name: cut_share(s, self.sparsity) for name, s in scores.items()}
+    per: Literal["layer", "row"] = "layer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per not in ("layer", "row"):
+            raise BudgetError(f"per is {self.per!r}; it is 'layer' or 'row'")
+
+    @property
+    def counts_units(self) -> bool | None:
+        """False per row: units have none."""
+        return False if self.per == "row" else None
+
+    @property
+    def granular(self) -> bool:
+        return self.per == "layer"
+
+    @property
+    def called(self) -> str:
+        return "Uniform" if self.per == "layer" else "Uniform per row"
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, AnyCut]:
+        of_one = self._of_layer if self.per == "layer" else self._of_rows
+        return {name: of_one(s) for name, s in scores.items()}
+
+    def _of_layer(self, scores: Scores) -> Cut:
+        return cut_share(scores, self.sparsity)
+
+    def _of_rows(self, scores: Scores) -> Cut | RowCut:
+        if len(scores.shape) < 2:
+            return Cut(-math.inf, 0, note="no rows of weights")
+        outputs = scores.shape[1 if scores.input_dim == 0 else 0]
+        return RowCut(round(self.sparsity * (scores.numel // outputs)), scores.input_dim, self.sparsity)
 
 
 @dataclass(frozen=True)
@@ -392,10 +429,10 @@ class NM:
         if not (is_whole(self.keep) and is_whole(self.of) and 0 < self.keep <= self.of):
             raise BudgetError(f"NM({self.keep}, {self.of}): keep 1 to {self.of} of every {self.of}")
 
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut | PatternCut]:
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, AnyCut]:
         share = 1 - self.keep / self.of
         stays = Cut(-math.inf, 0, note=f"no input dim that divides by {self.of}")
-        cuts: dict[str, Cut | PatternCut] = {
+        cuts: dict[str, AnyCut] = {
             name: PatternCut(self.keep, self.of, s.input_dim, share) if self._fits(s) else stays
             for name, s in scores.items()
         }

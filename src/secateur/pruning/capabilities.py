@@ -21,6 +21,7 @@ Of a budget:
 - ``cuts_values`` (None): True, it takes what is under a value; False, a number of entries.
 - ``share`` (None): a method, ``share(structure, pruned)`` of what it counts, where that is not units.
 - ``counted`` (None): what that is a share of, in words.
+- ``called`` (the name of its class): what messages call it.
 
 Of a shrinkage:
 
@@ -75,8 +76,8 @@ def says(thing: Any, name: str) -> Any:
 
 
 def name_of(thing: Any) -> str:
-    """Return the name of a function, or of the class of anything else."""
-    return getattr(thing, "__name__", type(thing).__name__)
+    """Return the name of a function, what a thing is called, or the class of anything else."""
+    return getattr(thing, "__name__", None) or getattr(thing, "called", type(thing).__name__)
 
 
 def amount_of(budget: Any) -> Any:

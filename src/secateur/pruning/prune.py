@@ -21,7 +21,7 @@ from secateur.pruning.given import cannot_spoil, check_cuts, check_scores, put_b
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
-from secateur.pruning.selection import Cut, PatternCut, Scores, on_threads
+from secateur.pruning.selection import AnyCut, Cut, Scores, on_threads
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import UnitBudget, prune_units
 from secateur.pruning.targets import Target, Targets, check_computed_weights, find_targets
@@ -207,7 +207,7 @@ def prune(
     )
 
 
-def _pruned(target: Target, cut: Cut | PatternCut, scores: Scores, granularity: Block | None) -> Tensor:
+def _pruned(target: Target, cut: AnyCut, scores: Scores, granularity: Block | None) -> Tensor:
     pruned = cut.pruned(scores)
     return pruned if granularity is None else granularity.spread(pruned, target.weight.shape)
 
@@ -364,7 +364,7 @@ def _scores(name: str, target: Target, raw: Tensor | Rows, masked: Tensor | None
     return Scores(name, shape, rows, masked, target.input_dim)
 
 
-def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCut) -> None:
+def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: AnyCut) -> None:
     value_cut = isinstance(cut, Cut) and cut.ties is None
     number, already = int(pruned.count_nonzero()), int(earlier.count_nonzero())
     if not value_cut and already > number:
@@ -374,9 +374,7 @@ def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCu
         )
 
 
-def _notes(
-    kept: dict[str, Tensor], targets: Targets, cuts: Mapping[str, Cut | PatternCut]
-) -> tuple[str, ...]:
+def _notes(kept: dict[str, Tensor], targets: Targets, cuts: Mapping[str, AnyCut]) -> tuple[str, ...]:
     emptied = [n for n, mask in kept.items() if mask.numel() and not mask.count_nonzero()]  # any() is slow
     notes = [f"{name} is emptied: the layer puts out nothing but its bias" for name in emptied]
     for note in notes:
@@ -386,7 +384,7 @@ def _notes(
     return (*notes, *notes_of(targets, cuts))
 
 
-def notes_of(targets: Targets, cuts: Mapping[str, Cut | PatternCut]) -> tuple[str, ...]:
+def notes_of(targets: Targets, cuts: Mapping[str, AnyCut]) -> tuple[str, ...]:
     """Return lines on what was not pruned, and why."""
     notes: list[str] = []
     by_reason: dict[str, list[str]] = {}

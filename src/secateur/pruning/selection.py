@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.errors import BudgetError, NonFiniteError
+from secateur.errors import BudgetError, MaskError, NonFiniteError
 
 CHUNK = 1 << 18
 _MINUS_ZERO = 32767  # its place in the histogram of the high bits, below 0.0
@@ -167,12 +167,66 @@ class PatternCut:
         _refuse_non_finite(scores, slice(None), score)
         score = score.movedim(self.dim, -1)
         groups = score.reshape(-1, self.of)
-        hashes = _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)
-        by_hash = hashes.argsort(dim=1)
-        order = by_hash.gather(1, groups.gather(1, by_hash).argsort(dim=1, stable=True))
-        pruned = torch.zeros_like(groups, dtype=torch.bool)
-        pruned.scatter_(1, order[:, : self.of - self.keep], True)
+        hashes = lambda: _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)  # noqa: E731
+        pruned = _lowest(groups, self.of - self.keep, hashes)
         return pruned.reshape(score.shape).movedim(-1, self.dim).contiguous()
+
+
+@dataclass(frozen=True)
+class RowCut:
+    """What goes from one tensor where each output loses as many weights: its ``number`` lowest.
+
+    ``dim`` runs over the layer's inputs: outputs lie along dim 0, and along dim 1 where that one is 0.
+    """
+
+    number: int
+    dim: int
+    requested: float | None = None
+
+    @on_threads(1)
+    def pruned(self, scores: Scores) -> Tensor:
+        out: Tensor | None = None
+        whole = self.dim == 0  # there every chunk would hold a part of each row
+        for rows, score in [(slice(0, scores.shape[0]), scores.whole())] if whole else scores.chunks():
+            _refuse_non_finite(scores, rows, score)
+            if out is None:
+                out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
+            matrix = self._by_output(score).flatten(1)
+            if scores.masked is not None:
+                self._check_room(scores.name, matrix)
+            hashes = lambda r=rows, s=score: self._by_output(_hashes(scores, r, s)).flatten(1)  # noqa: E731
+            gone = _lowest(matrix, self.number, hashes)
+            self._by_output(out[rows])[:] = gone.view(self._by_output(score).shape)
+        return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
+
+    def _by_output(self, entries: Tensor) -> Tensor:
+        return entries.transpose(0, 1) if self.dim == 0 else entries
+
+    def _check_room(self, name: str, matrix: Tensor) -> None:
+        most = int((matrix == -torch.inf).sum(1).max())
+        if most > self.number:
+            raise MaskError(
+                f"{name}: {most} weights of one output are masked already and the budget takes {self.number} "
+                "of each; ask for at least as much as before, or prune without masks="
+            )
+
+
+AnyCut = Cut | PatternCut | RowCut
+
+
+def _lowest(matrix: Tensor, number: int, hashes: Callable[[], Tensor]) -> Tensor:
+    """Return which are the ``number`` lowest of each row; ties by their hashes, asked for where there are."""
+    if number == 0:
+        return torch.zeros_like(matrix, dtype=torch.bool)
+    matrix = _comparable(matrix)
+    value = matrix.kthvalue(number, dim=1, keepdim=True).values
+    under, tied = matrix < value, matrix == value
+    left = number - under.sum(1, keepdim=True)
+    crowded = (tied.sum(1, keepdim=True) > left).flatten().nonzero().flatten()
+    if len(crowded):
+        among = hashes()[crowded].masked_fill(~tied[crowded], torch.iinfo(torch.int64).max)
+        tied[crowded] &= among.argsort(1).argsort(1) < left[crowded]
+    return under | tied
 
 
 class _Kth(NamedTuple):
