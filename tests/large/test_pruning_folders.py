@@ -58,8 +58,8 @@ def test_the_same_bits_as_in_memory(budget, dtype, folder, tmp_path):
     after = files(tmp_path / "pruned")
     assert after.keys() == before.keys()
     assert {name for name in before if after[name] == before[name]} >= {"config.json", "tokenizer.json"}
-    assert f"{1 - masks.sparsity:.0%}" not in repr(done).splitlines()[0]
-    assert repr(done).splitlines()[0].split() == ["tensor", "weights", "kept", "sparsity"]
+    assert str(done.folder) in repr(done).splitlines()[0]
+    assert repr(done).splitlines()[1].split() == ["tensor", "weights", "kept", "sparsity"]
 
 
 def test_tied_embeddings_stay_tied_and_one_file_is_enough(folder, tmp_path):
@@ -138,7 +138,7 @@ def test_what_cannot_be_pruned_is_one_error(folder, tmp_path):
         sc.prune_folder(source, tmp_path / "pruned", sc.Magnitude(), sc.Global(0.5), include="nothing*")
     with pytest.raises(StorageError, match="is there already"):
         sc.prune_folder(source, source, sc.Magnitude(), sc.Global(0.5))
-    with pytest.raises(StorageError, match=r"holds no model\.safetensors|no folder|no such"):
+    with pytest.raises(StorageError, match=r"without config.json"):
         sc.prune_folder(tmp_path / "none", tmp_path / "pruned", sc.Magnitude(), sc.Global(0.5))
     spoilt = llama()
     with torch.no_grad():

@@ -68,7 +68,7 @@ class Mapped:
     def block(self, path: str, *, float32: bool = True) -> nn.Module:
         """Return a copy of the module at ``path`` with all its values, in float32 or as the files have it."""
         with self._filled(path):
-            block = copied(self.model.get_submodule(path)).eval()
+            block = copied(self.model.get_submodule(path)).eval().requires_grad_(True)
         return block.float() if float32 else block
 
     @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +98,24 @@ def shapes_of(model: nn.Module) -> Shapes:
 def find_config(small: Any, accepted: Callable[[Any], bool]) -> tuple[Any, Settings] | None:
     """Return the configuration whose model has the tensors of ``small`` and is ``accepted``, and what is
     changed in it; None where there is none. Few changes come before many."""
-    search = Search(small)
+    with _silent():
+        return _found(Search(small), accepted)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let transformers say nothing of numbers that do not go together: most that are tried do not."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _found(search: Search, accepted: Callable[[Any], bool]) -> tuple[Any, Settings] | None:
     wrong = search.wrong(())
     if wrong is None:
         return None
