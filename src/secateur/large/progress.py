@@ -23,6 +23,15 @@ class Progress:
 
     place: Path
 
+    def gone(self) -> list[str] | None:
+        """Return the blocks that go whole, where that has been found."""
+        file = self.place / "gone.json"
+        return load_json(file) if file.exists() else None
+
+    def remember(self, gone: list[str]) -> None:
+        """Write down which blocks go whole."""
+        save_json(self.place / "gone.json", gone)
+
     def has(self, number: int) -> bool:
         return self._file(number).exists()
 

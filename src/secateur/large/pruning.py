@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.copying import copied
 from secateur.deploy.folder import replacing_folder
 from secateur.errors import BudgetError, CriterionError, StorageError
-from secateur.large.mapped import Mapped, mapped, shards_of
+from secateur.large.configuring import Kept
+from secateur.large.depth import by_influence, by_perplexity, kept_without, removable
+from secateur.large.evaluating import perplexity
+from secateur.large.mapped import Mapped, mapped
 from secateur.large.progress import Progress, in_progress, settings_of
 from secateur.large.reopened import reopened
 from secateur.large.texts import calls_on
 from secateur.large.treatment import Treated, Treatment, check_method
-from secateur.large.walk import Walk
+from secateur.large.walk import ACTIVATIONS, Walk
 from secateur.large.writing import Written, copy_folder, write_folder
 from secateur.methods.sparsegpt import sparsegpt
 from secateur.numeric import is_real
@@ -32,7 +35,6 @@ from secateur.text import table
 
 Told = Callable[[int, int, str], None]
 """What is told of the work: how many blocks are done, of how many, and what is done now."""
-_ACTIVATIONS = 2 << 30  # bytes of them that stay in memory
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,14 @@ def prune_folder(
     budget: Budget | None = None,
     *,
     text: str | Path | Tensor | Sequence[Mapping[str, Any]] | None = None,
+    blocks: float = 0.0,
+    blocks_by: str = "influence",
+    experts: float = 0.0,
+    experts_by: str = "reap",
     units: float = 0.0,
     refit: bool = True,
+    recover: int = 0,
+    rank: int | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     sequences: int = 32,
@@ -136,8 +144,15 @@ def prune_folder(
         budget: how much goes, and from where; of what reads data ``Uniform`` or ``NM``.
         text: a file of text, which the folder's tokenizer reads, or of tokens (a .npy of (sequences,
             length)); tokens (sequences, length); or a list of arguments by name, for other networks.
+        blocks: the share of the blocks that are removed whole, before all else.
+        blocks_by: "influence", how little a block changes what passes through it, or "perplexity", that of
+            the text without each, one after the other, which takes as many evaluations as there are blocks.
+        experts: the share of the experts of each mixture that are removed.
+        experts_by: "reap" or "frequency", see ``secateur.score_experts``.
         units: the share of the heads and neurons of each block that are removed.
         refit: whether what reads removed units is refitted to what the block gave with them.
+        recover: how often the text is read to train each block towards what it gave before; zeros stay.
+        rank: of low-rank adapters that are trained then, and merged, instead of all weights.
         include: name patterns of weights that are thinned out, see ``secateur.find_targets``.
         exclude: name patterns of those that are not.
         sequences: how many windows of a text file are read.
@@ -174,55 +189,132 @@ def prune_folder(
         ('AutoModelForCausalLM', True)
     """
     source, target = as_path(source), as_path(target)
-    treatment, zeroing = _plan(criterion, budget, units, refit, include, exclude)
-    if treatment and text is None:
+    for name, share in (("blocks", blocks), ("experts", experts), ("units", units)):
+        if not is_real(share) or not 0 <= share < 1:
+            raise BudgetError(f"{name} is {share!r}; a share from 0, under 1, is right")
+    if blocks_by not in ("influence", "perplexity"):
+        raise BudgetError(f"blocks_by is {blocks_by!r}; it is 'influence' or 'perplexity'")
+    treatment = Treatment(float(experts), experts_by, float(units), refit, recover=recover, rank=rank)
+    treatment, zeroing = _with_weights(treatment, criterion, budget, include, exclude)
+    by_block = bool(treatment or blocks)
+    if zeroing is None and not by_block:
+        raise BudgetError("nothing is asked for: give a criterion and a budget, or units=, experts=, blocks=")
+    if recover and not treatment:
+        raise BudgetError("recover trains blocks that were pruned on the text; none is")
+    if by_block and text is None:
         raise CriterionError("text is missing: what is pruned block by block is chosen on one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already; name a new folder")
-    tell = on_step or (lambda done, number, what: None)
+    work = _Work(source, target, treatment, zeroing, trust_remote_code, proof, on_step or _silent)
     with mapped(source, remote_code=trust_remote_code) as opened:
-        found = PrunedFolder(target)
-        if not treatment:
+        if text is None:
             with replacing_folder(target) as made:
                 copy_folder(source, made)
-                return _zeroed(found, made, zeroing, include, exclude, trust_remote_code)
+                return work.zeroed(PrunedFolder(target), made)
         calls = {"sequences": sequences, "length": length, "seed": seed, "remote_code": trust_remote_code}
         batches, example = calls_on(opened.model, text, source, **calls)  # type: ignore[arg-type]
-        settings = settings_of(source, batches, {"treatment": treatment})
+        depth = (float(blocks), blocks_by)
+        settings = settings_of(source, batches, {"treatment": treatment, "depth": depth, "zeroing": zeroing})
         with in_progress(target, settings) as progress:
-            walk = Walk(opened, batches, example, _memory(opened, ram_limit))
-            blocks = _treated(walk, treatment, progress, tell)
-            tell(len(blocks), len(blocks), "writing")
-            with replacing_folder(target) as made:
-                parts = {path: treated.block for path, treated in blocks.items()}
-                written = write_folder(opened, opened, parts, made)
-                if zeroing is not None:
-                    found = _zeroed(found, made, zeroing, include, exclude, trust_remote_code)
-                tell(len(blocks), len(blocks), "opening it in another process")
-                off = reopened(made, written, opened, parts, walk.examples) if proof else None
-    return _told(found, opened, blocks, written, off)
+            walk = Walk(opened, batches, example, ACTIVATIONS if ram_limit is None else ram_limit / 4)
+            kept = work.depth(walk, depth, progress) if blocks else None
+            with mapped(source, remote_code=trust_remote_code, kept=kept) as shorter:
+                if kept is not None:
+                    walk = Walk(shorter, batches, example, walk.memory)
+                return work.done(opened, walk, progress)
 
 
-def _plan(
-    criterion: Any, budget: Any, units: float, refit: bool, include: Any, exclude: Any
-) -> tuple[Treatment, tuple[Any, Budget] | None]:
-    """Return what is done block by block, and the criterion and budget of what is done where weights lie."""
-    if not is_real(units) or not 0 <= units < 1:
-        raise BudgetError(f"units is {units!r}; a share from 0, under 1, is right")
+def _silent(done: int, number: int, what: str) -> None:
+    del done, number, what
+
+
+def _with_weights(
+    treatment: Treatment, criterion: Any, budget: Any, include: Any, exclude: Any
+) -> tuple[Treatment, Zeroing | None]:
+    """Return what is done block by block, and what is done where weights lie."""
     if (criterion is None) != (budget is None):
         lacks = "budget" if budget is None else "criterion"
         raise BudgetError(f"{lacks} is missing: weights are ranked by a criterion, and a budget says how many go")
-    treatment = Treatment(units=float(units), refit=refit)
     if criterion is None:
-        if not treatment:
-            raise BudgetError("nothing is asked for: give a criterion and a budget, or units=")
         return treatment, None
     if criterion is not sparsegpt:
         check(criterion, budget)
         if says(criterion, "reads_data") is False:
-            return treatment, (criterion, budget)  # type: ignore[return-value]
+            return treatment, Zeroing(criterion, budget, include, exclude)
     check_method(criterion, budget)
     return replace(treatment, method=criterion, budget=budget, include=include, exclude=exclude), None
+
+
+@dataclass(frozen=True)
+class Zeroing:
+    """Weights that are zeroed where they lie: ranked by a criterion that reads no data, by any budget."""
+
+    criterion: Any
+    budget: Any
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is asked of a folder."""
+
+    source: Path
+    target: Path
+    treatment: Treatment
+    zeroing: Zeroing | None
+    remote_code: bool
+    proof: bool
+    tell: Told
+
+    def depth(self, walk: Walk, depth: tuple[float, str], progress: Progress) -> Kept:
+        """Return the blocks that stay; found once."""
+        gone = progress.gone()
+        if gone is None:
+            share, by = depth
+            if by == "influence":
+                gone = by_influence(walk, share, self.tell)
+            else:
+                able = removable(walk.opened, walk.blocks)
+                score = partial(self._perplexity, walk.batches)
+                options = {"remote_code": self.remote_code}
+                gone = by_perplexity(self.source, walk.blocks, able, share, score, self.tell, **options)
+            progress.remember(gone)
+        return kept_without(walk.blocks, gone)
+
+    def _perplexity(self, batches: Any, opened: Mapped) -> float:
+        return perplexity(opened, batches, _silent)[0]
+
+    def done(self, source: Mapped, walk: Walk, progress: Progress) -> PrunedFolder:
+        """Treat what a walk goes through, and write it."""
+        blocks = _treated(walk, self.treatment, progress, self.tell)
+        found, number = PrunedFolder(self.target), len(blocks)
+        parts = {path: treated.block for path, treated in blocks.items()}
+        self.tell(number, number, "writing")
+        with replacing_folder(self.target) as made:
+            written = write_folder(source, walk.opened, parts, made)
+            off = None
+            if self.proof:
+                self.tell(number, number, "opening it in another process")
+                off = reopened(made, written, walk.opened, parts, walk.examples)
+            if self.zeroing is not None:
+                found = self.zeroed(found, made)
+        return _told(found, source, walk.opened, blocks, written, off)
+
+    def zeroed(self, found: PrunedFolder, made: Path) -> PrunedFolder:
+        """Zero weights where they lie in a folder's files."""
+        assert self.zeroing is not None
+        criterion, budget = self.zeroing.criterion, self.zeroing.budget
+        with mapped(made, writable=True, remote_code=self.remote_code, plan=True) as opened:
+            targets = find_targets(opened.model, self.zeroing.include, self.zeroing.exclude)
+            scores = scored(criterion, targets, None, None, {})
+            weights = {name: target.weight for name, target in targets.items()}
+            cuts = check_cuts(budget, budget(scores, weights), targets)
+            kept = {}
+            for name, weight in weights.items():
+                weight.masked_fill_(cuts[name].pruned(scores[name]), 0)
+                kept[name] = (int(weight.count_nonzero()), weight.numel())
+            return replace(found, kept=kept, notes=notes_of(targets, cuts))
 
 
 def _treated(walk: Walk, treatment: Treatment, progress: Progress, tell: Told) -> dict[str, Treated]:
@@ -230,14 +322,15 @@ def _treated(walk: Walk, treatment: Treatment, progress: Progress, tell: Told) -
     found: dict[str, Treated] = {}
     for number, path in enumerate(walk.blocks):
         tell(number, len(walk.blocks), path)
-        if not progress.has(number):
+        if treatment and not progress.has(number):
             walk.reach(path)
             block = walk.opened.block(path)
             treated = treatment(path, block, walk.inputs(path), walk.examples[path])
             like = walk.opened.model.get_submodule(path)
             progress.keep(number, replace(treated, block=_in_dtypes(treated.block, like)))
             del block, treated
-        found[path] = progress.restored(number, walk.opened.block(path, float32=False))
+        block = walk.opened.block(path, float32=False) if path else walk.opened.model
+        found[path] = progress.restored(number, block) if treatment else Treated(block)
         walk.put(path, found[path].block)
     return found
 
@@ -257,33 +350,16 @@ def _in_dtypes(block: nn.Module, like: nn.Module) -> nn.Module:
     return block
 
 
-def _memory(opened: Mapped, limit: int | None) -> float:
-    """Return how many bytes of activations may stay in memory."""
-    return _ACTIVATIONS if limit is None else limit / 4
-
-
-def _zeroed(
-    found: PrunedFolder, made: Path, zeroing: Any, include: Any, exclude: Any, remote_code: bool
-) -> PrunedFolder:
-    """Zero weights where they lie in a folder's files."""
-    criterion, budget = zeroing
-    with mapped(made, writable=True, remote_code=remote_code) as opened:
-        targets = find_targets(opened.model, include, exclude)
-        scores = scored(criterion, targets, None, None, {})
-        weights = {name: target.weight for name, target in targets.items()}
-        cuts = check_cuts(budget, budget(scores, weights), targets)
-        kept = {}
-        for name, weight in weights.items():
-            weight.masked_fill_(cuts[name].pruned(scores[name]), 0)
-            kept[name] = (int(weight.count_nonzero()), weight.numel())
-        return replace(found, kept=kept, notes=notes_of(targets, cuts))
-
-
 def _told(
-    found: PrunedFolder, opened: Mapped, blocks: Mapping[str, Treated], written: Written, off: float | None
+    found: PrunedFolder,
+    source: Mapped,
+    opened: Mapped,
+    blocks: Mapping[str, Treated],
+    written: Written,
+    off: float | None,
 ) -> PrunedFolder:
     """Return the result of a walk over blocks."""
-    before = sum(parameter.numel() for parameter in opened.model.parameters())
+    whole, before = (sum(p.numel() for p in one.model.parameters()) for one in (source, opened))
     lost = sum(
         sum(p.numel() for p in opened.model.get_submodule(path).parameters())
         - sum(p.numel() for p in treated.block.parameters())
@@ -296,9 +372,15 @@ def _told(
         kept={**found.kept, **{n: pair for treated in blocks.values() for n, pair in treated.kept.items()}},
         units={f"{path}: {n}": pair for path, treated in blocks.items() for n, pair in treated.units.items()},
         notes=(*found.notes, *notes),
-        parameters=(before, before - lost),
+        parameters=(whole, before - lost),
         opened_by=written.auto,
         remote_code=written.remote_code,
-        changed={setting.name: (setting.old, setting.new) for setting in written.changed},
+        changed={**_fewer(source, opened), **{s.name: (s.old, s.new) for s in written.changed}},
         max_error=max([*errors, *([] if off is None else [off])], default=None),
     )
+
+
+def _fewer(source: Mapped, opened: Mapped) -> dict[str, tuple[Any, Any]]:
+    """Return what the configuration of a network with fewer blocks says otherwise, but for lists."""
+    before, after = source.model.config.to_dict(), opened.model.config.to_dict()
+    return {n: (v, after[n]) for n, v in before.items() if type(v) is int and after.get(n) != v}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,14 +11,19 @@ from torch import nn
 
 from secateur.copying import copied
 from secateur.errors import BudgetError, TargetError
+from secateur.methods.distillation import distill
+from secateur.methods.expert_scores import score_experts, weakest_experts
 from secateur.methods.reconstruction import reconstruct
 from secateur.methods.sparsegpt import sparsegpt
 from secateur.pruning.budgets import NM, Uniform
 from secateur.pruning.capabilities import name_of
+from secateur.pruning.masks import Masks
 from secateur.pruning.prune import prune
 from secateur.pruning.targets import find_targets, matches
 from secateur.pruning.unit_criteria import ActivationNorm
 from secateur.structure.compact import compact
+from secateur.structure.experts import find_experts
+from secateur.structure.fewer_experts import remove_experts
 from secateur.structure.layers import layer_view
 from secateur.structure.tracing import trace
 from secateur.structure.units import Structure
@@ -45,26 +50,55 @@ class Treated:
 class Treatment:
     """The shares of units that go from a block, and how its weights are thinned out, in this order.
 
-    ``method``: a criterion that reads data, or ``sparsegpt`` itself; ``budget``: ``Uniform`` or ``NM``.
-    ``include`` and ``exclude``: patterns of weights by their names in the whole network.
+    ``experts``: the share of them that goes from each mixture, ranked ``by``; ``method``: a criterion that
+    reads data, or ``sparsegpt`` itself; ``budget``: ``Uniform`` or ``NM``. ``include`` and ``exclude``:
+    patterns of weights by their names in the whole network. ``recover``: how often the text is read to bring
+    the block nearer to what it was, by all weights or adapters of a ``rank``.
     """
 
+    experts: float = 0.0
+    by: Any = "reap"
     units: float = 0.0
     refit: bool = True
     method: Any = None
     budget: Any = None
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
+    recover: int = 0
+    rank: int | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.units) or self.method is not None
+        return bool(self.experts or self.units or self.method is not None)
 
     def __call__(self, path: str, block: nn.Module, calls: Iterable[Named], example: Named) -> Treated:
         """Return what a block becomes that is called so; it is changed."""
-        found = Treated(block)
+        found, masks = Treated(block), None
+        dense = copied(block) if self.recover else block
+        if self.experts:
+            found = self._without_experts(found, calls, example)
         if self.units:
             found = self._without_units(found, calls, example)
-        return found if self.method is None else self._thinned(path, found, calls)
+        if self.method is not None:
+            found, masks = self._thinned(path, found, calls)
+        if self.recover:
+            told = {"features": [""], "outputs": 0.0, "epochs": self.recover, "rank": self.rank}
+            distill(found.block, dense, calls, masks=masks, **told)
+        return found
+
+    def _without_experts(self, found: Treated, calls: Iterable[Named], example: Named) -> Treated:
+        block = found.block
+        if not find_experts(block, (), kwargs=example):
+            return found
+        gone = weakest_experts(score_experts(block, calls, by=self.by), self.experts)
+        small, proof = remove_experts(block, (), gone, kwargs=example)
+        left = {name: (of - lost, of) for name, (lost, of) in proof.removed.items()}
+        return replace(
+            found,
+            block=small,
+            units={**found.units, **left},
+            errors=(*found.errors, proof.max_error, proof.max_error_randomised),
+            notes=(*found.notes, *proof.notes),
+        )
 
     def _without_units(self, found: Treated, calls: Iterable[Named], example: Named) -> Treated:
         block = found.block
@@ -81,25 +115,27 @@ class Treatment:
             refit = reconstruct(block, dense, structure, calls)
             notes += [f"not refitted: {name}: {why}" for name, why in refit.skipped.items()]
         small, proof = compact(block, (), kwargs=example, structure=structure)
-        return Treated(
-            small,
-            found.kept,
-            {**found.units, **masks.units},
-            (*found.errors, proof.max_error, proof.max_error_randomised),
-            (*found.notes, *notes, *proof.notes),
+        return replace(
+            found,
+            block=small,
+            units={**found.units, **masks.units},
+            errors=(*found.errors, proof.max_error, proof.max_error_randomised),
+            notes=(*found.notes, *notes, *proof.notes),
         )
 
-    def _thinned(self, path: str, found: Treated, calls: Iterable[Named]) -> Treated:
+    def _thinned(
+        self, path: str, found: Treated, calls: Iterable[Named]
+    ) -> tuple[Treated, Masks | None]:
         block = found.block
         names = self._targets(path, block)
         if not names:
-            return found
+            return found, None
         if self.method is sparsegpt:
             masks = sparsegpt(block, self.budget, calls, include=names)
         else:
             masks = prune(block, self.method, self.budget, data=calls, include=names)
         kept = {f"{path}.{name}": (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
-        return Treated(block, kept, found.units, found.errors, (*found.notes, *masks.notes))
+        return replace(found, kept=kept, notes=(*found.notes, *masks.notes)), masks
 
     def _targets(self, path: str, block: nn.Module) -> list[str]:
         """Return the names in a block of the weights that are thinned out."""

@@ -25,6 +25,8 @@ from secateur.large.mapped import Mapped
 from secateur.methods.replay import Flow, Replay, flow_of
 from secateur.running import call_model, failing
 
+ACTIVATIONS = 2 << 30
+"""Bytes of activations that stay in memory where nobody says."""
 Named = dict[str, Any]
 """What a block is called on: its arguments by name."""
 
@@ -64,7 +66,7 @@ class Walk:
         self.blocks = blocks_in(opened.model, flow)
         self.examples = {path: calls[path] for path in self.blocks}
         self._on_disk = False
-        self._memory = memory
+        self.memory = memory
         self._replay = Replay(opened.model, flow, limit=float("inf"), keep=self._kept)
         self._put: dict[str, nn.Module] = {}
 
@@ -109,7 +111,7 @@ class Walk:
         return _float(_named(self.opened.model.get_submodule(path), args, kwargs))
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        if not self._on_disk and sum(self._replay.bytes.values()) + tensor.nbytes > self._memory:
+        if not self._on_disk and sum(self._replay.bytes.values()) + tensor.nbytes > self.memory:
             self._on_disk = True
         if not self._on_disk or not tensor.numel():
             return tensor.clone()
