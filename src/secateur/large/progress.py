@@ -51,7 +51,7 @@ class Progress:
             parameter.requires_grad_(False)
         said = load_json(self.place / f"{number:05}.json")
         pairs = {what: {n: tuple(pair) for n, pair in said[what].items()} for what in ("kept", "units")}
-        return Treated(block.eval(), **pairs, errors=tuple(said["errors"]), notes=tuple(said["notes"]))
+        return Treated(block.eval(), **pairs, errors=tuple(said["errors"]), notes=tuple(said["notes"]), experts=said["experts"])
 
     def _file(self, number: int) -> Path:
         return self.place / f"{number:05}.safetensors"

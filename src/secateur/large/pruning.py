@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from secateur.errors import BudgetError, CriterionError, StorageError
 from secateur.large.configuring import Kept
 from secateur.large.depth import by_influence, by_perplexity, kept_without, removable
 from secateur.large.evaluating import perplexity
+from secateur.large.fitting import Limit, bytes_of, share_for
 from secateur.large.mapped import Mapped, mapped
 from secateur.large.progress import Progress, in_progress, settings_of
 from secateur.large.reopened import reopened
@@ -118,6 +120,10 @@ def prune_folder(
     experts: float = 0.0,
     experts_by: str = "reap",
     units: float = 0.0,
+    parameters: float | None = None,
+    memory: int | str | None = None,
+    context: int = 4096,
+    batch: int = 1,
     refit: bool = True,
     recover: int = 0,
     rank: int | None = None,
@@ -150,6 +156,11 @@ def prune_folder(
         experts: the share of the experts of each mixture that are removed.
         experts_by: "reap" or "frequency", see ``secateur.score_experts``.
         units: the share of the heads and neurons of each block that are removed.
+        parameters: instead of ``units``, the share of all parameters that may be left.
+        memory: or the bytes that may be, "5GB" say, of weights in their dtype and of the keys and values that
+            a causal language model keeps.
+        context: of how many tokens these are, with ``memory``.
+        batch: and of how many sequences.
         refit: whether what reads removed units is refitted to what the block gave with them.
         recover: how often the text is read to train each block towards what it gave before; zeros stay.
         rank: of low-rank adapters that are trained then, and merged, instead of all weights.
@@ -196,6 +207,13 @@ def prune_folder(
         raise BudgetError(f"blocks_by is {blocks_by!r}; it is 'influence' or 'perplexity'")
     treatment = Treatment(float(experts), experts_by, float(units), refit, recover=recover, rank=rank)
     treatment, zeroing = _with_weights(treatment, criterion, budget, include, exclude)
+    limit = None
+    if parameters is not None or memory is not None:
+        if units:
+            raise BudgetError("units is a share that goes, parameters= and memory= what may be left: give one")
+        size = None if memory is None else bytes_of(memory)
+        limit = Limit(parameters, size, context, batch)
+        treatment = replace(treatment, units=0.5)  # found below
     by_block = bool(treatment or blocks)
     if zeroing is None and not by_block:
         raise BudgetError("nothing is asked for: give a criterion and a budget, or units=, experts=, blocks=")
@@ -214,14 +232,17 @@ def prune_folder(
         calls = {"sequences": sequences, "length": length, "seed": seed, "remote_code": trust_remote_code}
         batches, example = calls_on(opened.model, text, source, **calls)  # type: ignore[arg-type]
         depth = (float(blocks), blocks_by)
-        settings = settings_of(source, batches, {"treatment": treatment, "depth": depth, "zeroing": zeroing})
+        asked = {"treatment": treatment, "limit": limit, "depth": depth, "zeroing": zeroing}
+        settings = settings_of(source, batches, asked)
         with in_progress(target, settings) as progress:
             walk = Walk(opened, batches, example, ACTIVATIONS if ram_limit is None else ram_limit / 4)
             kept = work.depth(walk, depth, progress) if blocks else None
             with mapped(source, remote_code=trust_remote_code, kept=kept) as shorter:
                 if kept is not None:
                     walk = Walk(shorter, batches, example, walk.memory)
-                return work.done(opened, walk, progress)
+                if limit is not None:
+                    treatment = replace(treatment, units=share_for(walk, limit))
+                return replace(work, treatment=treatment).done(opened, walk, progress)
 
 
 def _silent(done: int, number: int, what: str) -> None:
@@ -329,9 +350,12 @@ def _treated(walk: Walk, treatment: Treatment, progress: Progress, tell: Told) -
             like = walk.opened.model.get_submodule(path)
             progress.keep(number, replace(treated, block=_in_dtypes(treated.block, like)))
             del block, treated
+            gc.collect()  # networks refer to themselves, and a block is large
         block = walk.opened.block(path, float32=False) if path else walk.opened.model
         found[path] = progress.restored(number, block) if treatment else Treated(block)
         walk.put(path, found[path].block)
+    if treatment.experts and not any(treated.experts for treated in found.values()):
+        raise BudgetError(f"experts={treatment.experts:g}: no block has a mixture of experts")
     return found
 
 

@@ -37,6 +37,7 @@ class Treated:
 
     ``kept``: by weight that was thinned out, how many entries are not zero, of how many. ``units``: by group
     of units how many are left, of how many. ``errors``: of the proofs, the largest relative error of each.
+    ``experts``: whether it has a mixture of them.
     """
 
     block: nn.Module
@@ -44,6 +45,7 @@ class Treated:
     units: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     errors: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,29 +100,37 @@ class Treatment:
             units={**found.units, **left},
             errors=(*found.errors, proof.max_error, proof.max_error_randomised),
             notes=(*found.notes, *proof.notes),
+            experts=True,
         )
 
     def _without_units(self, found: Treated, calls: Iterable[Named], example: Named) -> Treated:
-        block = found.block
-        structure = trace(block, (), kwargs=example)
-        names = rankable(structure)
-        if not names:
-            raise TargetError(f"{type(block).__name__}: has no heads or neurons that can be removed")
-        dense = copied(block) if self.refit else block
-        masks = prune(
-            block, ActivationNorm(), Uniform(self.units), data=calls, structure=structure, include=names
-        )
-        notes = list(masks.notes)
-        if self.refit:
-            refit = reconstruct(block, dense, structure, calls)
-            notes += [f"not refitted: {name}: {why}" for name, why in refit.skipped.items()]
-        small, proof = compact(block, (), kwargs=example, structure=structure)
+        dense, kept = found.block, dict[str, str]()
+        while True:
+            block = copied(dense)
+            structure = trace(block, (), kwargs=example)
+            names = [name for name in rankable(structure) if name not in kept]
+            if not names:
+                why = "; ".join(f"{name} stays: {reason}" for name, reason in kept.items())
+                raise TargetError(
+                    f"{type(block).__name__}: has no heads or neurons that can be removed{why and f': {why}'}"
+                )
+            masks = prune(
+                block, ActivationNorm(), Uniform(self.units), data=calls, structure=structure, include=names
+            )
+            notes = list(masks.notes)
+            if self.refit:
+                refit = reconstruct(block, dense, structure, calls)
+                notes += [f"not refitted: {name}: {why}" for name, why in refit.skipped.items()]
+            small, proof = compact(block, (), kwargs=example, structure=structure)
+            if proof.kept.keys() <= kept.keys():
+                break
+            kept |= proof.kept  # only masked: they had better stay whole
         return replace(
             found,
             block=small,
             units={**found.units, **masks.units},
             errors=(*found.errors, proof.max_error, proof.max_error_randomised),
-            notes=(*found.notes, *notes, *proof.notes),
+            notes=(*found.notes, *notes, *proof.notes, *(f"stays: {n}: {why}" for n, why in kept.items())),
         )
 
     def _thinned(
