@@ -212,6 +212,7 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
 WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
     "prune": pruning(sc.Magnitude()),
     "prune: Wanda": pruning(sc.Wanda()),
+    "prune: Wanda in running order": pruning(sc.Wanda(sequential=True)),
     "prune: Taylor": pruning(sc.Taylor(), loss=True),
     "prune: Fisher": pruning(sc.Fisher(), loss=True),
     "prune: ActivationNorm": pruning(sc.ActivationNorm(), structure=True),

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from secateur.errors import CriterionError, NonFiniteError
 from secateur.graph.compare import difference
+from secateur.graph.replay import Seen
 from secateur.methods.recurrent import rows_read
-from secateur.methods.replay import Seen
 from secateur.structure.layers import LayerView
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn

@@ -19,8 +19,8 @@ from secateur.graph.calls import Call
 from secateur.graph.capture import tensor_of
 from secateur.graph.names import canonical_modules, canonical_parameters, unwrapped
 from secateur.graph.operators import operator_of
+from secateur.graph.replay import Replay, flow_of, held
 from secateur.methods.fitted_layer import FittedLayer
-from secateur.methods.replay import Replay, flow_of, held
 from secateur.numeric import is_real
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError, MaskError, NonFiniteError, TargetError
 from secateur.graph.names import canonical_parameters, unwrapped
+from secateur.graph.replay import Replay, flow_of, held
 from secateur.methods.fitted_layer import windows
 from secateur.methods.reconstruction import calls_of
-from secateur.methods.replay import Replay, flow_of, held
 from secateur.numeric import is_real
 from secateur.pruning.budgets import NM, Uniform
 from secateur.pruning.calibration import Batches, batches

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """A module whose first argument is watched: its channels, ``number`` of them (else it is passed over),
     lie along the dim ``channels``, counted from the end."""
 
@@ -38,26 +39,46 @@ class _Reader:
     channels: int
     number: int
 
+    def squares(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, int] | None:
+        """Return by channel the sum of squares of what a call reads, and of how many numbers each is."""
+        inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
+        inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
+        dim = inputs.dim() + self.channels
+        if dim < 0 or inputs.shape[dim] != self.number:
+            return None
+        others = [d for d in range(inputs.dim()) if d != dim]
+        size = inputs.detach().abs() if inputs.is_complex() else inputs.detach()
+        squares = size.to(torch.promote_types(size.dtype, torch.float32)).square()
+        return squares.sum(others, dtype=torch.float64), inputs.numel() // inputs.shape[dim]
+
 
 def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
     """Return the rms of each target's input by channel, shaped to broadcast over its weight."""
-    views = {name: _multiplied(target) for name, target in targets.items()}
+    found = _mean_squares(targets.model, partial(readers_of, targets), data, "Wanda")
+    for name in targets:
+        if name not in found:
+            raise never_ran(name)
+    return {name: rms_over(target, found[name]) for name, target in targets.items()}
+
+
+def readers_of(targets: Targets, work: nn.Module) -> dict[str, Reader]:
+    """Return what to watch in a copy of the network for the input of each target."""
     paths = {module: path for path, module in canonical_modules(targets.model)}
-
-    def readers(work: nn.Module) -> dict[str, _Reader]:
-        modules = dict(canonical_modules(work))
-        return {
-            n: _Reader(modules[paths[t.module]], views[n].channels, views[n].number_of_inputs(t.weight))
-            for n, t in targets.items()
-        }
-
-    found = _mean_squares(targets.model, readers, data, "Wanda")
-    unused = [name for name in targets if name not in found]
-    if unused:
-        raise CriterionError(f"{unused[0]}: its layer never ran on the data given; exclude it")
+    views = {name: _multiplied(target) for name, target in targets.items()}
+    modules = dict(canonical_modules(work))
     return {
-        n: _over_weight(t.weight, views[n], found[n].sqrt().to(t.weight.device)) for n, t in targets.items()
+        n: Reader(modules[paths[t.module]], views[n].channels, views[n].number_of_inputs(t.weight))
+        for n, t in targets.items()
     }
+
+
+def never_ran(name: str) -> CriterionError:
+    return CriterionError(f"{name}: its layer never ran on the data given; exclude it")
+
+
+def rms_over(target: Target, mean_square: Tensor) -> Tensor:
+    """Return the root of the mean squares of a target's inputs, shaped to broadcast over its weight."""
+    return _over_weight(target.weight, _multiplied(target), mean_square.sqrt().to(target.weight.device))
 
 
 def _multiplied(target: Target) -> LayerView:
@@ -96,7 +117,7 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
     places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
     names = canonical_names(structure.model)
 
-    def readers(work: nn.Module) -> dict[tuple[str, int], _Reader]:
+    def readers(work: nn.Module) -> dict[tuple[str, int], Reader]:
         parameters = canonical_parameters(work)
         owners = {key: owner for module in work.modules() for key, owner in _weights(module)}
         found = {}
@@ -107,7 +128,7 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
                 continue
             along = view is not None and dim == view.input_dim
             number = view.number_of_inputs(weight) if view is not None and along else weight.shape[dim]
-            found[name, dim] = _Reader(module, -1 if view is None else view.channels, number)
+            found[name, dim] = Reader(module, -1 if view is None else view.channels, number)
         return found
 
     return {place: mean.sqrt() for place, mean in _mean_squares(structure.model, readers, data, who).items()}
@@ -126,24 +147,19 @@ def _weights(module: nn.Module) -> Iterator[tuple[int, tuple[nn.Module, LayerVie
 
 
 def _mean_squares(
-    model: nn.Module, readers: Callable[[nn.Module], Mapping[Any, _Reader]], data: Batches | None, who: str
+    model: nn.Module, readers: Callable[[nn.Module], Mapping[Any, Reader]], data: Batches | None, who: str
 ) -> dict[Any, Tensor]:
     """Return the mean square of what each reader takes in, by channel, over the batches of all ranks."""
     sums: dict[Any, Tensor] = {}
     counts: dict[Any, int] = {}
 
-    def watch(key: Any, reader: _Reader) -> None:
+    def watch(key: Any, reader: Reader) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
-            inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
-            dim = inputs.dim() + reader.channels
-            if dim >= 0 and inputs.shape[dim] == reader.number:
-                others = [d for d in range(inputs.dim()) if d != dim]
-                size = inputs.detach().abs() if inputs.is_complex() else inputs.detach()
-                squares = size.to(torch.promote_types(size.dtype, torch.float32)).square()
-                total = squares.sum(others, dtype=torch.float64)
+            found = reader.squares(args, kwargs)
+            if found is not None:
+                total, number = found
                 sums[key] = sums[key] + total if key in sums else total
-                counts[key] = counts.get(key, 0) + inputs.numel() // inputs.shape[dim]
+                counts[key] = counts.get(key, 0) + number
 
         reader.module.register_forward_pre_hook(hook, with_kwargs=True)
 
