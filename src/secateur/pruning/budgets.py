@@ -137,7 +137,8 @@ class Uniform(Share):
     def _of_rows(self, scores: Scores) -> Cut | RowCut:
         if len(scores.shape) < 2:
             return Cut(-math.inf, 0, note="no rows of weights")
-        outputs = scores.shape[1 if scores.input_dim == 0 else 0]
+        first, second = scores.shape[:2]
+        outputs = {0: second, 1: first, 2: first * second}[scores.input_dim]
         return RowCut(round(self.sparsity * (scores.numel // outputs)), scores.input_dim, self.sparsity)
 
 

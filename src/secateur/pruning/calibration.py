@@ -7,7 +7,8 @@ and added up over the ranks that prune together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from secateur.errors import CriterionError
 from secateur.graph.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.ranks import together
+from secateur.pruning.stacks import Place, Sums, Watch, merged
 from secateur.pruning.targets import Target, Targets
 from secateur.running import as_written, call_model, failing, shapes
 from secateur.structure.layers import LayerView, layer_view, stored_weights
@@ -53,12 +55,23 @@ class Reader:
 
 
 def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
-    """Return the rms of each target's input by channel, shaped to broadcast over its weight."""
-    found = _mean_squares(targets.model, partial(readers_of, targets), data, "Wanda")
+    """Return the rms of each target's input by channel, shaped to broadcast over its weight: one for each
+    matrix where it is a stack of them, as experts have."""
+    stacked = {name for name, target in targets.items() if target.stacked}
+    layers = replace(targets, found={n: t for n, t in targets.items() if n not in stacked})
+
+    def stacks(work: nn.Module) -> dict[str, Tensor]:
+        parameters = canonical_parameters(work)
+        return {name: parameters[name] for name in stacked}
+
+    found, sums = _mean_squares(targets.model, partial(readers_of, layers), data, "Wanda", stacks)
+    rms = {name: rms_over(target, found[name]) for name, target in layers.items() if name in found}
+    for (name, dim), own in sums.items():
+        rms[name] = own.means.sqrt().unsqueeze(3 - dim).to(targets[name].weight.device, torch.float32)
     for name in targets:
-        if name not in found:
+        if name not in rms:
             raise never_ran(name)
-    return {name: rms_over(target, found[name]) for name, target in targets.items()}
+    return rms
 
 
 def readers_of(targets: Targets, work: nn.Module) -> dict[str, Reader]:
@@ -112,7 +125,8 @@ def _over_weight(weight: Tensor, view: LayerView, rms: Tensor) -> Tensor:
 def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tuple[str, int], Tensor]:
     """Return, for each (weight, dim) that reads activations, the rms of each of its inputs.
 
-    Only weights of modules that are called with the activation they read are watched.
+    Only weights of modules that are called with the activation they read are watched, and stacks of matrices,
+    as experts have.
     """
     places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
     names = canonical_names(structure.model)
@@ -131,7 +145,15 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
             found[name, dim] = Reader(module, -1 if view is None else view.channels, number)
         return found
 
-    return {place: mean.sqrt() for place, mean in _mean_squares(structure.model, readers, data, who).items()}
+    def stacks(work: nn.Module) -> dict[str, Tensor]:
+        parameters = canonical_parameters(work)
+        made = {part.name for group in structure.groups.values() for part in group.slices}
+        found = {name: parameters.get(names.get(name, name)) for name in made}
+        return {name: weight for name, weight in found.items() if weight is not None and weight.dim() == 3}
+
+    means, sums = _mean_squares(structure.model, readers, data, who, stacks)
+    means = {place: own.mean for place, own in sums.items()} | means
+    return {place: mean.sqrt() for place, mean in means.items()}
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[int, tuple[nn.Module, LayerView | None]]]:
@@ -147,9 +169,14 @@ def _weights(module: nn.Module) -> Iterator[tuple[int, tuple[nn.Module, LayerVie
 
 
 def _mean_squares(
-    model: nn.Module, readers: Callable[[nn.Module], Mapping[Any, Reader]], data: Batches | None, who: str
-) -> dict[Any, Tensor]:
-    """Return the mean square of what each reader takes in, by channel, over the batches of all ranks."""
+    model: nn.Module,
+    readers: Callable[[nn.Module], Mapping[Any, Reader]],
+    data: Batches | None,
+    who: str,
+    stacks: Callable[[nn.Module], Mapping[str, Tensor]],
+) -> tuple[dict[Any, Tensor], dict[Place, Sums]]:
+    """Return the mean square of what each reader takes in, by channel, over the batches of all ranks; and of
+    what stacks of matrices multiply, the sums."""
     sums: dict[Any, Tensor] = {}
     counts: dict[Any, int] = {}
 
@@ -167,19 +194,21 @@ def _mean_squares(
         work = copied(unwrapped(model)).eval()
         for key, reader in readers(work).items():
             watch(key, reader)
-        number = 0
-        with as_written(), torch.no_grad():
+        number, stacked = 0, stacks(work)
+        seen = Watch(stacked)
+        with as_written(), torch.no_grad(), seen if stacked else nullcontext():
             for inputs, _ in batches(data, who, work, empty=peers.number > 1):
                 with failing(work, inputs, "a batch of data="):
                     call_model(work, inputs)
                 number += 1
-        told = peers.gather((number, {key: total.cpu() for key, total in sums.items()}, counts))
-    _check_number(sum(number for number, _, _ in told), who)
+        own = {key: total.cpu() for key, total in sums.items()}
+        told = peers.gather((number, own, counts, seen.told))
+    _check_number(sum(number for number, *_ in told), who)
     everywhere: dict[Any, Tensor] = {}
-    for key in dict.fromkeys(key for _, sums, _ in told for key in sums):
-        total = torch.stack([sums[key] for _, sums, _ in told if key in sums]).sum(0)
-        everywhere[key] = total / sum(counts.get(key, 0) for _, _, counts in told)
-    return everywhere
+    for key in dict.fromkeys(key for _, sums, *_ in told for key in sums):
+        total = torch.stack([sums[key] for _, sums, *_ in told if key in sums]).sum(0)
+        everywhere[key] = total / sum(counts.get(key, 0) for _, _, counts, _ in told)
+    return everywhere, merged(stacked for *_, stacked in told)
 
 
 def mean_gradients(
