@@ -278,10 +278,10 @@ def save_tensors(
     except (TypeError, ValueError) as error:
         raise StorageError(f"{path}: the metadata cannot be written as JSON: {error}") from error
     with replacing(path) as temporary, temporary.open("wb") as file:
-        _write_safetensors(file, plain, dict(sorted(text.items())))
+        write_safetensors(file, plain, dict(sorted(text.items())))
 
 
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write what safetensors' own ``save_file`` writes, but for the order of the metadata, which there is
     another one in every process, and into the file that is given, not one of a name of its own."""
     order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))

@@ -10,7 +10,7 @@ import copy
 import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from secateur.copying import copied
 from secateur.errors import ModelError, StorageError
-from secateur.pretrained.opening import class_of
+from secateur.large.configuring import with_fewer
+from secateur.pretrained.opening import class_of, narrowed, plan_in
 from secateur.pretrained.skeleton import skeleton
 from secateur.pretrained.writing import PLAN
 from secateur.storage import DTYPES, load_json
 from secateur.text import first_line
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _HEADER = 100 << 20  # bytes, as the safetensors library has it
 
@@ -41,13 +42,16 @@ class _Merger:
     rule: Any
     first: str
     stored: tuple[tuple[str, str], ...]  # (the rule's pattern, the name in the files)
+    moved: Callable[[str], str | None]
 
     def made(self, model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters of the model that are made, by the names that they have there now."""
         rule = copy.deepcopy(self.rule)
         for pattern, name in self.stored:
             rule.add_tensor(self.first, name, pattern, tensors[name])
         made = rule.convert(self.first, model=model, config=model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        whole = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        return {new: value for name, value in whole.items() if (new := self.moved(name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,11 @@ class Mapped:
     mergers: dict[str, _Merger] = field(default_factory=dict)
     pages: tuple[np.memmap, ...] = ()
 
-    def block(self, path: str) -> nn.Module:
-        """Return a copy of the module at ``path`` with all its values, in float32."""
+    def block(self, path: str, *, float32: bool = True) -> nn.Module:
+        """Return a copy of the module at ``path`` with all its values, in float32 or as the files have it."""
         with self._filled(path):
-            return copied(self.model.get_submodule(path)).float().eval()
+            block = copied(self.model.get_submodule(path)).eval().requires_grad_(True)
+        return block.float() if float32 else block
 
     @contextmanager
     def running(self) -> Iterator[Any]:
@@ -81,6 +86,9 @@ class Mapped:
                 after = module.register_forward_hook(lambda *_, inner=inner: inner.pop().close())
                 stack.callback(before.remove)
                 stack.callback(after.remove)
+            for path, module in self.model.named_modules():
+                if path.rpartition(".")[2].isdigit():  # a child of a list: its pages have been read
+                    stack.callback(module.register_forward_hook(lambda *_: self.release()).remove)
             yield self.model
 
     def _enter(self, path: str, inner: list[ExitStack], *_: Any) -> None:
@@ -91,7 +99,7 @@ class Mapped:
     def _filled(self, path: str) -> Iterator[None]:
         """Give the parameters in a module that are made of several tensors their values, for a while."""
         prefix = f"{path}." if path else ""
-        wanted = {merger.first: merger for name, merger in self.mergers.items() if name.startswith(prefix)}
+        wanted = {m.first: m for name, m in self.mergers.items() if name.startswith(prefix)}
         empty: list[tuple[nn.Module, str, nn.Parameter]] = []
         for merger in wanted.values():
             for name, value in merger.made(self.model, self.stored).items():
@@ -110,22 +118,28 @@ class Mapped:
         for whole in self.pages:
             whole._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
-
 
 @contextmanager
-def mapped(folder: Path, *, writable: bool = False, remote_code: bool = False) -> Iterator[Mapped]:
+def mapped(
+    folder: Path,
+    *,
+    writable: bool = False,
+    remote_code: bool = False,
+    kept: Mapping[str, Sequence[int]] | None = None,
+    plan: bool = False,
+) -> Iterator[Mapped]:
     """Yield the model of a folder, its parameters and stored buffers mapped from the files: what is read
     comes from the disk, and with ``writable`` what is changed goes there.
 
-    ``remote_code``: run the code that came with the folder, where its class is of that.
+    ``remote_code``: run the code that came with the folder, where its class is of that. ``kept``: by path of
+    a list of blocks the numbers of those that the model has alone; they count anew. ``plan``: take a folder
+    whose sizes a plan says.
 
     Raises StorageError for a folder that is none of transformers', or whose files are not those of its class;
     ModelError for one that is quantised.
     """
     kind = _remote_class(folder) if remote_code else class_of(folder)
-    _check_plain(folder)
+    _check_plain(folder, plan)
     maps = {shard: _map(folder / shard, writable) for shard in shards_of(folder)}
     tensors: dict[str, Tensor] = {}
     for shard, whole in maps.items():
@@ -140,8 +154,14 @@ def mapped(folder: Path, *, writable: bool = False, remote_code: bool = False) -
         raise StorageError(
             f"{folder}: cannot be opened: {type(error).__name__}: {first_line(error)}"
         ) from error
+    if (folder / PLAN).exists():
+        narrowed(model, plan_in(folder, kind))
+    if kept is not None:
+        whole, model = model, skeleton(kind, with_fewer(model, kept))
+    else:
+        whole = model
     found = Mapped(folder, model, tensors, pages=() if writable else tuple(maps.values()))
-    _assign(found)
+    _assign(found, whole, kept or {})
     yield found
     if writable:
         for whole in maps.values():
@@ -151,9 +171,11 @@ def mapped(folder: Path, *, writable: bool = False, remote_code: bool = False) -
 _WHOLE = "weights in float32, bfloat16 or float16 are right, as before it was quantised"
 
 
-def _check_plain(folder: Path) -> None:
-    if (folder / PLAN).exists():
-        raise StorageError(f"{folder}: its sizes stand in {PLAN}; open it with secateur.from_pretrained")
+def _check_plain(folder: Path, plan: bool) -> None:
+    if not plan and (folder / PLAN).exists():
+        raise StorageError(
+            f"{folder}: its sizes stand in {PLAN}; prune it again in memory, secateur.from_pretrained opens it"
+        )
     config = load_json(folder / "config.json")
     said = config.get("quantization_config")
     if said is not None:
@@ -174,13 +196,26 @@ def _remote_class(folder: Path) -> Any:
     return class_of(folder)
 
 
-def _assign(found: Mapped) -> None:
-    """Give the skeleton its tensors, and say how those are made that are made of several."""
+def _moved(kept: Mapping[str, Sequence[int]], name: str) -> str | None:
+    """Return the name that a tensor has where some blocks are gone; None of one that is gone."""
+    for place, numbers in kept.items():
+        if name.startswith(f"{place}."):
+            number, _, rest = name.removeprefix(f"{place}.").partition(".")
+            if not number.isdigit():
+                return name
+            return f"{place}.{numbers.index(int(number))}.{rest}" if int(number) in numbers else None
+    return name
+
+
+def _assign(found: Mapped, full: Any, kept: Mapping[str, Sequence[int]]) -> None:
+    """Give the skeleton its tensors, and say how those are made that are made of several; the files are those
+    of the ``full`` one."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     model, folder = found.model, found.folder
-    kind, own = type(model).__name__, model.state_dict()
+    kind, own, every = type(model).__name__, model.state_dict(), full.state_dict()
+    moved = partial(_moved, kept)
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
@@ -189,21 +224,21 @@ def _assign(found: Mapped) -> None:
     strange: list[str] = []
     for name in sorted(found.stored, key=_natural):
         prefix = model.base_model_prefix
-        target, pattern = rename_source_key(name, renamings, converters, prefix, own)
-        if target not in own and name in own:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, every)
+        if target not in every and name in every:
             target, pattern = name, None
-        if target not in own:
+        if target not in every:
             if not _ignored(model, name):
                 strange.append(name)
             continue
         if pattern is not None:
             parts.setdefault(target, []).append((pattern, name))
-        else:
-            whole[target], found.names[target] = found.stored[name], name
+        elif (new := moved(target)) is not None:
+            whole[new], found.names[new] = found.stored[name], name
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     shapes = {name: tensor.to("meta") for name, tensor in found.stored.items()} if parts else {}
     for first, stored in parts.items():
-        merger = _Merger(by_pattern[stored[0][0]], first, tuple(stored))
+        merger = _Merger(by_pattern[stored[0][0]], first, tuple(stored), moved)
         for name, value in merger.made(model, shapes).items():
             if name not in own or own[name].shape != value.shape:
                 raise StorageError(f"{folder}: its weights do not make the {name!r} of {kind}")
@@ -236,18 +271,18 @@ def _natural(name: str) -> list[tuple[int, Any]]:
 
 def shards_of(folder: Path) -> list[str]:
     """Return the names of the files that hold a folder's weights."""
-    if not (folder / _INDEX).is_file():
-        if not (folder / _SINGLE).is_file():
-            raise StorageError(f"{folder}: holds no {_SINGLE}, as save_pretrained writes it")
-        return [_SINGLE]
-    index = load_json(folder / _INDEX)
+    if not (folder / INDEX).is_file():
+        if not (folder / SINGLE).is_file():
+            raise StorageError(f"{folder}: holds no {SINGLE}, as save_pretrained writes it")
+        return [SINGLE]
+    index = load_json(folder / INDEX)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise StorageError(f"{folder / _INDEX}: names no shards in 'weight_map'")
+        raise StorageError(f"{folder / INDEX}: names no shards in 'weight_map'")
     found = sorted(set(names.values()))
     wrong = next((name for name in found if Path(name).name != name or not (folder / name).is_file()), None)
     if wrong is not None:
-        raise StorageError(f"{folder / _INDEX}: {wrong!r} is no file of the folder")
+        raise StorageError(f"{folder / INDEX}: {wrong!r} is no file of the folder")
     return found
 
 

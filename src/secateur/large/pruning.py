@@ -1,60 +1,106 @@
-"""Weights of a folder zeroed where they lie, shard by shard: any budget, whatever the folder's size."""
+"""A folder pruned to a folder: block by block on a text, or where its weights lie."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from secateur.deploy.folder import replacing_folder
-from secateur.errors import StorageError
-from secateur.large.mapped import mapped, shards_of
+from secateur.errors import BudgetError, CriterionError, StorageError
+from secateur.large.configuring import Kept
+from secateur.large.depth import by_influence, by_perplexity, kept_without, removable
+from secateur.large.evaluating import perplexity
+from secateur.large.mapped import Mapped, mapped
+from secateur.large.progress import Progress, in_progress, settings_of
+from secateur.large.reopened import reopened
+from secateur.large.texts import calls_on
+from secateur.large.treatment import Treated, Treatment, check_method
+from secateur.large.walk import ACTIVATIONS, Walk
+from secateur.large.writing import Written, copy_folder, write_folder
+from secateur.methods.sparsegpt import sparsegpt
+from secateur.numeric import is_real
 from secateur.pruning.budgets import Budget
-from secateur.pruning.criteria import Magnitude
+from secateur.pruning.capabilities import says
 from secateur.pruning.given import check_cuts
 from secateur.pruning.prune import check, notes_of, scored
 from secateur.pruning.targets import find_targets
 from secateur.storage import as_path
 from secateur.text import table
 
+Told = Callable[[int, int, str], None]
+"""What is told of the work: how many blocks are done, of how many, and what is done now."""
+
 
 @dataclass(frozen=True)
 class PrunedFolder:
-    """A folder whose weights were pruned, and what is left of each tensor.
+    """A folder that was pruned, and what is left of it.
 
-    Printed it is a table.
+    Printed it is a table of the tensors that were thinned out, and lines on the rest.
 
     Attributes:
         folder: where it lies.
-        kept: by name how many weights are not zero, of how many.
+        kept: by name of a tensor that was thinned out, how many weights are not zero, of how many.
         notes: what was not pruned, and why.
+        units: by group of heads or neurons how many are left, of how many.
+        parameters: of the whole network, before and after.
+        opened_by: the auto class of transformers that opens it, with ``trust_remote_code=True`` where
+            ``remote_code`` says so; ``secateur.from_pretrained`` never needs that.
+        remote_code: whether a plan says its sizes, which no stock configuration does.
+        changed: by name what its configuration says now, (before, now).
+        max_error: the largest relative difference that was seen: of a block from the masked one, or of what
+            another process opened.
 
     Example:
         >>> import secateur as sc
         >>> from pathlib import Path
-        >>> sc.PrunedFolder(Path("small"), {"a.weight": (5, 10)}, ())
+        >>> sc.PrunedFolder(Path("small"), {"a.weight": (5, 10)})
+        small
         tensor    weights  kept  sparsity
         a.weight       10     5    50.00%
         all            10     5    50.00%
     """
 
     folder: Path
-    kept: dict[str, tuple[int, int]]
-    notes: tuple[str, ...]
+    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    units: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    parameters: tuple[int, int] | None = None
+    opened_by: str = ""
+    remote_code: bool = False
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    max_error: float | None = None
 
     def __repr__(self) -> str:
-        rows = [("tensor", "weights", "kept", "sparsity")]
-        every = [sum(column) for column in zip(*self.kept.values(), strict=True)]
-        for name, (left, whole) in [*self.kept.items(), ("all", (every[0], every[1]))]:
-            rows.append((name, f"{whole:,}", f"{left:,}", f"{1 - left / max(whole, 1):.2%}"))
-        return "\n".join([*table(rows, words=1), *self.notes])
+        how = " with trust_remote_code=True, and by secateur.from_pretrained without"
+        lines = [f"{self.folder}" + (f": opened by {self.opened_by}" if self.opened_by else "")]
+        lines[0] += how if self.remote_code else ""
+        if self.parameters:
+            before, after = self.parameters
+            lines.append(f"parameters {before:,} -> {after:,} ({after / before:.1%})")
+        if self.changed:
+            said = ", ".join(f"{name} {new} (was {old})" for name, (old, new) in self.changed.items())
+            lines.append(f"config.json says {said}")
+        if self.max_error is not None:
+            lines.append(f"equal, block by block and opened in another process, to {self.max_error:.1e}")
+        if self.kept:
+            rows = [("tensor", "weights", "kept", "sparsity")]
+            every = [sum(column) for column in zip(*self.kept.values(), strict=True)]
+            for name, (left, whole) in [*self.kept.items(), ("all", (every[0], every[1]))]:
+                rows.append((name, f"{whole:,}", f"{left:,}", f"{1 - left / max(whole, 1):.2%}"))
+            lines += table(rows, words=1)
+        return "\n".join([*lines, *self.notes])
 
     @property
     def sparsity(self) -> float:
-        """The share of all these weights that is zero."""
+        """The share of the weights of these tensors that is zero."""
+        if not self.kept:
+            return 0.0
         left, whole = (sum(column) for column in zip(*self.kept.values(), strict=True))
         return 1 - left / whole
 
@@ -63,55 +109,204 @@ class PrunedFolder:
 def prune_folder(
     source: str | Path,
     target: str | Path,
-    budget: Budget,
+    criterion: Any = None,
+    budget: Budget | None = None,
     *,
+    text: str | Path | Tensor | Sequence[Mapping[str, Any]] | None = None,
+    blocks: float = 0.0,
+    blocks_by: str = "influence",
+    experts: float = 0.0,
+    experts_by: str = "reap",
+    units: float = 0.0,
+    refit: bool = True,
+    recover: int = 0,
+    rank: int | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    sequences: int = 32,
+    length: int = 512,
+    seed: int = 0,
+    ram_limit: int | None = None,
+    trust_remote_code: bool = False,
+    proof: bool = True,
+    on_step: Told | None = None,
 ) -> PrunedFolder:
-    """Copy a folder of transformers to ``target`` with its smallest weights zeroed, by whatever budget.
+    """Prune a folder of transformers to another one, block by block, without ever holding the network.
 
-    No tensor is loaded: scores are read from the files' pages, and zeros written there, so that memory stays
-    that of one tensor's mask. Exact budgets stay exact over all shards; dtype, shards and every other file
-    are the source's.
+    A criterion that reads no data zeroes weights where they lie, by any budget, exact over all shards. What
+    reads data, and whole units, go block by block: each on what those before it, already pruned, give on the
+    text. Work that is interrupted goes on from the last block when it is asked for again.
 
     Args:
         source: a folder of ``save_pretrained``, with one file of weights or shards.
         target: where the new one goes; it appears when it is complete.
-        budget: how much goes, and from where: ``Global``, ``Uniform``, ``NM``, or any other.
-        include: name patterns of what is pruned, see ``secateur.find_targets``.
-        exclude: name patterns of what is not.
+        criterion: what ranks weights, ``Magnitude()`` or ``Wanda()``; or ``secateur.sparsegpt`` itself.
+        budget: how much goes, and from where; of what reads data ``Uniform`` or ``NM``.
+        text: a file of text, which the folder's tokenizer reads, or of tokens (a .npy of (sequences,
+            length)); tokens (sequences, length); or a list of arguments by name, for other networks.
+        blocks: the share of the blocks that are removed whole, before all else.
+        blocks_by: "influence", how little a block changes what passes through it, or "perplexity", that of
+            the text without each, one after the other, which takes as many evaluations as there are blocks.
+        experts: the share of the experts of each mixture that are removed.
+        experts_by: "reap" or "frequency", see ``secateur.score_experts``.
+        units: the share of the heads and neurons of each block that are removed.
+        refit: whether what reads removed units is refitted to what the block gave with them.
+        recover: how often the text is read to train each block towards what it gave before; zeros stay.
+        rank: of low-rank adapters that are trained then, and merged, instead of all weights.
+        include: name patterns of weights that are thinned out, see ``secateur.find_targets``.
+        exclude: name patterns of those that are not.
+        sequences: how many windows of a text file are read.
+        length: how many tokens each has; fewer where the model reads no more.
+        seed: of the places in the text.
+        ram_limit: bytes that this may take beside the pages of files; activations go to files beyond it.
+        trust_remote_code: run the code that came with the folder, where its class is of that.
+        proof: open what was written in another process, and compare.
+        on_step: called with (blocks done, blocks, what is done now).
 
     Returns:
-        What is left of each tensor.
+        What is left, what opens it, and how equal it is.
 
     Raises:
         StorageError: for a folder that is none of these, or a target that holds something.
-        BudgetError, TargetError, NonFiniteError: as ``secateur.prune``.
+        ModelError: for a quantised one, or one with code of its own without ``trust_remote_code``.
+        DataError: for a text that cannot be read.
+        BudgetError, CriterionError, TargetError, NonFiniteError: as ``secateur.prune``.
+
+    Source:
+        Frantar & Alistarh, "SparseGPT", 2023, and Sun et al., Wanda, 2023, for going block by block.
 
     Example:
-        >>> import tempfile, transformers, secateur as sc
+        >>> import tempfile, transformers, torch, secateur as sc
         >>> config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16)
         >>> folder = tempfile.mkdtemp()
         >>> transformers.GPT2LMHeadModel(config).save_pretrained(folder + "/dense", max_shard_size="60KB")
-        >>> pruned = sc.prune_folder(folder + "/dense", folder + "/pruned", sc.Global(0.5))
+        >>> pruned = sc.prune_folder(folder + "/dense", folder + "/magnitude", sc.Magnitude(), sc.Global(0.5))
         >>> pruned.sparsity
         0.5
-        >>> model = transformers.GPT2LMHeadModel.from_pretrained(folder + "/pruned")
-        >>> sc.sparsity(model)
-        0.5
+        >>> tokens = torch.randint(64, (8, 16))
+        >>> small = sc.prune_folder(folder + "/dense", folder + "/small", units=0.5, text=tokens)
+        >>> small.opened_by, sc.from_pretrained(folder + "/small").num_parameters() < 20_000
+        ('AutoModelForCausalLM', True)
     """
     source, target = as_path(source), as_path(target)
-    criterion = Magnitude()
-    check(criterion, budget)
+    for name, share in (("blocks", blocks), ("experts", experts), ("units", units)):
+        if not is_real(share) or not 0 <= share < 1:
+            raise BudgetError(f"{name} is {share!r}; a share from 0, under 1, is right")
+    if blocks_by not in ("influence", "perplexity"):
+        raise BudgetError(f"blocks_by is {blocks_by!r}; it is 'influence' or 'perplexity'")
+    treatment = Treatment(float(experts), experts_by, float(units), refit, recover=recover, rank=rank)
+    treatment, zeroing = _with_weights(treatment, criterion, budget, include, exclude)
+    by_block = bool(treatment or blocks)
+    if zeroing is None and not by_block:
+        raise BudgetError("nothing is asked for: give a criterion and a budget, or units=, experts=, blocks=")
+    if recover and not treatment:
+        raise BudgetError("recover trains blocks that were pruned on the text; none is")
+    if by_block and text is None:
+        raise CriterionError("text is missing: what is pruned block by block is chosen on one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already; name a new folder")
-    shards_of(source)
-    with replacing_folder(target) as made:
-        for file in sorted(source.iterdir()):
-            if file.is_file() and not file.name.startswith("."):
-                shutil.copyfile(file, made / file.name)
-        with mapped(made, writable=True) as opened:
-            targets = find_targets(opened.model, include, exclude)
+    work = _Work(source, target, treatment, zeroing, trust_remote_code, proof, on_step or _silent)
+    with mapped(source, remote_code=trust_remote_code) as opened:
+        if text is None:
+            with replacing_folder(target) as made:
+                copy_folder(source, made)
+                return work.zeroed(PrunedFolder(target), made)
+        calls = {"sequences": sequences, "length": length, "seed": seed, "remote_code": trust_remote_code}
+        batches, example = calls_on(opened.model, text, source, **calls)  # type: ignore[arg-type]
+        depth = (float(blocks), blocks_by)
+        settings = settings_of(source, batches, {"treatment": treatment, "depth": depth, "zeroing": zeroing})
+        with in_progress(target, settings) as progress:
+            walk = Walk(opened, batches, example, ACTIVATIONS if ram_limit is None else ram_limit / 4)
+            kept = work.depth(walk, depth, progress) if blocks else None
+            with mapped(source, remote_code=trust_remote_code, kept=kept) as shorter:
+                if kept is not None:
+                    walk = Walk(shorter, batches, example, walk.memory)
+                return work.done(opened, walk, progress)
+
+
+def _silent(done: int, number: int, what: str) -> None:
+    del done, number, what
+
+
+def _with_weights(
+    treatment: Treatment, criterion: Any, budget: Any, include: Any, exclude: Any
+) -> tuple[Treatment, Zeroing | None]:
+    """Return what is done block by block, and what is done where weights lie."""
+    if (criterion is None) != (budget is None):
+        lacks = "budget" if budget is None else "criterion"
+        raise BudgetError(f"{lacks} is missing: weights are ranked by a criterion, and a budget says how many go")
+    if criterion is None:
+        return treatment, None
+    if criterion is not sparsegpt:
+        check(criterion, budget)
+        if says(criterion, "reads_data") is False:
+            return treatment, Zeroing(criterion, budget, include, exclude)
+    check_method(criterion, budget)
+    return replace(treatment, method=criterion, budget=budget, include=include, exclude=exclude), None
+
+
+@dataclass(frozen=True)
+class Zeroing:
+    """Weights that are zeroed where they lie: ranked by a criterion that reads no data, by any budget."""
+
+    criterion: Any
+    budget: Any
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is asked of a folder."""
+
+    source: Path
+    target: Path
+    treatment: Treatment
+    zeroing: Zeroing | None
+    remote_code: bool
+    proof: bool
+    tell: Told
+
+    def depth(self, walk: Walk, depth: tuple[float, str], progress: Progress) -> Kept:
+        """Return the blocks that stay; found once."""
+        gone = progress.gone()
+        if gone is None:
+            share, by = depth
+            if by == "influence":
+                gone = by_influence(walk, share, self.tell)
+            else:
+                able = removable(walk.opened, walk.blocks)
+                score = partial(self._perplexity, walk.batches)
+                options = {"remote_code": self.remote_code}
+                gone = by_perplexity(self.source, walk.blocks, able, share, score, self.tell, **options)
+            progress.remember(gone)
+        return kept_without(walk.blocks, gone)
+
+    def _perplexity(self, batches: Any, opened: Mapped) -> float:
+        return perplexity(opened, batches, _silent)[0]
+
+    def done(self, source: Mapped, walk: Walk, progress: Progress) -> PrunedFolder:
+        """Treat what a walk goes through, and write it."""
+        blocks = _treated(walk, self.treatment, progress, self.tell)
+        found, number = PrunedFolder(self.target), len(blocks)
+        parts = {path: treated.block for path, treated in blocks.items()}
+        self.tell(number, number, "writing")
+        with replacing_folder(self.target) as made:
+            written = write_folder(source, walk.opened, parts, made)
+            off = None
+            if self.proof:
+                self.tell(number, number, "opening it in another process")
+                off = reopened(made, written, walk.opened, parts, walk.examples)
+            if self.zeroing is not None:
+                found = self.zeroed(found, made)
+        return _told(found, source, walk.opened, blocks, written, off)
+
+    def zeroed(self, found: PrunedFolder, made: Path) -> PrunedFolder:
+        """Zero weights where they lie in a folder's files."""
+        assert self.zeroing is not None
+        criterion, budget = self.zeroing.criterion, self.zeroing.budget
+        with mapped(made, writable=True, remote_code=self.remote_code, plan=True) as opened:
+            targets = find_targets(opened.model, self.zeroing.include, self.zeroing.exclude)
             scores = scored(criterion, targets, None, None, {})
             weights = {name: target.weight for name, target in targets.items()}
             cuts = check_cuts(budget, budget(scores, weights), targets)
@@ -119,5 +314,73 @@ def prune_folder(
             for name, weight in weights.items():
                 weight.masked_fill_(cuts[name].pruned(scores[name]), 0)
                 kept[name] = (int(weight.count_nonzero()), weight.numel())
-            notes = notes_of(targets, cuts)
-    return PrunedFolder(target, kept, notes)
+            return replace(found, kept=kept, notes=notes_of(targets, cuts))
+
+
+def _treated(walk: Walk, treatment: Treatment, progress: Progress, tell: Told) -> dict[str, Treated]:
+    """Return the blocks as they have become, in the dtypes of the folder, as pages of files."""
+    found: dict[str, Treated] = {}
+    for number, path in enumerate(walk.blocks):
+        tell(number, len(walk.blocks), path)
+        if treatment and not progress.has(number):
+            walk.reach(path)
+            block = walk.opened.block(path)
+            treated = treatment(path, block, walk.inputs(path), walk.examples[path])
+            like = walk.opened.model.get_submodule(path)
+            progress.keep(number, replace(treated, block=_in_dtypes(treated.block, like)))
+            del block, treated
+        block = walk.opened.block(path, float32=False) if path else walk.opened.model
+        found[path] = progress.restored(number, block) if treatment else Treated(block)
+        walk.put(path, found[path].block)
+    return found
+
+
+def _in_dtypes(block: nn.Module, like: nn.Module) -> nn.Module:
+    """Give each tensor of a block the dtype that it has in another one."""
+    dtypes = {name: tensor.dtype for name, tensor in [*like.named_parameters(), *like.named_buffers()]}
+    for module_path, module in block.named_modules():
+        for leaf, parameter in module._parameters.items():
+            name = f"{module_path}.{leaf}".lstrip(".")
+            if parameter is not None:
+                parameter.data = parameter.data.to(dtypes[name])
+        for leaf, buffer in module._buffers.items():
+            name = f"{module_path}.{leaf}".lstrip(".")
+            if buffer is not None:
+                module._buffers[leaf] = buffer.to(dtypes[name])
+    return block
+
+
+def _told(
+    found: PrunedFolder,
+    source: Mapped,
+    opened: Mapped,
+    blocks: Mapping[str, Treated],
+    written: Written,
+    off: float | None,
+) -> PrunedFolder:
+    """Return the result of a walk over blocks."""
+    whole, before = (sum(p.numel() for p in one.model.parameters()) for one in (source, opened))
+    lost = sum(
+        sum(p.numel() for p in opened.model.get_submodule(path).parameters())
+        - sum(p.numel() for p in treated.block.parameters())
+        for path, treated in blocks.items()
+    )
+    errors = [error for treated in blocks.values() for error in treated.errors]
+    notes = dict.fromkeys(note for treated in blocks.values() for note in treated.notes)
+    return replace(
+        found,
+        kept={**found.kept, **{n: pair for treated in blocks.values() for n, pair in treated.kept.items()}},
+        units={f"{path}: {n}": pair for path, treated in blocks.items() for n, pair in treated.units.items()},
+        notes=(*found.notes, *notes),
+        parameters=(whole, before - lost),
+        opened_by=written.auto,
+        remote_code=written.remote_code,
+        changed={**_fewer(source, opened), **{s.name: (s.old, s.new) for s in written.changed}},
+        max_error=max([*errors, *([] if off is None else [off])], default=None),
+    )
+
+
+def _fewer(source: Mapped, opened: Mapped) -> dict[str, tuple[Any, Any]]:
+    """Return what the configuration of a network with fewer blocks says otherwise, but for lists."""
+    before, after = source.model.config.to_dict(), opened.model.config.to_dict()
+    return {n: (v, after[n]) for n, v in before.items() if type(v) is int and after.get(n) != v}

@@ -9,19 +9,24 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
+from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.large.mapped import Mapped
 from secateur.methods.replay import Flow, Replay, flow_of
 from secateur.running import call_model, failing
 
+ACTIVATIONS = 2 << 30
+"""Bytes of activations that stay in memory where nobody says."""
 Named = dict[str, Any]
 """What a block is called on: its arguments by name."""
 
@@ -49,38 +54,47 @@ class Walk:
     """What a network gives on some batches, as far as it has been run; it goes on block by block.
 
     Between two blocks it keeps the activations alone: in memory, or in files that vanish with it where they
-    take more than ``memory`` bytes.
+    take more than ``memory`` bytes. ``examples``: by block a short call of it, in float32.
     """
 
     def __init__(self, opened: Mapped, batches: Sequence[Named], example: Named, memory: float) -> None:
-        self.opened, self.example = opened, example
-        with opened.running() as model, torch.no_grad(), failing(model, example, "its text"):
-            flow = flow_of(model, example)
+        self.opened, self.batches = opened, batches
+        with opened.running() as model, torch.no_grad(), _noting(model) as calls:
+            with failing(model, example, "its text"):
+                flow = flow_of(model, example)
+        opened.release()
         self.blocks = blocks_in(opened.model, flow)
-        self.batches = [*batches, example]  # the last one is for looking at shapes
+        self.examples = {path: calls[path] for path in self.blocks}
         self._on_disk = False
-        self._memory = memory
+        self.memory = memory
         self._replay = Replay(opened.model, flow, limit=float("inf"), keep=self._kept)
+        self._put: dict[str, nn.Module] = {}
 
     def inputs(self, path: str) -> Calls:
         """Return what the block at ``path`` is called on, batch by batch, in float32."""
         return Calls(self, path)
 
-    def example_of(self, path: str) -> Named:
-        """Return what the block is called on in the short example."""
-        return self._call(path, len(self.batches) - 1)
+    def put(self, path: str, block: nn.Module) -> None:
+        """Let a block be what it has become; it runs when a later one is reached."""
+        self._put[path] = block
 
-    def advance(self, path: str, block: nn.Module, following: str | None) -> None:
-        """Run a block, as it has become, on every batch, up to the ``following`` block if there is one."""
-        with self._running(path, block):
-            for index in range(len(self.batches) if following is not None else 0):
-                self._call(str(following), index)
-        self.opened.release()
+    def reach(self, path: str) -> None:
+        """Run the blocks that have become what they are, on every batch, up to the one at ``path``."""
+        following = [*self._put, path][1:]
+        for (own, block), after in zip(self._put.items(), following, strict=True):
+            with self._running(own, copied(block).float()):
+                for index in range(len(self.batches)):
+                    self._call(after, index)
+            self.opened.release()
+        self._put.clear()
 
-    def outputs(self, path: str, block: nn.Module) -> Iterator[Any]:
-        """Yield what the network puts out on each batch, the last block at ``path`` as it has become."""
-        with self._running(path, block):
-            for index, batch in enumerate(self.batches[:-1]):
+    def outputs(self) -> Iterator[Any]:
+        """Yield what the network puts out on each batch, once all its blocks are what they have become."""
+        *_, last = self._put
+        block = self._put.pop(last)
+        self.reach(last)
+        with self._running(last, copied(block).float()):
+            for index, batch in enumerate(self.batches):
                 yield self._replay.finished(batch, index)
 
     @contextmanager
@@ -97,7 +111,7 @@ class Walk:
         return _float(_named(self.opened.model.get_submodule(path), args, kwargs))
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        if not self._on_disk and sum(self._replay.bytes.values()) + tensor.nbytes > self._memory:
+        if not self._on_disk and sum(self._replay.bytes.values()) + tensor.nbytes > self.memory:
             self._on_disk = True
         if not self._on_disk or not tensor.numel():
             return tensor.clone()
@@ -115,8 +129,27 @@ class Calls:
     path: str
 
     def __iter__(self) -> Iterator[Named]:
-        for index in range(len(self.walk.batches) - 1):
+        for index in range(len(self.walk.batches)):
             yield self.walk._call(self.path, index)
+
+
+@contextmanager
+def _noting(model: nn.Module) -> Iterator[dict[str, Named]]:
+    """Note on what each child of a list, and the network, is called first."""
+    calls: dict[str, Named] = {}
+
+    def note(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Named) -> None:
+        if path not in calls:
+            with _disable_current_modes():  # who watches the network does not see this
+                calls[path] = _float(fresh(_named(module, args, kwargs)))
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            above = model.get_submodule(path.rpartition(".")[0]) if path else module
+            if not path or isinstance(above, (nn.ModuleList, nn.Sequential)):
+                hook = module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield calls
 
 
 def _called(block: nn.Module) -> Callable[..., Any]:
@@ -133,7 +166,8 @@ def _called(block: nn.Module) -> Callable[..., Any]:
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Named) -> Named:
-    names = list(inspect.signature(module.forward).parameters.values())
+    # The class's own: another forward may stand in its place just now.
+    _, *names = inspect.signature(type(module).forward).parameters.values()
     if len(args) > sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in names):
         raise ModelError(f"{type(module).__name__}: takes arguments that have no names, as no block does")
     return {p.name: value for p, value in zip(names, args, strict=False)} | kwargs

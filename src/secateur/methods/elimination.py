@@ -16,6 +16,7 @@ from secateur.graph.names import unwrapped
 from secateur.methods.fitted_layer import FittedLayer
 from secateur.methods.reconstruction import Shown, calls_of, fitted_layer
 from secateur.pruning.calibration import Batches
+from secateur.pruning.ranks import together
 from secateur.running import as_written
 from secateur.structure.units import Group, Structure
 
@@ -84,9 +85,9 @@ def _seen(structure: Structure, model: nn.Module, data: Batches) -> dict[str, Fi
     names = sorted({part.name for group in structure.groups.values() for part in group.slices if part.reads})
     found = dict(fitted_layer(structure, name, model, model) for name in names)
     layers = {path: layer for path, layer in found.items() if isinstance(layer, FittedLayer)}
-    with as_written():
-        calls = calls_of(model, layers, data) if layers else {}
-        shown = Shown((model, model), structure, data, "Reconstruction")
+    with together(structure.model) as peers, as_written():
+        calls = calls_of(model, layers, data, "Reconstruction", peers) if layers else {}
+        shown = Shown((model, model), structure, data, "Reconstruction", peers)
         for path, number in calls.items():
             if shown.to(layers[path], number):
                 del layers[path]

@@ -13,6 +13,7 @@ from secateur.errors import CriterionError, NonFiniteError
 from secateur.graph.compare import difference
 from secateur.graph.replay import Seen
 from secateur.methods.recurrent import rows_read
+from secateur.pruning.ranks import Peers
 from secateur.structure.layers import LayerView
 
 POSITIONS = 64  # of a convolution's output that one example gives; where it has more, they are drawn
@@ -60,7 +61,7 @@ class FittedLayer:
             if 8 * len(self.columns) ** 2 <= MEMORY:
                 self._sum()
             elif sum(part.nbytes for pair in self.held for part in pair) > MEMORY:
-                return f"{len(self.columns):,} inputs of so many examples take over {MEMORY >> 30} GiB"
+                return self._too_many()
         return ""
 
     def _read(self, module: nn.Module, call: Seen) -> Tensor:
@@ -127,6 +128,31 @@ class FittedLayer:
         held, self.held = self.held or (), None
         for part, target in held:
             self._count(part, target)
+
+    def add_up(self, peers: Peers) -> str:
+        """Take what the other ranks have seen to what this one has; return why not where that is too much."""
+        if peers.number == 1:
+            return ""
+        seen = peers.gather(None if self.held is None else self._seen())
+        sums = 8 * len(self.columns) ** 2 <= MEMORY  # else no rank has gone over to them
+        if sums and (None in seen or sum(seen) > len(self.columns)):
+            if self.held is not None:
+                self._sum()
+            size = len(self.columns) + (self.bias is not None)
+            self.xx = self.xx + self.xx.new_zeros(size, size)
+            self.xy = self.xy + self.xy.new_zeros(size, len(self.rows))
+            peers.gather(self.path)  # a rank that failed has nothing to add
+            peers.add([self.xx, self.xy, self.yy])
+            return ""
+        own = [(x.cpu(), y.cpu()) for x, y in self.held or ()]
+        if sum(peers.gather(sum(part.nbytes for pair in own for part in pair))) > MEMORY:
+            return self._too_many()
+        device = self.weight.device
+        self.held = [(x.to(device), y.to(device)) for pairs in peers.gather(own) for x, y in pairs]
+        return ""
+
+    def _too_many(self) -> str:
+        return f"{len(self.columns):,} inputs of so many examples take over {MEMORY >> 30} GiB"
 
     # -- what follows from it ----------------------------------------------------------------------
 

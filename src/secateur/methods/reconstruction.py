@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +24,7 @@ from secateur.methods.fitted_layer import FittedLayer
 from secateur.numeric import is_real
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
+from secateur.pruning.ranks import Peers, together
 from secateur.running import as_written, call_model, failing
 from secateur.structure.labels import Array
 from secateur.structure.layers import LayerView, layer_view
@@ -73,6 +74,7 @@ def reconstruct(
     *,
     ridge: float = 1e-3,
     masks: Masks | None = None,
+    group: Any = None,
 ) -> Refit:
     """Refit, in place, each layer of the pruned ``model`` that reads lost units, in running order.
 
@@ -83,6 +85,9 @@ def reconstruct(
     before it, and nothing but the refitted weights and biases changes in the model; an error leaves it as it
     was.
 
+    Where a process group is up and its ranks hold the same network, all of them call this, each with data of
+    its own: what layers read and should put out is added up over them.
+
     Args:
         model: the network, with units masked and not yet removed.
         dense: a copy of it taken before it was pruned.
@@ -92,6 +97,7 @@ def reconstruct(
         ridge: pulls the weights towards the old ones, in units of the mean square of an input; whatever it
             is, no layer's error grows.
         masks: masks of single weights that have to stay zero.
+        group: another process group than the model's, or False for a process that refits on its own.
 
     Returns:
         The error of each layer before and after, and what was skipped.
@@ -112,28 +118,32 @@ def reconstruct(
         >>> bool((net(x) - dense(x)).square().mean() < before / 2)
         True
     """
-    model, dense = unwrapped(model), unwrapped(dense)
-    if not isinstance(structure, Structure) or model is not structure.model:
+    if not isinstance(structure, Structure) or unwrapped(model) is not structure.model:
         raise TargetError(f"structure= {untraced(structure)}")
     if not is_real(ridge) or not 0 <= ridge < float("inf"):
         raise BudgetError(f"ridge is {ridge!r}; a number from 0 is right")
     if isinstance(data, Iterator):
         raise CriterionError("reconstruct reads data several times; pass a list of batches or a DataLoader")
-    work, reference = copied(model).eval(), copied(dense).eval()
-    layers, skipped = _readers(structure, work, reference, {} if masks is None else masks.bind(model).kept)
     found: dict[str, tuple[float, float]] = {}
     paths: set[str] = set()
-    with as_written():
-        calls = calls_of(work, layers, data) if layers else {}
-        shown = Shown((work, reference), structure, data, "reconstruct (which reads data several times)")
-        for name, number in calls.items():
-            layer = layers.pop(name)  # its sums are large
-            why = shown.to(layer, number)
-            if why:
-                skipped[name] = why
-            else:
-                found[name] = layer.refit(name, ridge)
-                paths.add(layer.path)
+    with together(model, group) as peers:
+        model, dense = unwrapped(model), unwrapped(dense)
+        work, reference = copied(model).eval(), copied(dense).eval()
+        kept = {} if masks is None else masks.bind(model).kept
+        layers, skipped = _readers(structure, work, reference, kept)
+        with as_written():
+            calls = calls_of(work, layers, data, "reconstruct", peers) if layers else {}
+            who = "reconstruct (which reads data several times)"
+            shown = Shown((work, reference), structure, data, who, peers)
+            for name, number in calls.items():
+                layer = layers.pop(name)  # its sums are large
+                why = shown.to(layer, number)
+                if why:
+                    skipped[name] = why
+                else:
+                    found[name] = layer.refit(name, ridge)
+                    paths.add(layer.path)
+        peers.gather("all is refitted")  # where one rank fails, none changes its model
     for path in paths:
         both = (network.get_submodule(path).parameters() for network in (model, work))
         for parameter, refitted in zip(*both, strict=True):
@@ -233,9 +243,15 @@ class Shown:
     captured."""
 
     def __init__(
-        self, networks: tuple[nn.Module, nn.Module], structure: Structure, data: Batches, who: str
+        self,
+        networks: tuple[nn.Module, nn.Module],
+        structure: Structure,
+        data: Batches,
+        who: str,
+        peers: Peers,
     ) -> None:
-        self.read = partial(batches, data, who, networks[0])
+        self.peers = peers
+        self.read = partial(batches, data, who, networks[0], empty=peers.number > 1)
         self.held = held(inputs for inputs, _ in self.read())
         fixed = structure.captured.program is not None  # the same way for every batch
         flow = flow_of(networks[0], self.held[0]) if self.held and fixed else None
@@ -243,7 +259,11 @@ class Shown:
 
     def to(self, layer: FittedLayer, number: int) -> str:
         """Show a layer of the first network what it reads there, and what it puts out in the second, in its
-        first ``number`` calls on each batch; return why not where that says nothing."""
+        first ``number`` calls on each batch of all ranks; return why not where that says nothing."""
+        said = self.peers.gather(self._own_to(layer, number))
+        return next((why for why in said if why), "") or layer.add_up(self.peers)
+
+    def _own_to(self, layer: FittedLayer, number: int) -> str:
         model, dense = self.replays
         for index, batch in enumerate(self.held or (inputs for inputs, _ in self.read())):
             here = model.calls(layer.path, number, batch, index, ended=False)
@@ -260,19 +280,29 @@ class OfModule(Protocol):
     def module(self) -> nn.Module: ...
 
 
-def calls_of(model: nn.Module, layers: Mapping[str, OfModule], data: Batches) -> Mapping[str, int]:
-    """Return how often each layer runs in a forward, in the order in which they run."""
+def calls_of(
+    model: nn.Module, layers: Mapping[str, OfModule], data: Batches, who: str, peers: Peers
+) -> Mapping[str, int]:
+    """Return how often each layer runs in a forward, of any rank, in the order in which they run."""
     most: Counter[str] = Counter()
     now: Counter[str] = Counter()
+    read = 0
     with ExitStack() as hooks:
         for name, layer in layers.items():
             hook = partial(lambda name, *_: now.update([name]), name)
             hooks.enter_context(layer.module.register_forward_pre_hook(hook))
-        for inputs, _ in batches(data, "reconstruct", model):
+        for inputs, _ in batches(data, who, model, empty=peers.number > 1):
             now.clear()
+            read += 1
             with failing(model, inputs, "a batch of data="):
                 call_model(model, fresh(inputs))
             most |= now
             if len(most) == len(layers):
                 break
-    return most
+    told = peers.gather((read, most))
+    if not any(number for number, _ in told):
+        raise CriterionError(f"{who} was given data without a single batch")
+    everywhere: Counter[str] = Counter()
+    for _, calls in told:
+        everywhere |= calls
+    return everywhere

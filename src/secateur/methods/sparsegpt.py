@@ -19,6 +19,7 @@ from secateur.numeric import is_real
 from secateur.pruning.budgets import NM, Uniform
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.masks import Masks
+from secateur.pruning.ranks import Peers, together
 from secateur.pruning.targets import Target, find_targets
 from secateur.running import as_written
 from secateur.structure.layers import LayerView, layer_view
@@ -40,12 +41,16 @@ def sparsegpt(
     exclude: str | Sequence[str] | None = None,
     masks: Masks | None = None,
     damping: float = 0.01,
+    group: Any = None,
 ) -> Masks:
     """Zero weights of ``model`` in place and move the others, biases too, so that each layer's outputs change
     least. Layers are pruned in running order, each on what those before it, already pruned, give.
 
     It runs a copy, layer by layer, on inputs alone: no labels, no gradients. An error leaves the model as it
     was.
+
+    Where a process group is up and its ranks hold the same network, all of them call this, each with data of
+    its own: what layers read is added up over them.
 
     Args:
         model: the network.
@@ -56,6 +61,7 @@ def sparsegpt(
         exclude: name patterns of what is not.
         masks: an earlier pruning of this model; what it masks counts, and stays masked.
         damping: added to the diagonal of each layer's second moments, in units of their mean.
+        group: another process group than the model's, or False for a process that prunes on its own.
 
     Returns:
         The masks, bound to the model. Notes name the layers that stay dense, and why.
@@ -63,8 +69,8 @@ def sparsegpt(
     Raises:
         BudgetError: for another budget, or a damping that is no number from 0.
         TargetError: where patterns match nothing, or no layer can be pruned so.
-        MaskError: for masks of another network, or of more than the budget takes.
-        CriterionError: for data that cannot be read several times.
+        MaskError: for masks of another network, or of more than the budget takes; for ranks that differ.
+        CriterionError: for data that cannot be read several times, or without a batch.
         NonFiniteError: for a NaN or an infinity in weights or inputs.
 
     Source:
@@ -83,7 +89,6 @@ def sparsegpt(
         >>> bool((net(x) - dense(x)).square().mean() < (other(x) - dense(x)).square().mean() / 2)
         True
     """
-    model = unwrapped(model)
     if not isinstance(budget, (Uniform, NM)):
         raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
     if isinstance(budget, Uniform) and budget.per != "layer":
@@ -92,16 +97,19 @@ def sparsegpt(
         raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
     if isinstance(data, Iterator):
         raise CriterionError("sparsegpt reads data several times; pass a list of batches or a DataLoader")
-    earlier = {} if masks is None else masks.bind(model).kept
-    work = copied(model).eval()
-    layers, notes = _layers(work, model, include, exclude, budget)
-    with as_written():
-        calls = calls_of(work, layers, data)
-        show = _Shown(work, data)
-        for path, number in calls.items():
-            layer = layers[path]
-            for group, gram in enumerate(show.moments(layer, number)):
-                layer.prune(group, gram, budget, earlier.get(layer.name), float(damping))
+    with together(model, group) as peers:
+        model = unwrapped(model)
+        earlier = {} if masks is None else masks.bind(model).kept
+        work = copied(model).eval()
+        layers, notes = _layers(work, model, include, exclude, budget)
+        with as_written():
+            calls = calls_of(work, layers, data, "sparsegpt", peers)
+            show = _Shown(work, data, peers)
+            for path, number in calls.items():
+                layer = layers[path]
+                for group_number, gram in enumerate(show.moments(layer, number)):
+                    layer.prune(group_number, gram, budget, earlier.get(layer.name), float(damping))
+        peers.compare({layers[path].name: layers[path].kept for path in calls})
     idle = sorted(layers.keys() - calls.keys())
     notes += [f"{layers[path].name}: stays dense: its layer never runs" for path in idle]
     kept = {layers[path].name: layers[path].kept for path in calls}
@@ -175,6 +183,11 @@ class _Layer:
         """The columns so that inputs of one position of the kernel stand side by side, for N:M."""
         inputs = self.weight.shape[self.view.input_dim]
         return torch.arange(columns, device=self.weight.device).view(inputs, -1).T.flatten()
+
+    def no_moments(self) -> list[Tensor]:
+        """Return by group the second moments before the first call."""
+        size = self.view.matrix(self.weight).shape[1] + (self.bias is not None)
+        return [self.weight.new_zeros(size, size, dtype=torch.float64) for _ in range(self.view.groups)]
 
     def moments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
         """Yield by group the sum of x xᵀ over what a call reads, 1 for the bias at the end of each x."""
@@ -314,17 +327,22 @@ def _unfit(target: Target, view: LayerView | None, uses: Mapping[int, int]) -> s
 class _Shown:
     """The batches, and the network that runs on them up to one layer after another."""
 
-    def __init__(self, network: nn.Module, data: Batches) -> None:
-        self.network, self.data = network, data
-        self.held = held(inputs for inputs, _ in batches(data, "sparsegpt", network))
+    def __init__(self, network: nn.Module, data: Batches, peers: Peers) -> None:
+        self.network, self.data, self.peers = network, data, peers
+        self.held = held(self._read())
         self.replay = Replay(network, flow_of(network, self.held[0]) if self.held else None)
 
+    def _read(self) -> Iterator[Any]:
+        empty = self.peers.number > 1
+        return (inputs for inputs, _ in batches(self.data, "sparsegpt", self.network, empty=empty))
+
     def moments(self, layer: _Layer, number: int) -> list[Tensor]:
-        """Return by group the second moments of what a layer reads in its first ``number`` calls a batch."""
-        total: list[Tensor] = []
-        read = self.held or (inputs for inputs, _ in batches(self.data, "sparsegpt", self.network))
-        for index, batch in enumerate(read):
+        """Return by group the second moments of what a layer reads in its first ``number`` calls a batch, of
+        all ranks."""
+        total = layer.no_moments()
+        for index, batch in enumerate(self.held or self._read()):
             for args, kwargs, _ in self.replay.calls(layer.path, number, batch, index, ended=False):
-                found = list(layer.moments(args, kwargs))
-                total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+                total = [a + b for a, b in zip(total, layer.moments(args, kwargs), strict=True)]
+        self.peers.gather(layer.path)  # a rank that failed has nothing to add
+        self.peers.add(total)
         return total

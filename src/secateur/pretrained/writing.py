@@ -234,7 +234,6 @@ def _write(
 ) -> None:
     state = model.state_dict()
     if plan is not None:
-        config.auto_map = {auto: f"{MODULE}.{type(model).__name__}"}
         buffers = dict(all_tensors(model))
         state |= {name: buffers[name] for name in plan["buffers"]}
     with _saying(model, config):
@@ -243,9 +242,16 @@ def _write(
             made, state_dict=state, max_shard_size=max_shard_size, save_original_format=plan is None
         )
     if plan is not None:
-        save_json(made / PLAN, plan)
-        code = (files("secateur.pretrained") / f"{MODULE}.py").read_text(encoding="utf-8")
-        (made / f"{MODULE}.py").write_text(code + _CLASS.format(kind=type(model).__name__), encoding="utf-8")
+        write_plan(made, plan, auto, type(model), config)
+
+
+def write_plan(made: Path, plan: dict[str, Any], auto: str, kind: type, config: Any) -> None:
+    """Write a plan beside a stock configuration, and the module that reads it, which ``auto_map`` names."""
+    config.auto_map = {auto: f"{MODULE}.{kind.__name__}"}
+    config.save_pretrained(made)
+    save_json(made / PLAN, plan)
+    code = (files("secateur.pretrained") / f"{MODULE}.py").read_text(encoding="utf-8")
+    (made / f"{MODULE}.py").write_text(code + _CLASS.format(kind=kind.__name__), encoding="utf-8")
 
 
 _CLASS = '''

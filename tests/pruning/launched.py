@@ -1,0 +1,53 @@
+"""Processes that compute together over gloo, each from a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_SECONDS = 300
+
+
+def launch(script: str, number: int, folder: Path) -> list[Any]:
+    """Run ``script RANK NUMBER FOLDER`` of this folder in so many processes at once, and return what each
+    saved as ``found{rank}``; where one fails, say what all said."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    path = Path(__file__).with_name(script)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, path, str(rank), str(number), folder],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(number)
+    ]
+    try:
+        said = [process.communicate(timeout=_SECONDS)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(said)
+    return [torch.load(folder / f"found{rank}", weights_only=True) for rank in range(number)]
+
+
+def joined() -> tuple[int, int, Path]:
+    """Join the other processes of ``launch``; return the rank, how many there are, and the folder."""
+    rank, number, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=number,
+        timeout=timedelta(seconds=60),
+    )
+    return rank, number, folder
