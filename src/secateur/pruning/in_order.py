@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.copying import copied, fresh
+from secateur.copying import copied
 from secateur.errors import CriterionError
 from secateur.graph.names import canonical_parameters, unwrapped
-from secateur.graph.replay import Replay, flow_of, held
-from secateur.pruning.batches import Batches, batches
+from secateur.pruning.batches import Batches
 from secateur.pruning.calibration import never_ran, readers_of, rms_over
 from secateur.pruning.capabilities import name_of
 from secateur.pruning.criteria import check_telling
+from secateur.pruning.layer_by_layer import LayerByLayer, calls_of
 from secateur.pruning.ranks import Peers
 from secateur.pruning.selection import AnyCut, Scores
 from secateur.pruning.targets import Targets
-from secateur.running import as_written, call_model, failing
+from secateur.running import as_written
 
 
 def cuts_in_order(
@@ -79,11 +77,13 @@ class _Inputs:
         self.readers = readers_of(targets, self.work)
         paths = {module: path for path, module in self.work.named_modules()}
         self.paths = {name: paths[reader.module] for name, reader in self.readers.items()}
-        self.read = partial(batches, data, who, self.work, empty=peers.number > 1)
+        layers = {self.paths[name]: reader for name, reader in self.readers.items()}
         with as_written():
-            self.calls = self._calls(who)
-            self.held = held(inputs for inputs, _ in self.read())
-            self.replay = Replay(self.work, flow_of(self.work, self.held[0]) if self.held else None)
+            self.calls = calls_of(self.work, layers, data, who, peers)
+            self.run = LayerByLayer(self.work, data, who, peers)
+        for name, path in self.paths.items():
+            if path not in self.calls:
+                raise never_ran(name)
         self.order = sorted(targets, key=lambda name: list(self.calls).index(self.paths[name]))
         self.found: dict[str, Tensor] = {}
 
@@ -100,43 +100,12 @@ class _Inputs:
     def _mean_square(self, name: str) -> Tensor:
         path, total, count = self.paths[name], torch.zeros((), dtype=torch.float64), 0
         with as_written():
-            for index, batch in enumerate(self.held or (inputs for inputs, _ in self.read())):
-                for args, kwargs, _ in self.replay.calls(path, self.calls[path], batch, index, ended=False):
-                    found = self.readers[name].squares(args, kwargs)
-                    if found is not None:
-                        total, count = total + found[0].cpu(), count + found[1]
+            for args, kwargs, _ in self.run.calls(path, self.calls[path]):
+                found = self.readers[name].squares(args, kwargs)
+                if found is not None:
+                    total, count = total + found[0].cpu(), count + found[1]
         told = self.peers.gather((total, count))
         number = sum(count for _, count in told)
         if not number:
             raise never_ran(name)
         return torch.stack([total for total, count in told if count]).sum(0) / number
-
-    @torch.no_grad()
-    def _calls(self, who: str) -> Mapping[str, int]:
-        """Return how often each layer runs in a forward, on any rank, in the order in which they run."""
-        most: Counter[str] = Counter()
-        now: Counter[str] = Counter()
-        read = 0
-        modules = {self.paths[name]: reader.module for name, reader in self.readers.items()}
-        with ExitStack() as hooks:
-            for path, module in modules.items():
-                hook = partial(lambda path, *_: now.update([path]), path)
-                hooks.enter_context(module.register_forward_pre_hook(hook))
-            for inputs, _ in self.read():
-                now.clear()
-                read += 1
-                with failing(self.work, inputs, "a batch of data="):
-                    call_model(self.work, fresh(inputs))
-                most |= now
-                if len(most) == len(modules):
-                    break
-        told = self.peers.gather((read, most))
-        if not any(number for number, _ in told):
-            raise CriterionError(f"{who} was given data without a single batch")
-        everywhere: Counter[str] = Counter()
-        for _, calls in told:
-            everywhere |= calls
-        for name, path in self.paths.items():
-            if path not in everywhere:
-                raise never_ran(name)
-        return everywhere
