@@ -142,6 +142,13 @@ def scored_experts(net: nn.Module, folder: Path) -> None:
         sc.score_experts(net, DATA)
 
 
+def shallower(net: nn.Module, folder: Path) -> None:
+    with pytest.raises(ModelError, match="no chain of blocks"):
+        sc.block_influence(net, DATA)
+    with pytest.raises(ModelError, match="no block"):
+        sc.drop_blocks(net, X, ["b"])
+
+
 def unpacked(net: nn.Module, folder: Path) -> None:
     sc.pack(net, folder / "net.secateur")
     sc.unpack(net, folder / "net.secateur")
@@ -198,6 +205,8 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
     "find_experts": lambda net, folder: sc.find_experts(net, X),
     "remove_experts": without_experts,
     "score_experts": scored_experts,
+    "block_influence": shallower,
+    "drop_blocks": shallower,
     "save": saved,
     "save_pretrained": refused_as_none_of_transformers,
     "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),
@@ -212,6 +221,7 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
 WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
     "prune": pruning(sc.Magnitude()),
     "prune: Wanda": pruning(sc.Wanda()),
+    "prune: Wanda in running order": pruning(sc.Wanda(sequential=True)),
     "prune: Taylor": pruning(sc.Taylor(), loss=True),
     "prune: Fisher": pruning(sc.Fisher(), loss=True),
     "prune: ActivationNorm": pruning(sc.ActivationNorm(), structure=True),

@@ -81,6 +81,8 @@ from secateur.large.evaluating import EvaluatedFolder as EvaluatedFolder
 from secateur.methods.constraints import prune_to as prune_to
 from secateur.methods.expert_scores import score_experts as score_experts
 from secateur.methods.expert_scores import weakest_experts as weakest_experts
+from secateur.methods.depth import block_influence as block_influence
+from secateur.methods.depth import drop_blocks as drop_blocks
 from secateur.methods.reconstruction import reconstruct as reconstruct
 from secateur.methods.reconstruction import Refit as Refit
 from secateur.methods.recalibration import recalibrate as recalibrate

@@ -257,9 +257,7 @@ def _assign(found: Mapped, full: Any, kept: Mapping[str, Sequence[int]]) -> None
             raise StorageError(f"{folder}: its weights lack {name!r}, which {kind} has")
         parameter.requires_grad_(False)
     if strange:
-        raise StorageError(
-            f"{folder}: its weights hold {strange[0]!r}, which {kind} has not under that name"
-        )
+        raise StorageError(f"{folder}: its weights hold {strange[0]!r}, which {kind} has not under that name")
 
 
 def _ignored(model: Any, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError, MaskError, NonFiniteError, TargetError
 from secateur.graph.names import canonical_parameters, unwrapped
+from secateur.graph.replay import Seen
 from secateur.methods.fitted_layer import windows
-from secateur.methods.reconstruction import calls_of
-from secateur.methods.replay import Replay, flow_of, held
 from secateur.numeric import is_real
+from secateur.pruning.batches import Batches
 from secateur.pruning.budgets import NM, Uniform
-from secateur.pruning.calibration import Batches, batches
+from secateur.pruning.layer_by_layer import LayerByLayer, calls_of
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import Peers, together
 from secateur.pruning.targets import Target, find_targets
@@ -104,10 +104,10 @@ def sparsegpt(
         layers, notes = _layers(work, model, include, exclude, budget)
         with as_written():
             calls = calls_of(work, layers, data, "sparsegpt", peers)
-            show = _Shown(work, data, peers)
+            run = LayerByLayer(work, data, "sparsegpt", peers)
             for path, number in calls.items():
                 layer = layers[path]
-                for group_number, gram in enumerate(show.moments(layer, number)):
+                for group_number, gram in enumerate(_moments(layer, run.calls(path, number), peers)):
                     layer.prune(group_number, gram, budget, earlier.get(layer.name), float(damping))
         peers.compare({layers[path].name: layers[path].kept for path in calls})
     idle = sorted(layers.keys() - calls.keys())
@@ -324,25 +324,11 @@ def _unfit(target: Target, view: LayerView | None, uses: Mapping[int, int]) -> s
     return ""
 
 
-class _Shown:
-    """The batches, and the network that runs on them up to one layer after another."""
-
-    def __init__(self, network: nn.Module, data: Batches, peers: Peers) -> None:
-        self.network, self.data, self.peers = network, data, peers
-        self.held = held(self._read())
-        self.replay = Replay(network, flow_of(network, self.held[0]) if self.held else None)
-
-    def _read(self) -> Iterator[Any]:
-        empty = self.peers.number > 1
-        return (inputs for inputs, _ in batches(self.data, "sparsegpt", self.network, empty=empty))
-
-    def moments(self, layer: _Layer, number: int) -> list[Tensor]:
-        """Return by group the second moments of what a layer reads in its first ``number`` calls a batch, of
-        all ranks."""
-        total = layer.no_moments()
-        for index, batch in enumerate(self.held or self._read()):
-            for args, kwargs, _ in self.replay.calls(layer.path, number, batch, index, ended=False):
-                total = [a + b for a, b in zip(total, layer.moments(args, kwargs), strict=True)]
-        self.peers.gather(layer.path)  # a rank that failed has nothing to add
-        self.peers.add(total)
-        return total
+def _moments(layer: _Layer, calls: Iterable[Seen], peers: Peers) -> list[Tensor]:
+    """Return by group the second moments of what a layer reads in its calls, of all ranks."""
+    total = layer.no_moments()
+    for args, kwargs, _ in calls:
+        total = [a + b for a, b in zip(total, layer.moments(args, kwargs), strict=True)]
+    peers.gather(layer.path)  # a rank that failed has nothing to add
+    peers.add(total)
+    return total

@@ -125,8 +125,11 @@ class Uniform(Share):
         return "Uniform" if self.per == "layer" else "Uniform per row"
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, AnyCut]:
+        return dict(self.one_by_one(scores))
+
+    def one_by_one(self, scores: AllScores) -> Iterator[tuple[str, AnyCut]]:
         of_one = self._of_layer if self.per == "layer" else self._of_rows
-        return {name: of_one(s) for name, s in scores.items()}
+        return ((name, of_one(s)) for name, s in scores.items())
 
     def _of_layer(self, scores: Scores) -> Cut:
         return cut_share(scores, self.sparsity)
@@ -134,7 +137,8 @@ class Uniform(Share):
     def _of_rows(self, scores: Scores) -> Cut | RowCut:
         if len(scores.shape) < 2:
             return Cut(-math.inf, 0, note="no rows of weights")
-        outputs = scores.shape[1 if scores.input_dim == 0 else 0]
+        first, second = scores.shape[:2]
+        outputs = {0: second, 1: first, 2: first * second}[scores.input_dim]
         return RowCut(round(self.sparsity * (scores.numel // outputs)), scores.input_dim, self.sparsity)
 
 
@@ -201,13 +205,16 @@ class PerLayer:
             check_share(f"sparsity of {pattern!r}", share)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return dict(self.one_by_one(scores))
+
+    def one_by_one(self, scores: AllScores) -> Iterator[tuple[str, Cut]]:
         for pattern in self.sparsity:
             if not any(matches(name, pattern) for name in scores):
                 raise BudgetError(f"PerLayer: {pattern!r} matches none of the targets: {', '.join(scores)}")
         shares = {
             name: next((s for p, s in self.sparsity.items() if matches(name, p)), 0.0) for name in scores
         }
-        return {name: cut_share(s, shares[name]) for name, s in scores.items()}
+        return ((name, cut_share(s, shares[name])) for name, s in scores.items())
 
 
 @dataclass(frozen=True)
@@ -430,18 +437,20 @@ class NM:
             raise BudgetError(f"NM({self.keep}, {self.of}): keep 1 to {self.of} of every {self.of}")
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, AnyCut]:
-        share = 1 - self.keep / self.of
-        stays = Cut(-math.inf, 0, note=f"no input dim that divides by {self.of}")
-        cuts: dict[str, AnyCut] = {
-            name: PatternCut(self.keep, self.of, s.input_dim, share) if self._fits(s) else stays
-            for name, s in scores.items()
-        }
-        if scores and stays in cuts.values() and len(set(map(type, cuts.values()))) == 1:
+        return dict(self.one_by_one(scores))
+
+    def one_by_one(self, scores: AllScores) -> Iterator[tuple[str, AnyCut]]:
+        if scores and not any(map(self._fits, scores.values())):
             name, s = next(iter(scores.items()))
             raise BudgetError(
                 f"{name}: shape {s.shape} has no input dim that divides by {self.of}, nor has any other"
             )
-        return cuts
+        share = 1 - self.keep / self.of
+        stays = Cut(-math.inf, 0, note=f"no input dim that divides by {self.of}")
+        return (
+            (name, PatternCut(self.keep, self.of, s.input_dim, share) if self._fits(s) else stays)
+            for name, s in scores.items()
+        )
 
     def _fits(self, scores: Scores) -> bool:
         return len(scores.shape) > 1 and scores.shape[scores.input_dim] % self.of == 0

@@ -176,7 +176,8 @@ class PatternCut:
 class RowCut:
     """What goes from one tensor where each output loses as many weights: its ``number`` lowest.
 
-    ``dim`` runs over the layer's inputs: outputs lie along dim 0, and along dim 1 where that one is 0.
+    ``dim`` runs over the layer's inputs: outputs lie along dim 0, along dim 1 where that one is 0, and along
+    the first two where it is 2, in a stack of matrices.
     """
 
     number: int
@@ -191,16 +192,21 @@ class RowCut:
             _refuse_non_finite(scores, rows, score)
             if out is None:
                 out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
-            matrix = self._by_output(score).flatten(1)
+            matrix = self._rows(score)
             if scores.masked is not None:
                 self._check_room(scores.name, matrix)
-            hashes = lambda r=rows, s=score: self._by_output(_hashes(scores, r, s)).flatten(1)  # noqa: E731
-            gone = _lowest(matrix, self.number, hashes)
-            self._by_output(out[rows])[:] = gone.view(self._by_output(score).shape)
+            gone = _lowest(matrix, self.number, lambda r=rows, s=score: self._rows(_hashes(scores, r, s)))
+            turned = gone.view(self._by_output(score).shape)
+            self._by_output(out[rows])[:] = turned
         return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
 
     def _by_output(self, entries: Tensor) -> Tensor:
         return entries.transpose(0, 1) if self.dim == 0 else entries
+
+    def _rows(self, entries: Tensor) -> Tensor:
+        """Return entries as a matrix (outputs, what each reads)."""
+        turned = self._by_output(entries)
+        return turned.flatten(0, 1) if self.dim == 2 else turned.flatten(1)
 
     def _check_room(self, name: str, matrix: Tensor) -> None:
         most = int((matrix == -torch.inf).sum(1).max())
