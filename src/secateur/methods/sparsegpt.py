@@ -89,12 +89,7 @@ def sparsegpt(
         >>> bool((net(x) - dense(x)).square().mean() < (other(x) - dense(x)).square().mean() / 2)
         True
     """
-    if not isinstance(budget, (Uniform, NM)):
-        raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
-    if isinstance(budget, Uniform) and budget.per != "layer":
-        raise BudgetError(f"sparsegpt compares all rows of a layer; Uniform({budget.sparsity}) is right")
-    if not is_real(damping) or not 0 <= damping < float("inf"):
-        raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
+    check_choices(budget, damping)
     if isinstance(data, Iterator):
         raise CriterionError("sparsegpt reads data several times; pass a list of batches or a DataLoader")
     with together(model, group) as peers:
@@ -124,6 +119,16 @@ def sparsegpt(
     requested = {layers[path].name: share for path in calls}
     overall = None if isinstance(budget, NM) else budget.sparsity
     return Masks(model, kept, requested=requested, requested_overall=overall, notes=tuple(notes))
+
+
+def check_choices(budget: Any, damping: Any) -> None:
+    """Refuse a budget that compares layers, or rows, and what is no damping."""
+    if not isinstance(budget, (Uniform, NM)):
+        raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
+    if isinstance(budget, Uniform) and budget.per != "layer":
+        raise BudgetError(f"sparsegpt compares all rows of a layer; Uniform({budget.sparsity}) is right")
+    if not is_real(damping) or not 0 <= damping < float("inf"):
+        raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
 
 
 class _Layer:
