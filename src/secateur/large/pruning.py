@@ -333,8 +333,9 @@ class _Work:
             cuts = check_cuts(budget, budget(scores, weights), targets)
             kept = {}
             for name, weight in weights.items():
-                weight.masked_fill_(cuts[name].pruned(scores[name]), 0)
-                kept[name] = (int(weight.count_nonzero()), weight.numel())
+                pruned = cuts[name].pruned(scores[name])
+                weight.masked_fill_(pruned, 0)
+                kept[name] = (weight.numel() - int(pruned.count_nonzero()), weight.numel())
             return replace(found, kept=kept, notes=notes_of(targets, cuts))
 
 

@@ -26,7 +26,8 @@ from secateur.structure.layers import LayerView, layer_view
 
 _BLOCK = 128  # columns that one choice prunes
 _POLISH = 5  # steps towards the least squares of what is left
-_TINY = 1e-300
+_ROWS = 1024  # that take them at a time
+_TINY = 1e-35
 _SINGULAR = 1e-12  # of an input's square, what the others leave of it: float32 rounds to about its root
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
@@ -221,18 +222,16 @@ def solved(
     moved so that its products change least, and what is zeroed; columns beyond those of ``masked`` are moved,
     never zeroed.
 
-    ``gram`` (inputs, inputs): the sum of x xᵀ. ``masked``: what is zero already, counts, and stays.
+    ``gram`` (inputs, inputs): the sum of x xᵀ, which is damped in place. ``masked``: what is zero already,
+    counts, and stays.
     """
     columns = masked.shape[1]
     work = weight.clone()
     diagonal = gram.diagonal()
     dead = diagonal == 0
-    gram = gram + torch.diag(dead.to(gram.dtype) + damping * diagonal.mean())
+    diagonal += dead.to(gram.dtype) + damping * diagonal.mean()
     work[:, dead] = 0.0
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed or (factor.diagonal().square() < _SINGULAR * gram.diagonal()).any():
-        raise BudgetError(f"damping={damping:g}: inputs that depend on each other need more, like 0.01")
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    upper = _inverse_root(gram, damping)
     pattern = taken if isinstance(taken, NM) else None
     of = 1 if pattern is None else pattern.of
     step = max(1, _BLOCK // of) * of
@@ -255,17 +254,40 @@ def solved(
             part[:, j].masked_fill_(goes[:, j], 0.0)
         work[:, start:stop] = part
         work[:, stop:] -= errors @ upper[start:stop, stop:]
+    del upper
     if isinstance(taken, int) and (gone := int(pruned.sum())) > taken:
         raise MaskError(f"masks= zeroes {gone} of its weights, and the budget takes {taken}")
-    return _polished(work, weight, gram, pruned), pruned
+    _polish(work, weight, gram, pruned)
+    return work, pruned
 
 
-def _polished(work: Tensor, dense: Tensor, gram: Tensor, pruned: Tensor) -> Tensor:
-    """Return the weights that are left nearer to the least squares on their places: columns that were passed
-    could not move any more. Conjugate gradients, all rows side by side, scaled by the diagonal."""
+def _inverse_root(gram: Tensor, damping: float) -> Tensor:
+    """Return the upper triangular U with UᵀU the inverse of a matrix; of a large one few fit into memory."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed or (factor.diagonal().square() < _SINGULAR * gram.diagonal()).any():
+        raise BudgetError(f"damping={damping:g}: inputs that depend on each other need more, like 0.01")
+    inverse = torch.cholesky_inverse(factor)
+    del factor
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _polish(work: Tensor, dense: Tensor, gram: Tensor, pruned: Tensor) -> None:
+    """Bring the weights that are left nearer to the least squares on their places, in place: columns that
+    were passed could not move any more. Rows know nothing of each other, so some go at a time; float32 is as
+    exact as a few steps are."""
+    single = gram.float()
+    for rows in torch.arange(len(work), device=work.device).split(_ROWS):
+        at = slice(int(rows[0]), int(rows[-1]) + 1)
+        work[at] += _steps(work[at], dense[at], single, pruned[at]).to(work.dtype)
+
+
+def _steps(work: Tensor, dense: Tensor, gram: Tensor, pruned: Tensor) -> Tensor:
+    """Return what a few steps of conjugate gradients add, all rows side by side, scaled by the diagonal."""
+    missing = (dense - work).float()
+    work = torch.zeros_like(missing)
     free = F.pad(~pruned, (0, len(gram) - pruned.shape[1]), value=True)
     scale = gram.diagonal()
-    rest = ((dense - work) @ gram).where(free, 0.0)
+    rest = (missing @ gram).where(free, 0.0)
     ahead = rest / scale
     along, size = ahead, (rest * ahead).sum(1, keepdim=True)
     for _ in range(_POLISH):

@@ -14,12 +14,14 @@ from functools import reduce
 from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.errors import BudgetError, MaskError, NonFiniteError
 
 CHUNK = 1 << 18
+_FEW = 1 << 22  # ties whose hashes are kept
 _MINUS_ZERO = 32767  # its place in the histogram of the high bits, below 0.0
 _INTEGERS = {
     torch.float64: torch.int64,
@@ -136,9 +138,8 @@ class Cut:
             score = _comparable(score)
             under(score, self.value, out=out[rows])
             if last is not None:
-                tied = score == self.value
-                if tied.any():
-                    out[rows] |= tied & (_hashes(scores, rows, score) <= last)
+                tied, hashes = self._tied(scores, rows, score)
+                out[rows].view(-1)[tied[hashes <= last]] = True
         return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
 
     def _last_tie(self, scores: Scores) -> int:
@@ -146,11 +147,15 @@ class Cut:
 
         def tied_hashes() -> Iterator[Tensor]:
             for rows, score in scores.chunks():
-                tied = _comparable(score) == self.value
-                if tied.any():
-                    yield _hashes(scores, rows, score)[tied]
+                yield self._tied(scores, rows, _comparable(score))[1]
 
-        return _kth(tied_hashes, self.ties or 0, 64).key
+        few = list(tied_hashes()) if self.tied <= _FEW else None
+        return _kth(tied_hashes if few is None else lambda: few, self.ties or 0, 64).key
+
+    def _tied(self, scores: Scores, rows: slice, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the places of the ties among some rows, and the hashes of these places in the whole."""
+        places = _places(score == self.value)
+        return places, _hash(places + rows.start * (scores.numel // scores.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -399,6 +404,13 @@ def _refuse_non_finite(scores: Scores, rows: slice, score: Tensor) -> None:
         finite |= scores.masked[rows]
     if not finite.all():
         raise NonFiniteError(f"{scores.name}: its weights or scores hold a NaN or an infinity")
+
+
+def _places(which: Tensor) -> Tensor:
+    """Return the places of what is true in a tensor read as one row, through numpy on the CPU."""
+    if which.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(which.numpy()))
+    return which.reshape(-1).nonzero().flatten()
 
 
 def _hashes(scores: Scores, rows: slice, score: Tensor) -> Tensor:
