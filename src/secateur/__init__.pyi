@@ -73,7 +73,7 @@ from secateur.pretrained.writing import save_pretrained as save_pretrained
 from secateur.pretrained.writing import WrittenFolder as WrittenFolder
 from secateur.pretrained.opening import from_pretrained as from_pretrained
 from secateur.large.pruning import prune_folder as prune_folder
-from secateur.large.pruning import PrunedFolder as PrunedFolder
+from secateur.large.result import PrunedFolder as PrunedFolder
 from secateur.large.evaluating import evaluate_folder as evaluate_folder
 from secateur.large.evaluating import EvaluatedFolder as EvaluatedFolder
 

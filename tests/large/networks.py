@@ -26,7 +26,8 @@ CONFIGS = {
     "Falcon": _PLAIN,
     "T5": _T5 | {"decoder_start_token_id": 0},
     "Mixtral": _SAME | {"head_dim": 8, "num_local_experts": 4},
-    "Qwen3Moe": _SAME | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "Qwen3Moe": _SAME
+    | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 _CLASSES = {"GPT2": "GPT2LMHeadModel", "T5": "T5ForConditionalGeneration"}
 _NAMES = {"Gemma3": "Gemma3TextConfig"}

@@ -37,10 +37,14 @@ def prune_folder(
     ] = None,
     per: Annotated[
         str | None,
-        typer.Option(help="What is compared: network (magnitude's default), layer (sparsegpt's), row (wanda's)."),
+        typer.Option(
+            help="What is compared: network (magnitude's default), layer (sparsegpt's), row (wanda's)."
+        ),
     ] = None,
-    units: Annotated[float, typer.Option(help="The share of heads and FFN neurons that are removed.")] = 0.0,
-    experts: Annotated[float, typer.Option(help="The share of each mixture's experts that are removed.")] = 0.0,
+    units: Annotated[float, typer.Option(help="The share of heads and neurons that are removed.")] = 0.0,
+    experts: Annotated[
+        float, typer.Option(help="The share of each mixture's experts that are removed.")
+    ] = 0.0,
     blocks: Annotated[float, typer.Option(help="The share of whole blocks that are removed.")] = 0.0,
     blocks_by: Annotated[str, typer.Option(help="influence, or perplexity without each.")] = "influence",
     experts_by: Annotated[str, typer.Option(help="reap or frequency.")] = "reap",
@@ -132,7 +136,9 @@ def _weights(method: str | None, sparsity: float | None, nm: str | None, per: st
             raise BudgetError("--method is missing: wanda, sparsegpt or magnitude")
         return None, None
     if method not in methods:
-        raise BudgetError(f"--method {method!r}: is no method{nearest(method, methods)}: {', '.join(methods)}")
+        raise BudgetError(
+            f"--method {method!r}: is no method{nearest(method, methods)}: {', '.join(methods)}"
+        )
     if (sparsity is None) == (nm is None):
         raise BudgetError(f"--method {method}: give --sparsity, a share, or --nm, like 2:4")
     criterion, usual = methods[method]

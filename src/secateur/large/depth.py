@@ -28,7 +28,9 @@ def removable(opened: Mapped, blocks: Sequence[str]) -> list[str]:
     for place, numbers in lists_of(blocks).items():
         own = [shapes[f"{place}.{number}"] for number in numbers]
         found += [
-            f"{place}.{number}" for number, one in zip(numbers, own, strict=True) if own.count(one) > len(own) / 2
+            f"{place}.{number}"
+            for number, one in zip(numbers, own, strict=True)
+            if own.count(one) > len(own) / 2
         ]
     return found
 

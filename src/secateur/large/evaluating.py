@@ -43,8 +43,8 @@ class EvaluatedFolder:
         >>> import secateur as sc
         >>> from pathlib import Path
         >>> sc.EvaluatedFolder(Path("small"), {512: 7.25}, {512: 4088}, 1000, 500, 2000, {})
-        folder   context  perplexity  tokens  parameters  sparsity   bytes
-        small        512        7.25   4,088       1,000    50.00%   2,000
+        folder  context  perplexity  tokens  parameters  sparsity  bytes
+        small       512        7.25   4,088       1,000    50.00%  2,000
     """
 
     folder: Path

@@ -71,7 +71,9 @@ class Limit:
             raise BudgetError("give parameters=, a share that may be left, or memory=, in bytes")
         share = self.parameters
         if share is not None and not (is_real(share) and 0 < share <= 1):
-            raise BudgetError(f"parameters is {share!r}; a share that may be left, over 0 and up to 1, is right")
+            raise BudgetError(
+                f"parameters is {share!r}; a share that may be left, over 0 and up to 1, is right"
+            )
         for name in ("context", "batch"):
             if not is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}; it counts from 1")
@@ -149,7 +151,9 @@ def _kinds(walk: Walk) -> list[_Kind]:
         structure = trace(block, (), kwargs=example)
         names = tuple(rankable(structure))
         whole = _cached(block, example)
-        heads = tuple(name for name in names if whole and _cached(_halved(block, example, name), example) < whole)
+        heads = tuple(
+            name for name in names if whole and _cached(_halved(block, example, name), example) < whole
+        )
         width = next(walk.opened.model.get_submodule(paths[0]).parameters()).element_size()
         found.append(_Kind(len(paths), structure, names, whole * width / 4, heads))
     return found
@@ -169,7 +173,7 @@ def _cached(block: nn.Module, example: Mapping[str, Any]) -> float:
         return 0.0
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     named: Named = {**example, "past_key_values": cache, "use_cache": True}
     call_model(block, (), named)
     kept = [t for layer in cache.layers for t in tensors_in([layer.keys, layer.values])]

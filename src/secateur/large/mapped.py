@@ -174,7 +174,7 @@ _WHOLE = "weights in float32, bfloat16 or float16 are right, as before it was qu
 def _check_plain(folder: Path, plan: bool) -> None:
     if not plan and (folder / PLAN).exists():
         raise StorageError(
-            f"{folder}: its sizes stand in {PLAN}; prune it again in memory, secateur.from_pretrained opens it"
+            f"{folder}: its sizes stand in {PLAN}; secateur.from_pretrained opens it, to be pruned in memory"
         )
     config = load_json(folder / "config.json")
     said = config.get("quantization_config")

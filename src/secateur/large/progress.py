@@ -37,7 +37,7 @@ class Progress:
 
     def keep(self, number: int, treated: Treated) -> None:
         """Write a block, in the dtypes that it has, and what was done to it: whole, or not at all."""
-        said = {name: value for name, value in asdict(replace(treated, block=nn.Identity())).items()}
+        said = dict(asdict(replace(treated, block=nn.Identity())).items())
         del said["block"]
         save_json(self.place / f"{number:05}.json", said)
         save(treated.block, self._file(number))
@@ -51,7 +51,13 @@ class Progress:
             parameter.requires_grad_(False)
         said = load_json(self.place / f"{number:05}.json")
         pairs = {what: {n: tuple(pair) for n, pair in said[what].items()} for what in ("kept", "units")}
-        return Treated(block.eval(), **pairs, errors=tuple(said["errors"]), notes=tuple(said["notes"]), experts=said["experts"])
+        return Treated(
+            block.eval(),
+            **pairs,
+            errors=tuple(said["errors"]),
+            notes=tuple(said["notes"]),
+            experts=said["experts"],
+        )
 
     def _file(self, number: int) -> Path:
         return self.place / f"{number:05}.safetensors"

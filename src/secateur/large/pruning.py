@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from secateur.large.fitting import Limit, bytes_of, share_for
 from secateur.large.mapped import Mapped, mapped
 from secateur.large.progress import Progress, in_progress, settings_of
 from secateur.large.reopened import reopened
+from secateur.large.result import PrunedFolder
 from secateur.large.texts import calls_on
 from secateur.large.treatment import Treated, Treatment, check_method
 from secateur.large.walk import ACTIVATIONS, Walk
@@ -33,78 +34,9 @@ from secateur.pruning.given import check_cuts
 from secateur.pruning.prune import check, notes_of, scored
 from secateur.pruning.targets import find_targets
 from secateur.storage import as_path
-from secateur.text import table
 
 Told = Callable[[int, int, str], None]
 """What is told of the work: how many blocks are done, of how many, and what is done now."""
-
-
-@dataclass(frozen=True)
-class PrunedFolder:
-    """A folder that was pruned, and what is left of it.
-
-    Printed it is a table of the tensors that were thinned out, and lines on the rest.
-
-    Attributes:
-        folder: where it lies.
-        kept: by name of a tensor that was thinned out, how many weights are not zero, of how many.
-        notes: what was not pruned, and why.
-        units: by group of heads or neurons how many are left, of how many.
-        parameters: of the whole network, before and after.
-        opened_by: the auto class of transformers that opens it, with ``trust_remote_code=True`` where
-            ``remote_code`` says so; ``secateur.from_pretrained`` never needs that.
-        remote_code: whether a plan says its sizes, which no stock configuration does.
-        changed: by name what its configuration says now, (before, now).
-        max_error: the largest relative difference that was seen: of a block from the masked one, or of what
-            another process opened.
-
-    Example:
-        >>> import secateur as sc
-        >>> from pathlib import Path
-        >>> sc.PrunedFolder(Path("small"), {"a.weight": (5, 10)})
-        small
-        tensor    weights  kept  sparsity
-        a.weight       10     5    50.00%
-        all            10     5    50.00%
-    """
-
-    folder: Path
-    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    units: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    parameters: tuple[int, int] | None = None
-    opened_by: str = ""
-    remote_code: bool = False
-    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    max_error: float | None = None
-
-    def __repr__(self) -> str:
-        how = " with trust_remote_code=True, and by secateur.from_pretrained without"
-        lines = [f"{self.folder}" + (f": opened by {self.opened_by}" if self.opened_by else "")]
-        lines[0] += how if self.remote_code else ""
-        if self.parameters:
-            before, after = self.parameters
-            lines.append(f"parameters {before:,} -> {after:,} ({after / before:.1%})")
-        if self.changed:
-            said = ", ".join(f"{name} {new} (was {old})" for name, (old, new) in self.changed.items())
-            lines.append(f"config.json says {said}")
-        if self.max_error is not None:
-            lines.append(f"equal, block by block and opened in another process, to {self.max_error:.1e}")
-        if self.kept:
-            rows = [("tensor", "weights", "kept", "sparsity")]
-            every = [sum(column) for column in zip(*self.kept.values(), strict=True)]
-            for name, (left, whole) in [*self.kept.items(), ("all", (every[0], every[1]))]:
-                rows.append((name, f"{whole:,}", f"{left:,}", f"{1 - left / max(whole, 1):.2%}"))
-            lines += table(rows, words=1)
-        return "\n".join([*lines, *self.notes])
-
-    @property
-    def sparsity(self) -> float:
-        """The share of the weights of these tensors that is zero."""
-        if not self.kept:
-            return 0.0
-        left, whole = (sum(column) for column in zip(*self.kept.values(), strict=True))
-        return 1 - left / whole
 
 
 @torch.no_grad()
@@ -210,7 +142,9 @@ def prune_folder(
     limit = None
     if parameters is not None or memory is not None:
         if units:
-            raise BudgetError("units is a share that goes, parameters= and memory= what may be left: give one")
+            raise BudgetError(
+                "units is a share that goes, parameters= and memory= what may be left: give one"
+            )
         size = None if memory is None else bytes_of(memory)
         limit = Limit(parameters, size, context, batch)
         treatment = replace(treatment, units=0.5)  # found below
@@ -255,7 +189,9 @@ def _with_weights(
     """Return what is done block by block, and what is done where weights lie."""
     if (criterion is None) != (budget is None):
         lacks = "budget" if budget is None else "criterion"
-        raise BudgetError(f"{lacks} is missing: weights are ranked by a criterion, and a budget says how many go")
+        raise BudgetError(
+            f"{lacks} is missing: weights are ranked by a criterion, and a budget says how many go"
+        )
     if criterion is None:
         return treatment, None
     if criterion is not sparsegpt:

@@ -52,7 +52,8 @@ with no_init_weights():
     model = kind.from_config(config, **remote).eval() if "Auto" in said["auto"] else kind(config).eval()
 torch.nn.Module.register_parameter = register
 index = folder / "model.safetensors.index.json"
-files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+files = ["model.safetensors"]
+if index.exists(): files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
 where = {}
 for file in files:
     with safe_open(folder / file, "pt") as opened:
@@ -66,7 +67,10 @@ targets = {}
 for name in sorted(where, key=natural):
     target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
     targets.setdefault(target, []).append((pattern, name))
-missing = [n for n in own if own[n].is_meta and n not in targets and n not in (model.all_tied_weights_keys or {})]
+tied, inside = set(model.all_tied_weights_keys or ()), tuple(f"{path}." for path in said["blocks"])
+for name, tensor in own.items():
+    if tensor.is_meta and name not in targets and name not in tied and not name.startswith(inside):
+        raise SystemExit(f"{name} is in no file")
 import copy
 def read(name):
     with safe_open(folder / where[name], "pt") as opened: return opened.get_tensor(name)
@@ -89,11 +93,12 @@ for number, path in enumerate(said["blocks"]):
     bare = [n for n, p in block.named_parameters() if p.is_meta]
     if bare: raise SystemExit(f"{path}.{bare[0]} is in no file")
     call = said["inputs"][number]
-    leaves = [recorded.get_tensor(leaf["tensor"]) if isinstance(leaf, dict) else leaf for leaf in call["leaves"]]
+    leaves = [recorded.get_tensor(v["tensor"]) if isinstance(v, dict) else v for v in call["leaves"]]
     kwargs = {}
     for name, place in call["arguments"].items():
         kwargs[name] = tuple(leaves[p] for p in place) if isinstance(place, list) else leaves[place]
-    with torch.no_grad(): found = [t for t in _pytree.tree_leaves(block(**kwargs)) if isinstance(t, torch.Tensor)]
+    with torch.no_grad(): outputs = _pytree.tree_leaves(block(**kwargs))
+    found = [t for t in outputs if isinstance(t, torch.Tensor)]
     for place, tensor in enumerate(found):
         wanted = recorded.get_tensor(f"{number}.out.{place}")
         worst = max(worst, float((tensor - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)))

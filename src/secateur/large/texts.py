@@ -44,8 +44,8 @@ def tokens_of(text: str | Path | Tensor, folder: Path, *, remote_code: bool = Fa
         raise
     except Exception as error:  # whatever a tokenizer's files make transformers raise
         raise DataError(
-            f"{folder}: holds no tokenizer that opens ({first_line(error):.120}); give its tokens themselves, "
-            "as a .npy of numbers (sequences, length)"
+            f"{folder}: holds no tokenizer that opens ({first_line(error):.120}); give its tokens "
+            "themselves, as a .npy of numbers (sequences, length)"
         ) from error
     return torch.tensor(tokenizer(content, add_special_tokens=False)["input_ids"], dtype=torch.int64)
 
@@ -88,7 +88,8 @@ def batches_of(model: Any, tokens: Tensor) -> Batches:
     most = model.config.get_text_config().vocab_size
     if model.main_input_name != "input_ids":
         raise ModelError(
-            f"{type(model).__name__} reads {model.main_input_name}, not tokens; give batches of arguments by name"
+            f"{type(model).__name__} reads {model.main_input_name}, not tokens; give batches of arguments by "
+            "name"
         )
     if int(tokens.max()) >= most or int(tokens.min()) < 0:
         raise DataError(f"the text has token {int(tokens.max())}, and the model knows {most}")
@@ -106,7 +107,7 @@ def _named(model: Any, tokens: Tensor) -> dict[str, Any]:
 def context_of(model: Any, wanted: int) -> int:
     """Return ``wanted``, or what the model can read where that is less."""
     config = model.config.get_text_config()
-    longest = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    longest: list[Any] = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
     return min([wanted, *(size for size in longest if is_whole(size) and size > 0)])
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.copying import copied
@@ -133,9 +132,7 @@ class Treatment:
             notes=(*found.notes, *notes, *proof.notes, *(f"stays: {n}: {why}" for n, why in kept.items())),
         )
 
-    def _thinned(
-        self, path: str, found: Treated, calls: Iterable[Named]
-    ) -> tuple[Treated, Masks | None]:
+    def _thinned(self, path: str, found: Treated, calls: Iterable[Named]) -> tuple[Treated, Masks | None]:
         block = found.block
         names = self._targets(path, block)
         if not names:

@@ -59,9 +59,9 @@ class Walk:
 
     def __init__(self, opened: Mapped, batches: Sequence[Named], example: Named, memory: float) -> None:
         self.opened, self.batches = opened, batches
-        with opened.running() as model, torch.no_grad(), _noting(model) as calls:
-            with failing(model, example, "its text"):
-                flow = flow_of(model, example)
+        failed = failing(opened.model, example, "its text")
+        with opened.running() as model, torch.no_grad(), _noting(model) as calls, failed:
+            flow = flow_of(model, example)
         opened.release()
         self.blocks = blocks_in(opened.model, flow)
         self.examples = {path: calls[path] for path in self.blocks}

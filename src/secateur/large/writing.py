@@ -38,7 +38,9 @@ def write_folder(source: Mapped, opened: Mapped, blocks: Mapping[str, nn.Module]
     """
     model = opened.model
     whole = model.state_dict() | {
-        f"{path}.{name}": tensor for path, block in blocks.items() for name, tensor in block.state_dict().items()
+        f"{path}.{name}": tensor
+        for path, block in blocks.items()
+        for name, tensor in block.state_dict().items()
     }
     cut = any(whole[name].shape != tensor.shape for name, tensor in model.state_dict().items())
     cut = cut or source.model.config.to_dict() != model.config.to_dict()
@@ -112,7 +114,9 @@ def _write_shards(source: Mapped, opened: Mapped, whole: Mapping[str, Tensor], t
         index |= dict.fromkeys(tensors, file)
     if len(names) > 1:
         size = sum(t.nbytes for tensors in filled for t in tensors.values())
-        save_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
+        save_json(
+            target / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
+        )
 
 
 def _shards(folder: Path) -> dict[str, str]:

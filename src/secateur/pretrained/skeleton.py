@@ -33,7 +33,7 @@ def _parameters_nowhere() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = registered
+    nn.Module.register_parameter = registered  # type: ignore[method-assign]  # pyright: ignore
     try:
         yield
     finally:

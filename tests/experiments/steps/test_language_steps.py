@@ -80,7 +80,8 @@ def test_what_is_left(tmp_path):
         ("  - recover: {rank: 0}\n", "rank"),
         ("  - recover: {target: labels}\n", "'divergence' or 'difference'"),
         (
-            "  - prune: {criterion: {name: wanda, sequential: true}, budget: {name: global, sparsity: 0.5}}\n",
+            "  - prune: {criterion: {name: wanda, sequential: true},\n"
+            "            budget: {name: global, sparsity: 0.5}}\n",
             "sequential cuts each layer before the next is ranked",
         ),
         ("  - prune_to: {parameters: 0.5}\n  - depth: {share: 0.5}\n", "needs the dense network's shapes"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,7 +35,9 @@ class Recover(Step):
 
     def run(self, work: Work, id: str) -> None:
         state, seed = work.state, seed_of(work.seed, id)
-        taught = {"outputs": 1.0} if self.target == "divergence" else {"outputs": 0.0, "features": [""]}
+        taught: dict[str, Any] = (
+            {"outputs": 1.0} if self.target == "divergence" else {"outputs": 0.0, "features": [""]}
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             found = distill(
