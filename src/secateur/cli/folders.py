@@ -78,9 +78,11 @@ def prune_folder(
     """Prune a folder of transformers to another one, block by block; asked again, it goes on."""
     from secateur.large.fitting import bytes_of
     from secateur.large.pruning import prune_folder as pruned
+    from secateur.large.ranks import Ranks, joined
 
     criterion, budget = _weights(method, sparsity, nm, per)
-    with _bar() as tell:
+    with joined(), _bar() as tell:
+        first = Ranks.here().first
         found = pruned(
             source, out, criterion, budget, text=text, blocks=blocks, blocks_by=blocks_by, experts=experts,
             experts_by=experts_by, units=units, parameters=parameters, memory=memory, context=context,
@@ -89,7 +91,8 @@ def prune_folder(
             ram_limit=None if ram_limit is None else bytes_of(ram_limit, "--ram-limit"),
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-    typer.echo(found)
+    if first:
+        typer.echo(found)
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from torch.utils import _pytree
 from secateur.errors import BudgetError
 from secateur.large.configuring import Kept, lists_of
 from secateur.large.mapped import Mapped, mapped
+from secateur.large.ranks import Ranks
 from secateur.large.walk import Walk
 
 Told = Callable[[int, int, str], None]
@@ -40,8 +41,9 @@ def kept_without(blocks: Sequence[str], gone: Sequence[str]) -> Kept:
 
 
 @torch.no_grad()
-def by_influence(walk: Walk, share: float, tell: Told) -> list[str]:
-    """Return the blocks that change least what passes through them: 1 - mean cos(x in, x out) over tokens."""
+def by_influence(walk: Walk, share: float, tell: Told, ranks: Ranks) -> list[str]:
+    """Return the blocks that change least what passes through them: 1 - mean cos(x in, x out) over tokens, of
+    all ranks."""
     influence: dict[str, float] = {}
     for number, path in enumerate(walk.blocks):
         tell(number, len(walk.blocks), f"{path}: what it changes")
@@ -52,7 +54,8 @@ def by_influence(walk: Walk, share: float, tell: Told) -> list[str]:
             before, after = _first(call), _first(block(**call))
             cosines = torch.nn.functional.cosine_similarity(before, after, dim=-1)
             total, count = total + float(cosines.sum(dtype=torch.float64)), count + cosines.numel()
-        influence[path] = 1 - total / count
+        told = ranks.gather((total, count))
+        influence[path] = 1 - sum(part for part, _ in told) / sum(number for _, number in told)
         walk.put(path, block)
     able = removable(walk.opened, walk.blocks)
     number = number_of(share, walk.blocks, able)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.large.mapped import shards_of, tensors_in_file
+from secateur.large.ranks import Ranks
 from secateur.large.treatment import Treated
 from secateur.storage import digest_of, load_json, locked, save_json
 from secateur.structure.saved import load, save
@@ -64,10 +65,14 @@ class Progress:
 
 
 @contextmanager
-def in_progress(target: Path, settings: Mapping[str, Any]) -> Iterator[Progress]:
+def in_progress(target: Path, settings: Mapping[str, Any], ranks: Ranks) -> Iterator[Progress]:
     """Yield what is done towards ``target`` with these settings; it is removed when the work is complete.
-    What was done with others is thrown away."""
+    What was done with others is thrown away. The first of the ranks keeps it for all."""
     place = target.with_name(f".{target.name}.secateur")
+    if not ranks.first:
+        ranks.wait()
+        yield Progress(place)
+        return
     place.mkdir(parents=True, exist_ok=True)
     with locked(place / "lock"):
         said = place / "settings.json"
@@ -76,13 +81,12 @@ def in_progress(target: Path, settings: Mapping[str, Any]) -> Iterator[Progress]
                 if file.name != "lock":
                     file.unlink()
             save_json(said, dict(settings))
+        ranks.wait()
         yield Progress(place)
         shutil.rmtree(place)
 
 
-def settings_of(
-    source: Path, batches: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def settings_of(source: Path, batches: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> dict[str, Any]:
     """Return what decides the bytes of a result: the files, the text and what was asked for."""
     files = {name: (source / name).stat() for name in shards_of(source)}
     text = {
@@ -94,5 +98,5 @@ def settings_of(
     return {
         "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
         "text": digest_of(text, {}),
-        "options": {name: repr(value) for name, value in options.items()},
+        "options": [repr(value) for value in options],
     }

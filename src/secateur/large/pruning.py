@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +21,13 @@ from secateur.large.evaluating import perplexity
 from secateur.large.fitting import Limit, bytes_of, share_for
 from secateur.large.mapped import Mapped, mapped
 from secateur.large.progress import Progress, in_progress, settings_of
+from secateur.large.ranks import Ranks
 from secateur.large.reopened import reopened
-from secateur.large.result import PrunedFolder
+from secateur.large.result import PrunedFolder, told_of
 from secateur.large.texts import calls_on
 from secateur.large.treatment import Treated, Treatment, check_method
 from secateur.large.walk import ACTIVATIONS, Walk
-from secateur.large.writing import Written, copy_folder, write_folder
+from secateur.large.writing import copy_folder, write_folder
 from secateur.methods.sparsegpt import sparsegpt
 from secateur.numeric import is_real
 from secateur.pruning.budgets import Budget
@@ -37,6 +39,7 @@ from secateur.storage import as_path
 
 Told = Callable[[int, int, str], None]
 """What is told of the work: how many blocks are done, of how many, and what is done now."""
+Blocks = Mapping[str, Treated]
 
 
 @torch.no_grad()
@@ -73,7 +76,8 @@ def prune_folder(
 
     A criterion that reads no data zeroes weights where they lie, by any budget, exact over all shards. What
     reads data, and whole units, go block by block: each on what those before it, already pruned, give on the
-    text. Work that is interrupted goes on from the last block when it is asked for again.
+    text. Work that is interrupted goes on from the last block when it is asked for again. Where a process
+    group is up, each rank reads its part of the text, and the first writes.
 
     Args:
         source: a folder of ``save_pretrained``, with one file of weights or shards.
@@ -157,18 +161,19 @@ def prune_folder(
         raise CriterionError("text is missing: what is pruned block by block is chosen on one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already; name a new folder")
-    work = _Work(source, target, treatment, zeroing, trust_remote_code, proof, on_step or _silent)
+    ranks = Ranks.here()
+    tell = on_step if on_step is not None and ranks.first else _silent
+    work = _Work(source, target, treatment, zeroing, trust_remote_code, proof, tell, ranks)
     with mapped(source, remote_code=trust_remote_code) as opened:
         if text is None:
-            with replacing_folder(target) as made:
-                copy_folder(source, made)
-                return work.zeroed(PrunedFolder(target), made)
-        calls = {"sequences": sequences, "length": length, "seed": seed, "remote_code": trust_remote_code}
-        batches, example = calls_on(opened.model, text, source, **calls)  # type: ignore[arg-type]
-        depth = (float(blocks), blocks_by)
-        asked = {"treatment": treatment, "limit": limit, "depth": depth, "zeroing": zeroing}
-        settings = settings_of(source, batches, asked)
-        with in_progress(target, settings) as progress:
+            return work.only_zeroed()
+        batches, example = calls_on(
+            opened.model, text, source, sequences=sequences, length=length, seed=seed, ranks=ranks,
+            remote_code=trust_remote_code,
+        )  # fmt: skip
+        depth, asked = (float(blocks), blocks_by), (treatment, limit, zeroing, ranks.number)
+        settings = settings_of(source, batches, (*asked, depth))
+        with in_progress(target, settings, ranks) as progress:
             walk = Walk(opened, batches, example, ACTIVATIONS if ram_limit is None else ram_limit / 4)
             kept = work.depth(walk, depth, progress) if blocks else None
             with mapped(source, remote_code=trust_remote_code, kept=kept) as shorter:
@@ -223,6 +228,7 @@ class _Work:
     remote_code: bool
     proof: bool
     tell: Told
+    ranks: Ranks
 
     def depth(self, walk: Walk, depth: tuple[float, str], progress: Progress) -> Kept:
         """Return the blocks that stay; found once."""
@@ -230,24 +236,38 @@ class _Work:
         if gone is None:
             share, by = depth
             if by == "influence":
-                gone = by_influence(walk, share, self.tell)
+                gone = by_influence(walk, share, self.tell, self.ranks)
             else:
                 able = removable(walk.opened, walk.blocks)
                 score = partial(self._perplexity, walk.batches)
                 options = {"remote_code": self.remote_code}
                 gone = by_perplexity(self.source, walk.blocks, able, share, score, self.tell, **options)
-            progress.remember(gone)
+            self.ranks.wait()  # none looks for it any more
+            if self.ranks.first:
+                progress.remember(gone)
         return kept_without(walk.blocks, gone)
 
     def _perplexity(self, batches: Any, opened: Mapped) -> float:
-        return perplexity(opened, batches, _silent)[0]
+        """Return the geometric mean of the ranks' perplexities."""
+        told = self.ranks.gather(perplexity(opened, batches, _silent)[0])
+        return math.exp(sum(map(math.log, told)) / len(told))
 
     def done(self, source: Mapped, walk: Walk, progress: Progress) -> PrunedFolder:
         """Treat what a walk goes through, and write it."""
-        blocks = _treated(walk, self.treatment, progress, self.tell)
+        blocks = _treated(walk, self.treatment, progress, self.tell, self.ranks)
         found, number = PrunedFolder(self.target), len(blocks)
         parts = {path: treated.block for path, treated in blocks.items()}
         self.tell(number, number, "writing")
+        if not self.ranks.first:
+            self.ranks.wait()
+            return told_of(found, source, walk.opened, blocks, None, None)
+        try:
+            return self._written(source, walk, blocks, parts)
+        finally:
+            self.ranks.wait()
+
+    def _written(self, source: Mapped, walk: Walk, blocks: Blocks, parts: Any) -> PrunedFolder:
+        found, number = PrunedFolder(self.target), len(blocks)
         with replacing_folder(self.target) as made:
             written = write_folder(source, walk.opened, parts, made)
             off = None
@@ -256,7 +276,18 @@ class _Work:
                 off = reopened(made, written, walk.opened, parts, walk.examples)
             if self.zeroing is not None:
                 found = self.zeroed(found, made)
-        return _told(found, source, walk.opened, blocks, written, off)
+        return told_of(found, source, walk.opened, blocks, written, off)
+
+    def only_zeroed(self) -> PrunedFolder:
+        """Copy the folder, and zero weights in the copy."""
+        try:
+            if not self.ranks.first:
+                return PrunedFolder(self.target)
+            with replacing_folder(self.target) as made:
+                copy_folder(self.source, made)
+                return self.zeroed(PrunedFolder(self.target), made)
+        finally:
+            self.ranks.wait()
 
     def zeroed(self, found: PrunedFolder, made: Path) -> PrunedFolder:
         """Zero weights where they lie in a folder's files."""
@@ -275,17 +306,24 @@ class _Work:
             return replace(found, kept=kept, notes=notes_of(targets, cuts))
 
 
-def _treated(walk: Walk, treatment: Treatment, progress: Progress, tell: Told) -> dict[str, Treated]:
-    """Return the blocks as they have become, in the dtypes of the folder, as pages of files."""
+def _treated(
+    walk: Walk, treatment: Treatment, progress: Progress, tell: Told, ranks: Ranks
+) -> dict[str, Treated]:
+    """Return the blocks as they have become, in the dtypes of the folder, as pages of files: on every rank
+    those that the first has written."""
     found: dict[str, Treated] = {}
+    done = {number for number in range(len(walk.blocks)) if progress.has(number)}
+    ranks.wait()
     for number, path in enumerate(walk.blocks):
         tell(number, len(walk.blocks), path)
-        if treatment and not progress.has(number):
+        if treatment and number not in done:
             walk.reach(path)
             block = walk.opened.block(path)
             treated = treatment(path, block, walk.inputs(path), walk.examples[path])
             like = walk.opened.model.get_submodule(path)
-            progress.keep(number, replace(treated, block=_in_dtypes(treated.block, like)))
+            if ranks.first:
+                progress.keep(number, replace(treated, block=_in_dtypes(treated.block, like)))
+            ranks.wait()
             del block, treated
             gc.collect()  # networks refer to themselves, and a block is large
         block = walk.opened.block(path, float32=False) if path else walk.opened.model
@@ -309,39 +347,3 @@ def _in_dtypes(block: nn.Module, like: nn.Module) -> nn.Module:
             if buffer is not None:
                 module._buffers[leaf] = buffer.to(dtypes[name])
     return block
-
-
-def _told(
-    found: PrunedFolder,
-    source: Mapped,
-    opened: Mapped,
-    blocks: Mapping[str, Treated],
-    written: Written,
-    off: float | None,
-) -> PrunedFolder:
-    """Return the result of a walk over blocks."""
-    whole, before = (sum(p.numel() for p in one.model.parameters()) for one in (source, opened))
-    lost = sum(
-        sum(p.numel() for p in opened.model.get_submodule(path).parameters())
-        - sum(p.numel() for p in treated.block.parameters())
-        for path, treated in blocks.items()
-    )
-    errors = [error for treated in blocks.values() for error in treated.errors]
-    notes = dict.fromkeys(note for treated in blocks.values() for note in treated.notes)
-    return replace(
-        found,
-        kept={**found.kept, **{n: pair for treated in blocks.values() for n, pair in treated.kept.items()}},
-        units={f"{path}: {n}": pair for path, treated in blocks.items() for n, pair in treated.units.items()},
-        notes=(*found.notes, *notes),
-        parameters=(whole, before - lost),
-        opened_by=written.auto,
-        remote_code=written.remote_code,
-        changed={**_fewer(source, opened), **{s.name: (s.old, s.new) for s in written.changed}},
-        max_error=max([*errors, *([] if off is None else [off])], default=None),
-    )
-
-
-def _fewer(source: Mapped, opened: Mapped) -> dict[str, tuple[Any, Any]]:
-    """Return what the configuration of a network with fewer blocks says otherwise, but for lists."""
-    before, after = source.model.config.to_dict(), opened.model.config.to_dict()
-    return {n: (v, after[n]) for n, v in before.items() if type(v) is int and after.get(n) != v}

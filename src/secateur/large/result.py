@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from secateur.large.mapped import Mapped
+from secateur.large.treatment import Treated
+from secateur.large.writing import Written
 from secateur.text import table
 
 
@@ -76,3 +79,40 @@ class PrunedFolder:
             return 0.0
         left, whole = (sum(column) for column in zip(*self.kept.values(), strict=True))
         return 1 - left / whole
+
+
+def told_of(
+    found: PrunedFolder,
+    source: Mapped,
+    opened: Mapped,
+    blocks: Mapping[str, Treated],
+    written: Written | None,
+    off: float | None,
+) -> PrunedFolder:
+    """Return the result of a walk over blocks; what was ``written`` the first rank knows."""
+    whole, before = (sum(p.numel() for p in one.model.parameters()) for one in (source, opened))
+    lost = sum(
+        sum(p.numel() for p in opened.model.get_submodule(path).parameters())
+        - sum(p.numel() for p in treated.block.parameters())
+        for path, treated in blocks.items()
+    )
+    errors = [error for treated in blocks.values() for error in treated.errors]
+    notes = dict.fromkeys(note for treated in blocks.values() for note in treated.notes)
+    return replace(
+        found,
+        kept={**found.kept, **{n: pair for treated in blocks.values() for n, pair in treated.kept.items()}},
+        units={f"{path}: {n}": pair for path, treated in blocks.items() for n, pair in treated.units.items()},
+        notes=(*found.notes, *notes),
+        parameters=(whole, before - lost),
+        opened_by=written.auto if written else "",
+        remote_code=written is not None and written.remote_code,
+        changed=_fewer(source, opened)
+        | {s.name: (s.old, s.new) for s in (written.changed if written else ())},
+        max_error=max([*errors, *([] if off is None else [off])], default=None),
+    )
+
+
+def _fewer(source: Mapped, opened: Mapped) -> dict[str, tuple[Any, Any]]:
+    """Return what the configuration of a network with fewer blocks says otherwise, but for lists."""
+    before, after = source.model.config.to_dict(), opened.model.config.to_dict()
+    return {n: (v, after[n]) for n, v in before.items() if type(v) is int and after.get(n) != v}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from secateur.errors import DataError, MissingExtraError, ModelError
 from secateur.factories import need
+from secateur.large.ranks import Ranks
 from secateur.numeric import is_whole
 from secateur.pretrained.inputs import inputs_of
 from secateur.text import first_line
@@ -120,13 +121,22 @@ def calls_on(
     length: int,
     seed: int,
     remote_code: bool = False,
+    ranks: Ranks,
 ) -> tuple[Batches, dict[str, Any]]:
-    """Return the batches of a text that the model is shown, and a short example of such a call."""
+    """Return the batches of a text that the model is shown on this rank, and a short example of such a call,
+    the same on all."""
     if isinstance(text, (str, Path, Tensor)):
         tokens = tokens_of(text, folder, remote_code=remote_code)
-        batches = batches_of(model, drawn(tokens, sequences, context_of(model, length), seed))
-        return batches, inputs_of(model)
+        chosen = drawn(tokens, sequences, context_of(model, length), seed)
+        _check_enough(len(chosen), ranks, "sequences")
+        return batches_of(model, chosen[ranks.rank :: ranks.number]), inputs_of(model)
     batches = [dict(batch) for batch in text] if isinstance(text, Sequence) else []
     if not batches:
         raise DataError("text is the name of a file, a tensor of tokens, or a list of arguments by name")
-    return batches, batches[0]
+    _check_enough(len(batches), ranks, "batches")
+    return batches[ranks.rank :: ranks.number], batches[0]
+
+
+def _check_enough(number: int, ranks: Ranks, what: str) -> None:
+    if number < ranks.number:
+        raise DataError(f"the text has {number} {what} for {ranks.number} processes; each reads at least one")
