@@ -40,7 +40,7 @@ threading.Thread(target=watch, daemon=True).start()
 time.sleep(0.2)
 before, start = most, time.perf_counter()
 budget = sc.Global(0.5) if sys.argv[3] == "global" else sc.Uniform(0.5)
-done = sc.prune_folder(sys.argv[1], sys.argv[2], budget, exclude="lm_head*")
+done = sc.prune_folder(sys.argv[1], sys.argv[2], sc.Magnitude(), budget, exclude="lm_head*")
 print(time.perf_counter() - start, (most - before) / 1024, done.sparsity)
 """
 

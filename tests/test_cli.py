@@ -36,7 +36,7 @@ def secateur_command(*arguments, cwd="."):
 
 def test_the_main_job(tmp_path):
     """What a stranger does first: run a recipe, read the table, open the report."""
-    command = [sys.executable, "-m", "secateur.cli", "run", "quickstart", "--seeds", "0"]
+    command = [sys.executable, "-m", "secateur", "run", "quickstart", "--seeds", "0"]
     command += ["--set", "train.epochs=4", "--out", str(tmp_path / "qs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -108,6 +108,7 @@ def recalibrated(net: nn.Module, folder: Path) -> None:
 def taught(net: nn.Module, folder: Path) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     sc.distill(net, copied(net), DATA)
+    sc.distill(net, copied(net), DATA, rank=2)
     net.load_state_dict(before)  # what it is for
 
 
@@ -134,6 +135,18 @@ def refused_as_none_of_transformers(net: nn.Module, folder: Path) -> None:
 def without_experts(net: nn.Module, folder: Path) -> None:
     with pytest.raises(ModelError, match="no mixture"):
         sc.remove_experts(net, X, {"keep": [0]})
+
+
+def scored_experts(net: nn.Module, folder: Path) -> None:
+    with pytest.raises(ModelError, match="no mixture"):
+        sc.score_experts(net, DATA)
+
+
+def shallower(net: nn.Module, folder: Path) -> None:
+    with pytest.raises(ModelError, match="no chain of blocks"):
+        sc.block_influence(net, DATA)
+    with pytest.raises(ModelError, match="no block"):
+        sc.drop_blocks(net, X, ["b"])
 
 
 def unpacked(net: nn.Module, folder: Path) -> None:
@@ -191,6 +204,9 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
     "compact as a graph": lambda net, folder: sc.compact(net, X, form="graph"),
     "find_experts": lambda net, folder: sc.find_experts(net, X),
     "remove_experts": without_experts,
+    "score_experts": scored_experts,
+    "block_influence": shallower,
+    "drop_blocks": shallower,
     "save": saved,
     "save_pretrained": refused_as_none_of_transformers,
     "pack": lambda net, folder: sc.pack(net, folder / "net.secateur"),
@@ -205,6 +221,7 @@ READS: dict[str, Callable[[nn.Module, Path], Any]] = {
 WRITES: dict[str, Callable[[nn.Module, Path], Any]] = {
     "prune": pruning(sc.Magnitude()),
     "prune: Wanda": pruning(sc.Wanda()),
+    "prune: Wanda in running order": pruning(sc.Wanda(sequential=True)),
     "prune: Taylor": pruning(sc.Taylor(), loss=True),
     "prune: Fisher": pruning(sc.Fisher(), loss=True),
     "prune: ActivationNorm": pruning(sc.ActivationNorm(), structure=True),

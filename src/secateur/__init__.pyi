@@ -73,10 +73,16 @@ from secateur.pretrained.writing import save_pretrained as save_pretrained
 from secateur.pretrained.writing import WrittenFolder as WrittenFolder
 from secateur.pretrained.opening import from_pretrained as from_pretrained
 from secateur.large.pruning import prune_folder as prune_folder
-from secateur.large.pruning import PrunedFolder as PrunedFolder
+from secateur.large.result import PrunedFolder as PrunedFolder
+from secateur.large.evaluating import evaluate_folder as evaluate_folder
+from secateur.large.evaluating import EvaluatedFolder as EvaluatedFolder
 
 # Methods that search and train
 from secateur.methods.constraints import prune_to as prune_to
+from secateur.methods.expert_scores import score_experts as score_experts
+from secateur.methods.expert_scores import weakest_experts as weakest_experts
+from secateur.methods.depth import block_influence as block_influence
+from secateur.methods.depth import drop_blocks as drop_blocks
 from secateur.methods.reconstruction import reconstruct as reconstruct
 from secateur.methods.reconstruction import Refit as Refit
 from secateur.methods.recalibration import recalibrate as recalibrate

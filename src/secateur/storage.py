@@ -282,13 +282,12 @@ def save_tensors(
         text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
     except (TypeError, ValueError) as error:
         raise StorageError(f"{path}: the metadata cannot be written as JSON: {error}") from error
-    order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
-    wholes = (whole(tensors[name]).detach().cpu().contiguous() for name in order)
+    wholes = (whole(tensors[name]).detach().cpu().contiguous() for name in _in_file(tensors))
     wrong: WriteError | None = None
     if first_of(tensors.values()):
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
-                _write_safetensors(file, {n: tensors[n] for n in order}, dict(sorted(text.items())), wholes)
+                write_safetensors(file, tensors, dict(sorted(text.items())), wholes)
         except WriteError as error:
             wrong = error
     deque(wholes, maxlen=0)  # for the one that writes, or in its place where it cannot any more
@@ -296,23 +295,34 @@ def save_tensors(
         raise wrong or WriteError(f"{path}: cannot be written by the first of the processes")
 
 
-def _write_safetensors(
-    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], wholes: Iterable[Tensor]
+def _in_file(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors in the order of a file."""
+    return sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
+
+
+def write_safetensors(
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    wholes: Iterable[Tensor] | None = None,
 ) -> None:
     """Write what safetensors' own ``save_file`` writes, but for the order of the metadata, which there is
-    another one in every process, and into the file that is given, not one of a name of its own. ``wholes``:
-    the tensors again, in this order, those that were sharded whole."""
+    another one in every process, and into the file that is given, not one of a name of its own.
+
+    ``wholes``: the tensors one after the other, in the order of the file, where ``tensors`` are sharded.
+    """
+    order = _in_file(tensors)
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for name, tensor in tensors.items():
-        start = end
+    for name in order:
+        tensor, start = tensors[name], end
         end += tensor.numel() * tensor.element_size()
         dtype = DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in wholes:
+    for tensor in (tensors[name] for name in order) if wholes is None else wholes:
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         del tensor  # before the next one is gathered
 

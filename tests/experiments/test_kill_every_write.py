@@ -54,6 +54,8 @@ STEPS = {
     "l0": "  - l0: {penalty: 0.1, train: {epochs: 1}}\n",
     "variational_dropout": "  - variational_dropout: {start: -4, train: {epochs: 1}}\n",
     "low_rank": "  - low_rank: {share: 0.5}\n",
+    "sparsegpt": "  - sparsegpt: {budget: {name: uniform, sparsity: 0.5}, calibration: 50}\n",
+    "recover": ZEROS + "  - recover: {examples: 64, rank: 2}\n",
     "group_lasso": "  - group_lasso: {penalty: 0.5, train: {epochs: 1, optimizer: sgd, lr: 0.05}}\n",
     "grow_penalty": UNITS.replace("prune", "grow_penalty").replace("}}", "}, stages: 2, train: {epochs: 1}}"),
     "regrow": "  - regrow: {budget: {name: erk, sparsity: 0.5}, stages: 2, calibration: 100,"

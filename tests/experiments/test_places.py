@@ -41,7 +41,7 @@ def recipe(tmp_path):
 def command(*arguments, cwd, **environment):
     """Run `secateur run` as a user does, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "secateur.cli", "run", *map(str, arguments)],
+        [sys.executable, "-m", "secateur", "run", *map(str, arguments)],
         cwd=cwd,
         env=os.environ | environment,
         capture_output=True,

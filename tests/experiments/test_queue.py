@@ -32,7 +32,7 @@ TWELVE = TINY.replace("[0.5, 0.8]", "[0.3, 0.5, 0.7, 0.8, 0.9, 0.95]")
 
 
 def command(recipe: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "secateur.cli", "run", str(recipe), "--out", str(out), "--quiet", *options]
+    return [sys.executable, "-m", "secateur", "run", str(recipe), "--out", str(out), "--quiet", *options]
 
 
 @pytest.fixture(scope="module")

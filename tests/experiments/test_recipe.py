@@ -5,7 +5,7 @@ from recipes import RECIPE
 from secateur.experiments.choices import choices, make, spelled
 from secateur.experiments.recipe import load_recipe, packaged_recipes
 from secateur.experiments.trial import trial_id
-from secateur.pruning.budgets import ERK, Global, PerLayer, Std
+from secateur.pruning.budgets import ERK, Global, PerLayer, Std, Uniform
 from secateur.training.settings import Training
 
 
@@ -91,6 +91,7 @@ def test_names_in_recipes():
     assert choices("budget")["per_layer"] == "PerLayer"
     assert make("budget", {"name": "std", "sensitivity": "1e-1"}) == Std(0.1)
     assert make("budget", {"name": "global", "sparsity": 0.9}) == Global(0.9)
+    assert make("budget", {"name": "uniform", "sparsity": 0.5, "per": "row"}) == Uniform(0.5, per="row")
     assert make("budget", {"name": "per_layer", "sparsity": {"fc1": 0.5}}) == PerLayer({"fc1": 0.5})
     assert make("budget", {"name": "erk", "sparsity": 0.5}) == ERK(0.5)
 

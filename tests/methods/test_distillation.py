@@ -105,6 +105,98 @@ def test_an_error_leaves_the_network_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(before.values(), small.state_dict().values(), strict=True))
 
 
+def test_the_network_as_a_whole_is_a_feature():
+    small = smaller()
+    found = sc.distill(small, dense(), BATCHES, outputs=0, features=[""], epochs=20, optimizer=adam)
+    assert found.losses[""][-1] < found.losses[""][0] / 3
+    assert repr(found).startswith("the network: ")
+    with torch.no_grad():
+        left = (small(X) - dense()(X)).square().sum() / dense()(X).square().sum()
+    assert left < found.losses[""][0]
+
+
+def test_low_rank_adapters_keep_the_mask_and_are_merged():
+    pruned = dense()
+    masks = sc.prune(pruned, sc.Magnitude(), sc.Uniform(0.5, per="row"))
+    before = copy.deepcopy(pruned)
+    found = sc.distill(
+        pruned, dense(), BATCHES, outputs=0, features=[""], epochs=20, optimizer=adam, masks=masks, rank=2
+    )
+    assert found.losses[""][-1] < found.losses[""][0] / 2
+    masks.check()
+    assert pruned.state_dict().keys() == before.state_dict().keys()
+    assert all(type(layer) is type(old) for layer, old in zip(pruned, before, strict=True))
+    moved = pruned[2].weight - before[2].weight
+    assert bool(moved.any())
+    assert not torch.equal(pruned[2].bias, before[2].bias)
+    assert all(p.requires_grad for p in pruned.parameters())
+
+
+def test_what_an_adapter_adds_is_of_low_rank():
+    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4))
+    before = net[0].weight.detach().clone()
+    sc.distill(net, smaller(), BATCHES, epochs=5, optimizer=adam, rank=3)
+    assert torch.linalg.matrix_rank(net[0].weight.detach() - before, atol=1e-5) == 3
+
+
+class Tied(nn.Module):
+    """A head that shares its weight with the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.inner(self.embed(x)).relu())
+
+
+def test_a_tied_weight_has_no_adapter():
+    net, teacher, data = Tied(), Tied(), [torch.randint(0, 9, (16, 4))]
+    before = copy.deepcopy(net)
+    sc.distill(net, teacher, data, outputs=0, features=[""], optimizer=adam, rank=2)
+    assert torch.equal(net.embed.weight, before.embed.weight)
+    assert net.head.weight is net.embed.weight
+    assert not torch.equal(net.inner.weight, before.inner.weight)
+    with pytest.raises(ModelError, match="rank adapts the weights of Linear layers, and trains none"):
+        sc.distill(nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), [torch.rand(2, 4, 5)], rank=2)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_a_block_of_transformers_is_taught_alone(kind, rank):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "Llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        whole = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **sizes))
+        block = whole.model.layers[0]
+    else:
+        config = transformers.GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+        whole = transformers.GPT2LMHeadModel(config)
+        block = whole.transformer.h[0]
+    data = []
+
+    def note(_, args, kwargs):
+        data.append({"hidden_states": args[0], **kwargs} if args else kwargs)
+
+    hook = block.register_forward_pre_hook(note, with_kwargs=True)
+    with torch.no_grad():
+        for _ in range(4):
+            whole(torch.randint(0, 16, (4, 8)), use_cache=False)
+    hook.remove()
+    for batch in data:
+        batch.pop("past_key_values", None)
+    pruned = copy.deepcopy(block)
+    masks = sc.prune(pruned, sc.Magnitude(), sc.Uniform(0.5, per="row"))
+    found = sc.distill(
+        pruned, block, data, outputs=0, features=[""], epochs=15, optimizer=adam, masks=masks, rank=rank
+    )
+    assert found.losses[""][-1] < found.losses[""][0] / 2
+    masks.check()
+    assert sc.sparsity(pruned) == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "error", "wrong"),
     [
@@ -114,6 +206,7 @@ def test_an_error_leaves_the_network_as_it_was():
         ({"outputs": 0}, CriterionError, "nothing is taught"),
         ({"outputs": -1}, CriterionError, "outputs is -1; it is a weight from 0"),
         ({"temperature": 0}, CriterionError, "temperature is 0; it is a positive number"),
+        ({"rank": 0}, CriterionError, "rank is 0; it counts from 1"),
         ({"epochs": 0}, CriterionError, "epochs is 0; it counts from 1"),
         ({"labels": 1.0}, CriterionError, "the batches have no labels"),
     ],

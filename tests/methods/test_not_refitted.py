@@ -20,7 +20,8 @@ from secateur.errors import (
     SecateurError,
     TargetError,
 )
-from secateur.methods import reconstruction, replay
+from secateur.graph import replay
+from secateur.methods import reconstruction
 from secateur.methods.reconstruction import reconstruct
 
 # -- what cannot be refitted ---------------------------------------------------------------------

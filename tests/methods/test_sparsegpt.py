@@ -191,3 +191,8 @@ def test_bad_input_is_one_error_and_changes_nothing(change, error, message):
     with pytest.raises(error, match=message):
         sc.sparsegpt(net, given.pop("budget"), given.pop("data"), **given)
     assert torch.equal(net.weight, before)
+
+
+def test_a_share_of_each_row_is_refused():
+    with pytest.raises(BudgetError, match=r"compares all rows of a layer; Uniform\(0\.5\) is right"):
+        sc.sparsegpt(nn.Linear(8, 4), sc.Uniform(0.5, per="row"), [torch.randn(16, 8)])

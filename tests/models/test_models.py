@@ -20,6 +20,7 @@ PARAMETERS = {
     "unet": (30_011, (3, 32, 32)),
     "llama": (918_656, (7,)),
     "gpt2": (842_496, (7,)),
+    "mixtral": (2_692_224, (7,)),
 }
 SHAPES = {
     "tabular-256": (2, 1),
@@ -28,6 +29,7 @@ SHAPES = {
     "unet": (2, 11, 32, 32),
     "llama": (2, 7, 256),
     "gpt2": (2, 7, 256),
+    "mixtral": (2, 7, 256),
 }
 
 
@@ -40,7 +42,7 @@ def test_networks_have_the_sources_sizes(name):
     parameters, shape = PARAMETERS[name]
     model = build_model(name).eval()
     assert sum(p.numel() for p in model.parameters()) == parameters
-    tokens = name in ("llama", "gpt2")
+    tokens = name in ("llama", "gpt2", "mixtral")
     outputs = model(torch.zeros(2, *shape, dtype=torch.int64 if tokens else torch.float32))
     assert getattr(outputs, "logits", outputs).shape == SHAPES.get(name, (2, 10))
 
@@ -137,6 +139,7 @@ OPTIONS = {
     "unet": {"classes": 11, "channels": 3, "width": 8, "depth": 2},
     "llama": {"vocabulary": 66, "context": 64, "width": 64, "layers": 2, "heads": 4, "ffn": 96},
     "gpt2": {"vocabulary": 66, "context": 64, "width": 64, "layers": 2, "heads": 4, "ffn": 96},
+    "mixtral": {"vocabulary": 66, "width": 64, "layers": 2, "heads": 4, "ffn": 96, "experts": 4, "chosen": 2},
 }
 
 

@@ -54,6 +54,7 @@ BY_WEIGHTS = {
     "Global": (sc.Magnitude(), sc.Global(0.55), {}),
     "Global, min_kept": (sc.Magnitude(), sc.Global(0.9, min_kept=3), {}),
     "Uniform": (sc.Magnitude(), sc.Uniform(0.37), {}),
+    "Uniform per row": (sc.Magnitude(), sc.Uniform(0.4, per="row"), {}),
     "PerLayer": (sc.Magnitude(), sc.PerLayer({"first": 0.2, "last": 0.5}), {}),
     "Random": (sc.Random(7), sc.Global(0.5), {}),
     "ERK": (sc.Random(1), sc.ERK(0.6), {}),
@@ -244,6 +245,10 @@ def refused(rank: int, number: int, folder: Path) -> dict[str, str]:
             lambda net: sc.prune(net, sc.Wanda(), half, data=[torch.ones(2, 8 + (rank == 1))]), fsdp(Net())
         ),
         "no room": said(lambda net: prune_without_room(net, rank), fsdp(Net())),
+        "in running order": said(
+            lambda net: sc.prune(net, sc.Wanda(sequential=True), sc.Uniform(0.5), data=batches(range(2))),
+            fsdp(Net()),
+        ),
         "units": said(lambda net: sc.prune(net, sc.L2Norm(), half, structure=structure), fsdp(traced)),
         "sparsegpt": said(lambda net: sc.sparsegpt(net, sc.Uniform(0.5), [torch.ones(2, 8)]), fsdp(Net())),
         "trace": said(lambda net: sc.trace(net, torch.ones(2, 8)), fsdp(Net())),

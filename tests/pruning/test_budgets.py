@@ -10,9 +10,10 @@ import torch
 from counted import counts, of, pruned, random, shapes, shares
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import secateur as sc
-from secateur.errors import BudgetError
+from secateur.errors import BudgetError, MaskError
 from secateur.pruning import budgets
 
 # -- counts --------------------------------------------------------------------------------------
@@ -50,6 +51,62 @@ def test_uniform_takes_the_lowest_of_each_layer():
         [[False, True, False, True]],
         [[True, False]],
     ]
+
+
+@given(shares, shapes)
+def test_uniform_per_row_takes_round_of_every_row(share, sizes):
+    weights = random(sizes)
+    for gone, weight in zip(pruned(sc.Uniform(share, per="row"), weights), weights, strict=True):
+        number = round(share * weight.shape[1])
+        assert (gone.sum(1) == number).all()
+        lowest = weight.abs().argsort(1)[:, :number]
+        assert torch.equal(gone, torch.zeros_like(gone).scatter_(1, lowest, True))
+
+
+def test_uniform_per_row_rounds_half_to_even():
+    assert counts(sc.Uniform(0.5, per="row"), [torch.rand(3, 5), torch.rand(2, 7)]) == [6, 8]  # 2.5 and 3.5
+
+
+@pytest.mark.parametrize(
+    ("layer", "outputs"),
+    [
+        (nn.Linear(8, 5), 0),
+        (nn.Conv2d(8, 3, 3), 0),
+        (nn.Conv1d(16, 4, 3, groups=2), 0),
+        (nn.ConvTranspose2d(8, 3, 2), 1),
+    ],
+)
+def test_uniform_per_row_takes_as_many_of_each_output(layer, outputs):
+    before = layer.weight.detach().clone()
+    masks = sc.prune(layer, sc.Magnitude(), sc.Uniform(0.25, per="row"))
+    rows = masks["weight"].movedim(outputs, 0).flatten(1)
+    assert (rows.sum(1) == rows.shape[1] - round(0.25 * rows.shape[1])).all()
+    assert masks.requested == {"weight": 0.25}
+    assert torch.equal(layer.weight, before * masks["weight"])
+
+
+def test_uniform_per_row_goes_on_from_earlier_masks():
+    layer = nn.Linear(10, 4)
+    first = sc.prune(layer, sc.Magnitude(), sc.Uniform(0.3, per="row"))
+    second = sc.prune(layer, sc.Magnitude(), sc.Uniform(0.6, per="row"), masks=first)
+    assert second["weight"].sum(1).tolist() == [4] * 4
+    assert not (second["weight"] & ~first["weight"]).any()
+    with pytest.raises(MaskError, match="6 weights of one output are masked already and the budget takes 3"):
+        sc.prune(layer, sc.Magnitude(), sc.Uniform(0.3, per="row"), masks=second)
+
+
+def test_uniform_per_row_leaves_what_has_no_rows():
+    net = nn.Sequential(nn.Linear(4, 4))
+    masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.5, per="row"), include=["0.weight", "0.bias"])
+    assert masks.notes == ("not pruned: 0.bias (no rows of weights)",)
+    assert masks["0.bias"].all()
+
+
+def test_uniform_per_row_along_a_schedule():
+    layer = nn.Linear(10, 4)
+    for _masks in sc.gradually(layer, sc.Magnitude(), sc.Uniform(0.8, per="row"), sc.Iterative(3)):
+        pass
+    assert (layer.weight != 0).sum(1).tolist() == [2] * 4
 
 
 def test_global_takes_the_lowest_of_all_layers():

@@ -33,6 +33,18 @@ REFUSED = [
         "single weights, not on blocks",
     ),
     ((sc.Taylor(), sc.NM(2, 4)), {"granularity": sc.Block(2, 2)}, BudgetError, "NM counts single weights"),
+    (
+        (sc.Taylor(), sc.Uniform(0.5, per="row")),
+        {"granularity": sc.Block(2, 2)},
+        BudgetError,
+        "Uniform per row counts single weights",
+    ),
+    (
+        (sc.L2Norm(), sc.Uniform(0.5, per="row")),
+        {"units": True},
+        BudgetError,
+        "Uniform per row does not go with whole units",
+    ),
     (ANY, {"shrinkage": sc.Soft}, BudgetError, "shrinkage is <class .* it is an instance, like Soft"),
 ]
 FINE = [

@@ -33,6 +33,8 @@ def test_a_value_is_finite_from_0(value):
 
 
 def test_other_settings():
+    with pytest.raises(BudgetError, match="per is 'column'; it is 'layer' or 'row'"):
+        sc.Uniform(0.5, per="column")
     with pytest.raises(BudgetError, match="min_kept is -1; it counts entries, from 0"):
         sc.Global(0.5, min_kept=-1)
     for keep, of_ in [(0, 4), (5, 4), (-1, 2)]:
@@ -41,8 +43,9 @@ def test_other_settings():
 
 
 BUDGETS = [
-    sc.Uniform(0.5), sc.Global(0.5), sc.Global(0.5, min_kept=1), sc.ERK(0.5), sc.LAMP(0.5), sc.NM(2, 4),
-    sc.PerLayer({"*": 0.5}), sc.Std(1.0), sc.Std(1.0, living=True), sc.Threshold(0.1),
+    sc.Uniform(0.5), sc.Uniform(0.5, per="row"), sc.Global(0.5), sc.Global(0.5, min_kept=1), sc.ERK(0.5),
+    sc.LAMP(0.5), sc.NM(2, 4), sc.PerLayer({"*": 0.5}), sc.Std(1.0), sc.Std(1.0, living=True),
+    sc.Threshold(0.1),
 ]  # fmt: skip
 
 

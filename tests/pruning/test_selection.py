@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import BudgetError, NonFiniteError
+from secateur.errors import BudgetError, MaskError, NonFiniteError
 from secateur.pruning import selection
-from secateur.pruning.selection import Cut, PatternCut, Scores, apportion, count_below, cut_globally
+from secateur.pruning.selection import Cut, PatternCut, RowCut, Scores, apportion, count_below, cut_globally
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -235,6 +235,38 @@ def test_pattern_cut_breaks_ties_by_hash_in_each_group():
     assert 0.4 < pruned[:, ::2].float().mean() < 0.6
 
 
+def test_row_cut_takes_as_many_of_each_output():
+    values = torch.tensor([[1.0, 4.0, 2.0, 3.0], [40.0, 10.0, 30.0, 20.0]])
+    wanted = [[True, False, True, False], [False, True, False, True]]
+    assert RowCut(2, 1).pruned(scores(values)).tolist() == wanted
+    assert RowCut(2, 0).pruned(scores(values.T)).T.tolist() == wanted
+    kernels = values.view(2, 2, 2).transpose(0, 1)  # (inputs, outputs, positions) of a transposed layer
+    assert RowCut(2, 0).pruned(scores(kernels)).transpose(0, 1).reshape(2, 4).tolist() == wanted
+    assert not RowCut(0, 1).pruned(scores(values)).any()
+    assert RowCut(4, 1).pruned(scores(values)).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_row_cut_breaks_ties_by_hash_whatever_the_chunks(dtype, dim):
+    values = torch.randint(0, 3, (40, 40), generator=torch.Generator().manual_seed(0)).to(dtype)
+    pruned = RowCut(13, dim).pruned(scores(values))
+    assert (pruned.sum(dim) == 13).all() if dim == 0 else (pruned.sum(1) == 13).all()
+    with patch.object(selection, "CHUNK", 80):
+        assert torch.equal(RowCut(13, dim).pruned(scores(values)), pruned)
+    ones = RowCut(1, dim).pruned(scores(torch.ones(200, 2).T if dim == 0 else torch.ones(200, 2)))
+    assert 0.4 < ones.float().argmax(dim).float().mean() < 0.6
+
+
+def test_row_cut_takes_what_is_masked_first():
+    masked = torch.tensor([[False, True, False, False], [True, True, False, False]])
+    values = torch.tensor([[1.0, torch.nan, 2.0, 3.0], [9.0, 9.0, 1.0, 2.0]])
+    one = Scores("w", (2, 4), values.__getitem__, masked)
+    assert RowCut(2, 1).pruned(one).tolist() == [[True, True, False, False], [True, True, False, False]]
+    with pytest.raises(MaskError, match=r"^w: 2 weights of one output are masked already .* takes 1 of each"):
+        RowCut(1, 1).pruned(one)
+
+
 def test_non_contiguous_scores():
     values = torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last)
     (pruned,) = doomed_of([values], 100)
@@ -254,6 +286,8 @@ def test_non_finite_scores_are_refused_by_name(dtype, bad):
         Cut(0.1).pruned(scores(rotten, "rotten"))
     with pytest.raises(NonFiniteError, match=r"^rotten: "):
         PatternCut(1, 3, 1).pruned(scores(rotten, "rotten"))
+    with pytest.raises(NonFiniteError, match=r"^rotten: "):
+        RowCut(1, 1).pruned(scores(rotten, "rotten"))
 
 
 def test_non_finite_scores_that_are_masked_are_not_looked_at():

@@ -100,6 +100,7 @@ ON_ALL = {
     "alone": "TargetError: first.weight: sharded over processes, and those that prune together hold",
     "other budgets": "MaskError: rank 1 would not prune as rank 0 does",
     "no room": "ModelError: the whole of Net does not fit on each of the processes that hold it",
+    "in running order": "TargetError: Wanda in running order reads whole parameters",
     "units": "TargetError: structure= reads whole parameters",
     "sparsegpt": "ModelError: FSDPNet is sharded over processes, and this works on a whole copy",
     "trace": "ModelError: FSDPNet is sharded over processes, and this works on a whole copy",

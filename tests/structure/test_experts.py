@@ -97,8 +97,9 @@ def test_half_of_the_experts_go(kind, way):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     small, proof = sc.remove_experts(model, inputs, gone)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert proof.max_error < 1e-9
-    assert proof.max_error_randomised < 1e-9
+    bound = 1e-9 if proof.dtype == "float64" else 1e-6  # grouped products have no float64
+    assert proof.max_error < bound
+    assert proof.max_error_randomised < bound
     for path, experts in gone.items():
         left = found[path].experts - len(experts)
         assert small.get_submodule(path).experts.down_proj.shape[0] == left

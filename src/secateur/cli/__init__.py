@@ -16,7 +16,7 @@ try:
 except ImportError as error:  # the core without the extra: the console script still exists
     raise SystemExit(f"error: {MissingExtraError('typer', 'lab')}") from error
 
-from secateur.cli import checkpoints
+from secateur.cli import checkpoints, folders
 from secateur.cli.options import console, integers, yaml_of
 
 app = typer.Typer(
@@ -188,6 +188,8 @@ for command in (
     checkpoints.prune,
     checkpoints.shrink,
     checkpoints.deploy,
+    folders.prune_folder,
+    folders.evaluate,
 ):
     app.command()(command)
 

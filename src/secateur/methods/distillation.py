@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 from secateur.copying import copied, fresh
 from secateur.errors import CriterionError, ModelError, NonFiniteError, SecateurWarning
 from secateur.graph.names import unwrapped
+from secateur.methods.adapters import adapted
 from secateur.numeric import is_real, is_whole
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.masks import Masks
@@ -46,7 +47,8 @@ class Distilled:
     losses: dict[str, tuple[float, ...]]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name}: {' -> '.join(f'{v:.3g}' for v in of)}" for name, of in self.losses.items())
+        named = {name or "the network": of for name, of in self.losses.items()}
+        return "\n".join(f"{name}: {' -> '.join(f'{v:.3g}' for v in of)}" for name, of in named.items())
 
 
 def distill(
@@ -63,11 +65,16 @@ def distill(
     epochs: int = 1,
     optimizer: MakeOptimizer | None = None,
     masks: Masks | None = None,
+    rank: int | None = None,
 ) -> Distilled:
     """Train ``model`` in place towards what ``teacher``, such as the dense network, gives on the same inputs.
 
     No labels are needed, and an error leaves the model as it was: a copy is trained. Features whose channels
-    differ in number are compared through a linear map that is trained along and thrown away.
+    differ in number are compared through a linear map that is trained along and thrown away. One block of a
+    network is taught alone by ``outputs=0, features=[""]``: what it gives, on the inputs of the block.
+
+    With a ``rank`` each Linear weight W becomes (W + B A) * mask, of which B and A are trained, with biases
+    and norms, and merged at the end: few numbers to train, and as sparse as before.
 
     Args:
         model: the network, pruned or already smaller.
@@ -75,7 +82,8 @@ def distill(
         data: batches of inputs or (inputs, labels) that can be read ``epochs`` times.
         outputs: the weight of the outputs' divergence; 0 leaves them out.
         labels: the weight of the task's own loss on the labels; 0 needs none.
-        features: paths of modules whose outputs are matched too, each with weight 1.
+        features: paths of modules whose outputs are matched too, each with weight 1; "" is the network, its
+            ``logits`` or first tensor.
         layer_by_layer: each of ``features`` is trained alone, one after the other, on what the trained ones
             before it give; outputs and labels play no part.
         temperature: of the outputs' divergence (Hinton et al. 2015).
@@ -83,6 +91,8 @@ def distill(
         epochs: how often the data are read; layer by layer, for each of them.
         optimizer: makes an optimizer of parameters; default AdamW with a learning rate of 1e-4.
         masks: zeros that are held meanwhile; without them those of single weights are lost, with a warning.
+        rank: of low-rank adapters that are trained instead of all weights; weights used twice (a tied head)
+            have none.
 
     Returns:
         The losses.
@@ -94,7 +104,8 @@ def distill(
         NonFiniteError: where a loss stops being a number.
 
     Source:
-        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; Romero et al., "FitNets", 2015.
+        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; Romero et al., "FitNets", 2015;
+        adapters that keep the mask: Zimmer et al., "PERP", 2023.
 
     Example:
         >>> import torch, secateur as sc
@@ -107,7 +118,7 @@ def distill(
         True
     """
     model, teacher = unwrapped(model), unwrapped(teacher)
-    _check(outputs, labels, temperature, epochs, features, layer_by_layer)
+    _check(outputs, labels, temperature, epochs, features, layer_by_layer, rank)
     for network in (model, teacher):
         for path in features:
             _module(network, path)
@@ -117,8 +128,9 @@ def distill(
     make = optimizer or partial(AdamW, lr=1e-4)
     work = copied(model)
     bound = None if masks is None else masks.bind(work)
-    lesson = _Lesson(work, copied(teacher).eval(), data, epochs, make, bound)
-    with as_written(), torch.enable_grad():
+    taught = nullcontext(bound) if rank is None else adapted(work, rank, bound)
+    with as_written(), torch.enable_grad(), taught as left:
+        lesson = _Lesson(work, copied(teacher).eval(), data, epochs, make, left)
         if layer_by_layer:
             losses = {path: lesson.layer(path) for path in features}
         else:
@@ -135,7 +147,13 @@ def distill(
 
 
 def _check(
-    outputs: float, labels: float, temperature: float, epochs: int, features: Sequence[str], layers: bool
+    outputs: float,
+    labels: float,
+    temperature: float,
+    epochs: int,
+    features: Sequence[str],
+    layers: bool,
+    rank: int | None,
 ) -> None:
     for name, weight in (("outputs", outputs), ("labels", labels)):
         if not is_real(weight) or weight < 0:
@@ -144,6 +162,8 @@ def _check(
         raise CriterionError(f"temperature is {temperature!r}; it is a positive number")
     if not is_whole(epochs) or epochs < 1:
         raise CriterionError(f"epochs is {epochs!r}; it counts from 1")
+    if rank is not None and (not is_whole(rank) or rank < 1):
+        raise CriterionError(f"rank is {rank!r}; it counts from 1")
     if isinstance(features, str):
         raise CriterionError(f"features is {features!r}; it is a list of paths: [{features!r}]")
     if layers and not features:
@@ -251,7 +271,7 @@ def _looking(network: nn.Module, paths: Sequence[str], *, stop: bool = False) ->
 
     def note(module: nn.Module, args: Any, output: Any, *, path: str) -> None:
         first = output[0] if isinstance(output, (tuple, list)) and output else output
-        first = getattr(first, "last_hidden_state", first)
+        first = getattr(first, "last_hidden_state", getattr(first, "logits", first))
         if not isinstance(first, Tensor):
             raise ModelError(f"{path}: puts out {shapes(output)[:200]}; a tensor first is right")
         seen[path] = first
@@ -280,7 +300,7 @@ def _difference(path: str, found: Tensor, wanted: Tensor, maps: nn.ModuleDict) -
                 "differ in one dim at most can be compared"
             )
         (dim,) = dims
-        key = path.replace(".", "/")
+        key = path.replace(".", "/") or "/"
         if key not in maps:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)

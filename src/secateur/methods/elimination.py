@@ -14,8 +14,9 @@ from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError
 from secateur.graph.names import unwrapped
 from secateur.methods.fitted_layer import FittedLayer
-from secateur.methods.reconstruction import Shown, calls_of, fitted_layer
+from secateur.methods.reconstruction import Shown, fitted_layer
 from secateur.pruning.calibration import Batches
+from secateur.pruning.layer_by_layer import calls_of
 from secateur.pruning.ranks import together
 from secateur.running import as_written
 from secateur.structure.units import Group, Structure

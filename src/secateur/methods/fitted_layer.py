@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from secateur.errors import CriterionError, NonFiniteError
 from secateur.graph.compare import difference
+from secateur.graph.replay import Seen
 from secateur.methods.recurrent import rows_read
-from secateur.methods.replay import Seen
 from secateur.pruning.ranks import Peers
 from secateur.structure.layers import LayerView
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from secateur.copying import copied, fresh
+from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError, ModelError, TargetError
 from secateur.graph.calls import Call
 from secateur.graph.capture import tensor_of
 from secateur.graph.names import canonical_modules, canonical_parameters, unwrapped
 from secateur.graph.operators import operator_of
+from secateur.graph.replay import Replay, flow_of, held
 from secateur.methods.fitted_layer import FittedLayer
-from secateur.methods.replay import Replay, flow_of, held
 from secateur.numeric import is_real
 from secateur.pruning.calibration import Batches, batches
+from secateur.pruning.layer_by_layer import calls_of
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import Peers, together
-from secateur.running import as_written, call_model, failing
+from secateur.running import as_written
 from secateur.structure.labels import Array
 from secateur.structure.layers import LayerView, layer_view
 from secateur.structure.proof import untraced
@@ -271,38 +271,3 @@ class Shown:
             if why := layer.see(here, there):
                 return why
         return ""
-
-
-class OfModule(Protocol):
-    """What is known of a layer, whose module it says."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-
-def calls_of(
-    model: nn.Module, layers: Mapping[str, OfModule], data: Batches, who: str, peers: Peers
-) -> Mapping[str, int]:
-    """Return how often each layer runs in a forward, of any rank, in the order in which they run."""
-    most: Counter[str] = Counter()
-    now: Counter[str] = Counter()
-    read = 0
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hook = partial(lambda name, *_: now.update([name]), name)
-            hooks.enter_context(layer.module.register_forward_pre_hook(hook))
-        for inputs, _ in batches(data, who, model, empty=peers.number > 1):
-            now.clear()
-            read += 1
-            with failing(model, inputs, "a batch of data="):
-                call_model(model, fresh(inputs))
-            most |= now
-            if len(most) == len(layers):
-                break
-    told = peers.gather((read, most))
-    if not any(number for number, _ in told):
-        raise CriterionError(f"{who} was given data without a single batch")
-    everywhere: Counter[str] = Counter()
-    for _, calls in told:
-        everywhere |= calls
-    return everywhere

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from secateur.copying import copied
 from secateur.errors import BudgetError, CriterionError, MaskError, NonFiniteError, TargetError
 from secateur.graph.names import canonical_parameters, unwrapped
+from secateur.graph.replay import Seen
 from secateur.methods.fitted_layer import windows
-from secateur.methods.reconstruction import calls_of
-from secateur.methods.replay import Replay, flow_of, held
 from secateur.numeric import is_real
+from secateur.pruning.batches import Batches
 from secateur.pruning.budgets import NM, Uniform
-from secateur.pruning.calibration import Batches, batches
+from secateur.pruning.layer_by_layer import LayerByLayer, calls_of
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import Peers, together
 from secateur.pruning.targets import Target, find_targets
@@ -26,7 +26,9 @@ from secateur.structure.layers import LayerView, layer_view
 
 _BLOCK = 128  # columns that one choice prunes
 _POLISH = 5  # steps towards the least squares of what is left
-_TINY = 1e-300
+_ROWS = 1024  # that take them at a time
+_TINY = 1e-35
+_SINGULAR = 1e-12  # of an input's square, what the others leave of it: float32 rounds to about its root
 _CHUNK = 2**22  # values of a layer's inputs taken to float64 at a time
 
 
@@ -88,10 +90,7 @@ def sparsegpt(
         >>> bool((net(x) - dense(x)).square().mean() < (other(x) - dense(x)).square().mean() / 2)
         True
     """
-    if not isinstance(budget, (Uniform, NM)):
-        raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
-    if not is_real(damping) or not 0 <= damping < float("inf"):
-        raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
+    check_choices(budget, damping)
     if isinstance(data, Iterator):
         raise CriterionError("sparsegpt reads data several times; pass a list of batches or a DataLoader")
     with together(model, group) as peers:
@@ -101,10 +100,10 @@ def sparsegpt(
         layers, notes = _layers(work, model, include, exclude, budget)
         with as_written():
             calls = calls_of(work, layers, data, "sparsegpt", peers)
-            show = _Shown(work, data, peers)
+            run = LayerByLayer(work, data, "sparsegpt", peers)
             for path, number in calls.items():
                 layer = layers[path]
-                for group_number, gram in enumerate(show.moments(layer, number)):
+                for group_number, gram in enumerate(_moments(layer, run.calls(path, number), peers)):
                     layer.prune(group_number, gram, budget, earlier.get(layer.name), float(damping))
         peers.compare({layers[path].name: layers[path].kept for path in calls})
     idle = sorted(layers.keys() - calls.keys())
@@ -121,6 +120,16 @@ def sparsegpt(
     requested = {layers[path].name: share for path in calls}
     overall = None if isinstance(budget, NM) else budget.sparsity
     return Masks(model, kept, requested=requested, requested_overall=overall, notes=tuple(notes))
+
+
+def check_choices(budget: Any, damping: Any) -> None:
+    """Refuse a budget that compares layers, or rows, and what is no damping."""
+    if not isinstance(budget, (Uniform, NM)):
+        raise BudgetError(f"sparsegpt takes Uniform or NM, not {budget!r}: it compares within a layer")
+    if isinstance(budget, Uniform) and budget.per != "layer":
+        raise BudgetError(f"sparsegpt compares all rows of a layer; Uniform({budget.sparsity}) is right")
+    if not is_real(damping) or not 0 <= damping < float("inf"):
+        raise BudgetError(f"damping is {damping!r}; a number from 0 is right")
 
 
 class _Layer:
@@ -213,18 +222,16 @@ def solved(
     moved so that its products change least, and what is zeroed; columns beyond those of ``masked`` are moved,
     never zeroed.
 
-    ``gram`` (inputs, inputs): the sum of x xᵀ. ``masked``: what is zero already, counts, and stays.
+    ``gram`` (inputs, inputs): the sum of x xᵀ, which is damped in place. ``masked``: what is zero already,
+    counts, and stays.
     """
     columns = masked.shape[1]
     work = weight.clone()
     diagonal = gram.diagonal()
     dead = diagonal == 0
-    gram = gram + torch.diag(dead.to(gram.dtype) + damping * diagonal.mean())
+    diagonal += dead.to(gram.dtype) + damping * diagonal.mean()
     work[:, dead] = 0.0
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        raise BudgetError(f"damping={damping:g}: inputs that depend on each other need more, like 0.01")
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    upper = _inverse_root(gram, damping)
     pattern = taken if isinstance(taken, NM) else None
     of = 1 if pattern is None else pattern.of
     step = max(1, _BLOCK // of) * of
@@ -247,17 +254,40 @@ def solved(
             part[:, j].masked_fill_(goes[:, j], 0.0)
         work[:, start:stop] = part
         work[:, stop:] -= errors @ upper[start:stop, stop:]
+    del upper
     if isinstance(taken, int) and (gone := int(pruned.sum())) > taken:
         raise MaskError(f"masks= zeroes {gone} of its weights, and the budget takes {taken}")
-    return _polished(work, weight, gram, pruned), pruned
+    _polish(work, weight, gram, pruned)
+    return work, pruned
 
 
-def _polished(work: Tensor, dense: Tensor, gram: Tensor, pruned: Tensor) -> Tensor:
-    """Return the weights that are left nearer to the least squares on their places: columns that were passed
-    could not move any more. Conjugate gradients, all rows side by side, scaled by the diagonal."""
+def _inverse_root(gram: Tensor, damping: float) -> Tensor:
+    """Return the upper triangular U with UᵀU the inverse of a matrix; of a large one few fit into memory."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed or (factor.diagonal().square() < _SINGULAR * gram.diagonal()).any():
+        raise BudgetError(f"damping={damping:g}: inputs that depend on each other need more, like 0.01")
+    inverse = torch.cholesky_inverse(factor)
+    del factor
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _polish(work: Tensor, dense: Tensor, gram: Tensor, pruned: Tensor) -> None:
+    """Bring the weights that are left nearer to the least squares on their places, in place: columns that
+    were passed could not move any more. Rows know nothing of each other, so some go at a time; float32 is as
+    exact as a few steps are."""
+    single = gram.float()
+    for rows in torch.arange(len(work), device=work.device).split(_ROWS):
+        at = slice(int(rows[0]), int(rows[-1]) + 1)
+        work[at] += _steps(work[at], dense[at], single, pruned[at]).to(work.dtype)
+
+
+def _steps(work: Tensor, dense: Tensor, gram: Tensor, pruned: Tensor) -> Tensor:
+    """Return what a few steps of conjugate gradients add, all rows side by side, scaled by the diagonal."""
+    missing = (dense - work).float()
+    work = torch.zeros_like(missing)
     free = F.pad(~pruned, (0, len(gram) - pruned.shape[1]), value=True)
     scale = gram.diagonal()
-    rest = ((dense - work) @ gram).where(free, 0.0)
+    rest = (missing @ gram).where(free, 0.0)
     ahead = rest / scale
     along, size = ahead, (rest * ahead).sum(1, keepdim=True)
     for _ in range(_POLISH):
@@ -321,25 +351,11 @@ def _unfit(target: Target, view: LayerView | None, uses: Mapping[int, int]) -> s
     return ""
 
 
-class _Shown:
-    """The batches, and the network that runs on them up to one layer after another."""
-
-    def __init__(self, network: nn.Module, data: Batches, peers: Peers) -> None:
-        self.network, self.data, self.peers = network, data, peers
-        self.held = held(self._read())
-        self.replay = Replay(network, flow_of(network, self.held[0]) if self.held else None)
-
-    def _read(self) -> Iterator[Any]:
-        empty = self.peers.number > 1
-        return (inputs for inputs, _ in batches(self.data, "sparsegpt", self.network, empty=empty))
-
-    def moments(self, layer: _Layer, number: int) -> list[Tensor]:
-        """Return by group the second moments of what a layer reads in its first ``number`` calls a batch, of
-        all ranks."""
-        total = layer.no_moments()
-        for index, batch in enumerate(self.held or self._read()):
-            for args, kwargs, _ in self.replay.calls(layer.path, number, batch, index, ended=False):
-                total = [a + b for a, b in zip(total, layer.moments(args, kwargs), strict=True)]
-        self.peers.gather(layer.path)  # a rank that failed has nothing to add
-        self.peers.add(total)
-        return total
+def _moments(layer: _Layer, calls: Iterable[Seen], peers: Peers) -> list[Tensor]:
+    """Return by group the second moments of what a layer reads in its calls, of all ranks."""
+    total = layer.no_moments()
+    for args, kwargs, _ in calls:
+        total = [a + b for a, b in zip(total, layer.moments(args, kwargs), strict=True)]
+    peers.gather(layer.path)  # a rank that failed has nothing to add
+    peers.add(total)
+    return total

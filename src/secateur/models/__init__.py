@@ -28,6 +28,7 @@ MODELS = {
     "unet": "secateur.models.unet:unet",
     "llama": "secateur.models.language:llama",
     "gpt2": "secateur.models.language:gpt2",
+    "mixtral": "secateur.models.language:mixtral",
 }
 
 

@@ -39,6 +39,48 @@ def llama(
     return kinds.LlamaForCausalLM(config)
 
 
+def mixtral(
+    vocabulary: int = 256,
+    context: int = 128,
+    width: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    ffn: int = 192,
+    experts: int = 8,
+    chosen: int = 2,
+) -> nn.Module:
+    """A small Mixtral of transformers for next tokens: a Llama whose FFNs are mixtures of ``experts``, of
+    which ``chosen`` run for each token.
+
+    ``ffn``: the gated neurons of each expert.
+    """
+    _check(
+        width, heads, vocabulary=vocabulary, context=context, layers=layers, ffn=ffn, experts=experts,
+        chosen=chosen,
+    )  # fmt: skip
+    if width // heads % 2:
+        raise ModelError(f"heads is {heads}; rotary positions need an even share of width {width} for each")
+    if chosen > experts:
+        raise ModelError(f"chosen is {chosen}; of {experts} experts at most so many run for a token")
+    kinds = need("transformers", extra="transformers")
+    config = kinds.MixtralConfig(
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        num_local_experts=experts,
+        num_experts_per_tok=chosen,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        use_cache=False,
+        experts_implementation="eager",
+    )
+    return kinds.MixtralForCausalLM(config)
+
+
 def gpt2(
     vocabulary: int = 256,
     context: int = 128,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +98,24 @@ def shapes_of(model: nn.Module) -> Shapes:
 def find_config(small: Any, accepted: Callable[[Any], bool]) -> tuple[Any, Settings] | None:
     """Return the configuration whose model has the tensors of ``small`` and is ``accepted``, and what is
     changed in it; None where there is none. Few changes come before many."""
-    search = Search(small)
+    with _silent():
+        return _found(Search(small), accepted)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let transformers say nothing of numbers that do not go together: most that are tried do not."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _found(search: Search, accepted: Callable[[Any], bool]) -> tuple[Any, Settings] | None:
     wrong = search.wrong(())
     if wrong is None:
         return None
@@ -142,7 +160,7 @@ def _options(search: Search, wrong: set[str]) -> list[Setting]:
     news = list(dict.fromkeys(new for _, new in sizes))
     found: dict[Setting, None] = {}
     kept = _kept_sizes(search.small)
-    for path, value in _leaves(search.plain):
+    for path, value in leaves(search.plain):
         name = path[-1]
         if value is None:
             values = [*kept.get(name, []), *news]
@@ -151,9 +169,9 @@ def _options(search: Search, wrong: set[str]) -> list[Setting]:
             values += [value * new // old for old, new in sizes if value * new % old == 0]
             values += kept.get(name, [])
         found |= dict.fromkeys(Setting(path, value, new) for new in values if new not in (value, 0))
-    names = {path[-1] for path, _ in _leaves(search.plain)}
+    names = {path[-1] for path, _ in leaves(search.plain)}
     for name, values in kept.items():
-        for holder in ((), *(path[:-1] for path, _ in _leaves(search.plain) if len(path) > 1)):
+        for holder in ((), *(path[:-1] for path, _ in leaves(search.plain) if len(path) > 1)):
             if name not in names and not any(isinstance(part, int) for part in holder):
                 found |= dict.fromkeys(Setting((*holder, name), None, value) for value in values)
     return list(found)
@@ -186,14 +204,14 @@ def _lengths(shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted((name, len(parts)) for name, parts in found.items())
 
 
-def _leaves(plain: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(plain: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield the places of a configuration that hold an integer or nothing."""
     parts = plain.items() if isinstance(plain, dict) else enumerate(plain)
     for name, value in parts:
         if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
             yield (*path, name), value
         elif isinstance(value, (dict, list, tuple)) and not (path == () and name == "id2label"):
-            yield from _leaves(value, (*path, name))
+            yield from leaves(value, (*path, name))
 
 
 def _kept_in(model: nn.Module) -> Iterator[tuple[str, int]]:

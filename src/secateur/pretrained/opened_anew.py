@@ -39,6 +39,11 @@ save_file({str(i): t.detach().clone().contiguous() for i, t in enumerate(found)}
 """
 
 
+def environment(place: Path) -> dict[str, str]:
+    """Return what a process is started with that opens a folder: nothing is fetched, nothing left behind."""
+    return os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{place}/modules"}
+
+
 def off_anew(
     folder: Path,
     auto: str,
@@ -68,9 +73,9 @@ def off_anew(
         }
         save_tensors(said["inputs"], {name: value.contiguous() for name, value in named.items()}, {})
         save_json(f"{place}/said.json", said)
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{place}/modules"}
         command = [sys.executable, "-P", "-c", _PROGRAM, f"{place}/said.json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        own = environment(Path(place))
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
             raise ModelError(f"{auto} does not open the folder in a process of its own: {last}")

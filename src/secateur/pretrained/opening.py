@@ -56,7 +56,7 @@ def from_pretrained(folder: str | Path, **options: Any) -> Any:
         held = next((file.name for file in path.glob("*.bin")), None)
         why = "holds no weights" if held is None else f"{held} may hold code"
         raise StorageError(f"{path}: {why}; *.safetensors are right, as save_pretrained writes them")
-    plan = _plan_in(path, kind) if (path / PLAN).exists() else None
+    plan = plan_in(path, kind) if (path / PLAN).exists() else None
     opened = kind if plan is None else _narrowed(kind)
     if strange := sorted(options.keys() & _OWN):
         raise ModelError(f"{strange[0]}= is not yours to choose: a folder is read as data, from this machine")
@@ -83,9 +83,22 @@ def from_pretrained(folder: str | Path, **options: Any) -> Any:
     if plan is not None:
         model.__class__ = kind
         del model.secateur_plan
-        for name in plan["ranks"]:
-            model.get_submodule(name).__class__ = TwoLayers
+        _two_layers(model, plan)
     return model
+
+
+def narrowed(model: Any, plan: dict[str, Any]) -> Any:
+    """Return the model of a configuration as small as a plan says; it is changed."""
+    from secateur.pretrained.modeling_secateur import narrow
+
+    narrow(model, plan)
+    _two_layers(model, plan)
+    return model
+
+
+def _two_layers(model: Any, plan: dict[str, Any]) -> None:
+    for name in plan["ranks"]:
+        model.get_submodule(name).__class__ = TwoLayers
 
 
 def class_of(path: Path) -> Any:
@@ -112,7 +125,8 @@ def _narrowed(kind: Any) -> Any:
     return type(kind.__name__, (Narrowed, kind), {"__module__": __name__})
 
 
-def _plan_in(path: Path, kind: type[nn.Module]) -> dict[str, Any]:
+def plan_in(path: Path, kind: type[nn.Module]) -> dict[str, Any]:
+    """Return the plan of a folder for a class, checked."""
     plan = load_json(path / PLAN)
     fields = {"shapes": dict, "tied": dict, "modules": dict, "removed": dict, "ranks": dict, "buffers": list}
     if not isinstance(plan, dict) or plan.get("secateur") != FORMAT or plan.get("class") != kind.__name__:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors, first_names
+from secateur.pretrained.skeleton import skeleton
 from secateur.structure.blocks import replaced_class
 from secateur.structure.replaced.two_layers import ranks_of
 from secateur.structure.saved_checks import class_of, sizes_of
@@ -19,7 +19,7 @@ FORMAT = "pretrained 1"
 
 def plan_of(small: Any, config: Any) -> dict[str, Any]:
     """Return the plan by which the model that ``config`` builds becomes as large as ``small``."""
-    stock = built(type(small), config)
+    stock = skeleton(type(small), config, dtype=torch.float32)
     own, made = dict(small.named_modules()), dict(stock.named_modules())
     removed = {path: kind for path, module in own.items() if (kind := replaced_class(module))}
     ranks = ranks_of(small)
@@ -53,16 +53,6 @@ def plan_of(small: Any, config: Any) -> dict[str, Any]:
         "ranks": ranks,
         "buffers": _own_buffers(small, before),
     }
-
-
-def built(kind: Any, config: Any) -> Any:
-    """Return a model of a configuration, in eval mode, with whatever values; the configuration stays as it
-    was."""
-    from transformers.initialization import no_init_weights
-
-    config = copy.deepcopy(config)
-    with no_init_weights():
-        return kind._from_config(config, dtype=torch.float32).eval()
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from secateur.pretrained.auto_classes import auto_class_of
 from secateur.pretrained.config_search import find_config
 from secateur.pretrained.inputs import inputs_of
 from secateur.pretrained.opened_anew import off_anew
-from secateur.pretrained.plan import built, plan_of
+from secateur.pretrained.plan import plan_of
+from secateur.pretrained.skeleton import skeleton
 from secateur.running import arguments, forward_once
 from secateur.storage import as_path, save_json
 
@@ -173,8 +174,9 @@ def save_pretrained(
 def _off(work: Any, config: Any, expected: Any, inputs: Any) -> float:
     """Return how far the model that a configuration builds is from ``work``, with its weights."""
     try:
-        fresh = built(type(work), config)
-        fresh.load_state_dict(work.state_dict())
+        fresh = skeleton(type(work), config, dtype=torch.float32)
+        fresh.load_state_dict(work.state_dict(), assign=True)
+        fresh.tie_weights()
         found = forward_once(fresh, *_called(inputs))
     except (ModelError, RuntimeError, ValueError, TypeError, LookupError, AttributeError):
         return float("inf")
@@ -232,7 +234,6 @@ def _write(
 ) -> None:
     state = model.state_dict()
     if plan is not None:
-        config.auto_map = {auto: f"{MODULE}.{type(model).__name__}"}
         buffers = dict(all_tensors(model))
         state |= {name: buffers[name] for name in plan["buffers"]}
     with _saying(model, config):
@@ -241,9 +242,16 @@ def _write(
             made, state_dict=state, max_shard_size=max_shard_size, save_original_format=plan is None
         )
     if plan is not None:
-        save_json(made / PLAN, plan)
-        code = (files("secateur.pretrained") / f"{MODULE}.py").read_text(encoding="utf-8")
-        (made / f"{MODULE}.py").write_text(code + _CLASS.format(kind=type(model).__name__), encoding="utf-8")
+        write_plan(made, plan, auto, type(model), config)
+
+
+def write_plan(made: Path, plan: dict[str, Any], auto: str, kind: type, config: Any) -> None:
+    """Write a plan beside a stock configuration, and the module that reads it, which ``auto_map`` names."""
+    config.auto_map = {auto: f"{MODULE}.{kind.__name__}"}
+    config.save_pretrained(made)
+    save_json(made / PLAN, plan)
+    code = (files("secateur.pretrained") / f"{MODULE}.py").read_text(encoding="utf-8")
+    (made / f"{MODULE}.py").write_text(code + _CLASS.format(kind=kind.__name__), encoding="utf-8")
 
 
 _CLASS = '''

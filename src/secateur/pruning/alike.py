@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from secateur.errors import MaskError
-from secateur.pruning.selection import Cut, PatternCut, Scores
+from secateur.pruning.selection import AnyCut, Scores
 from secateur.structure.labels import Array
 from secateur.structure.units import Group
 
@@ -46,7 +46,7 @@ def one_for_each(kinds: Kinds, scores: Mapping[str, Scores]) -> dict[str, Scores
 
 def taken_alike(
     kinds: Kinds,
-    cuts: Mapping[str, Cut | PatternCut],
+    cuts: Mapping[str, AnyCut],
     ones: Mapping[str, Scores],
     scores: Mapping[str, Scores],
 ) -> dict[str, Array]:
@@ -70,7 +70,7 @@ def _lowest(scores: Scores, number: int) -> Array:
     return pruned.numpy()
 
 
-def requested_of(kinds: Kinds, cuts: Mapping[str, Cut | PatternCut]) -> dict[str, float]:
+def requested_of(kinds: Kinds, cuts: Mapping[str, AnyCut]) -> dict[str, float]:
     """Return by group the share that was asked for, where one was."""
     shares: Sequence[tuple[list[str], float | None]] = [(kinds[n], cut.requested) for n, cut in cuts.items()]
     return {name: share for names, share in shares if share is not None for name in names}

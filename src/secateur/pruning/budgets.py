@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ from secateur.pruning.allocation import (
 )
 from secateur.pruning.selection import (
     CHUNK,
+    AnyCut,
     Cut,
     PatternCut,
+    RowCut,
     Scores,
     cut_globally,
 )
@@ -45,7 +47,7 @@ class Budget(Protocol):
     ``secateur.pruning.capabilities``.
     """
 
-    def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, Cut | PatternCut]: ...
+    def __call__(self, scores: AllScores, weights: Weights) -> Mapping[str, AnyCut]: ...
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ class _KeepingShare(Share):
 class Uniform(Share):
     """The same share of every layer: its lowest ``sparsity`` x N scores.
 
-    The count is exact in every layer: round(sparsity x N), half to even, whatever the ties.
+    The count is exact in every layer: round(sparsity x N), half to even, whatever the ties. Per row it is
+    exact in the weights of every output, as Wanda compares them.
 
     Args:
         sparsity: the share that goes, from 0 to 1; of a layer's weights, or of a group's units.
+        per: ``"layer"``, or ``"row"``: of the weights of each output, which are single ones, not units.
 
     Raises:
         BudgetError: for what is no such share.
@@ -96,10 +100,47 @@ class Uniform(Share):
         >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75))
         >>> {name: int(mask.sum()) for name, mask in masks.items()}  # of 128 and 64
         {'0.weight': 32, '1.weight': 16}
+        >>> masks = sc.prune(net, sc.Magnitude(), sc.Uniform(0.75, per="row"))
+        >>> masks["1.weight"].sum(1)
+        tensor([4, 4, 4, 4])
     """
 
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        return {name: cut_share(s, self.sparsity) for name, s in scores.items()}
+    per: Literal["layer", "row"] = "layer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per not in ("layer", "row"):
+            raise BudgetError(f"per is {self.per!r}; it is 'layer' or 'row'")
+
+    @property
+    def counts_units(self) -> bool | None:
+        """False per row: units have none."""
+        return False if self.per == "row" else None
+
+    @property
+    def granular(self) -> bool:
+        return self.per == "layer"
+
+    @property
+    def called(self) -> str:
+        return "Uniform" if self.per == "layer" else "Uniform per row"
+
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, AnyCut]:
+        return dict(self.one_by_one(scores))
+
+    def one_by_one(self, scores: AllScores) -> Iterator[tuple[str, AnyCut]]:
+        of_one = self._of_layer if self.per == "layer" else self._of_rows
+        return ((name, of_one(s)) for name, s in scores.items())
+
+    def _of_layer(self, scores: Scores) -> Cut:
+        return cut_share(scores, self.sparsity)
+
+    def _of_rows(self, scores: Scores) -> Cut | RowCut:
+        if len(scores.shape) < 2:
+            return Cut(-math.inf, 0, note="no rows of weights")
+        first, second = scores.shape[:2]
+        outputs = {0: second, 1: first, 2: first * second}[scores.input_dim]
+        return RowCut(round(self.sparsity * (scores.numel // outputs)), scores.input_dim, self.sparsity)
 
 
 @dataclass(frozen=True)
@@ -165,13 +206,16 @@ class PerLayer:
             check_share(f"sparsity of {pattern!r}", share)
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
+        return dict(self.one_by_one(scores))
+
+    def one_by_one(self, scores: AllScores) -> Iterator[tuple[str, Cut]]:
         for pattern in self.sparsity:
             if not any(matches(name, pattern) for name in scores):
                 raise BudgetError(f"PerLayer: {pattern!r} matches none of the targets: {', '.join(scores)}")
         shares = {
             name: next((s for p, s in self.sparsity.items() if matches(name, p)), 0.0) for name in scores
         }
-        return {name: cut_share(s, shares[name]) for name, s in scores.items()}
+        return ((name, cut_share(s, shares[name])) for name, s in scores.items())
 
 
 @dataclass(frozen=True)
@@ -392,19 +436,21 @@ class NM:
         if not (is_whole(self.keep) and is_whole(self.of) and 0 < self.keep <= self.of):
             raise BudgetError(f"NM({self.keep}, {self.of}): keep 1 to {self.of} of every {self.of}")
 
-    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut | PatternCut]:
-        share = 1 - self.keep / self.of
-        stays = Cut(-math.inf, 0, note=f"no input dim that divides by {self.of}")
-        cuts: dict[str, Cut | PatternCut] = {
-            name: PatternCut(self.keep, self.of, s.input_dim, share) if self._fits(s) else stays
-            for name, s in scores.items()
-        }
-        if scores and stays in cuts.values() and len(set(map(type, cuts.values()))) == 1:
+    def __call__(self, scores: AllScores, weights: Weights) -> dict[str, AnyCut]:
+        return dict(self.one_by_one(scores))
+
+    def one_by_one(self, scores: AllScores) -> Iterator[tuple[str, AnyCut]]:
+        if scores and not any(map(self._fits, scores.values())):
             name, s = next(iter(scores.items()))
             raise BudgetError(
                 f"{name}: shape {s.shape} has no input dim that divides by {self.of}, nor has any other"
             )
-        return cuts
+        share = 1 - self.keep / self.of
+        stays = Cut(-math.inf, 0, note=f"no input dim that divides by {self.of}")
+        return (
+            (name, PatternCut(self.keep, self.of, s.input_dim, share) if self._fits(s) else stays)
+            for name, s in scores.items()
+        )
 
     def _fits(self, scores: Scores) -> bool:
         return len(scores.shape) > 1 and scores.shape[scores.input_dim] % self.of == 0

@@ -7,7 +7,9 @@ and added up over the ranks that prune together. Of a sharded network every rank
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from secateur.errors import CriterionError
 from secateur.graph.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.ranks import together
+from secateur.pruning.stacks import Place, Sums, Watch, merged
 from secateur.pruning.targets import Target, Targets
 from secateur.running import as_written, call_model, failing, shapes
 from secateur.shards import copied_whole
@@ -30,7 +33,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """A module whose first argument is watched: its channels, ``number`` of them (else it is passed over),
     lie along the dim ``channels``, counted from the end."""
 
@@ -38,26 +41,57 @@ class _Reader:
     channels: int
     number: int
 
+    def squares(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, int] | None:
+        """Return by channel the sum of squares of what a call reads, and of how many numbers each is."""
+        inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
+        inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
+        dim = inputs.dim() + self.channels
+        if dim < 0 or inputs.shape[dim] != self.number:
+            return None
+        others = [d for d in range(inputs.dim()) if d != dim]
+        size = inputs.detach().abs() if inputs.is_complex() else inputs.detach()
+        squares = size.to(torch.promote_types(size.dtype, torch.float32)).square()
+        return squares.sum(others, dtype=torch.float64), inputs.numel() // inputs.shape[dim]
+
 
 def input_rms(targets: Targets, data: Batches | None) -> dict[str, Tensor]:
-    """Return the rms of each target's input by channel, shaped to broadcast over its weight."""
-    views = {name: _multiplied(target) for name, target in targets.items()}
+    """Return the rms of each target's input by channel, shaped to broadcast over its weight: one for each
+    matrix where it is a stack of them, as experts have."""
+    stacked = {name for name, target in targets.items() if target.stacked}
+    layers = replace(targets, found={n: t for n, t in targets.items() if n not in stacked})
+
+    def stacks(work: nn.Module) -> dict[str, Tensor]:
+        parameters = canonical_parameters(work)
+        return {name: parameters[name] for name in stacked}
+
+    found, sums = _mean_squares(targets.model, partial(readers_of, layers), data, "Wanda", stacks)
+    rms = {name: rms_over(target, found[name]) for name, target in layers.items() if name in found}
+    for (name, dim), own in sums.items():
+        rms[name] = own.means.sqrt().unsqueeze(3 - dim).to(targets[name].weight.device, torch.float32)
+    for name in targets:
+        if name not in rms:
+            raise never_ran(name)
+    return rms
+
+
+def readers_of(targets: Targets, work: nn.Module) -> dict[str, Reader]:
+    """Return what to watch in a copy of the network for the input of each target."""
     paths = {module: path for path, module in canonical_modules(targets.model)}
-
-    def readers(work: nn.Module) -> dict[str, _Reader]:
-        modules = dict(canonical_modules(work))
-        return {
-            n: _Reader(modules[paths[t.module]], views[n].channels, views[n].number_of_inputs(t.weight))
-            for n, t in targets.items()
-        }
-
-    found = _mean_squares(targets.model, readers, data, "Wanda")
-    unused = [name for name in targets if name not in found]
-    if unused:
-        raise CriterionError(f"{unused[0]}: its layer never ran on the data given; exclude it")
+    views = {name: _multiplied(target) for name, target in targets.items()}
+    modules = dict(canonical_modules(work))
     return {
-        n: _over_weight(t.weight, views[n], found[n].sqrt().to(t.weight.device)) for n, t in targets.items()
+        n: Reader(modules[paths[t.module]], views[n].channels, views[n].number_of_inputs(t.weight))
+        for n, t in targets.items()
     }
+
+
+def never_ran(name: str) -> CriterionError:
+    return CriterionError(f"{name}: its layer never ran on the data given; exclude it")
+
+
+def rms_over(target: Target, mean_square: Tensor) -> Tensor:
+    """Return the root of the mean squares of a target's inputs, shaped to broadcast over its weight."""
+    return _over_weight(target.weight, _multiplied(target), mean_square.sqrt().to(target.weight.device))
 
 
 def _multiplied(target: Target) -> LayerView:
@@ -91,12 +125,13 @@ def _over_weight(weight: Tensor, view: LayerView, rms: Tensor) -> Tensor:
 def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tuple[str, int], Tensor]:
     """Return, for each (weight, dim) that reads activations, the rms of each of its inputs.
 
-    Only weights of modules that are called with the activation they read are watched.
+    Only weights of modules that are called with the activation they read are watched, and stacks of matrices,
+    as experts have.
     """
     places = {(part.name, part.dim) for g in structure.groups.values() for part in g.slices if part.reads}
     names = canonical_names(structure.model)
 
-    def readers(work: nn.Module) -> dict[tuple[str, int], _Reader]:
+    def readers(work: nn.Module) -> dict[tuple[str, int], Reader]:
         parameters = canonical_parameters(work)
         owners = {key: owner for module in work.modules() for key, owner in _weights(module)}
         found = {}
@@ -107,10 +142,18 @@ def operand_rms(structure: Structure, data: Batches | None, who: str) -> dict[tu
                 continue
             along = view is not None and dim == view.input_dim
             number = view.number_of_inputs(weight) if view is not None and along else weight.shape[dim]
-            found[name, dim] = _Reader(module, -1 if view is None else view.channels, number)
+            found[name, dim] = Reader(module, -1 if view is None else view.channels, number)
         return found
 
-    return {place: mean.sqrt() for place, mean in _mean_squares(structure.model, readers, data, who).items()}
+    def stacks(work: nn.Module) -> dict[str, Tensor]:
+        parameters = canonical_parameters(work)
+        made = {part.name for group in structure.groups.values() for part in group.slices}
+        found = {name: parameters.get(names.get(name, name)) for name in made}
+        return {name: weight for name, weight in found.items() if weight is not None and weight.dim() == 3}
+
+    means, sums = _mean_squares(structure.model, readers, data, who, stacks)
+    means = {place: own.mean for place, own in sums.items()} | means
+    return {place: mean.sqrt() for place, mean in means.items()}
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[int, tuple[nn.Module, LayerView | None]]]:
@@ -126,24 +169,24 @@ def _weights(module: nn.Module) -> Iterator[tuple[int, tuple[nn.Module, LayerVie
 
 
 def _mean_squares(
-    model: nn.Module, readers: Callable[[nn.Module], Mapping[Any, _Reader]], data: Batches | None, who: str
-) -> dict[Any, Tensor]:
-    """Return the mean square of what each reader takes in, by channel, over the batches of all ranks."""
+    model: nn.Module,
+    readers: Callable[[nn.Module], Mapping[Any, Reader]],
+    data: Batches | None,
+    who: str,
+    stacks: Callable[[nn.Module], Mapping[str, Tensor]],
+) -> tuple[dict[Any, Tensor], dict[Place, Sums]]:
+    """Return the mean square of what each reader takes in, by channel, over the batches of all ranks; and of
+    what stacks of matrices multiply, the sums."""
     sums: dict[Any, Tensor] = {}
     counts: dict[Any, int] = {}
 
-    def watch(key: Any, reader: _Reader) -> None:
+    def watch(key: Any, reader: Reader) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
-            inputs = inputs.data if isinstance(inputs, PackedSequence) else inputs
-            dim = inputs.dim() + reader.channels
-            if dim >= 0 and inputs.shape[dim] == reader.number:
-                others = [d for d in range(inputs.dim()) if d != dim]
-                size = inputs.detach().abs() if inputs.is_complex() else inputs.detach()
-                squares = size.to(torch.promote_types(size.dtype, torch.float32)).square()
-                total = squares.sum(others, dtype=torch.float64)
+            found = reader.squares(args, kwargs)
+            if found is not None:
+                total, number = found
                 sums[key] = sums[key] + total if key in sums else total
-                counts[key] = counts.get(key, 0) + inputs.numel() // inputs.shape[dim]
+                counts[key] = counts.get(key, 0) + number
 
         reader.module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -151,19 +194,21 @@ def _mean_squares(
         work = copied_whole(unwrapped(model)).eval()
         for key, reader in readers(work).items():
             watch(key, reader)
-        number = 0
-        with as_written(), torch.no_grad():
+        number, stacked = 0, stacks(work)
+        seen = Watch(stacked)
+        with as_written(), torch.no_grad(), seen if stacked else nullcontext():
             for inputs, _ in batches(data, who, work, empty=peers.number > 1):
                 with failing(work, inputs, "a batch of data="):
                     call_model(work, inputs)
                 number += 1
-        told = peers.gather((number, {key: total.cpu() for key, total in sums.items()}, counts))
-    _check_number(sum(number for number, _, _ in told), who)
+        own = {key: total.cpu() for key, total in sums.items()}
+        told = peers.gather((number, own, counts, seen.told))
+    _check_number(sum(number for number, *_ in told), who)
     everywhere: dict[Any, Tensor] = {}
-    for key in dict.fromkeys(key for _, sums, _ in told for key in sums):
-        total = torch.stack([sums[key] for _, sums, _ in told if key in sums]).sum(0)
-        everywhere[key] = total / sum(counts.get(key, 0) for _, _, counts in told)
-    return everywhere
+    for key in dict.fromkeys(key for _, sums, *_ in told for key in sums):
+        total = torch.stack([sums[key] for _, sums, *_ in told if key in sums]).sum(0)
+        everywhere[key] = total / sum(counts.get(key, 0) for _, _, counts, _ in told)
+    return everywhere, merged(stacked for *_, stacked in told)
 
 
 def mean_gradients(

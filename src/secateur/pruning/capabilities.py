@@ -9,6 +9,8 @@ Of a criterion:
 - ``reads_data`` (None): True, scores that are all the same are an error; None, where data are given.
 - ``reads_norms`` (False): True, only for networks with norms.
 - ``is_magnitude`` (False): True, scores are sizes of weights.
+- ``sequential`` (False): True, layers are pruned in running order, each by ``of_input(weight, rms)``: its
+  scores from the rms of the inputs that it has by then.
 
 Of a budget:
 
@@ -20,7 +22,10 @@ Of a budget:
 - ``compares_weights`` (False): True, it cuts at sizes of weights: only where the criterion ``is_magnitude``.
 - ``cuts_values`` (None): True, it takes what is under a value; False, a number of entries.
 - ``share`` (None): a method, ``share(structure, pruned)`` of what it counts, where that is not units.
+- ``one_by_one`` (None): a method, ``one_by_one(scores)``, which yields (name, cut) in the order of the
+  scores, each before it reads those of the next.
 - ``counted`` (None): what that is a share of, in words.
+- ``called`` (the name of its class): what messages call it.
 
 Of a shrinkage:
 
@@ -49,6 +54,8 @@ _DEFAULTS: dict[str, Any] = {
     "reads_data": None,
     "reads_norms": False,
     "is_magnitude": False,
+    "sequential": False,
+    "one_by_one": None,
     "amount": None,
     "min_kept": None,
     "granular": True,
@@ -75,8 +82,8 @@ def says(thing: Any, name: str) -> Any:
 
 
 def name_of(thing: Any) -> str:
-    """Return the name of a function, or of the class of anything else."""
-    return getattr(thing, "__name__", type(thing).__name__)
+    """Return the name of a function, what a thing is called, or the class of anything else."""
+    return getattr(thing, "__name__", None) or getattr(thing, "called", type(thing).__name__)
 
 
 def amount_of(budget: Any) -> Any:

@@ -114,8 +114,15 @@ class Random:
 class Wanda:
     """|w| x rms of the input that w multiplies; needs data, no labels.
 
-    The rms runs over the batch and every position. The paper compares weights within one output; here the
-    budget decides what is compared. Biases have no score.
+    The rms runs over the batch and every position. What is compared the budget decides: within one output,
+    as in the paper, ``Uniform(..., per="row")``. Biases have no score.
+
+    Args:
+        sequential: layers are pruned in running order, each by what it reads once those before it are
+            pruned. For budgets that cut within a layer: Uniform, PerLayer, NM.
+
+    Raises:
+        CriterionError: for what is neither True nor False.
 
     Source:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (2023).
@@ -129,16 +136,21 @@ class Wanda:
         tensor([[9., 2.]])
     """
 
+    sequential: bool = False
     reads_data: ClassVar[bool] = True
     scores_vectors: ClassVar[bool] = False  # a bias multiplies no input
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.sequential, bool):
+            raise CriterionError(f"sequential is {self.sequential!r}; it is True or False")
+
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
-        weights = {n: (local(t.weight.detach()), own(rms[n], t.weight)) for n, t in targets.items()}
-        return {
-            name: lambda rows, w=w, r=r: w[rows].abs() * (r if r.shape[0] == 1 else r[rows])
-            for name, (w, r) in weights.items()
-        }
+        return {n: self.of_input(local(t.weight.detach()), own(rms[n], t.weight)) for n, t in targets.items()}
+
+    def of_input(self, weight: Tensor, rms: Tensor) -> Rows:
+        """Return the scores of one weight from the rms of its inputs, which broadcasts over it."""
+        return lambda rows: weight[rows].abs() * (rms if rms.shape[0] == 1 else rms[rows])
 
 
 @dataclass(frozen=True)

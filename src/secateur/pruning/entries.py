@@ -15,7 +15,7 @@ from secateur.pruning.criteria import Criterion, Rows
 from secateur.pruning.given import cannot_spoil, check_scores, scores_given, zeroed_by
 from secateur.pruning.masks import Masks
 from secateur.pruning.parts import Part
-from secateur.pruning.selection import Cut, PatternCut, Scores
+from secateur.pruning.selection import AnyCut, Cut, Scores
 from secateur.pruning.shrinkage import Shrinkage
 from secateur.pruning.targets import Target, Targets
 from secateur.shards import fitted, local
@@ -73,44 +73,44 @@ def gathered_by(granularity: Granularity, scores: Scores) -> Scores:
     """Return the scores of blocks; of a sharded tensor every process ranks all of them, which are few."""
     if scores.part is None:
         return granularity.gather(scores)
-    whole = scores.whole()
-    masked = None if scores.masked is None else scores.gathered(scores.masked)
-    blocks = granularity.gather(replace(scores, rows=whole.__getitem__, masked=masked, part=None))
+    blocks = granularity.gather(scores.everywhere())
     return replace(blocks, rows=blocks.whole().__getitem__)  # so that the whole is held no longer
 
 
-def taken(cut: Cut | PatternCut, entries: Scores, scores: Scores, granularity: Granularity | None) -> Tensor:
+def taken(cut: AnyCut, entries: Scores, scores: Scores, granularity: Granularity | None) -> Tensor:
     """Return which entries go, of those that this process holds."""
     pruned = cut.pruned(entries)
     return pruned if granularity is None else scores.own(granularity.spread(pruned, torch.Size(scores.shape)))
 
 
-def said_of(cut: Cut | PatternCut) -> Tensor:
+def said_of(cut: AnyCut) -> Tensor:
     """Return a cut as bytes, by which processes that hold different parts see that they cut alike."""
     return torch.tensor(list(repr(cut).encode()), dtype=torch.uint8)
 
 
-def check_room(scores: Scores, pruned: Tensor, earlier: Tensor, cut: Cut | PatternCut) -> None:
+def check_room(name: str, part: Part | None, pruned: Tensor, earlier: Tensor, cut: AnyCut) -> None:
     """Raise MaskError where more is masked already than a cut takes."""
     value_cut = isinstance(cut, Cut) and cut.ties is None
-    number, already = (scores.total(int(some.count_nonzero())) for some in (pruned, earlier))
+    number, already = (int(some.count_nonzero()) for some in (pruned, earlier))
+    if part is not None:
+        number, already = part.total(number), part.total(already)
     if not value_cut and already > number:
         raise MaskError(
-            f"{scores.name}: {already} weights are masked already and the budget takes {number}; "
+            f"{name}: {already} weights are masked already and the budget takes {number}; "
             "ask for at least as much as before, or prune without masks="
         )
 
 
 def zeroed_in(
-    scores: Scores, shrinkage: Shrinkage, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut
+    name: str, part: Part | None, shrinkage: Shrinkage, weight: Tensor, pruned: Tensor, cut: AnyCut
 ) -> Tensor:
     """Let a shrinkage change what this process holds of a weight, and return what it zeroed of that.
 
     It sees the whole weight, since it may read more of it than what it zeroes.
     """
-    if scores.part is None or cannot_spoil(shrinkage):
-        return zeroed_by(shrinkage, scores.name, weight, pruned, cut)
-    whole = scores.gathered(weight)
-    zeroed = zeroed_by(shrinkage, scores.name, whole, scores.gathered(pruned), cut)
-    weight.copy_(scores.own(whole))
-    return scores.own(zeroed)
+    if part is None or cannot_spoil(shrinkage):
+        return zeroed_by(shrinkage, name, weight, pruned, cut)
+    whole = part.whole(weight)
+    zeroed = zeroed_by(shrinkage, name, whole, part.whole(pruned), cut)
+    weight.copy_(part.own(whole))
+    return part.own(zeroed)

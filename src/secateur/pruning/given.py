@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.errors import BudgetError, CriterionError, SecateurError
 from secateur.pruning.capabilities import name_of
-from secateur.pruning.selection import Cut, PatternCut
+from secateur.pruning.selection import AnyCut
 from secateur.pruning.shrinkage import Hard
 from secateur.text import first_line, nearest, shown
 
@@ -74,7 +74,7 @@ def check_scores(
         raise CriterionError(f"{name}: the scores are of {raw.dtype}; floating-point ones can be ranked")
 
 
-def check_cuts(budget: Any, cuts: Any, names: Iterable[str]) -> Mapping[str, Cut | PatternCut]:
+def check_cuts(budget: Any, cuts: Any, names: Iterable[str]) -> Mapping[str, AnyCut]:
     """Return what a budget gives; raises BudgetError where that is no cut for each name."""
     who = name_of(budget)
     if not isinstance(cuts, Mapping):
@@ -84,7 +84,7 @@ def check_cuts(budget: Any, cuts: Any, names: Iterable[str]) -> Mapping[str, Cut
     for name in names:
         if name not in cuts:
             raise BudgetError(f"{who} gave no cut for {name!r}{nearest(name, map(str, cuts))}")
-        if not isinstance(cuts[name], (Cut, PatternCut)):
+        if not isinstance(cuts[name], AnyCut):
             raise BudgetError(f"{name}: {who} gave {shown(cuts[name])}; it gives a cut, like sc.Cut(0.5)")
     return cuts
 
@@ -94,7 +94,7 @@ def cannot_spoil(shrinkage: Any) -> bool:
     return type(shrinkage) is Hard
 
 
-def zeroed_by(shrinkage: Any, name: str, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+def zeroed_by(shrinkage: Any, name: str, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor:
     """Let a shrinkage change a weight and return the bool tensor of what it zeroed.
 
     Raises BudgetError where it raises anything but a SecateurError, does not say what it zeroed, or leaves

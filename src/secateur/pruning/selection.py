@@ -15,13 +15,15 @@ from functools import reduce
 from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import BudgetError, NonFiniteError
+from secateur.errors import BudgetError, MaskError, NonFiniteError
 from secateur.pruning.parts import Part, adding
 
 CHUNK = 1 << 18
+_FEW = 1 << 22  # ties whose hashes are kept
 _MINUS_ZERO = 32767  # its place in the histogram of the high bits, below 0.0
 _INTEGERS = {
     torch.float64: torch.int64,
@@ -114,6 +116,11 @@ class Scores:
         """Return the sum of what each process counts in its own part."""
         return number if self.part is None else self.part.total(number)
 
+    def everywhere(self) -> Scores:
+        """Return the same scores, all of them here."""
+        masked = None if self.masked is None else self.gathered(self.masked)
+        return replace(self, rows=self.whole().__getitem__, masked=masked, part=None)
+
     def ranked_by(self, values: Tensor) -> Scores:
         """Return other scores, of the whole tensor, in the place of these; nothing is masked in them."""
         return replace(self, rows=self.own(values).__getitem__, masked=None)
@@ -169,9 +176,8 @@ class Cut:
             score = _comparable(score)
             under(score, self.value, out=out[rows])
             if last is not None:
-                tied = score == self.value
-                if tied.any():
-                    out[rows] |= tied & (_hashes(scores, rows, score) <= last)
+                tied, hashes = self._tied(scores, rows, score)
+                out[rows].view(-1)[tied[hashes <= last]] = True
         return torch.empty(scores.own_shape, dtype=torch.bool) if out is None else out
 
     def _last_tie(self, scores: Scores) -> int:
@@ -179,11 +185,17 @@ class Cut:
 
         def tied_hashes() -> Iterator[Tensor]:
             for rows, score in scores.chunks() if scores.counted else ():
-                tied = _comparable(score) == self.value
-                if tied.any():
-                    yield _hashes(scores, rows, score)[tied]
+                yield self._tied(scores, rows, _comparable(score))[1]
 
-        return _kth(tied_hashes, self.ties or 0, 64, [scores]).key
+        few = list(tied_hashes()) if self.tied <= _FEW else None
+        return _kth(tied_hashes if few is None else lambda: few, self.ties or 0, 64, [scores]).key
+
+    def _tied(self, scores: Scores, rows: slice, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the places of the ties among some rows, and the hashes of their places in the whole."""
+        places = _places(score == self.value)
+        if scores.part is None:
+            return places, _hash(places + rows.start * (scores.numel // scores.shape[0]))
+        return places, _hashes(scores, rows, score).reshape(-1)[places]
 
 
 @dataclass(frozen=True)
@@ -196,17 +208,80 @@ class PatternCut:
     requested: float | None = None
 
     def pruned(self, scores: Scores) -> Tensor:
-        for rows, score in scores.chunks():
-            _refuse_non_finite(scores, rows, score)
+        if scores.part is not None:
+            return scores.own(self.pruned(scores.everywhere()))
         score = scores.whole()
+        _refuse_non_finite(scores, slice(None), score)
         score = score.movedim(self.dim, -1)
         groups = score.reshape(-1, self.of)
-        hashes = _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)
-        by_hash = hashes.argsort(dim=1)
-        order = by_hash.gather(1, groups.gather(1, by_hash).argsort(dim=1, stable=True))
-        pruned = torch.zeros_like(groups, dtype=torch.bool)
-        pruned.scatter_(1, order[:, : self.of - self.keep], True)
-        return scores.own(pruned.reshape(score.shape).movedim(-1, self.dim)).contiguous()
+        hashes = lambda: _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)  # noqa: E731
+        pruned = _lowest(groups, self.of - self.keep, hashes)
+        return pruned.reshape(score.shape).movedim(-1, self.dim).contiguous()
+
+
+@dataclass(frozen=True)
+class RowCut:
+    """What goes from one tensor where each output loses as many weights: its ``number`` lowest.
+
+    ``dim`` runs over the layer's inputs: outputs lie along dim 0, along dim 1 where that one is 0, and along
+    the first two where it is 2, in a stack of matrices.
+    """
+
+    number: int
+    dim: int
+    requested: float | None = None
+
+    @on_threads(1)
+    def pruned(self, scores: Scores) -> Tensor:
+        if scores.part is not None:  # a row may lie on several processes
+            return scores.own(self.pruned(scores.everywhere()))
+        out: Tensor | None = None
+        whole = self.dim == 0  # there every chunk would hold a part of each row
+        for rows, score in [(slice(0, scores.shape[0]), scores.whole())] if whole else scores.chunks():
+            _refuse_non_finite(scores, rows, score)
+            if out is None:
+                out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
+            matrix = self._rows(score)
+            if scores.masked is not None:
+                self._check_room(scores.name, matrix)
+            gone = _lowest(matrix, self.number, lambda r=rows, s=score: self._rows(_hashes(scores, r, s)))
+            turned = gone.view(self._by_output(score).shape)
+            self._by_output(out[rows])[:] = turned
+        return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
+
+    def _by_output(self, entries: Tensor) -> Tensor:
+        return entries.transpose(0, 1) if self.dim == 0 else entries
+
+    def _rows(self, entries: Tensor) -> Tensor:
+        """Return entries as a matrix (outputs, what each reads)."""
+        turned = self._by_output(entries)
+        return turned.flatten(0, 1) if self.dim == 2 else turned.flatten(1)
+
+    def _check_room(self, name: str, matrix: Tensor) -> None:
+        most = int((matrix == -torch.inf).sum(1).max())
+        if most > self.number:
+            raise MaskError(
+                f"{name}: {most} weights of one output are masked already and the budget takes {self.number} "
+                "of each; ask for at least as much as before, or prune without masks="
+            )
+
+
+AnyCut = Cut | PatternCut | RowCut
+
+
+def _lowest(matrix: Tensor, number: int, hashes: Callable[[], Tensor]) -> Tensor:
+    """Return which are the ``number`` lowest of each row; ties by their hashes, asked for where there are."""
+    if number == 0:
+        return torch.zeros_like(matrix, dtype=torch.bool)
+    matrix = _comparable(matrix)
+    value = matrix.kthvalue(number, dim=1, keepdim=True).values
+    under, tied = matrix < value, matrix == value
+    left = number - under.sum(1, keepdim=True)
+    crowded = (tied.sum(1, keepdim=True) > left).flatten().nonzero().flatten()
+    if len(crowded):
+        among = hashes()[crowded].masked_fill(~tied[crowded], torch.iinfo(torch.int64).max)
+        tied[crowded] &= among.argsort(1).argsort(1) < left[crowded]
+    return under | tied
 
 
 class _Kth(NamedTuple):
@@ -380,6 +455,13 @@ def _refuse_non_finite(scores: Scores, rows: slice, score: Tensor) -> None:
         finite |= scores.masked[rows]
     if not finite.all():
         raise NonFiniteError(f"{scores.name}: its weights or scores hold a NaN or an infinity")
+
+
+def _places(which: Tensor) -> Tensor:
+    """Return the places of what is true in a tensor read as one row, through numpy on the CPU."""
+    if which.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(which.numpy()))
+    return which.reshape(-1).nonzero().flatten()
 
 
 def _hashes(scores: Scores, rows: slice, score: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secateur.errors import BudgetError
 from secateur.numeric import is_real
-from secateur.pruning.selection import Cut, PatternCut, Scores, cut_globally
+from secateur.pruning.selection import AnyCut, Cut, Scores, cut_globally
 
 
 class Shrinkage(Protocol):
@@ -23,7 +23,7 @@ class Shrinkage(Protocol):
     What else it may say of itself: ``secateur.pruning.capabilities``.
     """
 
-    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor: ...
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Hard:
         tensor([[ 0., -1.,  2., -4.]])
     """
 
-    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor:
         weight.masked_fill_(pruned, 0)
         return pruned
 
@@ -66,7 +66,7 @@ class Soft:
 
     shrinks: ClassVar[bool] = True
 
-    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor:
         return _shrink("Soft", weight, pruned, cut, soft_threshold)
 
 
@@ -102,7 +102,7 @@ class Trimmed:
         if not (is_real(self.upper) and 0 < self.upper < 1):
             raise BudgetError(f"upper is {self.upper!r}; it is a quantile between 0 and 1, like 0.99")
 
-    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor:
         if not isinstance(cut, Cut) or cut.ties is not None:
             raise BudgetError("Trimmed goes with a value budget (Threshold, Std), not with a count")
         size = Scores("weight", tuple(weight.shape), lambda rows: weight[rows].abs())
@@ -144,7 +144,7 @@ class Smooth:
         if not (is_real(self.a) and self.a > 0):
             raise BudgetError(f"a is {self.a!r}; it is a power above 0")
 
-    def __call__(self, weight: Tensor, pruned: Tensor, cut: Cut | PatternCut) -> Tensor:
+    def __call__(self, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor:
         def shrunk(part: Tensor, t: float) -> Tensor:
             factor = 1 - (t / part.abs().clamp(min=t or 1.0)).pow(self.a)
             return part * factor if t else part
@@ -163,12 +163,12 @@ def _shrink(
     name: str,
     weight: Tensor,
     pruned: Tensor,
-    cut: Cut | PatternCut,
+    cut: AnyCut,
     shrunk: Callable[[Tensor, float], Tensor],
     widen: bool = True,
 ) -> Tensor:
     if not isinstance(cut, Cut):
-        raise BudgetError(f"{name} needs a threshold, which N:M does not have; use Hard")
+        raise BudgetError(f"{name} needs a threshold, which neither N:M nor a budget per row has; use Hard")
     threshold = max(cut.value, 0.0)
     if widen and cut.ties is None:
         pruned = pruned | (weight.abs() <= threshold)

@@ -26,7 +26,7 @@ from secateur.pruning.given import check_cuts
 from secateur.pruning.holding import check_writable
 from secateur.pruning.masks import Masks
 from secateur.pruning.ranks import together
-from secateur.pruning.selection import Cut, PatternCut, Scores
+from secateur.pruning.selection import AnyCut, Cut, Scores
 from secateur.pruning.targets import as_patterns, matches
 from secateur.pruning.unit_criteria import unit_scores
 from secateur.structure.labels import Array
@@ -45,7 +45,7 @@ class UnitBudget(Protocol):
 
     def __call__(
         self, scores: Mapping[str, Scores], structure: Structure, min_kept: int
-    ) -> Mapping[str, Cut | PatternCut]: ...
+    ) -> Mapping[str, AnyCut]: ...
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def prune_units(
 
 def _cuts(
     structure: Structure, budget: Any, scores: Mapping[str, Scores], min_kept: int
-) -> Mapping[str, Cut | PatternCut]:
+) -> Mapping[str, AnyCut]:
     """Return the cuts of a budget on the units of some groups, each of which keeps ``min_kept``."""
     if says(budget, "counts_units"):
         return budget(scores, structure, min_kept)
@@ -162,7 +162,7 @@ def _cuts(
     return budget(scores, {name: torch.ones(s.numel) for name, s in scores.items()})
 
 
-def _taken(cuts: Mapping[str, Cut | PatternCut], scores: Mapping[str, Scores]) -> dict[str, Array]:
+def _taken(cuts: Mapping[str, AnyCut], scores: Mapping[str, Scores]) -> dict[str, Array]:
     """Return by group which units the cuts take, those of earlier masks among them."""
     taken = {name: cuts[name].pruned(one).numpy().astype(bool) for name, one in scores.items()}
     return {n: t if (m := scores[n].masked) is None else t | m.numpy() for n, t in taken.items()}

@@ -33,6 +33,11 @@ class Target:
     input_dim: int = 1
     of: str = ""
 
+    @property
+    def stacked(self) -> bool:
+        """Whether it is a stack of matrices (experts, outputs, inputs), and no layer's weight."""
+        return not self.of and self.weight.dim() == 3
+
 
 @dataclass(frozen=True)
 class Targets(Mapping[str, Target]):
@@ -151,7 +156,8 @@ def _unfit(parameter: nn.Parameter) -> str:
 
 def _target(name: str, owner: _Owner, parameter: nn.Parameter) -> Target:
     view = layer_view(owner.module) if owner.of else None
-    return Target(name, owner.module, parameter, 1 if view is None else view.input_dim, owner.of)
+    usual = 2 if not owner.of and parameter.dim() == 3 else 1
+    return Target(name, owner.module, parameter, usual if view is None else view.input_dim, owner.of)
 
 
 def _nothing(

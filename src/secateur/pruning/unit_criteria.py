@@ -183,7 +183,7 @@ class ActivationNorm:
 
         def score(group: Group) -> Tensor:
             total = torch.zeros(len(group), dtype=torch.float64)
-            watched = [part for part in group.slices if part.reads and (part.name, part.dim) in rms]
+            watched = [part for part in group.slices if (part.name, part.dim) in rms]
             for part in watched:
                 size = rms[part.name, part.dim][torch.from_numpy(part.indices)].square().sum(1).sqrt()
                 total += size * _squares(structure, part, 2).sqrt()

@@ -207,11 +207,27 @@ def layer_view(module: nn.Module) -> LayerView | None:
         weights=listed or row.weights,
         bias=row.bias if row.bias and getattr(module, row.bias, None) is not None else None,
         groups=module.groups if row.kernel else 1,  # type: ignore[arg-type]
-        plain=type(module).forward is row.cls.forward,
+        plain=type(module).forward is row.cls.forward or (row.cls is nn.Linear and _gives_product(module)),
     )
     if view.registered:
         _check_registered(module, view, row.bias)
     return view
+
+
+@torch.no_grad()
+def _gives_product(module: nn.Module) -> bool:
+    """Whether a Linear layer of somebody's, with a forward of its own, gives what torch's would: a copy is
+    tried, in both modes."""
+    weight = module._parameters.get("weight")
+    if weight is None or weight.is_meta or not weight.is_floating_point() or is_lazy(weight):
+        return False
+    try:
+        work = copied(module, shared=module.parameters())
+        x = torch.linspace(-1.0, 1.0, weight.shape[1]).to(weight)[None]
+        wanted = nn.functional.linear(x, weight, work._parameters.get("bias"))
+        return all(torch.allclose(work.train(mode)(x), wanted) for mode in (True, False))
+    except Exception:  # whatever a forward of one's own raises on what is no input of its network
+        return False
 
 
 def _row(kind: type) -> LayerView | None:

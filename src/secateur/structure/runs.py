@@ -177,6 +177,14 @@ class Undisturbed(TorchFunctionMode):
         return result if drawn is None else result.fill_(drawn)
 
 
+def _check_heads(*operands: Any) -> None:
+    """Refuse queries without keys: torch up to 2.11 divides by the number of key heads, which ends the
+    process."""
+    heads = [t.shape[-3] for t in operands if isinstance(t, Tensor) and t.dim() > 3]
+    if heads and not all(heads):
+        raise RuntimeError("attention without heads")
+
+
 class Wide(TorchFunctionMode):
     """A network of narrower numbers computed in ``dtype``, its weights cast one by one as they are read, so
     that no copy of all of them is made. Where its code asks for a narrower dtype it gets this one."""
@@ -202,6 +210,8 @@ class Wide(TorchFunctionMode):
             return func(*args, **kwargs) if args[0].is_complex() else args[0].to(self.dtype)
         written = (name.endswith("_") and not name.endswith("__")) or name.startswith(("__i", "__set"))
         first = args[:1] if written else ()  # what is written to stays the tensor that it is
+        if name == "scaled_dot_product_attention":
+            _check_heads(*args[:2])
         args = (*first, *map(self._wide, args[len(first) :]))
         return func(*args, **{k: v if k == "out" else self._wide(v) for k, v in kwargs.items()})
 

@@ -92,7 +92,7 @@ def deployed(study, tmp_path_factory):
     for name in ("run.py", "kernels.py", "model.secateur"):
         (left.parent / name).write_text(f"open({str(place / 'ran')!r}, 'a').write({name!r})\n")
     (left.parent.parent / ".dense.onnx.abcdefgh").write_text("left by a deployment that was killed")
-    command = [sys.executable, "-P", "-m", "secateur.cli", "deploy", folder]
+    command = [sys.executable, "-P", "-m", "secateur", "deploy", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
     assert done.returncode == 0, done.stderr
     assert not (place / "ran").exists(), (place / "ran").read_text()

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from secateur.graph.calls import Call
-from secateur.graph.operators import operator_of
+from secateur.graph.operators import operator_of, plain
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Labelled, Walk, plain_of, result_of, values_in
 
@@ -49,6 +49,19 @@ def _matmul(walk: Walk, call: Call, a: Arguments) -> Labelled:
     return _product(walk, call, a, "self", other)
 
 
+def _turned(walk: Walk, node: Any, dim: int) -> set[tuple[str, int]]:
+    """Return which dim of a parameter is the ``dim`` of a value that is its transpose, as in ``x @ w.T``."""
+    call = Call(node) if isinstance(node, fx.Node) and node.op == "call_function" else None
+    if (
+        call is None
+        or plain(call.operator) not in (aten.t, aten.numpy_T, aten.mT)
+        or len(call.shape or ()) != 2
+    ):
+        return set()
+    name = walk.named.get(next(iter(call.tensors)))
+    return set() if name is None else {(name, 1 - dim)}
+
+
 def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Labelled:
     x: Labelled = a[left]
     y: Labelled = a[right]
@@ -56,6 +69,9 @@ def _product(walk: Walk, call: Call, a: Arguments, left: str, right: str) -> Lab
     dim_x = len(x.shape) - 1
     dim_y = max(0, len(y.shape) - 2)
     walk.contract(x, dim_x, y, dim_y)
+    walk.contracted |= _turned(walk, call.arguments[left], dim_x) | _turned(
+        walk, call.arguments[right], dim_y
+    )
     at = len(out.shape)
     if len(y.shape) > 1:
         at -= 1

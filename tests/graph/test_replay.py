@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks.drawn import randn
 from networks.small import SMALL
+from secateur.graph import replay
 from secateur.graph.compare import tensors_in
-from secateur.methods import replay
-from secateur.methods.replay import Replay, flow_of, held, shown
+from secateur.graph.replay import Replay, flow_of, held, shown
 from secateur.running import as_written, call_model
 
 

@@ -1,4 +1,4 @@
-"""``python -m secateur.cli``."""
+"""``python -m secateur``."""
 
 from secateur.cli import main
 
