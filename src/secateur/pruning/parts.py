@@ -31,12 +31,14 @@ class Part:
     def shape(self) -> tuple[int, ...]:
         return tuple(map(len, self.places))
 
-    def positions(self, rows: slice) -> Tensor:
-        """Return where entries of some rows lie in the whole tensor, read row by row."""
-        found, stride = torch.zeros((), dtype=torch.int64), 1
+    def positions(self, rows: slice, among: Tensor) -> Tensor:
+        """Return where entries lie in the whole tensor, read row by row; ``among`` some rows of the part,
+        read so, they are at these places."""
+        found, stride = torch.zeros_like(among), 1
+        coordinates = torch.unravel_index(among, (rows.stop - rows.start, *self.shape[1:]))
         for dim in reversed(range(len(self.places))):
-            index = self.places[dim][rows] if dim == 0 else self.places[dim]
-            found = found + (index * stride).view(-1, *[1] * (len(self.places) - 1 - dim))
+            index = (self.places[dim][rows] if dim == 0 else self.places[dim]).to(among.device)
+            found += index[coordinates[dim]] * stride
             stride *= self.weight.shape[dim]
         return found
 

@@ -195,7 +195,7 @@ class Cut:
         places = _places(score == self.value)
         if scores.part is None:
             return places, _hash(places + rows.start * (scores.numel // scores.shape[0]))
-        return places, _hashes(scores, rows, score).reshape(-1)[places]
+        return places, _hash(scores.part.positions(rows, places))
 
 
 @dataclass(frozen=True)
@@ -465,11 +465,8 @@ def _places(which: Tensor) -> Tensor:
 
 
 def _hashes(scores: Scores, rows: slice, score: Tensor) -> Tensor:
-    if scores.part is None:
-        width = scores.numel // scores.shape[0]
-        positions = torch.arange(rows.start * width, rows.stop * width, device=score.device)
-    else:  # where the entries lie in the whole, so that ties fall alike however it is cut up
-        positions = scores.part.positions(rows).to(score.device)
+    width = scores.numel // scores.shape[0]
+    positions = torch.arange(rows.start * width, rows.stop * width, device=score.device)
     return _hash(positions).view_as(score)
 
 
