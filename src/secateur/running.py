@@ -83,6 +83,25 @@ def as_written() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` on, on GPUs too if they are in use, and leave the random state as it was."""
+    with torch.random.fork_rng(devices=_gpus_in_use()):
+        reseed(seed)
+        yield
+
+
+def reseed(seed: int) -> None:
+    """Seed the CPU, and the GPUs if they are in use: ``torch.manual_seed`` seeds those that will be, too."""
+    torch.default_generator.manual_seed(seed)
+    if _gpus_in_use():
+        torch.cuda.manual_seed_all(seed)
+
+
+def _gpus_in_use() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
 def run_once(
     model: nn.Module,
     inputs: Any,

@@ -19,7 +19,7 @@ from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
-from secateur.running import arguments, as_written, uncached
+from secateur.running import arguments, as_written, seeded, uncached
 from secateur.text import first_line, nearest, shown
 
 Methods = Sequence[str] | Mapping[str, Any]
@@ -150,8 +150,7 @@ def in_training(run: Run) -> Run:
 def same_random_state() -> Iterator[None]:
     """Begin from the same random state whenever this is entered, and leave the caller's as it was."""
     own, array = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
         try:
