@@ -6,7 +6,18 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.running import seeded
+from secateur.running import in_full_precision, seeded
+
+
+def test_a_gpu_rounds_nothing_in_full_precision():
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    backends = (cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    assert "tf32" in before  # torch's own choice for convolutions
+    with in_full_precision():
+        assert "tf32" not in [backend.fp32_precision for backend in backends]
+    assert [backend.fp32_precision for backend in backends] == before
+    assert cudnn.allow_tf32  # what mixes both ways of asking for it is told so here
 
 
 def test_drawing_from_a_seed_leaves_the_callers_state(device):

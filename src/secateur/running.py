@@ -102,6 +102,22 @@ def _gpus_in_use() -> list[int]:
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
+@contextmanager
+def in_full_precision() -> Iterator[None]:
+    """Multiply float32 numbers as they are. A GPU may round them to TF32 first, convolutions by default, or
+    not, by how many channels there are: networks that are equal would come out different."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    backends: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn]
+    rounding = [backend for backend in backends if backend.fp32_precision == "tf32"]
+    try:
+        for backend in rounding:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend in rounding:
+            backend.fp32_precision = "tf32"
+
+
 def run_once(
     model: nn.Module,
     inputs: Any,
@@ -111,7 +127,8 @@ def run_once(
     what: str = "example inputs",
 ) -> Any:
     """Run a copy of ``model`` once in eval mode without gradients; a failure is one ModelError."""
-    return forward_once(copied(model), inputs, context, kwargs=kwargs, what=what)
+    with in_full_precision():
+        return forward_once(copied(model), inputs, context, kwargs=kwargs, what=what)
 
 
 def forward_once(
@@ -158,5 +175,5 @@ def shapes(value: Any) -> str:
 
 def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Run a model in eval mode without gradients."""
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), in_full_precision():
         return call_model(model, args, kwargs)
