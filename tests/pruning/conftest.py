@@ -1,21 +1,13 @@
-"""The devices that are here, and small networks by the names under which the tests ask for them."""
+"""Small networks by the names under which the tests ask for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import nn
 
 import networks.plain
-
-
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU here")
-    return request.param
 
 
 @pytest.fixture
