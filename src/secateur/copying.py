@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -23,22 +23,31 @@ def check_network(model: Any) -> None:
         raise ModelError(f"model is {shown(model)}; it is a network, an instance of torch.nn.Module")
 
 
-def copied(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> nn.Module:
+def copied(
+    model: nn.Module, shared: Iterable[torch.Tensor] = (), instead: Mapping[int, torch.Tensor] | None = None
+) -> nn.Module:
     """Return a deep copy that runs as it was written: children that torch.compile wrapped are plain again.
 
-    ``shared``: tensors that are not copied, of a model that is nobody else's.
+    ``shared``: tensors that are not copied, of a model that is nobody else's. ``instead``: by the id of a
+    tensor the one that the copy has in its place.
 
-    Raises ModelError where a module holds something that cannot be copied, or lazy parameters.
+    Raises ModelError where a module holds something that cannot be copied, or lazy or sharded parameters.
     """
     check_network(model)
     if any(map(is_lazy, model.parameters())):
         raise ModelError(f"{type(model).__name__} has lazy parameters; run it once, which gives them a shape")
+    if instead is None and any(hasattr(p, "placements") for p in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__} is sharded over processes, and this works on a whole copy of it; do it "
+            "before the parameters are sharded"
+        )
     try:
         # Results that modules keep (weight_norm's weight, a list of outputs) cannot be copied with their
         # history, and sparse tensors not as Python copies.
         memo: dict[int, Any] = {id(t): t for t in shared} | {
             id(t): _cloned(t) for t in _kept(model) if not t.is_leaf or t.layout != torch.strided
         }
+        memo |= instead or {}
         cells = [pair for function in _functions(model) for pair in _rebound(function, memo)]
         for module in model.modules():
             if "_orig_mod" in module._modules:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import StorageError, WriteError
+from secateur.shards import anywhere, first_of, whole
 from secateur.text import shown
 
 try:
@@ -268,35 +270,56 @@ def _integer(text: str) -> int:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors as safetensors; ``metadata`` may hold anything that JSON can."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    for name, tensor in plain.items():
+    """Write tensors as safetensors; ``metadata`` may hold anything that JSON can.
+
+    Where some are sharded, all processes that hold them call this, and the first one writes; none has more
+    than one of them whole at a time.
+    """
+    for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise StorageError(f"{path}: {name} is {tensor.dtype}, which safetensors cannot hold")
     try:
         text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
     except (TypeError, ValueError) as error:
         raise StorageError(f"{path}: the metadata cannot be written as JSON: {error}") from error
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        write_safetensors(file, plain, dict(sorted(text.items())))
-
-
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write what safetensors' own ``save_file`` writes, but for the order of the metadata, which there is
-    another one in every process, and into the file that is given, not one of a name of its own."""
     order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
+    wholes = (whole(tensors[name]).detach().cpu().contiguous() for name in order)
+    wrong: WriteError | None = None
+    if first_of(tensors.values()):
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                write_safetensors(file, tensors, dict(sorted(text.items())), wholes)
+        except WriteError as error:
+            wrong = error
+    deque(wholes, maxlen=0)  # for the one that writes, or in its place where it cannot any more
+    if anywhere(wrong is not None, tensors.values()):
+        raise wrong or WriteError(f"{path}: cannot be written by the first of the processes")
+
+
+def write_safetensors(
+    file: BinaryIO,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    wholes: Iterable[Tensor] | None = None,
+) -> None:
+    """Write what safetensors' own ``save_file`` writes, but for the order of the metadata, which there is
+    another one in every process, and into the file that is given, not one of a name of its own. ``wholes``:
+    the tensors again, in the order of their dtypes and names, those that were sharded whole."""
+    order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
+    wholes = (tensors[name] for name in order) if wholes is None else wholes
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in order:
         tensor, start = tensors[name], end
-        end += tensor.nbytes
+        end += tensor.numel() * tensor.element_size()
         dtype = DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
-        file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    for tensor in wholes:
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        del tensor  # before the next one is gathered
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -326,12 +349,13 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Return the digest of tensors and of what is said of them."""
+    """Return the digest of tensors and of what is said of them; of sharded ones, together with the others."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = whole(tensors[name]).detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        del tensor  # before the next one is gathered
     return digest.hexdigest()
 
 

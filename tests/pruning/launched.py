@@ -15,14 +15,13 @@ import torch.distributed as dist
 _SECONDS = 300
 
 
-def launch(script: str, number: int, folder: Path) -> list[Any]:
-    """Run ``script RANK NUMBER FOLDER`` of this folder in so many processes at once, and return what each
-    saved as ``found{rank}``; where one fails, say what all said."""
+def launch(number: int, folder: Path) -> list[dict[str, Any]]:
+    """Run the cases of ``refits_by_ranks`` and ``shards_by_ranks`` in so many processes at once, and return
+    what each found; where one fails, say what all said."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    path = Path(__file__).with_name(script)
     processes = [
         subprocess.Popen(
-            [sys.executable, path, str(rank), str(number), folder],
+            [sys.executable, __file__, str(rank), str(number), folder],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -39,8 +38,11 @@ def launch(script: str, number: int, folder: Path) -> list[Any]:
     return [torch.load(folder / f"found{rank}", weights_only=True) for rank in range(number)]
 
 
-def joined() -> tuple[int, int, Path]:
-    """Join the other processes of ``launch``; return the rank, how many there are, and the folder."""
+def main() -> None:
+    """Be one of the processes of ``launch``."""
+    import refits_by_ranks
+    import shards_by_ranks
+
     rank, number, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -50,4 +52,12 @@ def joined() -> tuple[int, int, Path]:
         world_size=number,
         timeout=timedelta(seconds=60),
     )
-    return rank, number, folder
+    found = {
+        "refits": refits_by_ranks.found_by(rank, number),
+        "shards": shards_by_ranks.found_by(rank, number, folder),
+    }
+    torch.save(found, folder / f"found{rank}")
+
+
+if __name__ == "__main__":
+    main()

@@ -94,12 +94,9 @@ def said(call: Callable[[], Any], net: nn.Module) -> str:
         return f"{type(error).__name__}, {'unchanged' if unchanged else 'CHANGED'}: {error}"
 
 
-def main() -> None:
-    from launched import joined
-
-    rank, number, folder = joined()
+def found_by(rank: int, number: int) -> dict[str, Any]:
     own = range(rank * BATCHES // number, (rank + 1) * BATCHES // number)
-    found = cases(own, DistributedDataParallel)
+    found: dict[str, Any] = dict(cases(own, DistributedDataParallel))
     net = make()
     bad = [x[:, :2] if rank else x for x in batches(own)]
     found["said"] = {
@@ -107,12 +104,8 @@ def main() -> None:
         "no batch": said(lambda: sc.sparsegpt(net, sc.Uniform(0.5), []), net),
     }
     found["alone"] = chosen_alone(batches(own))
-    torch.save(found, folder / f"found{rank}")
+    return found
 
 
 def chosen_alone(data: list[Tensor]) -> dict[str, Tensor]:
     return dict(sc.sparsegpt(make(), sc.Uniform(0.5), data, group=False))
-
-
-if __name__ == "__main__":
-    main()

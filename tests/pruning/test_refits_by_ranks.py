@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from launched import launch
 from refits_by_ranks import BATCHES, batches, cases, chosen_alone
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
@@ -18,8 +17,8 @@ CASES = (
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def found(request, tmp_path_factory) -> list[dict[str, Any]]:
-    return launch("refits_by_ranks.py", request.param, tmp_path_factory.mktemp("ranks"))
+def found(request, by_ranks) -> list[dict[str, Any]]:
+    return [rank["refits"] for rank in by_ranks(request.param)]
 
 
 @pytest.fixture(scope="module")

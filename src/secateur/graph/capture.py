@@ -24,6 +24,7 @@ from secateur.graph.draws import rebatched
 from secateur.graph.names import unwrapped
 from secateur.graph.recording import Recording, record
 from secateur.running import arguments, forward_once, shapes, uncached
+from secateur.shards import sharded
 from secateur.text import first_line
 
 EXPORTED = 3  # torch.export takes a batch of 1 for a constant
@@ -309,6 +310,6 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 
 def _identity(tensor: Tensor) -> Any:
-    if tensor.device.type == "meta" or not tensor.numel():
+    if tensor.device.type == "meta" or not tensor.numel() or sharded(tensor):
         return id(tensor)
     return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())

@@ -32,8 +32,9 @@ from secateur.methods.sparsegpt import sparsegpt
 from secateur.numeric import is_real
 from secateur.pruning.budgets import Budget
 from secateur.pruning.capabilities import says
+from secateur.pruning.entries import scored
 from secateur.pruning.given import check_cuts
-from secateur.pruning.prune import check, notes_of, scored
+from secateur.pruning.prune import check, notes_of
 from secateur.pruning.targets import find_targets
 from secateur.storage import as_path
 

@@ -77,4 +77,4 @@ def lamp_scores(scores: Scores) -> Tensor:
     at_least = squares.flip(0).cumsum(0).flip(0)
     lamp = torch.where(at_least > 0, squares / at_least.clamp(min=1e-300), 0).float()
     lamp[values == -torch.inf] = -1.0
-    return torch.empty_like(lamp).scatter_(0, order, lamp)
+    return torch.empty_like(lamp).scatter_(0, order, lamp).reshape(scores.shape)

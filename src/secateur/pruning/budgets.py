@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -35,6 +35,7 @@ from secateur.pruning.selection import (
     cut_globally,
 )
 from secateur.pruning.targets import matches
+from secateur.shards import local
 
 Weights = Mapping[str, Tensor]
 
@@ -252,7 +253,8 @@ class Std:
             raise BudgetError(f"living is {self.living!r}; it is True or False")
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        return {name: Cut(self.sensitivity * _std(name, weights[name], self.living)) for name in scores}
+        wholes = ((name, s.gathered(local(weights[name]))) for name, s in scores.items())
+        return {name: Cut(self.sensitivity * _std(name, weight, self.living)) for name, weight in wholes}
 
 
 @dataclass(frozen=True)
@@ -358,7 +360,7 @@ class LAMP(_KeepingShare):
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
         lamp = {name: lamp_scores(s) for name, s in scores.items()}
-        ranked = {n: Scores(n, tuple(v.shape), v.__getitem__) for n, v in lamp.items()}
+        ranked = {name: scores[name].ranked_by(values) for name, values in lamp.items()}
         return cut_as_many(scores, ranked.values(), self._taken(ranked))
 
 
@@ -391,10 +393,8 @@ class MagnitudeRatios(Share):
     granular: ClassVar[bool] = False
 
     def __call__(self, scores: AllScores, weights: Weights) -> dict[str, Cut]:
-        sizes = [
-            Scores(name, tuple(w.shape), lambda rows, w=w: w.detach()[rows].abs(), scores[name].masked)
-            for name, w in weights.items()
-        ]
+        own = {name: local(w.detach()) for name, w in weights.items()}
+        sizes = [replace(scores[name], rows=lambda rows, w=w: w[rows].abs()) for name, w in own.items()]
         count = round(self.sparsity * sum(s.numel for s in sizes))
         return cut_as_many(scores, sizes, cut_globally(sizes, count))
 

@@ -1,7 +1,7 @@
 """What criteria read from data: the size of each layer's input, the gradients of the loss.
 
 It is read from a copy of the network, so that nothing that a forward leaves behind is left on the user's own,
-and added up over the ranks that prune together.
+and added up over the ranks that prune together. Of a sharded network every rank runs a whole copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from secateur.copying import copied
 from secateur.errors import CriterionError
 from secateur.graph.names import canonical_modules, canonical_names, canonical_parameters, unwrapped
 from secateur.pruning.batches import Batches, batches
@@ -24,6 +23,7 @@ from secateur.pruning.ranks import together
 from secateur.pruning.stacks import Place, Sums, Watch, merged
 from secateur.pruning.targets import Target, Targets
 from secateur.running import as_written, call_model, failing, shapes
+from secateur.shards import copied_whole
 from secateur.structure.layers import LayerView, layer_view, stored_weights
 from secateur.structure.units import Structure
 from secateur.task.classifying import cross_entropy
@@ -191,7 +191,7 @@ def _mean_squares(
         reader.module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with together(model) as peers:
-        work = copied(unwrapped(model)).eval()
+        work = copied_whole(unwrapped(model)).eval()
         for key, reader in readers(work).items():
             watch(key, reader)
         number, stacked = 0, stacks(work)
@@ -222,7 +222,7 @@ def mean_gradients(
     if loss is not None and not callable(loss):
         raise CriterionError(f"loss is {loss!r}; it is a function of (outputs, labels)")
     with together(targets.model) as peers:
-        work = copied(unwrapped(targets.model)).eval()
+        work = copied_whole(unwrapped(targets.model)).eval()
         parameters = canonical_parameters(work)
         weights = [parameters[name].requires_grad_(True) for name in targets]
         kinds = [w.dtype if power == 1 else w.dtype.to_real() for w in weights]

@@ -19,6 +19,7 @@ from secateur.pruning.calibration import Batches, Loss, input_rms, mean_gradient
 from secateur.pruning.capabilities import name_of, says
 from secateur.pruning.selection import Scores
 from secateur.pruning.targets import Targets
+from secateur.shards import local, own, placed
 from secateur.structure.units import Structure
 
 Rows = Callable[[slice], Tensor]
@@ -29,6 +30,9 @@ class Criterion(Protocol):
 
     Scores that are all the same are an error where it says that it ``reads_data``, or says nothing and data
     are given. What else it may say of itself: ``secateur.pruning.capabilities``.
+
+    Of a weight that is sharded over processes it gives a tensor of the whole shape, sharded or not, or a
+    function from a slice of rows of this process's part to theirs.
     """
 
     def __call__(
@@ -58,7 +62,7 @@ class Magnitude:
     is_magnitude: ClassVar[bool] = True
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
-        weights = {name: t.weight.detach() for name, t in targets.items()}
+        weights = {name: local(t.weight.detach()) for name, t in targets.items()}
         return {n: lambda rows, w=w: w[rows].abs() for n, w in weights.items()}
 
 
@@ -94,7 +98,9 @@ class Random:
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         return {
-            name: torch.rand(target.weight.shape, generator=generator).to(target.weight.device)
+            name: placed(torch.rand(target.weight.shape, generator=generator), target.weight).to(
+                target.weight.device
+            )
             for name, target in targets.items()
         }
 
@@ -140,7 +146,10 @@ class Wanda:
 
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
-        return {name: self.of_input(t.weight.detach(), rms[name]) for name, t in targets.items()}
+        return {
+            name: self.of_input(local(t.weight.detach()), own(rms[name], t.weight))
+            for name, t in targets.items()
+        }
 
     def of_input(self, weight: Tensor, rms: Tensor) -> Rows:
         """Return the scores of one weight from the rms of its inputs, which broadcasts over it."""
@@ -174,7 +183,7 @@ class Taylor:
         self, targets: Targets, data: Batches | None = None, loss: Loss | None = None
     ) -> dict[str, Rows]:
         gradients = mean_gradients(targets, data, loss, "Taylor")
-        pairs = {name: (t.weight.detach(), gradients[name]) for name, t in targets.items()}
+        pairs = {n: (local(t.weight.detach()), own(gradients[n], t.weight)) for n, t in targets.items()}
         return {n: lambda rows, w=w, g=g: _first_order(w[rows], g[rows]) for n, (w, g) in pairs.items()}
 
 
@@ -202,7 +211,7 @@ class Fisher:
 
     def __call__(self, targets: Targets, data: Any = None, loss: Any = None) -> dict[str, Rows]:
         squares = mean_gradients(targets, data, loss, "Fisher", power=2)
-        pairs = {name: (t.weight.detach(), squares[name]) for name, t in targets.items()}
+        pairs = {n: (local(t.weight.detach()), own(squares[n], t.weight)) for n, t in targets.items()}
         return {n: lambda rows, w=w, f=f: w[rows].abs().square() * f[rows] for n, (w, f) in pairs.items()}
 
 
@@ -219,17 +228,11 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
     reads = says(criterion, "reads_data")
     if not (data is not None if reads is None else reads):
         return
-    number, value = 0, None
-    for one in scores:
-        for rows, score in one.chunks():
-            kept = score if one.masked is None else score[~one.masked[rows]]
-            if kept.numel():
-                low, high = (float(end) for end in kept.aminmax())
-                value = low if value is None else value
-                if not low == high == value:
-                    return
-                number += kept.numel()
-    if value is not None and any(one.numel - one.number_masked > 1 for one in scores):
+    part = next((one.part for one in scores if one.part is not None), None)
+    said = [_values_of(scores)] if part is None else part.peers.gather(_values_of(scores))
+    values = set().union(*(values for values, _ in said))
+    if len(values) == 1 and any(one.numel - one.number_masked > 1 for one in scores):
+        value, number = values.pop(), sum(number for _, number in said)
         where = " on which they differ"
         if loss is None:
             where += (
@@ -239,3 +242,19 @@ def check_telling(criterion: Any, scores: Sequence[Scores], data: Any, loss: Any
         raise CriterionError(
             f"{name_of(criterion)}: all {number} scores are {value:g}, which ranks nothing; pass data={where}"
         )
+
+
+def _values_of(scores: Sequence[Scores]) -> tuple[set[float], int]:
+    """Return the values that scores have here, but no more of them than tell that they differ, and how many
+    scores were looked at."""
+    values: set[float] = set()
+    number = 0
+    for one in scores:
+        for rows, score in one.chunks() if one.counted else ():
+            kept = score if one.masked is None else score[~one.masked[rows]]
+            if kept.numel():
+                values |= {float(end) for end in kept.aminmax()}
+                number += kept.numel()
+            if len(values) > 1:
+                return values, number
+    return values, number

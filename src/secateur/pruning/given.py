@@ -54,11 +54,15 @@ def scores_given(
     return scores
 
 
-def check_scores(criterion: Any, name: str, raw: Any, shape: tuple[int, ...]) -> None:
+def check_scores(
+    criterion: Any, name: str, raw: Any, shape: tuple[int, ...], own: tuple[int, ...] | None = None
+) -> None:
     """Raise CriterionError for what are no scores of a tensor of this shape: neither a tensor of it nor a
-    function from a slice of rows to theirs."""
+    function from a slice of rows to theirs; those rows are of this process's part, which has the shape
+    ``own``."""
     if callable(raw) and not isinstance(raw, Tensor):
-        raw, shape = raw(slice(0, 1)), (1, *shape[1:])
+        length, *others = own or shape
+        raw, shape = raw(slice(0, 1)), (min(1, length), *others)
     if not isinstance(raw, Tensor):
         raise CriterionError(
             f"{name}: {name_of(criterion)} gave {shown(raw)}; scores are a tensor, or a function from a "

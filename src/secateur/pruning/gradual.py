@@ -25,6 +25,7 @@ from secateur.pruning.structured import UnitBudget, already_pruned, select_group
 from secateur.pruning.targets import count_nonzero, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
 from secateur.pruning.zeros import Holder
+from secateur.shards import fitted, local, total
 from secateur.structure.units import Structure
 from secateur.text import nearest
 
@@ -294,8 +295,9 @@ def _share_zero(
     kept = {} if masks is None else masks.bind(model)
     nonzero = 0
     for name, target in targets.items():
-        weight = target.weight.detach()
-        nonzero += count_nonzero(weight * kept[name].to(weight.device) if name in kept else weight)
+        weight = local(target.weight.detach())
+        alive = weight * fitted(kept[name], target.weight) if name in kept else weight
+        nonzero += total(count_nonzero(alive), target.weight)
     number = sum(target.weight.numel() for target in targets.values())
     return 1 - nonzero / number, len(targets) / 2 / number + 1e-9
 

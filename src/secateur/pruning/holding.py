@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 
 from secateur.errors import MaskError, ModelError, NonFiniteError, TargetError
 from secateur.graph.names import canonical_parameters
+from secateur.shards import local, settle, total
 from secateur.structure.following import as_list, inside
 from secateur.text import nearest
 
@@ -240,6 +241,7 @@ def refuse_scaler(levels: Sequence[Level], why: str) -> None:
 def bound(model: nn.Module, held: Mapping[str, Tensor], what: str) -> dict[str, nn.Parameter]:
     """Return the parameters of ``model`` that tensors (``what`` they are) belong to by canonical name; raise
     MaskError where one is missing or has another shape."""
+    settle(model)
     parameters = canonical_parameters(model)
     for name, tensor in held.items():
         if name not in parameters:
@@ -254,7 +256,7 @@ def bound(model: nn.Module, held: Mapping[str, Tensor], what: str) -> dict[str, 
 
 def require_finite(what: str, tensor: Tensor, why: str) -> None:
     """Raise NonFiniteError where ``tensor`` holds a NaN or an infinity; ``why`` that is no good."""
-    if not torch.isfinite(tensor.detach()).all():
+    if total(int(torch.isfinite(local(tensor)).logical_not_().count_nonzero()), tensor):
         raise NonFiniteError(f"{what} holds a NaN or an infinity; {why}")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import MaskError, StorageError
 from secateur.graph.names import canonical_parameters
 from secateur.numeric import is_real, is_whole
+from secateur.shards import placed, settle, whole
 from secateur.storage import pack_bits, unpack_bits
 from secateur.text import nearest, shown
 
@@ -23,7 +24,7 @@ _METADATA = "secateur.masks"  # where a state dict, which holds tensors alone, k
 def packed(kept: Mapping[str, Tensor], fields: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (masks as bits, metadata) of masks and their other ``fields``."""
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
-    return {n: pack_bits(m) for n, m in kept.items()}, {"secateur": _KIND, "shapes": shapes, **fields}
+    return {n: pack_bits(whole(m)) for n, m in kept.items()}, {"secateur": _KIND, "shapes": shapes, **fields}
 
 
 def as_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -76,6 +77,7 @@ def unpacked(
 def _matched(
     tensors: Mapping[str, Any], shapes: dict[str, list[int]], what: Any, model: nn.Module
 ) -> dict[str, Tensor]:
+    settle(model)
     parameters = canonical_parameters(model)
     kept = {}
     for name, shape in shapes.items():
@@ -94,7 +96,7 @@ def _matched(
             mask = unpack_bits(tensors[name].detach().cpu(), tuple(shape))
         except StorageError as error:
             raise StorageError(f"{what}: {name}: {error}") from error
-        kept[name] = mask.to(parameters[name].device)
+        kept[name] = placed(mask, parameters[name]).to(parameters[name].device)
     return kept
 
 

@@ -17,6 +17,7 @@ from secateur.pruning.averages import weights_in
 from secateur.pruning.holding import Optimizers, bound, check_writable, require_finite
 from secateur.pruning.mask_files import FIELDS, as_state, from_state, packed, unpacked
 from secateur.pruning.zeros import Holder, mask_sparse_gradient
+from secateur.shards import as_sharded, count, first_of, fitted, local, sharded, total
 from secateur.storage import load_tensors, save_tensors
 from secateur.structure.surgery import Removed, sliced
 from secateur.text import table
@@ -25,8 +26,8 @@ from secateur.text import table
 class Masks(Mapping[str, Tensor]):
     """One bool tensor a pruned parameter, True where the weight is kept, bound to a model.
 
-    It is a mapping by canonical parameter name. ``a & b`` keeps what both keep, ``a | b`` what either keeps;
-    printed it is a table, layer by layer.
+    It is a mapping by canonical parameter name; the mask of a sharded parameter is a DTensor, sharded alike.
+    ``a & b`` keeps what both keep, ``a | b`` what either keeps; printed it is a table, layer by layer.
 
     Args:
         model: the network that they mask.
@@ -73,6 +74,11 @@ class Masks(Mapping[str, Tensor]):
         self.units = dict(units or {})
         self.dense = dict(dense or {})
         self.parameters()
+        self._count_shards()
+
+    def _count_shards(self) -> None:
+        """Count sharded masks while all processes are here, so that one alone may print them later."""
+        self._counted = {id(mask): count(mask) for mask in self.kept.values() if sharded(mask)}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.kept[name]
@@ -88,7 +94,9 @@ class Masks(Mapping[str, Tensor]):
         if not isinstance(other, Masks):
             return NotImplemented
         return self.kept.keys() == other.kept.keys() and all(
-            torch.equal(mask, other.kept[name].to(mask.device)) for name, mask in self.kept.items()
+            mask.shape == other.kept[name].shape
+            and not total(int((local(mask) != fitted(other.kept[name], mask)).count_nonzero()), mask)
+            for name, mask in self.kept.items()
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -96,8 +104,8 @@ class Masks(Mapping[str, Tensor]):
     @property
     def sparsity(self) -> float:
         """The share of the masked tensors' entries, as dense as they were, that are zero or gone."""
-        total = sum(map(self._whole, self.kept))
-        return 1 - sum(_count(m) for m in self.kept.values()) / total if total else 0.0
+        whole = sum(map(self._whole, self.kept))
+        return 1 - sum(map(self._number, self.kept)) / whole if whole else 0.0
 
     def layers(self) -> list[dict[str, Any]]:
         """One row a tensor: name, shape, weights, kept, sparsity, and the sparsity requested."""
@@ -106,12 +114,16 @@ class Masks(Mapping[str, Tensor]):
                 "name": name,
                 "shape": list(mask.shape),
                 "weights": self._whole(name),
-                "kept": _count(mask),
-                "sparsity": 1 - _count(mask) / max(1, self._whole(name)),
+                "kept": self._number(name),
+                "sparsity": 1 - self._number(name) / max(1, self._whole(name)),
                 "requested": self.requested.get(name),
             }
             for name, mask in self.kept.items()
         ]
+
+    def _number(self, name: str) -> int:
+        mask = self.kept[name]
+        return self._counted[id(mask)] if id(mask) in self._counted else count(mask)
 
     def _whole(self, name: str) -> int:
         return self.dense.get(name, self.kept[name].numel())
@@ -191,7 +203,7 @@ class Masks(Mapping[str, Tensor]):
         alive = {
             name: number
             for name, parameter in self.parameters().items()
-            if (number := _count(parameter.detach()[~self.kept[name].to(parameter.device)]))
+            if (number := total(_count(local(parameter)[~fitted(self.kept[name], parameter)]), parameter))
         }
         if alive:
             name, number = next(iter(alive.items()))
@@ -231,16 +243,16 @@ class Masks(Mapping[str, Tensor]):
         for name, weight in weights.items():
             require_finite(name, weight, "a mask does not hide it")
         for name, weight in weights.items():
-            weight.masked_fill_(~self.kept[name].to(weight.device), 0)
+            local(weight).masked_fill_(~fitted(self.kept[name], weight), 0)
         return self
 
     @torch.no_grad()
     def mask_grads(self) -> None:
         """Zero the gradients of masked weights now: before clipping, so that the norm is right."""
         for name, weight in self.parameters().items():
-            mask = self.kept[name].to(weight.device)
+            mask = fitted(self.kept[name], weight)
             if not mask_sparse_gradient(weight, mask) and weight.grad is not None:
-                weight.grad.masked_fill_(~mask, 0)
+                local(weight.grad).masked_fill_(~mask, 0)
 
     # -- binding -----------------------------------------------------------------------------
 
@@ -296,7 +308,8 @@ class Masks(Mapping[str, Tensor]):
 
     def _with(self, other: Masks, join: Callable[[Tensor, Tensor], Tensor], either: bool) -> Masks:
         other.parameters(self.model)
-        kept = {n: join(self.kept[n], other.kept[n].to(self.kept[n].device)) for n in self.kept if n in other}
+        both = {n: (mask, other.kept[n]) for n, mask in self.kept.items() if n in other}
+        kept = {n: as_sharded(join(local(a), fitted(b, a)), a) for n, (a, b) in both.items()}
         if either:
             kept = {n: kept.get(n, m) for n, m in (other.kept | self.kept).items()}
         notes = tuple(dict.fromkeys(self.notes + other.notes))
@@ -305,8 +318,11 @@ class Masks(Mapping[str, Tensor]):
     # -- files and other tools ---------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the masks to a safetensors file, one bit an entry."""
-        save_tensors(path, *self._packed())
+        """Write the masks to a safetensors file, one bit an entry; of sharded ones all processes call this,
+        and the first of them writes."""
+        bits = self._packed()
+        if first_of(self.kept.values()):
+            save_tensors(path, *bits)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> Masks:
@@ -326,7 +342,8 @@ class Masks(Mapping[str, Tensor]):
         return cls(model, **unpacked(*load_tensors(path), path, model))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything as tensors by name, one bit an entry, for a checkpoint of any kind."""
+        """Return everything as tensors by name, one bit an entry, for a checkpoint of any kind; of sharded
+        masks all processes call this, and each gets the whole."""
         return as_state(*self._packed())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -351,6 +368,7 @@ class Masks(Mapping[str, Tensor]):
             True
         """
         vars(self).update(unpacked(*from_state(state), "the state", self.model))
+        self._count_shards()
 
     def _packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return packed(self.kept, self._rest())

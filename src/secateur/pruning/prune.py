@@ -11,25 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from secateur.copying import check_network
-from secateur.errors import BudgetError, CriterionError, MaskError, SecateurWarning
+from secateur.errors import BudgetError, SecateurWarning
 from secateur.numeric import is_whole
 from secateur.pruning.budgets import Budget
 from secateur.pruning.calibration import Batches, Loss
 from secateur.pruning.capabilities import name_of, requested_share, says
 from secateur.pruning.choices import check
-from secateur.pruning.criteria import Criterion, Rows, check_telling
-from secateur.pruning.given import cannot_spoil, check_cuts, check_scores, put_back, scores_given, zeroed_by
+from secateur.pruning.criteria import Criterion, check_telling
+from secateur.pruning.entries import (
+    already_masked,
+    check_room,
+    gathered_by,
+    said_of,
+    scored,
+    taken,
+    zeroed_in,
+)
+from secateur.pruning.given import cannot_spoil, check_cuts, put_back
 from secateur.pruning.holding import check_writable
 from secateur.pruning.in_order import cuts_in_order
 from secateur.pruning.masks import Masks
+from secateur.pruning.parts import parts_of
 from secateur.pruning.ranks import together
 from secateur.pruning.selection import AnyCut, Cut, Scores, on_threads
 from secateur.pruning.shrinkage import Hard, Shrinkage
 from secateur.pruning.structured import UnitBudget, prune_units
-from secateur.pruning.targets import Target, Targets, check_computed_weights, find_targets
+from secateur.pruning.targets import Targets, check_computed_weights, find_targets
 from secateur.pruning.unit_criteria import UnitCriterion
+from secateur.shards import as_sharded, count, local, refuse_sharded
 from secateur.structure.units import Structure
-from secateur.text import nearest
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ def prune(
     ``min_kept`` or ``round_to`` are noted and warned of.
 
     Where a process group is up and its ranks hold the same network, all of them call this: what criteria read
-    is added up over them.
+    is added up over them. They may hold parts of it (``fully_shard``, DTensors): the masks are sharded alike,
+    and are those of one process that holds the whole.
 
     Args:
         model: the network.
@@ -163,6 +174,7 @@ def prune(
         round_to=round_to, min_kept=min_kept, alike=alike,
     )  # fmt: skip
     if structure is not None:
+        refuse_sharded(model, "structure=")
         with together(model, group):
             return prune_units(
                 structure, model, criterion, budget, data=data, loss=loss, include=include, exclude=exclude,
@@ -172,36 +184,41 @@ def prune(
     shrinkage = shrinkage or Hard()
     with together(model, group) as peers:
         targets = find_targets(model, include, exclude)
-        check_writable({name: t.weight for name, t in targets.items()})
-        earlier = _already_masked(masks, targets, model)
-        weights: dict[str, Tensor] = {name: t.weight for name, t in targets.items()}
+        weights = {name: t.weight for name, t in targets.items()}
+        parts = parts_of(weights, peers)
+        check_writable({name: local(weight) for name, weight in weights.items()})
+        earlier = already_masked(masks, targets, model)
         if says(criterion, "sequential"):
+            refuse_sharded(model, f"{name_of(criterion)} in running order")
+            scores = {n: Scores(n, tuple(w.shape), w.__getitem__, earlier.get(n)) for n, w in weights.items()}
             cuts, pruned = cuts_in_order(
                 cast(Any, criterion), cast(Any, budget), targets, data, earlier, peers
             )
         else:
-            scores = scored(cast(Criterion, criterion), targets, data, loss, earlier)
+            scores = scored(cast(Criterion, criterion), targets, data, loss, earlier, parts)
             check_telling(criterion, list(scores.values()), data, loss)
-            entries = scores if granularity is None else {n: granularity.gather(s) for n, s in scores.items()}
+            entries = {
+                n: s if granularity is None else gathered_by(granularity, s) for n, s in scores.items()
+            }
             cuts = check_cuts(budget, cast(Budget, budget)(entries, weights), targets)
             with on_threads(1):
-                pruned = {
-                    name: _pruned(t, cuts[name], entries[name], granularity) for name, t in targets.items()
-                }
+                pruned = {n: taken(cuts[n], entries[n], scores[n], granularity) for n in targets}
         for name, masked in earlier.items():
-            _check_room(name, pruned[name], masked, cuts[name])
+            check_room(scores[name], pruned[name], masked, cuts[name])
         check_computed_weights(targets, pruned)
-        peers.compare(pruned)
+        peers.compare({n: said_of(cuts[n]) if n in parts else mask for n, mask in pruned.items()})
 
     kept: dict[str, Tensor] = {}
-    with on_threads(1), put_back({} if cannot_spoil(shrinkage) else weights):
-        for name, target in targets.items():
+    own = {} if cannot_spoil(shrinkage) else {name: local(weight) for name, weight in weights.items()}
+    with on_threads(1), put_back(own):
+        for name, weight in weights.items():
             if name in earlier:
-                target.weight.masked_fill_(earlier[name], 0)
-            zeroed = zeroed_by(shrinkage, name, target.weight, pruned.pop(name), cuts[name])
-            kept[name] = zeroed.logical_not_()
+                local(weight).masked_fill_(earlier[name], 0)
+            zeroed = zeroed_in(scores[name], shrinkage, local(weight), pruned.pop(name), cuts[name])
+            left = zeroed.logical_not_()
             if name in earlier:
-                kept[name] &= ~earlier[name]
+                left &= ~earlier[name]
+            kept[name] = as_sharded(left, weight)
         if masks is not None:
             kept |= {name: mask for name, mask in masks.items() if name not in kept}
         notes = _notes(kept, targets, cuts)
@@ -214,51 +231,8 @@ def prune(
     )
 
 
-def _pruned(target: Target, cut: AnyCut, scores: Scores, granularity: Block | None) -> Tensor:
-    pruned = cut.pruned(scores)
-    return pruned if granularity is None else granularity.spread(pruned, target.weight.shape)
-
-
-def _already_masked(masks: Masks | None, targets: Targets, model: nn.Module) -> dict[str, Tensor]:
-    if masks is None:
-        return {}
-    masks = masks.bind(model)
-    return {n: ~masks[n].to(t.weight.device) for n, t in targets.items() if n in masks}
-
-
-def scored(
-    criterion: Criterion, targets: Targets, data: Any, loss: Any, earlier: dict[str, Tensor]
-) -> dict[str, Scores]:
-    weights = {name: target.weight for name, target in targets.items()}
-    raw = scores_given(criterion, criterion, weights, targets, data, loss)
-    missing = [name for name in targets if name not in raw]
-    if missing:
-        raise CriterionError(
-            f"{name_of(criterion)} gave no scores for {missing[0]!r}{nearest(missing[0], raw)}"
-        )
-    for name, weight in weights.items():
-        check_scores(criterion, name, raw[name], tuple(weight.shape))
-    return {name: _scores(name, t, raw[name], earlier.get(name)) for name, t in targets.items()}
-
-
-def _scores(name: str, target: Target, raw: Tensor | Rows, masked: Tensor | None) -> Scores:
-    shape = tuple(target.weight.shape)
-    rows = raw.__getitem__ if isinstance(raw, Tensor) else raw
-    return Scores(name, shape, rows, masked, target.input_dim)
-
-
-def _check_room(name: str, pruned: Tensor, earlier: Tensor, cut: AnyCut) -> None:
-    value_cut = isinstance(cut, Cut) and cut.ties is None
-    number, already = int(pruned.count_nonzero()), int(earlier.count_nonzero())
-    if not value_cut and already > number:
-        raise MaskError(
-            f"{name}: {already} weights are masked already and the budget takes {number}; "
-            "ask for at least as much as before, or prune without masks="
-        )
-
-
 def _notes(kept: dict[str, Tensor], targets: Targets, cuts: Mapping[str, AnyCut]) -> tuple[str, ...]:
-    emptied = [n for n, mask in kept.items() if mask.numel() and not mask.count_nonzero()]  # any() is slow
+    emptied = [n for n, mask in kept.items() if mask.numel() and not count(mask)]  # any() is slow
     notes = [f"{name} is emptied: the layer puts out nothing but its bias" for name in emptied]
     for note in notes:
         warnings.warn(note, SecateurWarning, stacklevel=4)

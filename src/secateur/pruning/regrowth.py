@@ -13,6 +13,7 @@ from secateur.pruning.calibration import Batches, Loss, mean_gradients
 from secateur.pruning.holding import Optimizers, levels_of
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
+from secateur.shards import refuse_sharded
 
 
 @torch.no_grad()
@@ -65,6 +66,7 @@ def regrow(
         raise BudgetError(f"share is {share!r}; it is a share of the living weights, from 0 to 1")
     if not is_whole(seed):
         raise BudgetError(f"seed is {seed!r}; it is a whole number")
+    refuse_sharded(masks.model, "regrow")
     weights, scores = masks.parameters(), _wanted(masks, data, loss, seed)
     kept: dict[str, Tensor] = {}
     moved = 0

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from secateur.copying import copied
 from secateur.errors import CriterionError
 from secateur.graph.names import canonical_parameters, unwrapped
 from secateur.pruning.calibration import Batches, batches
 from secateur.pruning.targets import Targets
 from secateur.running import as_written, call_model, failing
+from secateur.shards import copied_whole, placed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SynFlow:
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Tensor]:
         if data is None:
             raise CriterionError("SynFlow needs data= for the shape of the inputs; pass one batch of any")
-        work = copied(unwrapped(targets.model)).eval().double()
+        work = copied_whole(unwrapped(targets.model)).eval().double()
         with torch.no_grad():
             for tensor in (*work.parameters(), *work.buffers()):
                 if tensor.is_floating_point():  # a mask is no number
@@ -63,7 +63,7 @@ class SynFlow:
         for name, weight, gradient in zip(targets, weights, gradients, strict=True):
             if gradient is None:
                 raise CriterionError(f"{name}: the outputs do not depend on it; exclude it")
-            scores[name] = (weight.detach() * gradient).abs()
+            scores[name] = placed((weight.detach() * gradient).abs(), targets[name].weight)
         return scores
 
 

@@ -7,10 +7,11 @@ passes for 32 bits, one for 16, four for 64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from numbers import Real
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import BudgetError, MaskError, NonFiniteError
+from secateur.pruning.parts import Part, adding
 
 CHUNK = 1 << 18
 _FEW = 1 << 22  # ties whose hashes are kept
@@ -52,6 +54,9 @@ class Scores:
 
     ``rows(slice)`` gives the scores of those indices of dim 0. Entries that ``masked`` marks are
     already gone: they rank below every other. ``input_dim`` runs over the layer's inputs.
+
+    ``part``: of a tensor that several processes hold, the part that lies here; then rows, and what is
+    masked, are those of the part, and shape and counts those of the whole.
     """
 
     name: str
@@ -59,14 +64,23 @@ class Scores:
     rows: Callable[[slice], Tensor]
     masked: Tensor | None = field(default=None)
     input_dim: int = 1
+    part: Part | None = None
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        return self.shape if self.part is None else self.part.shape
+
+    @property
+    def counted(self) -> bool:
+        return self.part is None or self.part.counted
 
     @property
     def numel(self) -> int:
-        return reduce(lambda a, b: a * b, self.shape, 1)
+        return math.prod(self.shape)
 
     @property
     def number_masked(self) -> int:
-        return 0 if self.masked is None else int(torch.count_nonzero(self.masked))
+        return 0 if self.masked is None else self.total(int(torch.count_nonzero(self.masked)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,18 +88,37 @@ class Scores:
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, scores of those rows), about ``CHUNK`` entries at a time."""
-        if not self.numel:
+        number = math.prod(self.own_shape)
+        if not number:
             return
-        height = max(1, CHUNK // (self.numel // self.shape[0]))
-        for start in range(0, self.shape[0], height):
-            rows = slice(start, min(start + height, self.shape[0]))
+        length = self.own_shape[0]
+        height = max(1, CHUNK // (number // length))
+        for start in range(0, length, height):
+            rows = slice(start, min(start + height, length))
             score = self.rows(rows)
             if self.masked is not None:
                 score = score.masked_fill(self.masked[rows], -torch.inf)
             yield rows, score
 
     def whole(self) -> Tensor:
-        return torch.cat([score for _, score in self.chunks()]).reshape(self.shape)
+        parts = [score for _, score in self.chunks()] or [self.rows(slice(0, 0))]
+        return self.gathered(torch.cat(parts).reshape(self.own_shape))
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """Return a tensor of the whole shape, from the part of each process."""
+        return part if self.part is None else self.part.whole(part)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Return this process's part of a tensor of the whole shape."""
+        return whole if self.part is None else self.part.own(whole)
+
+    def total(self, number: int) -> int:
+        """Return the sum of what each process counts in its own part."""
+        return number if self.part is None else self.part.total(number)
+
+    def ranked_by(self, values: Tensor) -> Scores:
+        """Return other scores, of the whole tensor, in the place of these; nothing is masked in them."""
+        return replace(self, rows=self.own(values).__getitem__, masked=None)
 
 
 @dataclass(frozen=True)
@@ -132,7 +165,7 @@ class Cut:
         last = self._last_tie(scores) if self.ties and self.ties < self.tied else None
         for rows, score in scores.chunks():
             if out is None:
-                out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
+                out = torch.empty(scores.own_shape, dtype=torch.bool, device=score.device)
             if self.ties is None:
                 _refuse_non_finite(scores, rows, score)
             score = _comparable(score)
@@ -140,22 +173,22 @@ class Cut:
             if last is not None:
                 tied, hashes = self._tied(scores, rows, score)
                 out[rows].view(-1)[tied[hashes <= last]] = True
-        return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
+        return torch.empty(scores.own_shape, dtype=torch.bool) if out is None else out
 
     def _last_tie(self, scores: Scores) -> int:
         """Return the hash up to which ties go."""
 
         def tied_hashes() -> Iterator[Tensor]:
-            for rows, score in scores.chunks():
+            for rows, score in scores.chunks() if scores.counted else ():
                 yield self._tied(scores, rows, _comparable(score))[1]
 
         few = list(tied_hashes()) if self.tied <= _FEW else None
-        return _kth(tied_hashes if few is None else lambda: few, self.ties or 0, 64).key
+        return _kth(tied_hashes if few is None else lambda: few, self.ties or 0, 64, [scores]).key
 
     def _tied(self, scores: Scores, rows: slice, score: Tensor) -> tuple[Tensor, Tensor]:
         """Return the places of the ties among some rows, and the hashes of these places in the whole."""
         places = _places(score == self.value)
-        return places, _hash(places + rows.start * (scores.numel // scores.shape[0]))
+        return places, _hash(_positions(scores, rows, places))
 
 
 @dataclass(frozen=True)
@@ -168,13 +201,14 @@ class PatternCut:
     requested: float | None = None
 
     def pruned(self, scores: Scores) -> Tensor:
+        for rows, score in scores.chunks():
+            _refuse_non_finite(scores, rows, score)
         score = scores.whole()
-        _refuse_non_finite(scores, slice(None), score)
         score = score.movedim(self.dim, -1)
         groups = score.reshape(-1, self.of)
         hashes = lambda: _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)  # noqa: E731
         pruned = _lowest(groups, self.of - self.keep, hashes)
-        return pruned.reshape(score.shape).movedim(-1, self.dim).contiguous()
+        return scores.own(pruned.reshape(score.shape).movedim(-1, self.dim)).contiguous()
 
 
 @dataclass(frozen=True)
@@ -192,18 +226,28 @@ class RowCut:
     @on_threads(1)
     def pruned(self, scores: Scores) -> Tensor:
         out: Tensor | None = None
-        whole = self.dim == 0  # there every chunk would hold a part of each row
-        for rows, score in [(slice(0, scores.shape[0]), scores.whole())] if whole else scores.chunks():
+        for rows, score in scores.chunks():
             _refuse_non_finite(scores, rows, score)
+        # Where inputs come first every chunk would hold a part of each row, and so does a process's part.
+        whole = self.dim == 0 or scores.part is not None
+        for rows, score in [(slice(0, scores.shape[0]), scores.whole())] if whole else scores.chunks():
             if out is None:
                 out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
             matrix = self._rows(score)
             if scores.masked is not None:
                 self._check_room(scores.name, matrix)
-            gone = _lowest(matrix, self.number, lambda r=rows, s=score: self._rows(_hashes(scores, r, s)))
+            gone = _lowest(matrix, self.number, partial(self._hashes, rows, score))
             turned = gone.view(self._by_output(score).shape)
             self._by_output(out[rows])[:] = turned
-        return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
+        return (
+            torch.empty(scores.own_shape, dtype=torch.bool) if out is None else scores.own(out).contiguous()
+        )
+
+    def _hashes(self, rows: slice, score: Tensor) -> Tensor:
+        width = score.numel() // max(1, score.shape[0])
+        return self._rows(
+            _hash(torch.arange(score.numel(), device=score.device) + rows.start * width).view_as(score)
+        )
 
     def _by_output(self, entries: Tensor) -> Tensor:
         return entries.transpose(0, 1) if self.dim == 0 else entries
@@ -270,7 +314,7 @@ def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
 
     def keys(one_zero: bool = False) -> Iterator[Tensor]:
         for s in scores:
-            for _, score in s.chunks():
+            for _, score in s.chunks() if s.counted else ():
                 score = score.to(dtype)
                 yield (score + 0.0 if one_zero else score).view(integer)
 
@@ -279,11 +323,11 @@ def cut_globally(scores: Iterable[Scores], count: int) -> dict[str, Cut]:
         minus_zeros = bool(histogram[_MINUS_ZERO])
         _refuse_hidden(histogram, scores, dtype)
 
-    kth = _kth(keys, count, bits, check, signed_magnitude=True)
+    kth = _kth(keys, count, bits, scores, check, signed_magnitude=True)
     if minus_zeros:  # rank again with -0.0 and 0.0 as one value
-        kth = _kth(lambda: keys(one_zero=True), count, bits, signed_magnitude=True)
+        kth = _kth(lambda: keys(one_zero=True), count, bits, scores, signed_magnitude=True)
     value = _value(kth.key, dtype)
-    tied = {s.name: kth.tied if len(scores) == 1 else _tied(s, value) for s in scores}
+    tied = {scores[0].name: kth.tied} if len(scores) == 1 else _tied(scores, value)
     ties = apportion(kth.ties, tied)
     return {s.name: Cut(_rounded_up(value, s.dtype), ties[s.name], tied[s.name]) for s in scores}
 
@@ -311,17 +355,19 @@ def apportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
 def count_below(scores: Scores, cut: Cut) -> int:
     """Return how many entries ``cut`` takes from ``scores``."""
     below = sum(int(torch.count_nonzero(_comparable(s) < cut.value)) for _, s in scores.chunks())
-    return below + (cut.ties or 0)
+    return scores.total(below) + (cut.ties or 0)
 
 
 def _kth(
     keys: Callable[[], Iterable[Tensor]],
     k: int,
     bits: int,
+    scores: list[Scores],
     check: Callable[[Tensor], None] | None = None,
     signed_magnitude: bool = False,
 ) -> _Kth:
-    """Find the k-th smallest (from 1) of signed integers, 16 bits a pass from the top.
+    """Find the k-th smallest (from 1) of signed integers, 16 bits a pass from the top; where the ``scores``
+    that they are made of lie on several processes, of those of all.
 
     ``signed_magnitude``: the integers are the bits of floats, where the order of negative numbers
     runs backwards; the small histograms are turned round, never the data. The key returned is in
@@ -338,6 +384,7 @@ def _kth(
                 high = _select(high, (high >> 16) == wanted)
             digits = high.to(torch.int32) & 0xFFFF
             histogram += torch.bincount(digits, minlength=65536).cpu()
+        adding((s.part for s in scores), histogram, f"the {k} lowest")
         if first:  # from bit patterns 0..65535 to the order of signed numbers
             histogram = histogram.roll(32768)
             if signed_magnitude:
@@ -381,10 +428,14 @@ def _comparable(score: Tensor) -> Tensor:
     return score.float() if score.element_size() < 4 else score
 
 
-def _tied(scores: Scores, value: float) -> int:
-    if _rounded_up(value, scores.dtype) != value:
-        return 0
-    return sum(int(torch.count_nonzero(_comparable(s) == value)) for _, s in scores.chunks())
+def _tied(scores: list[Scores], value: float) -> dict[str, int]:
+    """Return by name how many scores are equal to ``value``."""
+    numbers = torch.zeros(len(scores), dtype=torch.int64)
+    for at, s in enumerate(scores):
+        if s.counted and _rounded_up(value, s.dtype) == value:
+            numbers[at] = sum(int(torch.count_nonzero(_comparable(c) == value)) for _, c in s.chunks())
+    adding((s.part for s in scores), numbers, "ties")
+    return {s.name: int(number) for s, number in zip(scores, numbers, strict=True)}
 
 
 def _refuse_hidden(histogram: Tensor, scores: list[Scores], dtype: torch.dtype) -> None:
@@ -413,10 +464,12 @@ def _places(which: Tensor) -> Tensor:
     return which.reshape(-1).nonzero().flatten()
 
 
-def _hashes(scores: Scores, rows: slice, score: Tensor) -> Tensor:
-    width = scores.numel // scores.shape[0]
-    positions = torch.arange(rows.start * width, rows.stop * width, device=score.device)
-    return _hash(positions).view_as(score)
+def _positions(scores: Scores, rows: slice, places: Tensor) -> Tensor:
+    """Return where entries at some places among some rows lie in the whole tensor, so that ties fall alike
+    however it is cut up."""
+    if scores.part is not None:
+        return scores.part.positions(rows).reshape(-1).to(places.device)[places]
+    return places + rows.start * (scores.numel // scores.shape[0])
 
 
 def _hash(position: Tensor) -> Tensor:

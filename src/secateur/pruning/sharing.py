@@ -28,6 +28,7 @@ from secateur.pruning.holding import (
 )
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
+from secateur.shards import refuse_sharded
 from secateur.structure.surgery import Removed, sliced
 from secateur.text import table
 
@@ -201,6 +202,7 @@ def share_weights(
         4
     """
     check_values(values)
+    refuse_sharded(model, "share_weights")
     targets = find_targets(model, include, exclude)
     if masks is not None:
         masks.bind(model).check()

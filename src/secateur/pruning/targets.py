@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from secateur.errors import BudgetError, TargetError
 from secateur.graph.names import adapter_parameters, canonical_modules, canonical_parameters
+from secateur.shards import count, settle
 from secateur.structure.computed import stays_finite
 from secateur.structure.layers import layer_view, stored_weights
 from secateur.text import nearest, shown
@@ -96,7 +96,7 @@ def find_targets(
 
     Raises:
         TargetError: for a pattern that matches nothing, a network with nothing to prune, and parameters that
-            are sharded, uninitialised or still wrapped by ``torch.nn.utils.prune``.
+            are uninitialised, still wrapped by ``torch.nn.utils.prune``, or sharded by FSDP1 or DeepSpeed.
 
     Example:
         >>> import torch, secateur as sc
@@ -107,6 +107,7 @@ def find_targets(
         >>> targets.protected
         {'0.weight': 'a parameter of Embedding; include it by name'}
     """
+    settle(model)
     owners, adapters, parameters = _owners(model), adapter_parameters(model), canonical_parameters(model)
     wanted = _matching(model, parameters, owners, include, "include")
     unwanted = _matching(model, parameters, owners, exclude, "exclude") or set()
@@ -183,7 +184,8 @@ def check_computed_weights(targets: Targets, pruned: Mapping[str, Tensor]) -> No
 def sparsity(model: nn.Module, dense: nn.Module | None = None) -> float:
     """Return 1 - (non-zero target weights of ``model``) / (target weights of the dense network).
 
-    Targets are those of ``secateur.find_targets``: biases and norms do not count.
+    Targets are those of ``secateur.find_targets``: biases and norms do not count. Where they are sharded over
+    processes, all of these ask together.
 
     Args:
         model: the network.
@@ -208,7 +210,7 @@ def sparsity(model: nn.Module, dense: nn.Module | None = None) -> float:
 
 
 def count_nonzero(tensor: Tensor) -> int:
-    return int(torch.count_nonzero(tensor.detach()))
+    return count(tensor.detach())
 
 
 def _owners(model: nn.Module) -> _Owners:
@@ -300,9 +302,8 @@ def _check_there(name: str, parameter: nn.Parameter) -> None:
 def _check_local(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise TargetError(f"{name}: not initialised yet; run the model once on an example input")
-    marked = hasattr(parameter, "placements") or hasattr(parameter, "ds_id")
-    if marked or "_fsdp_wrapped_module" in name:
+    if hasattr(parameter, "ds_id") or "_fsdp_wrapped_module" in name:
         raise TargetError(
-            f"{name}: sharded over processes (FSDP, DeepSpeed or DTensor), which secateur cannot "
-            "mask; prune the whole model before it is sharded"
+            f"{name}: sharded over processes by FullyShardedDataParallel (FSDP1) or DeepSpeed, where nothing "
+            "can be masked; shard by fully_shard (FSDP2), or prune the whole model before it is sharded"
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 from secateur.errors import NonFiniteError, SecateurWarning
 from secateur.pruning.averages import averages_among
 from secateur.pruning.holding import Level, Optimizers, around_steps, check_updates, levels_of
+from secateur.shards import fitted, local, total
 from secateur.structure.following import as_list
 
 _CHECK_EVERY = 64
@@ -73,10 +74,10 @@ class Holder:
         self.masks, self.kept = masks, masks.kept
         self.names = list(named)
         self.weights: list[Tensor] = list(named.values())
-        self.own = [self.kept[n].to(device=p.device, dtype=p.dtype) for n, p in named.items()]
+        self.own = [fitted(self.kept[n], p).to(p.dtype) for n, p in named.items()]
         further = [(n, tensor) for average in averages for n, tensor in average.items()]
         self.all = [*self.weights, *(tensor for _, tensor in further)]
-        self.all_masks = [*self.own, *(self.kept[n].to(device=t.device, dtype=t.dtype) for n, t in further)]
+        self.all_masks = [*self.own, *(fitted(self.kept[n], t).to(t.dtype) for n, t in further)]
         self._mask_weights()
 
     @contextmanager
@@ -116,16 +117,17 @@ class Holder:
         """A NaN stays a NaN, so looking now and then, and at the end, misses none."""
         if not self.weights:
             return
-        for name, norm in zip(self.names, torch._foreach_norm(self.weights, torch.inf), strict=True):
-            if not torch.isfinite(norm):
+        norms = torch._foreach_norm([_some(local(weight)) for weight in self.weights], torch.inf)
+        for name, weight, norm in zip(self.names, self.weights, norms, strict=True):
+            if total(int(not torch.isfinite(norm)), weight):
                 raise NonFiniteError(f"{name}: training made a NaN or an infinity of its weights")
 
     def _mask_weights(self) -> None:
         if self.all:
-            torch._foreach_mul_(self.all, self.all_masks)
+            torch._foreach_mul_([local(tensor) for tensor in self.all], self.all_masks)
         if self._copies_kept:
             for copy, mask in self._copies():
-                copy.mul_(mask.to(copy.dtype))
+                local(copy).mul_(mask.to(copy.dtype))
 
     def _copies(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The optimizers' own copies of masked weights, which they make when they like."""
@@ -139,7 +141,7 @@ class Holder:
 
     def _mask_gradients(self) -> None:
         pairs = [
-            (weight.grad, mask)
+            (local(weight.grad), mask)
             for weight, mask in zip(self.weights, self.own, strict=True)
             if not mask_sparse_gradient(weight, mask) and weight.grad is not None
         ]
@@ -169,6 +171,11 @@ class Holder:
                     stacklevel=6,
                 )
                 return
+
+
+def _some(part: Tensor) -> Tensor:
+    """Return a part of a weight that has entries: one without any has no norm."""
+    return part if part.numel() else part.new_zeros(1)
 
 
 def _closed_over(function: Any) -> Iterator[Any]:

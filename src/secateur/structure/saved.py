@@ -20,6 +20,7 @@ from secateur.graph.capture import all_tensors, first_names
 from secateur.graph.names import unwrapped
 from secateur.numeric import is_whole
 from secateur.running import evaluating
+from secateur.shards import as_written, refuse_sharded
 from secateur.storage import all_finite, check_digest, digest_of, load_tensors, save_tensors
 from secateur.structure.attributes import settings_of
 from secateur.structure.blocks import identity_for, replaced_class
@@ -52,7 +53,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write a model, reshaped or not, to a safetensors file that ``load`` reads; one of ``form="graph"`` to a
     file that ``load_graph`` reads.
 
-    It holds tensors and sizes, no code. The file appears at once and whole.
+    It holds tensors and sizes, no code. The file appears at once and whole. Of a network that is sharded over
+    processes all of them call this: parameters are gathered one by one, and the first process writes the file
+    that the whole network would give.
 
     Args:
         model: the network; wrappers leave no trace in the names.
@@ -78,6 +81,11 @@ def save(model: nn.Module, path: str | Path) -> None:
 def describe(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a model's tensors, tied ones once, and what ``restore`` needs besides: pure JSON."""
     model = unwrapped(model)
+    with as_written(model):
+        return _described(model)
+
+
+def _described(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     names = first_names(model)
     tensors = {name: tensor.detach() for name, tensor in all_tensors(model) if names[name] == name}
     described: dict[str, Any] = {
@@ -114,6 +122,7 @@ def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -
     Raises:
         StorageError: for a file that is damaged, changed or of another kind.
         ModelError: for a model of another class, with other modules or of other dtypes.
+        TargetError: for a model whose parameters are sharded already.
         NonFiniteError: for weights that hold a NaN or an infinity, unless ``allow_nonfinite``.
 
     Example:
@@ -126,6 +135,7 @@ def load(model: nn.Module, path: str | Path, *, allow_nonfinite: bool = False) -
         Linear(in_features=8, out_features=7, bias=True)
     """
     model = unwrapped(model)
+    refuse_sharded(model, "load")
     tensors, metadata = load_tensors(path)
     if metadata.get("secateur") == GRAPH:
         raise StorageError(f"{path}: holds a network as a graph; secateur.load_graph(path) opens it")
