@@ -42,6 +42,13 @@ def _one_thread_one_seed() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    return request.param
+
+
 @pytest.fixture
 def need() -> Callable[[str], Path]:
     """Skip the test where a file of the real data is missing, naming the file."""

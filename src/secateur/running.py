@@ -83,6 +83,41 @@ def as_written() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` on, on GPUs too if they are in use, and leave the random state as it was."""
+    with torch.random.fork_rng(devices=_gpus_in_use()):
+        reseed(seed)
+        yield
+
+
+def reseed(seed: int) -> None:
+    """Seed the CPU, and the GPUs if they are in use: ``torch.manual_seed`` seeds those that will be, too."""
+    torch.default_generator.manual_seed(seed)
+    if _gpus_in_use():
+        torch.cuda.manual_seed_all(seed)
+
+
+def _gpus_in_use() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+@contextmanager
+def in_full_precision() -> Iterator[None]:
+    """Multiply float32 numbers as they are. A GPU may round them to TF32 first, convolutions by default, or
+    not, by how many channels there are: networks that are equal would come out different."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    backends: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn]
+    rounding = [backend for backend in backends if backend.fp32_precision == "tf32"]
+    try:
+        for backend in rounding:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend in rounding:
+            backend.fp32_precision = "tf32"
+
+
 def run_once(
     model: nn.Module,
     inputs: Any,
@@ -92,7 +127,8 @@ def run_once(
     what: str = "example inputs",
 ) -> Any:
     """Run a copy of ``model`` once in eval mode without gradients; a failure is one ModelError."""
-    return forward_once(copied(model), inputs, context, kwargs=kwargs, what=what)
+    with in_full_precision():
+        return forward_once(copied(model), inputs, context, kwargs=kwargs, what=what)
 
 
 def forward_once(
@@ -139,5 +175,5 @@ def shapes(value: Any) -> str:
 
 def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Run a model in eval mode without gradients."""
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), in_full_precision():
         return call_model(model, args, kwargs)

@@ -282,7 +282,8 @@ def save_tensors(
         text = {key: json.dumps(value, allow_nan=False) for key, value in (metadata or {}).items()}
     except (TypeError, ValueError) as error:
         raise StorageError(f"{path}: the metadata cannot be written as JSON: {error}") from error
-    wholes = (whole(tensors[name]).detach().cpu().contiguous() for name in _in_file(tensors))
+    order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
+    wholes = (whole(tensors[name]).detach().cpu().contiguous() for name in order)
     wrong: WriteError | None = None
     if first_of(tensors.values()):
         try:
@@ -295,11 +296,6 @@ def save_tensors(
         raise wrong or WriteError(f"{path}: cannot be written by the first of the processes")
 
 
-def _in_file(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of tensors in the order of a file."""
-    return sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
-
-
 def write_safetensors(
     file: BinaryIO,
     tensors: Mapping[str, Tensor],
@@ -307,11 +303,10 @@ def write_safetensors(
     wholes: Iterable[Tensor] | None = None,
 ) -> None:
     """Write what safetensors' own ``save_file`` writes, but for the order of the metadata, which there is
-    another one in every process, and into the file that is given, not one of a name of its own.
-
-    ``wholes``: the tensors one after the other, in the order of the file, where ``tensors`` are sharded.
-    """
-    order = _in_file(tensors)
+    another one in every process, and into the file that is given, not one of a name of its own. ``wholes``:
+    the tensors again, in the order of their dtypes and names, those that were sharded whole."""
+    order = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
+    wholes = (tensors[name] for name in order) if wholes is None else wholes
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in order:
@@ -322,7 +317,7 @@ def write_safetensors(
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in (tensors[name] for name in order) if wholes is None else wholes:
+    for tensor in wholes:
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         del tensor  # before the next one is gathered
 

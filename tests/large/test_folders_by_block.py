@@ -16,7 +16,7 @@ from secateur.errors import BudgetError, CriterionError, DataError, ModelError, 
 from secateur.storage import sha256_of
 
 transformers = pytest.importorskip("transformers")
-from networks import CONFIGS, network, tokens  # noqa: E402
+from architectures import CONFIGS, network, tokens  # noqa: E402
 
 QUICK = {"proof": False}
 

@@ -10,7 +10,8 @@ import pytest
 import secateur as sc
 
 transformers = pytest.importorskip("transformers")
-from networks import network, tokens  # noqa: E402
+from architectures import network, tokens  # noqa: E402
+
 from secateur.large.mapped import tensors_in_file  # noqa: E402
 
 

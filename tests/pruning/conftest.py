@@ -1,4 +1,4 @@
-"""The devices that are here, and small networks by the names under which the tests ask for them."""
+"""Small networks by the names under which the tests ask for them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 from launched import launch
 from torch import nn
 
 import networks.plain
-
-
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU here")
-    return request.param
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from secateur.errors import DataError
-from secateur.running import shapes
+from secateur.running import seeded, shapes
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 _LABELS = ("labels", "label", "targets", "target")
@@ -145,8 +145,7 @@ class Stream:
 
     def drawn(self, number: int, seed: int) -> Split:
         """Return the first ``number`` examples of a pass that starts with ``seed``."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             parts, found = [], 0
             for pair in self:
                 parts.append(pair)

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from secateur.data.assemble import hold_out, validation_count
 from secateur.data.dataset import Dataset, Split, Stream
 from secateur.errors import DataError
+from secateur.running import seeded
 from secateur.storage import sha256_of
 
 _SHARED = ("validation", "seed")
@@ -97,8 +98,7 @@ def _fingerprint(settings: Mapping[str, Any], splits: Sequence[Split | Stream]) 
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for split in splits:
         digest.update(f"{len(split)}".encode())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             batch = next(iter(split.batches(64)))
         for leaf in _pytree.tree_leaves(batch):
             tensor = leaf.detach().cpu().contiguous()

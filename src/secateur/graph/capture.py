@@ -28,6 +28,7 @@ from secateur.shards import sharded
 from secateur.text import first_line
 
 EXPORTED = 3  # torch.export takes a batch of 1 for a constant
+_MOST = 65535  # beyond this batch norms on a GPU take another kernel, and torch.export wants to be told
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 _EXPORTED, _RECORDED = "torch.export", "as it ran"
 _LOUD = ("torch._export", "torch.export", "torch.fx.experimental", "torch._dynamo", "torch._subclasses")
@@ -142,7 +143,7 @@ def capture_any_batch(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str,
     examples as the first. Raises ModelError where the forward takes some sizes only."""
     batch = batch_size(inputs)
     args, named = rebatched(inputs, batch, max(batch, EXPORTED))
-    dim, dims = torch.export.Dim("batch"), torch.export.ShapesCollection()
+    dim, dims = torch.export.Dim("batch", max=max(batch, _MOST)), torch.export.ShapesCollection()
     for given, leaf in zip(_pytree.tree_leaves(inputs), _pytree.tree_leaves((args, named)), strict=True):
         if isinstance(given, Tensor) and given.dim() and given.shape[0] == batch:
             dims[leaf] = {0: dim}

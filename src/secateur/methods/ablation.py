@@ -22,7 +22,7 @@ from secateur.graph.capture import capture
 from secateur.graph.compare import difference
 from secateur.graph.operators import operator_of, plain
 from secateur.graph.run import Bound, Values
-from secateur.running import call
+from secateur.running import call, in_full_precision
 from secateur.structure.dead import readers_of
 from secateur.structure.labels import Array
 from secateur.structure.propagate import Read
@@ -73,7 +73,9 @@ class Ablation:
         """Hand every group over to ``slow`` of which some units do not give what masking them gives."""
         sizes = {name: len(self.structure.groups[name]) for name in self.ways}
         some = {n: np.unique(np.linspace(0, size - 1, _TRIED).astype(int)) for n, size in sizes.items()}
-        for name, units, stacked in list(self.outputs(example, some)):
+        with in_full_precision():
+            found_by_unit = list(self.outputs(example, some))
+        for name, units, stacked in found_by_unit:
             for row, unit in enumerate(units):
                 found = _pytree.tree_map(lambda t, i=row: t[i], stacked)
                 if difference(self._masked(name, int(unit), example), found) > _CLOSE and name in self.ways:

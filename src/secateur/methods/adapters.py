@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from secateur.errors import ModelError
 from secateur.graph.names import canonical_modules
 from secateur.pruning.masks import Masks
+from secateur.running import seeded
 from secateur.structure.layers import layer_view
 
 
@@ -57,8 +58,7 @@ def adapted(work: nn.Module, rank: int, masks: Masks | None) -> Iterator[Masks |
     small = {name: mask for name, mask in kept.items() if mask.dim() < 2}
     for parameter in frozen:
         parameter.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         for full, (module, name) in layers.items():
             adapter = _Adapted(module._parameters[name], rank, kept.get(full))  # type: ignore[arg-type]
             parametrize.register_parametrization(module, name, adapter, unsafe=True)

@@ -22,7 +22,7 @@ from secateur.numeric import is_real, is_whole
 from secateur.pruning.batches import Batches, batches
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import sparsity
-from secateur.running import as_written, call_model, failing, shapes
+from secateur.running import as_written, call_model, failing, seeded, shapes
 from secateur.task.base import Task
 from secateur.task.built_in import classification
 from secateur.text import nearest
@@ -302,8 +302,7 @@ def _difference(path: str, found: Tensor, wanted: Tensor, maps: nn.ModuleDict) -
         (dim,) = dims
         key = path.replace(".", "/") or "/"
         if key not in maps:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with seeded(0):
                 maps[key] = nn.Linear(found.shape[dim], wanted.shape[dim]).to(found)
         found = maps[key](found.movedim(dim, -1)).movedim(-1, dim)
     return (found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)

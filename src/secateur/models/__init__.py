@@ -58,9 +58,10 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """
     import torch
 
+    from secateur.running import seeded
+
     factory = _factory(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = made_by(name, factory, options, ModelError)
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}; a factory returns a torch.nn.Module")

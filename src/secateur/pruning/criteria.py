@@ -146,7 +146,10 @@ class Wanda:
 
     def __call__(self, targets: Targets, data: Batches | None = None, loss: Any = None) -> dict[str, Rows]:
         rms = input_rms(targets, data)
-        return {n: self.of_input(local(t.weight.detach()), own(rms[n], t.weight)) for n, t in targets.items()}
+        return {
+            name: self.of_input(local(t.weight.detach()), own(rms[name], t.weight))
+            for name, t in targets.items()
+        }
 
     def of_input(self, weight: Tensor, rms: Tensor) -> Rows:
         """Return the scores of one weight from the rms of its inputs, which broadcasts over it."""

@@ -73,7 +73,9 @@ def gathered_by(granularity: Granularity, scores: Scores) -> Scores:
     """Return the scores of blocks; of a sharded tensor every process ranks all of them, which are few."""
     if scores.part is None:
         return granularity.gather(scores)
-    blocks = granularity.gather(scores.everywhere())
+    whole = scores.whole()
+    masked = None if scores.masked is None else scores.gathered(scores.masked)
+    blocks = granularity.gather(replace(scores, rows=whole.__getitem__, masked=masked, part=None))
     return replace(blocks, rows=blocks.whole().__getitem__)  # so that the whole is held no longer
 
 
@@ -88,29 +90,25 @@ def said_of(cut: AnyCut) -> Tensor:
     return torch.tensor(list(repr(cut).encode()), dtype=torch.uint8)
 
 
-def check_room(name: str, part: Part | None, pruned: Tensor, earlier: Tensor, cut: AnyCut) -> None:
+def check_room(scores: Scores, pruned: Tensor, earlier: Tensor, cut: AnyCut) -> None:
     """Raise MaskError where more is masked already than a cut takes."""
     value_cut = isinstance(cut, Cut) and cut.ties is None
-    number, already = (int(some.count_nonzero()) for some in (pruned, earlier))
-    if part is not None:
-        number, already = part.total(number), part.total(already)
+    number, already = (scores.total(int(some.count_nonzero())) for some in (pruned, earlier))
     if not value_cut and already > number:
         raise MaskError(
-            f"{name}: {already} weights are masked already and the budget takes {number}; "
+            f"{scores.name}: {already} weights are masked already and the budget takes {number}; "
             "ask for at least as much as before, or prune without masks="
         )
 
 
-def zeroed_in(
-    name: str, part: Part | None, shrinkage: Shrinkage, weight: Tensor, pruned: Tensor, cut: AnyCut
-) -> Tensor:
+def zeroed_in(scores: Scores, shrinkage: Shrinkage, weight: Tensor, pruned: Tensor, cut: AnyCut) -> Tensor:
     """Let a shrinkage change what this process holds of a weight, and return what it zeroed of that.
 
     It sees the whole weight, since it may read more of it than what it zeroes.
     """
-    if part is None or cannot_spoil(shrinkage):
-        return zeroed_by(shrinkage, name, weight, pruned, cut)
-    whole = part.whole(weight)
-    zeroed = zeroed_by(shrinkage, name, whole, part.whole(pruned), cut)
-    weight.copy_(part.own(whole))
-    return part.own(zeroed)
+    if scores.part is None or cannot_spoil(shrinkage):
+        return zeroed_by(shrinkage, scores.name, weight, pruned, cut)
+    whole = scores.gathered(weight)
+    zeroed = zeroed_by(shrinkage, scores.name, whole, scores.gathered(pruned), cut)
+    weight.copy_(scores.own(whole))
+    return scores.own(zeroed)

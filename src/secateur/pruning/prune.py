@@ -184,12 +184,13 @@ def prune(
     shrinkage = shrinkage or Hard()
     with together(model, group) as peers:
         targets = find_targets(model, include, exclude)
-        weights: dict[str, Tensor] = {name: t.weight for name, t in targets.items()}
+        weights = {name: t.weight for name, t in targets.items()}
         parts = parts_of(weights, peers)
         check_writable({name: local(weight) for name, weight in weights.items()})
         earlier = already_masked(masks, targets, model)
         if says(criterion, "sequential"):
             refuse_sharded(model, f"{name_of(criterion)} in running order")
+            scores = {n: Scores(n, tuple(w.shape), w.__getitem__, earlier.get(n)) for n, w in weights.items()}
             cuts, pruned = cuts_in_order(
                 cast(Any, criterion), cast(Any, budget), targets, data, earlier, peers
             )
@@ -201,9 +202,9 @@ def prune(
             }
             cuts = check_cuts(budget, cast(Budget, budget)(entries, weights), targets)
             with on_threads(1):
-                pruned = {n: taken(cuts[n], entries[n], s, granularity) for n, s in scores.items()}
+                pruned = {n: taken(cuts[n], entries[n], scores[n], granularity) for n in targets}
         for name, masked in earlier.items():
-            check_room(name, parts.get(name), pruned[name], masked, cuts[name])
+            check_room(scores[name], pruned[name], masked, cuts[name])
         check_computed_weights(targets, pruned)
         peers.compare({n: said_of(cuts[n]) if n in parts else mask for n, mask in pruned.items()})
 
@@ -213,7 +214,7 @@ def prune(
         for name, weight in weights.items():
             if name in earlier:
                 local(weight).masked_fill_(earlier[name], 0)
-            zeroed = zeroed_in(name, parts.get(name), shrinkage, local(weight), pruned.pop(name), cuts[name])
+            zeroed = zeroed_in(scores[name], shrinkage, local(weight), pruned.pop(name), cuts[name])
             left = zeroed.logical_not_()
             if name in earlier:
                 left &= ~earlier[name]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from numbers import Real
 from typing import NamedTuple
 
@@ -116,11 +116,6 @@ class Scores:
         """Return the sum of what each process counts in its own part."""
         return number if self.part is None else self.part.total(number)
 
-    def everywhere(self) -> Scores:
-        """Return the same scores, all of them here."""
-        masked = None if self.masked is None else self.gathered(self.masked)
-        return replace(self, rows=self.whole().__getitem__, masked=masked, part=None)
-
     def ranked_by(self, values: Tensor) -> Scores:
         """Return other scores, of the whole tensor, in the place of these; nothing is masked in them."""
         return replace(self, rows=self.own(values).__getitem__, masked=None)
@@ -191,11 +186,9 @@ class Cut:
         return _kth(tied_hashes if few is None else lambda: few, self.ties or 0, 64, [scores]).key
 
     def _tied(self, scores: Scores, rows: slice, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the places of the ties among some rows, and the hashes of their places in the whole."""
+        """Return the places of the ties among some rows, and the hashes of these places in the whole."""
         places = _places(score == self.value)
-        if scores.part is None:
-            return places, _hash(places + rows.start * (scores.numel // scores.shape[0]))
-        return places, _hash(scores.part.positions(rows, places))
+        return places, _hash(_positions(scores, rows, places))
 
 
 @dataclass(frozen=True)
@@ -208,15 +201,14 @@ class PatternCut:
     requested: float | None = None
 
     def pruned(self, scores: Scores) -> Tensor:
-        if scores.part is not None:
-            return scores.own(self.pruned(scores.everywhere()))
+        for rows, score in scores.chunks():
+            _refuse_non_finite(scores, rows, score)
         score = scores.whole()
-        _refuse_non_finite(scores, slice(None), score)
         score = score.movedim(self.dim, -1)
         groups = score.reshape(-1, self.of)
         hashes = lambda: _hash(torch.arange(groups.numel(), device=groups.device)).view_as(groups)  # noqa: E731
         pruned = _lowest(groups, self.of - self.keep, hashes)
-        return pruned.reshape(score.shape).movedim(-1, self.dim).contiguous()
+        return scores.own(pruned.reshape(score.shape).movedim(-1, self.dim)).contiguous()
 
 
 @dataclass(frozen=True)
@@ -233,21 +225,29 @@ class RowCut:
 
     @on_threads(1)
     def pruned(self, scores: Scores) -> Tensor:
-        if scores.part is not None:  # a row may lie on several processes
-            return scores.own(self.pruned(scores.everywhere()))
         out: Tensor | None = None
-        whole = self.dim == 0  # there every chunk would hold a part of each row
-        for rows, score in [(slice(0, scores.shape[0]), scores.whole())] if whole else scores.chunks():
+        for rows, score in scores.chunks():
             _refuse_non_finite(scores, rows, score)
+        # Where inputs come first every chunk would hold a part of each row, and so does a process's part.
+        whole = self.dim == 0 or scores.part is not None
+        for rows, score in [(slice(0, scores.shape[0]), scores.whole())] if whole else scores.chunks():
             if out is None:
                 out = torch.empty(scores.shape, dtype=torch.bool, device=score.device)
             matrix = self._rows(score)
             if scores.masked is not None:
                 self._check_room(scores.name, matrix)
-            gone = _lowest(matrix, self.number, lambda r=rows, s=score: self._rows(_hashes(scores, r, s)))
+            gone = _lowest(matrix, self.number, partial(self._hashes, rows, score))
             turned = gone.view(self._by_output(score).shape)
             self._by_output(out[rows])[:] = turned
-        return torch.empty(scores.shape, dtype=torch.bool) if out is None else out
+        return (
+            torch.empty(scores.own_shape, dtype=torch.bool) if out is None else scores.own(out).contiguous()
+        )
+
+    def _hashes(self, rows: slice, score: Tensor) -> Tensor:
+        width = score.numel() // max(1, score.shape[0])
+        return self._rows(
+            _hash(torch.arange(score.numel(), device=score.device) + rows.start * width).view_as(score)
+        )
 
     def _by_output(self, entries: Tensor) -> Tensor:
         return entries.transpose(0, 1) if self.dim == 0 else entries
@@ -464,10 +464,12 @@ def _places(which: Tensor) -> Tensor:
     return which.reshape(-1).nonzero().flatten()
 
 
-def _hashes(scores: Scores, rows: slice, score: Tensor) -> Tensor:
-    width = scores.numel // scores.shape[0]
-    positions = torch.arange(rows.start * width, rows.stop * width, device=score.device)
-    return _hash(positions).view_as(score)
+def _positions(scores: Scores, rows: slice, places: Tensor) -> Tensor:
+    """Return where entries at some places among some rows lie in the whole tensor, so that ties fall alike
+    however it is cut up."""
+    if scores.part is not None:
+        return scores.part.positions(rows, places)
+    return places + rows.start * (scores.numel // scores.shape[0])
 
 
 def _hash(position: Tensor) -> Tensor:

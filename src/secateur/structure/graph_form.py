@@ -103,7 +103,8 @@ class GraphForm:
         for node, name in self.once.items():
             made = values[node].detach().clone()
             for dim, labels in self.walk.values[node].labels():
-                made = made.index_select(dim, torch.from_numpy(np.flatnonzero(patching.kept(labels))))
+                index = torch.from_numpy(np.flatnonzero(patching.kept(labels)))
+                made = made.index_select(dim, index.to(made.device))
             found[name] = made if name.startswith(CONSTANTS) else nn.Parameter(made)
         return found
 

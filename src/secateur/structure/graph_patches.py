@@ -131,7 +131,8 @@ class Patching:
 
     def index(self, call: Call, source: Array, picked: Array) -> fx.Node:
         """Return the constant that picks what is left of the labels ``picked`` from a dim."""
-        return self.constant(f"{call.node.name}_index", torch.from_numpy(self.places(source, picked)))
+        index = torch.from_numpy(self.places(source, picked)).to(call.node.meta["val"].device)
+        return self.constant(f"{call.node.name}_index", index)
 
     def sizes(self, entries: Sequence[Any], value: Labelled, first: int = 0) -> list[Any]:
         """Return sizes of dims from ``first`` on with those that are left in the place of the old ones."""

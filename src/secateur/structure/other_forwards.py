@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.copying import copied, fresh
 from secateur.graph.compare import TOLERANCE, difference
+from secateur.running import in_full_precision
 from secateur.structure.attributes import Sizes, adjust
 from secateur.structure.runs import Run
 
@@ -75,7 +76,8 @@ def _running(module: nn.Module, name: str, call: tuple[Any, Any, Any]) -> Callab
     def run() -> Any:
         module.forward = getattr(module, name)  # so that it is seen in which module it fails
         try:
-            return module(*fresh(call[0]), **fresh(call[1]))
+            with in_full_precision():
+                return module(*fresh(call[0]), **fresh(call[1]))
         finally:
             del module.forward
 

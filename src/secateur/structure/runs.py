@@ -19,7 +19,7 @@ from secateur.copying import copied, fresh
 from secateur.errors import ModelError
 from secateur.graph.capture import all_tensors
 from secateur.graph.draws import as_dtype, redrawn, resized
-from secateur.running import arguments, as_written, uncached
+from secateur.running import arguments, as_written, in_full_precision, seeded, uncached
 from secateur.text import first_line, nearest, shown
 
 Methods = Sequence[str] | Mapping[str, Any]
@@ -83,7 +83,8 @@ class Run:
         before = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             plain = uncached(model) if self.method == FORWARD else nullcontext()
-            with as_written(), plain, same_random_state(), Undisturbed() if self.training else nullcontext():
+            undisturbed = Undisturbed() if self.training else nullcontext()
+            with as_written(), in_full_precision(), plain, same_random_state(), undisturbed:
                 return target(*fresh(self.args), **fresh(self.kwargs))
         finally:
             # A power iteration, an observer: the next call begins where this did.
@@ -150,8 +151,7 @@ def in_training(run: Run) -> Run:
 def same_random_state() -> Iterator[None]:
     """Begin from the same random state whenever this is entered, and leave the caller's as it was."""
     own, array = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
         try:

@@ -18,7 +18,7 @@ from secateur.errors import ModelError, NonFiniteError, RecipeError
 from secateur.methods.network_slimming import slimming
 from secateur.pruning.masks import Masks
 from secateur.pruning.targets import find_targets
-from secateur.running import denormals_flushed, evaluating, uncached
+from secateur.running import denormals_flushed, evaluating, reseed, seeded, uncached
 from secateur.task.base import Task
 from secateur.task.built_in import classification, smoothed
 from secateur.training.batches import Batches, count_batches, seed_of, training_batches
@@ -100,14 +100,13 @@ def fit(
         average.n_averaged.fill_(max(0, first - settings.averaged_from))
     loop = _Loop(model, optimizer, settings, count_batches(train, settings), trained, masks, teacher)
     held = masks.held(optimizer) if masks is not None else contextlib.nullcontext()
-    devices = [device] if device.type == "cuda" else []
     around = contextlib.nullcontext() if holding is None else holding(optimizer)
     slim = slimming(optimizer, model, settings.slimming) if settings.slimming else contextlib.nullcontext()
-    with held, around, slim, denormals_flushed(), uncached(model), torch.random.fork_rng(devices=devices):
+    with held, around, slim, denormals_flushed(), uncached(model), seeded(seed):
         for epoch in range(first, settings.epochs + 1):
             if _out_of_patience(history, epoch, settings.patience):
                 break
-            torch.manual_seed(seed_of(seed, "dropout", epoch))
+            reseed(seed_of(seed, "dropout", epoch))
             start = time.perf_counter()
             train_loss = loop.epoch(epoch, training_batches(train, settings, seed, epoch, device))
             result = evaluated(model, validation, task)
@@ -125,7 +124,7 @@ def fit(
                 on_epoch(row)
         last = len(history.epochs)
         if average is not None and average.n_averaged > 0:
-            torch.manual_seed(seed_of(seed, "dropout", last + 1))
+            reseed(seed_of(seed, "dropout", last + 1))
             update_bn(training_batches(train, settings, seed, last + 1, device), _Unpacked(average.module))
             model.load_state_dict(average.module.state_dict())
             result = evaluated(model, validation, task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch.optim import AdamW
 
@@ -13,6 +12,7 @@ from secateur.experiments.fields import Count, Real
 from secateur.experiments.steps.base import Step
 from secateur.experiments.work import Work
 from secateur.methods.distillation import distill
+from secateur.running import seeded
 from secateur.training.batches import seed_of
 
 
@@ -38,8 +38,7 @@ class Recover(Step):
         taught: dict[str, Any] = (
             {"outputs": 1.0} if self.target == "divergence" else {"outputs": 0.0, "features": [""]}
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             found = distill(
                 state.model,
                 work.dense,

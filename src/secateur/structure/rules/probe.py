@@ -56,7 +56,7 @@ def carries(walk: Walk, call: Call, source: Labelled, dim: int) -> bool | None:
         if value is source:
             return holder["x"].clone()
         if n in walk.constants:
-            return walk.constants[n]
+            return walk.constants[n].cpu()
         if n not in others:
             drawn = torch.randn(value.shape, generator=generator)
             others[n] = (drawn if value.dtype.is_floating_point else torch.zeros_like(drawn)).to(value.dtype)
