@@ -29,7 +29,7 @@ def any_sharded(model: nn.Module) -> bool:
     """Whether a network has parameters of which this process holds a part, whether they are gathered for a
     forward just now or not."""
     settle(model)
-    return any(map(sharded, model.parameters()))
+    return isinstance(model, nn.Module) and any(map(sharded, model.parameters()))
 
 
 def refuse_sharded(model: nn.Module, who: str) -> None:
@@ -43,7 +43,7 @@ def refuse_sharded(model: nn.Module, who: str) -> None:
 
 def settle(model: nn.Module) -> None:
     """Let FSDP2 put the sharded parameters in their places again, where a forward has gathered them."""
-    if "torch.distributed.fsdp" in sys.modules:
+    if "torch.distributed.fsdp" in sys.modules and isinstance(model, nn.Module):  # else others say it
         for module in model.modules():
             if _written_as(module) is not type(module):
                 module.reshard()  # type: ignore[operator]
